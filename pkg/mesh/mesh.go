@@ -1,0 +1,85 @@
+// Package mesh holds the names and numbers that every part of Bulwark agrees on; ARCHITECTURE.md lists them.
+package mesh
+
+// Namespace is where the control plane runs; it is also the root namespace whose policies hold mesh-wide.
+const Namespace = "bulwark-system"
+
+// DefaultTrustDomain is the SPIFFE trust domain of a mesh that sets none.
+const DefaultTrustDomain = "cluster.local"
+
+// ClusterDomain is the DNS suffix of Kubernetes services.
+const ClusterDomain = "cluster.local"
+
+// Service accounts of the components, which are also the last segment of their SPIFFE IDs.
+const (
+	PilotAccount    = "bulwark-pilot"
+	CitadelAccount  = "bulwark-citadel"
+	MixerAccount    = "bulwark-mixer"
+	AgentAccount    = "bulwark-agent"
+	OperatorAccount = "bulwark-operator"
+)
+
+// Ports of the components and of the proxies.
+const (
+	ProxyAdminPort    = 15000
+	OutboundPort      = 15001
+	InboundPort       = 15006
+	TelemetryPort     = 15011
+	XDSPort           = 15012
+	CSRPort           = 15012
+	MonitoringPort    = 15014
+	OperatorPort      = 15016
+	WebhookPort       = 15017
+	ProxyHealthPort   = 15021
+	ProxyStatsPort    = 15090
+	ProxyUID          = 1337
+	ProxyGID          = 1337
+	InboundSourceIPv4 = "127.0.0.6" // source address of the proxy's connections to its own application
+)
+
+// Token audiences.
+const (
+	CitadelAudience  = "bulwark.dev/citadel"
+	OperatorAudience = "bulwark.dev/operator"
+)
+
+// AgentTokenHeader carries the agent's own token beside the pod's token in a CSR call ("Bearer <token>").
+const AgentTokenHeader = "bulwark-agent-authorization"
+
+// Objects that Citadel keeps.
+const (
+	SecretPrefix      = "bulwark."                 // workload Secret: prefix + service account
+	SecretType        = "bulwark.dev/key-and-cert" // type of a workload Secret
+	CertChainKey      = "cert-chain.pem"
+	PrivateKeyKey     = "key.pem"
+	RootCertKey       = "root-cert.pem"
+	CASecret          = "bulwark-ca"
+	CACertKey         = "ca-cert.pem"
+	CAKeyKey          = "ca-key.pem"
+	TrustBundleConfig = "bulwark-trust-bundle"
+)
+
+// Labels and annotations.
+const (
+	SecretsLabel         = "bulwark.dev/secrets"   // on a namespace; "disabled" opts out of workload Secrets
+	InjectionLabel       = "bulwark.dev/injection" // on a namespace; "enabled"
+	IdentityLabel        = "bulwark.dev/identity"  // on a namespace or pod; "agent" or "secret"
+	ProbesAnnotation     = "bulwark.dev/probes"    // on a pod: its original probes as JSON, written by injection
+	PartOfLabel          = "app.kubernetes.io/part-of"
+	PartOfValue          = "bulwark"
+	ManagedByLabel       = "app.kubernetes.io/managed-by"
+	ProxyContainer       = "istio-proxy"
+	RedirectContainer    = "bulwark-init"
+	IdentityVolume       = "bulwark-identity"
+	CSIDriver            = "csi.bulwark.dev"
+	IdentityMountPath    = "/run/bulwark"
+	AgentSocket          = "agent.sock"
+	AgentClusterName     = "bulwark-agent" // the one static cluster of an Envoy bootstrap
+	WorkloadSecretName   = "default"       // SDS name of the workload's own certificate
+	RootCASecretName     = "ROOTCA"        // SDS name of the trust bundle
+	FieldManager         = "bulwark"
+	WebhookConfiguration = "bulwark" // name of both webhook configurations
+)
+
+// ServiceHost returns the DNS name of a service of the control plane.
+func ServiceHost(name string) string { return name + "." + Namespace + ".svc" }

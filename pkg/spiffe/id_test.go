@@ -1,0 +1,35 @@
+package spiffe
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestParseRefusesWhatIsNotCanonical(t *testing.T) {
+	for _, uri := range []string{
+		"", "spiffe://", "spiffe://cluster.local", "spiffe://cluster.local/ns/a/sa/", "spiffe://cluster.local/ns//sa/b",
+		"spiffe://cluster.local/ns/a/sa/b/", "spiffe://cluster.local/ns/../sa/b", "spiffe://cluster.local/ns/a/sa/..",
+		"spiffe://cluster.local/ns/%61/sa/b", "spiffe://Cluster.local/ns/a/sa/b", "SPIFFE://cluster.local/ns/a/sa/b",
+		"spiffe://cluster.local:1/ns/a/sa/b", "spiffe://u@cluster.local/ns/a/sa/b", "spiffe://cluster.local/ns/a/sa/b?x",
+		"spiffe://cluster.local/ns/a/sa/b#x", "spiffe://cluster.local/ns/A/sa/b", "spiffe://cluster.local/ns/a/sa/b\x00.evil",
+		"https://cluster.local/ns/a/sa/b", "spiffe://cluster.local/ns/a/sa/" + strings.Repeat("a", 2049),
+	} {
+		if id, err := Parse(uri); err == nil {
+			t.Errorf("Parse(%q) = %v, want an error", uri, id)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("spiffe://cluster.local/ns/finance/sa/payroll")
+	f.Add("spiffe://td/ns/a/sa/a.b-c")
+	f.Fuzz(func(t *testing.T, uri string) {
+		id, err := Parse(uri)
+		if err != nil {
+			return
+		}
+		if id.String() != uri {
+			t.Fatalf("Parse(%q).String() = %q", uri, id.String())
+		}
+	})
+}
