@@ -1,0 +1,252 @@
+package authz
+
+import (
+	"fmt"
+	"strings"
+
+	security "istio.io/api/security/v1beta1"
+)
+
+// Limits on what one policy may hold, so that nobody's policy is a burden to others.
+const (
+	MaxRules       = 512
+	MaxFrom        = 512
+	MaxValues      = 2048
+	MaxValueLength = 2048
+)
+
+// Options are what a policy's meaning depends on beside its text.
+type Options struct {
+	TrustDomain   string
+	RootNamespace string
+}
+
+// FromAuthorizationPolicy makes the intermediate form. It never fails: what cannot be enforced is reported as problems,
+// and the returned policy is on the safe side of each: an Allow rule matches nothing, any other rule more than it asked.
+func FromAuthorizationPolicy(meta Meta, spec *security.AuthorizationPolicy, opts Options) (Policy, []Problem) {
+	b := &builder{opts: opts, meta: meta}
+	p := Policy{Meta: meta, Selector: spec.GetSelector().GetMatchLabels()}
+	switch spec.GetAction() {
+	case security.AuthorizationPolicy_ALLOW:
+		p.Action = Allow
+	case security.AuthorizationPolicy_DENY:
+		p.Action = Deny
+	case security.AuthorizationPolicy_AUDIT:
+		p.Action = Audit
+	case security.AuthorizationPolicy_CUSTOM:
+		p.Action = Deny
+		b.problem("spec.action", "CUSTOM is not supported: no external authorizer is configured")
+	default:
+		p.Action = Deny
+		b.problem("spec.action", fmt.Sprintf("unknown action %d", spec.GetAction()))
+	}
+	b.action = p.Action
+	if spec.GetTargetRef() != nil || len(spec.GetTargetRefs()) > 0 {
+		p.Ignored = true
+		b.problem("spec.targetRefs", "no gateway or waypoint is managed; use selector")
+	}
+	b.selector(p.Selector)
+	rules := spec.GetRules()
+	if len(rules) == 0 && spec.GetAction() != security.AuthorizationPolicy_ALLOW {
+		b.problem("spec.rules", "a "+spec.GetAction().String()+" policy without rules matches nothing")
+		if b.custom(spec) {
+			p.Rules = []Rule{{}}
+		}
+	}
+	if len(rules) > MaxRules {
+		b.problem("spec.rules", fmt.Sprintf("%d rules, at most %d", len(rules), MaxRules))
+		rules = nil // an Allow policy allows nothing then
+		if p.Action != Allow {
+			p.Rules = []Rule{{}}
+		}
+	}
+	for i, r := range rules {
+		p.Rules = append(p.Rules, b.rule(i, r))
+	}
+	return p, b.problems
+}
+
+type builder struct {
+	opts     Options
+	meta     Meta
+	action   Action
+	values   int
+	problems []Problem
+}
+
+func (b *builder) custom(spec *security.AuthorizationPolicy) bool {
+	return spec.GetAction() != security.AuthorizationPolicy_DENY && spec.GetAction() != security.AuthorizationPolicy_AUDIT
+}
+
+func (b *builder) problem(field, reason string) {
+	if len(b.problems) < 50 {
+		b.problems = append(b.problems, Problem{field, reason})
+	}
+}
+
+func (b *builder) selector(labels map[string]string) {
+	for k, v := range labels {
+		if k == "" || strings.Contains(k, "*") || strings.Contains(v, "*") {
+			b.problem("spec.selector.matchLabels", fmt.Sprintf("%q: %q is no label; wildcards are not supported", k, v))
+		}
+	}
+}
+
+func (b *builder) rule(i int, r *security.Rule) Rule {
+	out := Rule{Index: i}
+	field := fmt.Sprintf("spec.rules[%d]", i)
+	before := len(b.problems)
+	if r == nil {
+		b.problem(field, "empty rule; write {} to match everything")
+	}
+	if len(r.GetFrom()) > MaxFrom {
+		b.problem(field+".from", fmt.Sprintf("%d entries, at most %d", len(r.GetFrom()), MaxFrom))
+	}
+	for j, from := range r.GetFrom() {
+		f := fmt.Sprintf("%s.from[%d]", field, j)
+		if from.GetSource() == nil {
+			b.problem(f+".source", "missing")
+		}
+		out.From = append(out.From, b.source(f+".source", from.GetSource()))
+	}
+	for j, to := range r.GetTo() {
+		f := fmt.Sprintf("%s.to[%d]", field, j)
+		if to.GetOperation() == nil {
+			b.problem(f+".operation", "missing")
+		}
+		out.To = append(out.To, b.operation(f+".operation", to.GetOperation()))
+	}
+	for j, when := range r.GetWhen() {
+		if c, ok := b.condition(fmt.Sprintf("%s.when[%d]", field, j), when); ok {
+			out.When = append(out.When, c)
+		}
+	}
+	// What was dropped above made the rule wider. An Allow rule must not be wider than what was asked.
+	if len(b.problems) > before && b.action == Allow {
+		out.Never = true
+	}
+	return out
+}
+
+// add appends a clause of values and their negations, dropping what cannot be parsed.
+func (b *builder) add(clauses *Clauses, attr Attribute, key, field string, values, not []string) {
+	if len(values) == 0 && len(not) == 0 {
+		return
+	}
+	c := Clause{Attribute: attr, Key: key}
+	good := true
+	for i, v := range values {
+		m, ok := b.match(attr, false, fmt.Sprintf("%s[%d]", field, i), v)
+		good = good && ok
+		c.Values = append(c.Values, m...)
+	}
+	if !good {
+		c.Values = nil // some value is not understood: demand nothing (the rule gets wider)
+	}
+	negated := "not" + strings.ToUpper(field[strings.LastIndex(field, ".")+1:][:1]) + field[strings.LastIndex(field, ".")+2:]
+	for i, v := range not {
+		m, ok := b.match(attr, true, fmt.Sprintf("%s.%s[%d]", field[:strings.LastIndex(field, ".")], negated, i), v)
+		if ok {
+			c.Not = append(c.Not, m...)
+		}
+	}
+	if len(c.Values) > 0 || len(c.Not) > 0 {
+		*clauses = append(*clauses, c)
+	}
+}
+
+func (b *builder) unsupported(field string, reason string, lists ...[]string) {
+	for _, l := range lists {
+		if len(l) > 0 {
+			b.problem(field, reason)
+			return
+		}
+	}
+}
+
+const noJWT = "needs a verified JWT, and RequestAuthentication is not enforced yet"
+const noRemoteIP = "trusts X-Forwarded-For, which a sidecar's clients write themselves; use ipBlocks"
+
+func (b *builder) source(field string, s *security.Source) Clauses {
+	var c Clauses
+	b.add(&c, Principal, "", field+".principals", s.GetPrincipals(), s.GetNotPrincipals())
+	b.add(&c, Namespace, "", field+".namespaces", s.GetNamespaces(), s.GetNotNamespaces())
+	b.add(&c, ServiceAccount, "", field+".serviceAccounts", s.GetServiceAccounts(), s.GetNotServiceAccounts())
+	b.add(&c, TrustDomain, "", field+".trustDomains", s.GetTrustDomains(), s.GetNotTrustDomains())
+	b.add(&c, SourceIP, "", field+".ipBlocks", s.GetIpBlocks(), s.GetNotIpBlocks())
+	b.unsupported(field+".requestPrincipals", noJWT, s.GetRequestPrincipals(), s.GetNotRequestPrincipals())
+	b.unsupported(field+".remoteIpBlocks", noRemoteIP, s.GetRemoteIpBlocks(), s.GetNotRemoteIpBlocks())
+	if len(s.GetServiceAccounts())+len(s.GetNotServiceAccounts()) > 0 &&
+		len(s.GetPrincipals())+len(s.GetNotPrincipals())+len(s.GetNamespaces())+len(s.GetNotNamespaces()) > 0 {
+		b.problem(field+".serviceAccounts", "cannot be combined with principals or namespaces")
+	}
+	if s != nil && len(c) == 0 && len(b.problems) == 0 {
+		b.problem(field, "sets no field")
+	}
+	return c
+}
+
+func (b *builder) operation(field string, o *security.Operation) Clauses {
+	var c Clauses
+	b.add(&c, Host, "", field+".hosts", o.GetHosts(), o.GetNotHosts())
+	b.add(&c, Method, "", field+".methods", o.GetMethods(), o.GetNotMethods())
+	b.add(&c, Path, "", field+".paths", o.GetPaths(), o.GetNotPaths())
+	b.add(&c, DestinationPort, "", field+".ports", o.GetPorts(), o.GetNotPorts())
+	if o != nil && len(c) == 0 && len(b.problems) == 0 {
+		b.problem(field, "sets no field")
+	}
+	return c
+}
+
+var conditions = map[string]Attribute{
+	"source.ip": SourceIP, "source.namespace": Namespace, "source.principal": Principal,
+	"source.serviceAccount": ServiceAccount, "source.trustDomain": TrustDomain,
+	"destination.ip": DestinationIP, "destination.port": DestinationPort, "connection.sni": SNI,
+}
+
+func (b *builder) condition(field string, w *security.Condition) (Clause, bool) {
+	key := w.GetKey()
+	attr, known := conditions[key]
+	header := ""
+	if inner, ok := strings.CutPrefix(key, "request.headers["); ok && strings.HasSuffix(inner, "]") {
+		attr, known, header = Header, true, strings.ToLower(strings.TrimSuffix(inner, "]"))
+		if !validHeader(header) {
+			b.problem(field+".key", fmt.Sprintf("%q is not the name of a header", header))
+			return Clause{}, false
+		}
+	}
+	switch {
+	case len(w.GetValues()) == 0 && len(w.GetNotValues()) == 0:
+		b.problem(field, "has neither values nor notValues")
+		return Clause{}, false
+	case strings.HasPrefix(key, "request.auth."):
+		b.problem(field+".key", noJWT)
+		return Clause{}, false
+	case key == "remote.ip":
+		b.problem(field+".key", noRemoteIP)
+		return Clause{}, false
+	case !known:
+		b.problem(field+".key", fmt.Sprintf("%q is not supported", key))
+		return Clause{}, false
+	}
+	var c Clauses
+	b.add(&c, attr, header, field+".values", w.GetValues(), w.GetNotValues())
+	if len(c) == 0 {
+		return Clause{}, false
+	}
+	return c[0], true
+}
+
+func validHeader(name string) bool {
+	if name == "" || len(name) > 256 {
+		return false
+	}
+	for i := range len(name) {
+		c := name[i]
+		if c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0 {
+			continue
+		}
+		return false
+	}
+	return true
+}
