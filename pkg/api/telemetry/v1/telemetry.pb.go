@@ -519,6 +519,67 @@ func (x *Event) GetLost() uint64 {
 	return 0
 }
 
+// Record is an entry of the audit trail, as it is stored and shown (as JSON).
+type Record struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // in the trail
+	Spool         string                 `protobuf:"bytes,2,opt,name=spool,proto3" json:"spool,omitempty"`
+	Event         *Event                 `protobuf:"bytes,3,opt,name=event,proto3" json:"event,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Record) Reset() {
+	*x = Record{}
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Record) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Record) ProtoMessage() {}
+
+func (x *Record) ProtoReflect() protoreflect.Message {
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Record.ProtoReflect.Descriptor instead.
+func (*Record) Descriptor() ([]byte, []int) {
+	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Record) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Record) GetSpool() string {
+	if x != nil {
+		return x.Spool
+	}
+	return ""
+}
+
+func (x *Record) GetEvent() *Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
 type NodeReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -530,7 +591,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[4]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +603,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[4]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +616,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{4}
+	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NodeReport) GetNode() string {
@@ -591,7 +652,7 @@ type WorkloadReport struct {
 
 func (x *WorkloadReport) Reset() {
 	*x = WorkloadReport{}
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[5]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -603,7 +664,7 @@ func (x *WorkloadReport) String() string {
 func (*WorkloadReport) ProtoMessage() {}
 
 func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[5]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -616,7 +677,7 @@ func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadReport.ProtoReflect.Descriptor instead.
 func (*WorkloadReport) Descriptor() ([]byte, []int) {
-	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{5}
+	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WorkloadReport) GetWorkload() *Workload {
@@ -658,7 +719,7 @@ type Counter struct {
 
 func (x *Counter) Reset() {
 	*x = Counter{}
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[6]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +731,7 @@ func (x *Counter) String() string {
 func (*Counter) ProtoMessage() {}
 
 func (x *Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[6]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +744,7 @@ func (x *Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counter.ProtoReflect.Descriptor instead.
 func (*Counter) Descriptor() ([]byte, []int) {
-	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{6}
+	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Counter) GetName() string {
@@ -715,7 +776,7 @@ type NodeReportTaken struct {
 
 func (x *NodeReportTaken) Reset() {
 	*x = NodeReportTaken{}
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[7]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -727,7 +788,7 @@ func (x *NodeReportTaken) String() string {
 func (*NodeReportTaken) ProtoMessage() {}
 
 func (x *NodeReportTaken) ProtoReflect() protoreflect.Message {
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[7]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -740,7 +801,7 @@ func (x *NodeReportTaken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReportTaken.ProtoReflect.Descriptor instead.
 func (*NodeReportTaken) Descriptor() ([]byte, []int) {
-	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{7}
+	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{8}
 }
 
 var File_api_telemetry_v1_telemetry_proto protoreflect.FileDescriptor
@@ -786,7 +847,11 @@ const file_api_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"tlsVersion\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x14 \x01(\tR\trequestId\x12\x12\n" +
-	"\x04lost\x18\x15 \x01(\x04R\x04lost\"\x94\x01\n" +
+	"\x04lost\x18\x15 \x01(\x04R\x04lost\"g\n" +
+	"\x06Record\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x14\n" +
+	"\x05spool\x18\x02 \x01(\tR\x05spool\x121\n" +
+	"\x05event\x18\x03 \x01(\v2\x1b.bulwark.telemetry.v1.EventR\x05event\"\x94\x01\n" +
 	"\n" +
 	"NodeReport\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12.\n" +
@@ -831,7 +896,7 @@ func file_api_telemetry_v1_telemetry_proto_rawDescGZIP() []byte {
 }
 
 var file_api_telemetry_v1_telemetry_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_api_telemetry_v1_telemetry_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_api_telemetry_v1_telemetry_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_api_telemetry_v1_telemetry_proto_goTypes = []any{
 	(Reporter)(0),                 // 0: bulwark.telemetry.v1.Reporter
 	(Verdict)(0),                  // 1: bulwark.telemetry.v1.Verdict
@@ -839,34 +904,36 @@ var file_api_telemetry_v1_telemetry_proto_goTypes = []any{
 	(*Acknowledgement)(nil),       // 3: bulwark.telemetry.v1.Acknowledgement
 	(*Workload)(nil),              // 4: bulwark.telemetry.v1.Workload
 	(*Event)(nil),                 // 5: bulwark.telemetry.v1.Event
-	(*NodeReport)(nil),            // 6: bulwark.telemetry.v1.NodeReport
-	(*WorkloadReport)(nil),        // 7: bulwark.telemetry.v1.WorkloadReport
-	(*Counter)(nil),               // 8: bulwark.telemetry.v1.Counter
-	(*NodeReportTaken)(nil),       // 9: bulwark.telemetry.v1.NodeReportTaken
-	nil,                           // 10: bulwark.telemetry.v1.Counter.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*Record)(nil),                // 6: bulwark.telemetry.v1.Record
+	(*NodeReport)(nil),            // 7: bulwark.telemetry.v1.NodeReport
+	(*WorkloadReport)(nil),        // 8: bulwark.telemetry.v1.WorkloadReport
+	(*Counter)(nil),               // 9: bulwark.telemetry.v1.Counter
+	(*NodeReportTaken)(nil),       // 10: bulwark.telemetry.v1.NodeReportTaken
+	nil,                           // 11: bulwark.telemetry.v1.Counter.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 }
 var file_api_telemetry_v1_telemetry_proto_depIdxs = []int32{
 	5,  // 0: bulwark.telemetry.v1.EventBatch.events:type_name -> bulwark.telemetry.v1.Event
-	11, // 1: bulwark.telemetry.v1.Event.time:type_name -> google.protobuf.Timestamp
+	12, // 1: bulwark.telemetry.v1.Event.time:type_name -> google.protobuf.Timestamp
 	4,  // 2: bulwark.telemetry.v1.Event.observer:type_name -> bulwark.telemetry.v1.Workload
 	0,  // 3: bulwark.telemetry.v1.Event.reporter:type_name -> bulwark.telemetry.v1.Reporter
 	1,  // 4: bulwark.telemetry.v1.Event.verdict:type_name -> bulwark.telemetry.v1.Verdict
-	11, // 5: bulwark.telemetry.v1.NodeReport.time:type_name -> google.protobuf.Timestamp
-	7,  // 6: bulwark.telemetry.v1.NodeReport.workloads:type_name -> bulwark.telemetry.v1.WorkloadReport
-	4,  // 7: bulwark.telemetry.v1.WorkloadReport.workload:type_name -> bulwark.telemetry.v1.Workload
-	11, // 8: bulwark.telemetry.v1.WorkloadReport.certificate_expiry:type_name -> google.protobuf.Timestamp
-	8,  // 9: bulwark.telemetry.v1.WorkloadReport.counters:type_name -> bulwark.telemetry.v1.Counter
-	10, // 10: bulwark.telemetry.v1.Counter.labels:type_name -> bulwark.telemetry.v1.Counter.LabelsEntry
-	2,  // 11: bulwark.telemetry.v1.Intake.Events:input_type -> bulwark.telemetry.v1.EventBatch
-	6,  // 12: bulwark.telemetry.v1.Intake.Counters:input_type -> bulwark.telemetry.v1.NodeReport
-	3,  // 13: bulwark.telemetry.v1.Intake.Events:output_type -> bulwark.telemetry.v1.Acknowledgement
-	9,  // 14: bulwark.telemetry.v1.Intake.Counters:output_type -> bulwark.telemetry.v1.NodeReportTaken
-	13, // [13:15] is the sub-list for method output_type
-	11, // [11:13] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	5,  // 5: bulwark.telemetry.v1.Record.event:type_name -> bulwark.telemetry.v1.Event
+	12, // 6: bulwark.telemetry.v1.NodeReport.time:type_name -> google.protobuf.Timestamp
+	8,  // 7: bulwark.telemetry.v1.NodeReport.workloads:type_name -> bulwark.telemetry.v1.WorkloadReport
+	4,  // 8: bulwark.telemetry.v1.WorkloadReport.workload:type_name -> bulwark.telemetry.v1.Workload
+	12, // 9: bulwark.telemetry.v1.WorkloadReport.certificate_expiry:type_name -> google.protobuf.Timestamp
+	9,  // 10: bulwark.telemetry.v1.WorkloadReport.counters:type_name -> bulwark.telemetry.v1.Counter
+	11, // 11: bulwark.telemetry.v1.Counter.labels:type_name -> bulwark.telemetry.v1.Counter.LabelsEntry
+	2,  // 12: bulwark.telemetry.v1.Intake.Events:input_type -> bulwark.telemetry.v1.EventBatch
+	7,  // 13: bulwark.telemetry.v1.Intake.Counters:input_type -> bulwark.telemetry.v1.NodeReport
+	3,  // 14: bulwark.telemetry.v1.Intake.Events:output_type -> bulwark.telemetry.v1.Acknowledgement
+	10, // 15: bulwark.telemetry.v1.Intake.Counters:output_type -> bulwark.telemetry.v1.NodeReportTaken
+	14, // [14:16] is the sub-list for method output_type
+	12, // [12:14] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_api_telemetry_v1_telemetry_proto_init() }
@@ -880,7 +947,7 @@ func file_api_telemetry_v1_telemetry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_telemetry_v1_telemetry_proto_rawDesc), len(file_api_telemetry_v1_telemetry_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

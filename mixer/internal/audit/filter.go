@@ -1,0 +1,75 @@
+package audit
+
+import (
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+
+	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
+)
+
+// Filter says which records a reader wants. Empty fields want all.
+type Filter struct {
+	Namespace string // of the observing workload
+	Identity  string // of source or destination, or a part of it
+	Verdict   string // allowed, denied, refused
+	Last      int    // only the newest so many of what is there, 0 for all; what follows is not counted
+	Follow    bool
+}
+
+// ParseFilter reads a filter from a query. Unknown parameters are errors that name them.
+func ParseFilter(q url.Values) (Filter, error) {
+	var f Filter
+	for key, values := range q {
+		value := values[len(values)-1]
+		var err error
+		switch key {
+		case "namespace":
+			f.Namespace = value
+		case "identity":
+			f.Identity = value
+		case "verdict":
+			if _, ok := telemetryv1.Verdict_value["VERDICT_"+strings.ToUpper(value)]; !ok {
+				err = fmt.Errorf("use allowed, denied or refused")
+			}
+			f.Verdict = value
+		case "last":
+			f.Last, err = strconv.Atoi(value)
+		case "follow":
+			f.Follow, err = strconv.ParseBool(value)
+		default:
+			err = fmt.Errorf("no such parameter")
+		}
+		if err != nil {
+			return f, fmt.Errorf("parameter %s=%q: %w", key, value, err)
+		}
+	}
+	return f, nil
+}
+
+// Matches reports whether a reader with this filter wants the record.
+func (f Filter) Matches(r *telemetryv1.Record) bool {
+	e := r.GetEvent()
+	if f.Namespace != "" && e.GetObserver().GetNamespace() != f.Namespace {
+		return false
+	}
+	if f.Identity != "" && !strings.Contains(e.GetSourceIdentity(), f.Identity) && !strings.Contains(e.GetDestinationIdentity(), f.Identity) {
+		return false
+	}
+	return f.Verdict == "" || e.GetVerdict() == telemetryv1.Verdict(telemetryv1.Verdict_value["VERDICT_"+strings.ToUpper(f.Verdict)])
+}
+
+// Select returns the records that match, the newest Last of them.
+func (f Filter) Select(records []*telemetryv1.Record) []*telemetryv1.Record {
+	var out []*telemetryv1.Record
+	for _, r := range records {
+		if f.Matches(r) {
+			out = append(out, r)
+		}
+	}
+	if f.Last > 0 && len(out) > f.Last {
+		out = out[len(out)-f.Last:]
+	}
+	return out
+}
