@@ -21,6 +21,7 @@ type Process struct {
 type Options struct {
 	Name string
 	Log  string
+	Env  []string
 	// Files are inherited from descriptor 3 on.
 	Files []*os.File
 	// Cloneflags are the new namespaces that it begins in.
@@ -35,6 +36,8 @@ func Start(opts Options, argv ...string) (Process, error) {
 	}
 	defer log.Close()
 	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = opts.Env
+	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = opts.Files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: opts.Cloneflags}

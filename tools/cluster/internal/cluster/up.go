@@ -1,0 +1,124 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/addons"
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/host"
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/kube"
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/kubeapi"
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/state"
+)
+
+// DefaultNodes is enough to test what needs two.
+const DefaultNodes = 2
+
+// healthTimeout bounds the look at a cluster that is said to run.
+const healthTimeout = 5 * time.Second
+
+// Up makes the cluster, or finds it running and healthy. Nodes of 0 means as many as there are, or the default.
+func (c *Cluster) Up(ctx context.Context, nodes int) error {
+	if nodes < 0 || nodes > kube.MaxNodes {
+		return fmt.Errorf("%d nodes: want 1 to %d", nodes, kube.MaxNodes)
+	}
+	unlock, err := c.dir.Lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	record, err := c.dir.Load()
+	if err != nil {
+		return err
+	}
+	reused, err := c.reuse(ctx, record, nodes)
+	if reused || err != nil {
+		return err
+	}
+	if err := c.remove(ctx); err != nil {
+		return fmt.Errorf("remove what an earlier cluster left: %w", err)
+	}
+	if missing := host.Missing(); len(missing) > 0 {
+		c.log.Note("installing %v", missing)
+		if err := host.Install(ctx, missing); err != nil {
+			return fmt.Errorf("install packages: %w", err)
+		}
+	}
+	set, err := c.cache.Ensure(ctx)
+	if err != nil {
+		return err
+	}
+	if nodes == 0 {
+		nodes = DefaultNodes
+	}
+	return c.create(ctx, c.plan(set, nodes))
+}
+
+// reuse takes the cluster as it is, if it is what is wanted and all is well with it.
+func (c *Cluster) reuse(ctx context.Context, record state.Record, nodes int) (bool, error) {
+	if len(record.Nodes) == 0 {
+		return false, nil
+	}
+	if !record.Ready {
+		c.log.Note("an earlier `up` did not finish: starting over")
+		return false, nil
+	}
+	if ok, why := record.Alive(); !ok {
+		c.log.Note("the cluster is not whole (%s): starting over", why)
+		return false, nil
+	}
+	set, err := c.cache.Locate()
+	if err != nil {
+		return false, err
+	}
+	spec, err := c.plan(set, len(record.Nodes)).Fingerprint(addons.Fingerprint())
+	if err != nil {
+		return false, err
+	}
+	if spec != record.Spec {
+		c.log.Note("the cluster was made from other versions or settings: starting over")
+		return false, nil
+	}
+	if nodes != 0 && nodes != len(record.Nodes) {
+		return false, fmt.Errorf("the cluster is up with %d nodes; for %d run `cluster down` first", len(record.Nodes), nodes)
+	}
+	admin, err := c.admin()
+	if err != nil {
+		return false, err
+	}
+	client, err := admin.Client(server(record.Port))
+	if err != nil {
+		return false, err
+	}
+	if err := poll(ctx, healthTimeout, "the running cluster", func(ctx context.Context) error {
+		return healthy(ctx, client, nodeNames(record))
+	}); err != nil {
+		c.log.Note("the cluster is not healthy (%v): starting over", err)
+		return false, ctx.Err()
+	}
+	path, err := c.writeKubeconfig(record, admin)
+	if err != nil {
+		return false, err
+	}
+	c.log.Note("%d nodes are up; kubeconfig: %s", len(record.Nodes), path)
+	return true, nil
+}
+
+func healthy(ctx context.Context, client *kubeapi.Client, nodes []string) error {
+	if err := client.Healthy(ctx); err != nil {
+		return err
+	}
+	if err := client.NodesReady(ctx, nodes); err != nil {
+		return err
+	}
+	return client.DeploymentReady(ctx, "kube-system", "coredns")
+}
+
+func nodeNames(record state.Record) []string {
+	var names []string
+	for _, node := range record.Nodes {
+		names = append(names, node.Name)
+	}
+	return names
+}
