@@ -12,11 +12,15 @@ const (
 	TLSModeMutual          = "istio"
 	CanonicalNameLabel     = "service.istio.io/canonical-name"
 	CanonicalRevisionLabel = "service.istio.io/canonical-revision"
+	DryRunAnnotation       = "istio.io/dry-run" // on an AuthorizationPolicy; "true"
 )
 
 // ALPN is the protocol name by which a mesh proxy marks its TLS connections, so that an inbound proxy can tell them
 // from an application's own TLS.
 const ALPN = "istio"
+
+// ALPNOpaque marks a connection whose bytes the client's proxy took for something else than HTTP.
+const ALPNOpaque = "istio-opaque"
 
 // OutboundCluster names the cluster of a service's port, in any subset ("" for none).
 func OutboundCluster(port uint32, subset, host string) string {
