@@ -1,0 +1,3 @@
+module github.com/bulwark-mesh/bulwark/manifests
+
+go 1.26
