@@ -30,7 +30,7 @@ func root() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&opts.Version, "version", "dev", "tag of the images")
 	flags.StringVar(&opts.Bin, "bin", "bin", "directory of the binaries")
-	flags.StringVar(&opts.Out, "out", "bin/images", "directory of the archives")
+	flags.StringVar(&opts.Out, "out", "bin/oci", "directory of the archives")
 	flags.StringSliceVar(&opts.Only, "only", nil, "images to handle (default all: "+strings.Join(images.Names(), ",")+")")
 
 	build := &cobra.Command{
