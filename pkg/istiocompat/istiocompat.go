@@ -5,10 +5,10 @@ import "fmt"
 
 // Labels and annotations of injected pods and of namespaces.
 const (
-	InjectionLabel         = "istio-injection"             // on a namespace; "enabled"
-	PodInjectionLabel      = "sidecar.istio.io/inject"     // on a pod; "true" or "false"
-	StatusAnnotation       = "sidecar.istio.io/status"     // on a pod: what injection added, JSON
-	TLSModeLabel           = "security.istio.io/tlsMode"   // on a pod with a proxy; "istio"
+	InjectionLabel         = "istio-injection"           // on a namespace; "enabled"
+	PodInjectionLabel      = "sidecar.istio.io/inject"   // on a pod; "true" or "false"
+	StatusAnnotation       = "sidecar.istio.io/status"   // on a pod: what injection added, JSON
+	TLSModeLabel           = "security.istio.io/tlsMode" // on a pod with a proxy; "istio"
 	TLSModeMutual          = "istio"
 	CanonicalNameLabel     = "service.istio.io/canonical-name"
 	CanonicalRevisionLabel = "service.istio.io/canonical-revision"
