@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -32,7 +33,8 @@ type Options struct {
 	Log      func(format string, args ...any)
 }
 
-// Build makes the archives whose inputs have changed since they were made.
+// Build makes the archives whose inputs have changed since they were made. One that cannot be made is an error, and keeps
+// none of the others from being made.
 func Build(ctx context.Context, opts Options) error {
 	chosen, err := choose(opts.Only)
 	if err != nil {
@@ -48,12 +50,7 @@ func Build(ctx context.Context, opts Options) error {
 		all.Go(func() { errs[i] = build(ctx, k, opts) })
 	}
 	all.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func build(ctx context.Context, k kind, opts Options) error {

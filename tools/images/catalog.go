@@ -3,7 +3,6 @@ package images
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -74,7 +73,7 @@ func (k kind) spec(ctx context.Context, bin string) (oci.Spec, error) {
 		}
 	}
 	if _, err := os.Stat(source); err != nil {
-		return oci.Spec{}, errors.Join(fmt.Errorf("image %s: its binary is not built", k.name), err)
+		return oci.Spec{}, fmt.Errorf("image %s: its binary is not built: %w", k.name, err)
 	}
 	files := append(libraries,
 		oci.File{Path: program, Source: source, Mode: 0o755},
