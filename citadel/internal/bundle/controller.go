@@ -1,0 +1,223 @@
+// Package bundle publishes the trust bundle: in a ConfigMap of every namespace, for whoever verifies the mesh's
+// certificates, and as the caBundle of the mesh's webhooks, for the API server.
+package bundle
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	admissionlisters "k8s.io/client-go/listers/admissionregistration/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+const writeTimeout = 15 * time.Second
+
+// Controller publishes while its Run lasts; it may be run again.
+type Controller struct {
+	client  kubernetes.Interface
+	bundle  []byte
+	log     *slog.Logger
+	written *prometheus.CounterVec
+}
+
+// New returns a controller that publishes the bundle; its metrics go to the registerer.
+func New(client kubernetes.Interface, bundle []byte, reg prometheus.Registerer, log *slog.Logger) *Controller {
+	c := &Controller{client: client, bundle: bundle, log: log,
+		written: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_citadel_bundles_written_total", Help: "Writes of the trust bundle, by kind of object."}, []string{"kind"})}
+	reg.MustRegister(c.written)
+	return c
+}
+
+// task is one object to look at.
+type task struct{ kind, name string }
+
+const (
+	inNamespace = "ConfigMap"
+	validating  = "ValidatingWebhookConfiguration"
+	mutating    = "MutatingWebhookConfiguration"
+)
+
+type session struct {
+	*Controller
+	queue      workqueue.TypedRateLimitingInterface[task]
+	namespaces corelisters.NamespaceLister
+	configMaps corelisters.ConfigMapLister
+	validating admissionlisters.ValidatingWebhookConfigurationLister
+	mutating   admissionlisters.MutatingWebhookConfigurationLister
+}
+
+// Run publishes until ctx ends.
+func (c *Controller) Run(ctx context.Context) error {
+	limiter := workqueue.NewTypedItemExponentialFailureRateLimiter[task](100*time.Millisecond, time.Minute)
+	s := &session{Controller: c, queue: workqueue.NewTypedRateLimitingQueue[task](limiter)}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer s.queue.ShutDown()
+	defer cancel()
+
+	all := informers.NewSharedInformerFactory(c.client, 0)
+	bundles, hooks := named(c.client, mesh.TrustBundleConfig), named(c.client, mesh.WebhookConfiguration)
+	namespaces, configMaps := all.Core().V1().Namespaces(), bundles.Core().V1().ConfigMaps()
+	validatingHooks, mutatingHooks := hooks.Admissionregistration().V1().ValidatingWebhookConfigurations(), hooks.Admissionregistration().V1().MutatingWebhookConfigurations()
+	s.namespaces, s.configMaps, s.validating, s.mutating = namespaces.Lister(), configMaps.Lister(), validatingHooks.Lister(), mutatingHooks.Lister()
+
+	var synced []cache.InformerSynced
+	for informer, taskOf := range map[cache.SharedIndexInformer]func(metav1.Object) task{
+		namespaces.Informer():      func(o metav1.Object) task { return task{inNamespace, o.GetName()} },
+		configMaps.Informer():      func(o metav1.Object) task { return task{inNamespace, o.GetNamespace()} },
+		validatingHooks.Informer(): func(o metav1.Object) task { return task{validating, o.GetName()} },
+		mutatingHooks.Informer():   func(o metav1.Object) task { return task{mutating, o.GetName()} },
+	} {
+		reg, err := informer.AddEventHandler(s.enqueue(taskOf))
+		if err != nil {
+			return fmt.Errorf("watching for the trust bundle: %w", err)
+		}
+		synced = append(synced, reg.HasSynced)
+	}
+	for _, f := range []informers.SharedInformerFactory{all, bundles, hooks} {
+		f.StartWithContext(ctx)
+		defer f.Shutdown()
+	}
+	defer cancel() // before the Shutdowns, which wait for the informers
+	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
+		return nil
+	}
+	for range 4 {
+		wg.Go(func() {
+			for s.next(ctx) {
+			}
+		})
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func named(client kubernetes.Interface, name string) informers.SharedInformerFactory {
+	return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", name).String()
+	}))
+}
+
+func (s *session) enqueue(taskOf func(metav1.Object) task) cache.ResourceEventHandler {
+	add := func(obj any) {
+		if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+			obj = gone.Obj
+		}
+		if o, ok := obj.(metav1.Object); ok {
+			s.queue.Add(taskOf(o))
+		}
+	}
+	return cache.ResourceEventHandlerFuncs{AddFunc: add, UpdateFunc: func(_, obj any) { add(obj) }, DeleteFunc: add}
+}
+
+func (s *session) next(ctx context.Context) bool {
+	t, shutdown := s.queue.Get()
+	if shutdown {
+		return false
+	}
+	defer s.queue.Done(t)
+	if ctx.Err() != nil {
+		return true
+	}
+	if err := s.sync(ctx, t); err != nil {
+		if ctx.Err() == nil {
+			s.log.Warn("publishing the trust bundle", "kind", t.kind, "name", t.name, "error", err)
+		}
+		s.queue.AddRateLimited(t)
+		return true
+	}
+	s.queue.Forget(t)
+	return true
+}
+
+func (s *session) sync(ctx context.Context, t task) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	switch t.kind {
+	case validating:
+		return s.syncValidating(ctx, t.name)
+	case mutating:
+		return s.syncMutating(ctx, t.name)
+	}
+	ns, err := s.namespaces.Get(t.name)
+	if apierrors.IsNotFound(err) || (err == nil && ns.DeletionTimestamp != nil) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	existing, err := s.configMaps.ConfigMaps(t.name).Get(mesh.TrustBundleConfig)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return err
+	}
+	if err == nil && existing.Data[mesh.RootCertKey] == string(s.bundle) {
+		return nil
+	}
+	return s.Publish(ctx, t.name)
+}
+
+// Publish writes the bundle into one namespace. Citadel does it for its own before anything else, because the other
+// components wait for it.
+func (c *Controller) Publish(ctx context.Context, namespace string) error {
+	configMaps := c.client.CoreV1().ConfigMaps(namespace)
+	want := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: mesh.TrustBundleConfig, Namespace: namespace, Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue}},
+		Data:       map[string]string{mesh.RootCertKey: string(c.bundle)},
+	}
+	_, err := configMaps.Create(ctx, want, metav1.CreateOptions{FieldManager: mesh.FieldManager})
+	if apierrors.IsAlreadyExists(err) {
+		err = c.replace(ctx, want)
+	}
+	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("ConfigMap %s/%s: %w", namespace, want.Name, err)
+	}
+	return nil
+}
+
+func (c *Controller) replace(ctx context.Context, want *corev1.ConfigMap) error {
+	configMaps := c.client.CoreV1().ConfigMaps(want.Namespace)
+	existing, err := configMaps.Get(ctx, want.Name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if existing.Data[mesh.RootCertKey] == want.Data[mesh.RootCertKey] {
+		return nil
+	}
+	if existing.Immutable != nil && *existing.Immutable {
+		if err := configMaps.Delete(ctx, want.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &existing.UID}}); err != nil {
+			return err
+		}
+		_, err = configMaps.Create(ctx, want, metav1.CreateOptions{FieldManager: mesh.FieldManager})
+		return err
+	}
+	out := existing.DeepCopy()
+	out.Data, out.BinaryData = want.Data, nil
+	if out.Labels == nil {
+		out.Labels = map[string]string{}
+	}
+	out.Labels[mesh.PartOfLabel] = mesh.PartOfValue
+	if _, err = configMaps.Update(ctx, out, metav1.UpdateOptions{FieldManager: mesh.FieldManager}); err != nil {
+		return err
+	}
+	c.written.WithLabelValues(inNamespace).Inc()
+	c.log.Info("trust bundle restored", "namespace", want.Namespace)
+	return nil
+}

@@ -1,0 +1,230 @@
+// Package ca is Citadel's certificate authority: it holds the signing key and issues X.509-SVIDs. It knows the rules of
+// the format and nothing about who may have which identity.
+package ca
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+
+	"k8s.io/utils/clock"
+
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+// Backdate is how far before the moment of issue a certificate begins to be valid, for nodes whose clocks are behind.
+const Backdate = 5 * time.Minute
+
+// Authority signs with one CA key. It is immutable and safe for concurrent use.
+type Authority struct {
+	material Material
+	cert     *x509.Certificate // of the key that signs: the root itself, or an intermediate
+	chain    []*x509.Certificate
+	roots    []*x509.Certificate
+	key      crypto.Signer
+	lintKey  crypto.Signer // throw-away key of the same kind, which signs what is linted
+	clock    clock.PassiveClock
+}
+
+// Request asks for a certificate. The caller has authenticated ID and proven possession of the key.
+type Request struct {
+	ID        spiffe.ID
+	PublicKey crypto.PublicKey
+	TTL       time.Duration
+	DNSNames  []string // only those which configuration gives to ID
+}
+
+// New returns the authority of the material after checking that its parts fit each other.
+func New(m Material, c clock.PassiveClock) (*Authority, error) {
+	a := &Authority{material: m, clock: c}
+	certs, err := parseCerts(m.Cert)
+	if err != nil {
+		return nil, fmt.Errorf("CA certificate: %w", err)
+	}
+	a.cert = certs[0]
+	if a.roots, err = parseCerts(m.Root); err != nil {
+		return nil, fmt.Errorf("root certificate: %w", err)
+	}
+	if len(bytes.TrimSpace(m.Chain)) > 0 {
+		if a.chain, err = parseCerts(m.Chain); err != nil {
+			return nil, fmt.Errorf("certificate chain: %w", err)
+		}
+	}
+	if a.key, err = parseKey(m.Key); err != nil {
+		return nil, fmt.Errorf("CA key: %w", err)
+	}
+	if err := a.check(); err != nil {
+		return nil, err
+	}
+	if a.lintKey, err = keyLike(a.key.Public()); err != nil {
+		return nil, fmt.Errorf("making the throw-away key: %w", err)
+	}
+	return a, nil
+}
+
+func (a *Authority) check() error {
+	public, ok := a.key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !public.Equal(a.cert.PublicKey) {
+		return errors.New("CA key does not belong to the CA certificate")
+	}
+	if !a.cert.IsCA || a.cert.KeyUsage&x509.KeyUsageCertSign == 0 {
+		return errors.New("CA certificate may not sign certificates (it needs CA:TRUE and keyCertSign)")
+	}
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
+	for _, c := range a.roots {
+		roots.AddCert(c)
+	}
+	for _, c := range a.chain {
+		intermediates.AddCert(c)
+	}
+	_, err := a.cert.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: intermediates, CurrentTime: a.clock.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	if err != nil {
+		return fmt.Errorf("CA certificate does not chain to the root: %w", err)
+	}
+	return nil
+}
+
+// Issue signs a certificate and returns its chain, leaf first, without the root.
+func (a *Authority) Issue(r Request) ([]*x509.Certificate, error) {
+	if err := CheckKey(r.PublicKey); err != nil {
+		return nil, err
+	}
+	now := a.clock.Now()
+	template, err := profile(r, now, a.cert.NotAfter)
+	if err != nil {
+		return nil, err
+	}
+	linted, err := a.lint(template, r)
+	if err != nil {
+		return nil, fmt.Errorf("certificate for %s is not signed: %w", r.ID, err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, r.PublicKey, a.key)
+	if err != nil {
+		return nil, fmt.Errorf("signing a certificate for %s: %w", r.ID, err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("reading the certificate for %s: %w", r.ID, err)
+	}
+	if !bytes.Equal(leaf.RawTBSCertificate, linted.RawTBSCertificate) {
+		return nil, fmt.Errorf("certificate for %s differs from the one that was linted", r.ID)
+	}
+	return append([]*x509.Certificate{leaf}, a.intermediates()...), nil
+}
+
+// intermediates are what a leaf needs beside the root: nothing when the root itself signs.
+func (a *Authority) intermediates() []*x509.Certificate {
+	if isRoot(a.cert, a.roots) {
+		return nil
+	}
+	out := []*x509.Certificate{a.cert}
+	for _, c := range a.chain {
+		if !c.Equal(a.cert) && !isRoot(c, a.roots) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+func isRoot(c *x509.Certificate, roots []*x509.Certificate) bool {
+	for _, r := range roots {
+		if r.Equal(c) {
+			return true
+		}
+	}
+	return false
+}
+
+// Roots returns the trust bundle.
+func (a *Authority) Roots() []*x509.Certificate { return a.roots }
+
+// RootsPEM returns the trust bundle as it is published.
+func (a *Authority) RootsPEM() []byte { return EncodeCerts(a.roots) }
+
+// Certificate returns the certificate of the key that signs.
+func (a *Authority) Certificate() *x509.Certificate { return a.cert }
+
+// EncodeCerts returns certificates in PEM.
+func EncodeCerts(certs []*x509.Certificate) []byte {
+	var out []byte
+	for _, c := range certs {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return out
+}
+
+func parseCerts(b []byte) ([]*x509.Certificate, error) {
+	var out []*x509.Certificate
+	for rest := b; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			if len(bytes.TrimSpace(rest)) > 0 {
+				return nil, errors.New("there is something that is not PEM")
+			}
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("PEM block %q where a certificate should be", block.Type)
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("no PEM certificate")
+	}
+	return out, nil
+}
+
+func parseKey(b []byte) (crypto.Signer, error) {
+	block, rest := pem.Decode(b)
+	if block == nil || len(bytes.TrimSpace(rest)) > 0 {
+		return nil, errors.New("not one PEM block")
+	}
+	var key any
+	var err error
+	switch block.Type {
+	case "PRIVATE KEY":
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	case "RSA PRIVATE KEY":
+		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+	default:
+		return nil, fmt.Errorf("PEM block %q where a private key should be", block.Type)
+	}
+	if err != nil {
+		return nil, err
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("key of type %T cannot sign", key)
+	}
+	return signer, CheckKey(signer.Public())
+}
+
+func keyLike(public crypto.PublicKey) (crypto.Signer, error) {
+	switch p := public.(type) {
+	case *ecdsa.PublicKey:
+		return ecdsa.GenerateKey(p.Curve, rand.Reader)
+	case *rsa.PublicKey:
+		return rsa.GenerateKey(rand.Reader, p.N.BitLen())
+	default:
+		return nil, fmt.Errorf("keys of type %T are not supported", public)
+	}
+}
+
+// NewKey returns a key of the kind that workloads have.
+func NewKey() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }

@@ -1,0 +1,87 @@
+package ca
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/url"
+	"time"
+)
+
+// profile is the X.509-SVID of a request, by section 4 of the X509-SVID specification: one URI SAN, no CA, digital
+// signature, client and server use. The subject is empty (which makes the SAN critical): nobody should read a name
+// there. Everything comes from the authenticated identity, nothing from a CSR but its key.
+func profile(r Request, now, issuerEnd time.Time) (*x509.Certificate, error) {
+	if r.ID.IsZero() {
+		return nil, errors.New("no identity to certify")
+	}
+	if r.TTL <= 0 {
+		return nil, fmt.Errorf("lifetime %s of the certificate for %s is not positive", r.TTL, r.ID)
+	}
+	uri, err := url.Parse(r.ID.String())
+	if err != nil {
+		return nil, fmt.Errorf("identity %s: %w", r.ID, err)
+	}
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	end := now.Add(r.TTL)
+	if end.After(issuerEnd) {
+		end = issuerEnd
+	}
+	if !end.After(now) {
+		return nil, fmt.Errorf("CA certificate ended at %s", issuerEnd)
+	}
+	usage := x509.KeyUsageDigitalSignature
+	if _, ok := r.PublicKey.(*rsa.PublicKey); ok {
+		usage |= x509.KeyUsageKeyEncipherment
+	}
+	return &x509.Certificate{
+		SerialNumber:          serial,
+		NotBefore:             now.Add(-Backdate),
+		NotAfter:              end,
+		KeyUsage:              usage,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		BasicConstraintsValid: true,
+		URIs:                  []*url.URL{uri},
+		DNSNames:              r.DNSNames,
+	}, nil
+}
+
+// rootProfile is a self-signed root that may sign leaves and nothing else. Its URI SAN is the trust domain, as the
+// specification asks of signing certificates.
+func rootProfile(trustDomain string, now time.Time, ttl time.Duration) (*x509.Certificate, error) {
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	return &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{Organization: []string{"Bulwark"}, CommonName: "Bulwark root of " + trustDomain + " " + now.UTC().Format("2006-01-02")},
+		NotBefore:             now.Add(-Backdate),
+		NotAfter:              now.Add(ttl),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		MaxPathLenZero:        true,
+		URIs:                  []*url.URL{{Scheme: "spiffe", Host: trustDomain}},
+	}, nil
+}
+
+// newSerial returns 128 random bits (never zero).
+func newSerial() (*big.Int, error) {
+	b := make([]byte, 16)
+	if _, err := rand.Read(b); err != nil {
+		return nil, fmt.Errorf("making a serial number: %w", err)
+	}
+	serial := new(big.Int).SetBytes(b)
+	if serial.Sign() == 0 {
+		return nil, errors.New("making a serial number: all bits are zero")
+	}
+	return serial, nil
+}

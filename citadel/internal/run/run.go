@@ -1,0 +1,221 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	securityapi "istio.io/api/security/v1alpha1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+
+	"github.com/bulwark-mesh/bulwark/citadel/internal/bundle"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/issue"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/secrets"
+	"github.com/bulwark-mesh/bulwark/pkg/health"
+	"github.com/bulwark-mesh/bulwark/pkg/logging"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/mtls"
+	"github.com/bulwark-mesh/bulwark/pkg/operatorapi"
+)
+
+// Run runs Citadel until ctx ends.
+func Run(ctx context.Context, s Settings) error {
+	log, err := logging.New(os.Stderr, "citadel", s.LogLevel)
+	if err != nil {
+		return err
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", s.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("configuration of the Kubernetes client: %w", err)
+	}
+	clients, err := newClients(config, s.KubeQPS)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, s, clients, log)
+}
+
+// clients keep what must not wait apart from bulk work: a first start writes thousands of Secrets.
+type clients struct{ bulk, issue, lease kubernetes.Interface }
+
+func newClients(config *rest.Config, qps float64) (clients, error) {
+	var out clients
+	for _, c := range []struct {
+		to    *kubernetes.Interface
+		qps   float32
+		burst int
+	}{{&out.bulk, float32(qps), int(qps)}, {&out.issue, 1000, 1000}, {&out.lease, 20, 20}} {
+		own := rest.CopyConfig(config)
+		own.QPS, own.Burst, own.UserAgent = c.qps, c.burst, "bulwark-citadel"
+		if c.to == &out.lease {
+			own.Timeout = renewDeadline
+		}
+		client, err := kubernetes.NewForConfig(own)
+		if err != nil {
+			return out, fmt.Errorf("Kubernetes client: %w", err)
+		}
+		*c.to = client
+	}
+	return out, nil
+}
+
+func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) error {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	monitor := health.New(registry)
+	var serving atomic.Bool
+	monitor.AddReady("CSR service", func() error {
+		if !serving.Load() {
+			return errors.New("not serving yet")
+		}
+		return nil
+	})
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return monitor.Serve(ctx, s.HealthAddress) })
+
+	authority, err := loadAuthority(ctx, s, k, log)
+	if err != nil {
+		return errors.Join(err, group.Wait())
+	}
+	dns, err := s.dnsNames()
+	if err != nil {
+		return err
+	}
+	service := issue.NewService(authority,
+		&issue.Authorizer{Reviewer: issue.NewReviewer(k.issue.AuthenticationV1().TokenReviews(), clock.RealClock{}), Pods: k.issue.CoreV1()},
+		issue.Policy{TrustDomain: s.TrustDomain, TTL: s.WorkloadTTL, MaxTTL: s.MaxWorkloadTTL, DNSNames: dns}, registry, log)
+	self, err := newSelf(service, s.TrustDomain, log)
+	if err != nil {
+		return err
+	}
+	group.Go(func() error { self.Run(ctx); return nil })
+	group.Go(func() error { return serveCSR(ctx, s.CSRAddress, service, self, &serving) })
+	operator := operatorapi.New(k.issue.AuthenticationV1().TokenReviews(), log)
+	var leading atomic.Bool
+	operator.HandleJSON("GET /v1/ca", describe(authority, &leading))
+	group.Go(func() error { return operator.Serve(ctx, s.OperatorAddress, mtls.ServerWithoutClientCert(self)) })
+	group.Go(func() error { return reconcile(ctx, s, k, authority, registry, log, &leading) })
+	err = group.Wait()
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// loadAuthority returns the CA of the cluster, making one if there is none. The API server may be away at a start.
+func loadAuthority(ctx context.Context, s Settings, k clients, log *slog.Logger) (*ca.Authority, error) {
+	for delay := 100 * time.Millisecond; ; delay = min(2*delay, 5*time.Second) {
+		material, created, err := ca.LoadOrCreate(ctx, k.issue.CoreV1().Secrets(mesh.Namespace), func() (ca.Material, error) {
+			return ca.NewRoot(s.TrustDomain, time.Now(), s.RootTTL)
+		})
+		if err == nil {
+			authority, err := ca.New(material, clock.RealClock{})
+			if err != nil {
+				// Making another CA would cut every workload off from every other; a person must look.
+				return nil, fmt.Errorf("Secret %s/%s is damaged (restore it, or delete it to start the mesh anew): %w", mesh.Namespace, mesh.CASecret, err)
+			}
+			cert := authority.Certificate()
+			log.Info("CA loaded", "created", created, "subject", cert.Subject.String(), "notAfter", cert.NotAfter, "roots", len(authority.Roots()))
+			return authority, nil
+		}
+		log.Warn("CA not loaded", "error", err, "retryIn", delay)
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(delay):
+		}
+	}
+}
+
+func serveCSR(ctx context.Context, addr string, service *issue.Service, self *self, serving *atomic.Bool) error {
+	select {
+	case <-self.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("CSR service: %w", err)
+	}
+	server := grpc.NewServer(mtls.ServerOptions(mtls.ServerWithoutClientCert(self), mtls.Limits{MaxRecvMsgSize: 64 << 10})...)
+	securityapi.RegisterIstioCertificateServiceServer(server, service)
+	stop := context.AfterFunc(ctx, func() {
+		serving.Store(false)
+		force := time.AfterFunc(5*time.Second, server.Stop)
+		defer force.Stop()
+		server.GracefulStop()
+	})
+	defer stop()
+	serving.Store(true)
+	if err := server.Serve(l); err != nil {
+		return fmt.Errorf("CSR service: %w", err)
+	}
+	return nil
+}
+
+// reconcile does what only one replica at a time does.
+func reconcile(ctx context.Context, s Settings, k clients, authority *ca.Authority, reg prometheus.Registerer, log *slog.Logger, leading *atomic.Bool) error {
+	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: k.lease.EventsV1()})
+	if err := broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
+		return fmt.Errorf("recording events: %w", err)
+	}
+	defer broadcaster.Shutdown()
+	bundles := bundle.New(k.bulk, authority.RootsPEM(), reg, log)
+	workloads := secrets.New(k.bulk, authority, secrets.Config{TrustDomain: s.TrustDomain, TTL: s.SecretTTL, Fraction: s.RotationFraction},
+		clock.RealClock{}, broadcaster.NewRecorder(scheme.Scheme, "bulwark-citadel"), reg, log)
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulwark_citadel_leading", Help: "1 on the replica that reconciles."}, func() float64 {
+		if leading.Load() {
+			return 1
+		}
+		return 0
+	}))
+	return lead(ctx, k.lease, log, leading, func(ctx context.Context) {
+		if err := bundles.Publish(ctx, mesh.Namespace); err != nil {
+			log.Warn("publishing the trust bundle", "error", err)
+		}
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() error { return bundles.Run(ctx) })
+		group.Go(func() error { keepCA(ctx, k, authority, log); return nil })
+		if s.Secrets {
+			group.Go(func() error { return workloads.Run(ctx) })
+		}
+		if err := group.Wait(); err != nil {
+			log.Error("reconciling", "error", err)
+		}
+	})
+}
+
+// keepCA puts the CA Secret back when it is deleted while Citadel runs: a restart would otherwise make a new root.
+func keepCA(ctx context.Context, k clients, authority *ca.Authority, log *slog.Logger) {
+	ticker := time.NewTicker(10 * time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		restored, err := authority.Restore(ctx, k.issue.CoreV1().Secrets(mesh.Namespace))
+		if err != nil && ctx.Err() == nil {
+			log.Warn("looking after the CA Secret", "error", err)
+		}
+		if restored {
+			log.Error("the CA Secret was deleted; it has been restored from memory")
+		}
+	}
+}

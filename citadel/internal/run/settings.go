@@ -1,0 +1,92 @@
+// Package run puts Citadel together from its settings.
+package run
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// Settings of Citadel.
+type Settings struct {
+	TrustDomain      string            `mapstructure:"trustDomain" usage:"SPIFFE trust domain of the mesh; it is in every identity, so it cannot change later"`
+	RootTTL          time.Duration     `mapstructure:"rootTTL" usage:"lifetime of the self-signed root, when one is made"`
+	WorkloadTTL      time.Duration     `mapstructure:"workloadTTL" usage:"lifetime of certificates, when the caller asks for none"`
+	MaxWorkloadTTL   time.Duration     `mapstructure:"maxWorkloadTTL" usage:"the longest lifetime a caller gets"`
+	SecretTTL        time.Duration     `mapstructure:"secretTTL" usage:"lifetime of certificates in workload Secrets"`
+	RotationFraction float64           `mapstructure:"rotationFraction" usage:"part of its life after which a certificate in a Secret is renewed (jittered by a tenth)"`
+	DNSNames         map[string]string `mapstructure:"dnsNames" usage:"DNS names in the certificate of a control plane's service account: account=name,name"`
+	Secrets          bool              `mapstructure:"secrets" usage:"keep a Secret with key and certificate for every service account"`
+	KubeQPS          float64           `mapstructure:"kubeQPS" usage:"requests a second to the API server for Secrets and bundles"`
+	Kubeconfig       string            `mapstructure:"kubeconfig" usage:"kubeconfig file; empty inside a cluster"`
+	LogLevel         string            `mapstructure:"logLevel" usage:"debug, info, warn or error"`
+	CSRAddress       string            `mapstructure:"csrAddress" usage:"address of the CSR service"`
+	HealthAddress    string            `mapstructure:"healthAddress" usage:"address of /metrics, /healthz and /readyz"`
+	OperatorAddress  string            `mapstructure:"operatorAddress" usage:"address of the operator API"`
+}
+
+// Defaults suit most clusters.
+func Defaults() Settings {
+	return Settings{
+		TrustDomain: mesh.DefaultTrustDomain, RootTTL: 10 * 365 * 24 * time.Hour,
+		WorkloadTTL: 24 * time.Hour, MaxWorkloadTTL: 24 * time.Hour, SecretTTL: 24 * time.Hour, RotationFraction: 0.5,
+		DNSNames: map[string]string{mesh.PilotAccount: mesh.ServiceHost(mesh.PilotAccount)}, Secrets: true, KubeQPS: 300, LogLevel: "info",
+		CSRAddress: fmt.Sprintf(":%d", mesh.CSRPort), HealthAddress: fmt.Sprintf(":%d", mesh.MonitoringPort), OperatorAddress: fmt.Sprintf(":%d", mesh.OperatorPort),
+	}
+}
+
+// minTTL leaves time for a renewal and its retries.
+const minTTL = 30 * time.Second
+
+// Validate implements config.Validator.
+func (s Settings) Validate() error {
+	var errs []error
+	if _, err := spiffeid.TrustDomainFromString(s.TrustDomain); err != nil {
+		errs = append(errs, fmt.Errorf("trustDomain %q: %w", s.TrustDomain, err))
+	}
+	for name, ttl := range map[string]time.Duration{"workloadTTL": s.WorkloadTTL, "maxWorkloadTTL": s.MaxWorkloadTTL, "secretTTL": s.SecretTTL, "rootTTL": s.RootTTL} {
+		if ttl < minTTL {
+			errs = append(errs, fmt.Errorf("%s %s is shorter than %s", name, ttl, minTTL))
+		}
+	}
+	if s.MaxWorkloadTTL < s.WorkloadTTL {
+		errs = append(errs, fmt.Errorf("maxWorkloadTTL %s is shorter than workloadTTL %s", s.MaxWorkloadTTL, s.WorkloadTTL))
+	}
+	if s.RootTTL < s.WorkloadTTL || s.RootTTL < s.SecretTTL {
+		errs = append(errs, errors.New("rootTTL is shorter than the certificates it should sign"))
+	}
+	if s.RotationFraction < 0.2 || s.RotationFraction > 0.8 {
+		errs = append(errs, fmt.Errorf("rotationFraction %g is outside 0.2 to 0.8", s.RotationFraction))
+	}
+	if s.KubeQPS < 1 {
+		errs = append(errs, fmt.Errorf("kubeQPS %g is less than 1", s.KubeQPS))
+	}
+	if _, err := s.dnsNames(); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// dnsNames splits the lists. Only names of the control plane's own services may be given away here.
+func (s Settings) dnsNames() (map[string][]string, error) {
+	out := map[string][]string{}
+	for account, list := range s.DNSNames {
+		for _, name := range strings.Split(list, ",") {
+			if name = strings.TrimSpace(name); name == "" {
+				continue
+			}
+			if e := validation.IsDNS1123Subdomain(name); len(e) > 0 {
+				return nil, fmt.Errorf("dnsNames of %s: %q: %s", account, name, e[0])
+			}
+			out[account] = append(out[account], name)
+		}
+	}
+	return out, nil
+}
