@@ -38,10 +38,16 @@ func TestClusterCanDoWhatAMeshAsks(t *testing.T) {
 	}
 	filled := strings.NewReplacer("${CERT}", cert, "${KEY}", key, "${LAST_NODE}", nodes[len(nodes)-1]).Replace(string(manifest))
 	t.Cleanup(func() {
-		kubectl(t, filled, "delete", "--ignore-not-found", "--wait", "--timeout=60s", "-f", "-")
-		if left := onNode(t, "node1", "grep", "-c", driverName, "/proc/self/mountinfo"); strings.TrimSpace(left) != "0" {
+		// The pod first, while its driver is still there to unmount its volume.
+		kubectl(t, "", "delete", "pod", "-n", "smoke", "near", "--ignore-not-found", "--wait", "--timeout=60s")
+		left := driverMounts(t)
+		for deadline := time.Now().Add(20 * time.Second); left != "0" && time.Now().Before(deadline); left = driverMounts(t) {
+			time.Sleep(100 * time.Millisecond)
+		}
+		if left != "0" {
 			t.Errorf("%s mounts of the driver left on node1", left)
 		}
+		kubectl(t, filled, "delete", "--ignore-not-found", "--wait", "--timeout=60s", "-f", "-")
 	})
 	start := time.Now()
 	kubectl(t, filled, "apply", "-f", "-")
@@ -64,7 +70,9 @@ func TestClusterCanDoWhatAMeshAsks(t *testing.T) {
 		expect(t, inPod(t, "near", "cat", "/identity/pod"), "near token=true")
 	})
 	t.Run("the driver's mount is seen on the node", func(t *testing.T) {
-		expect(t, onNode(t, "node1", "grep", "-c", "kubernetes.io~csi/identity/mount", "/proc/self/mountinfo"), "1")
+		if got := driverMounts(t); got != "1" {
+			t.Errorf("%s mounts of the driver, want 1", got)
+		}
 	})
 	t.Run("projected volume", func(t *testing.T) {
 		expect(t, inPod(t, "near", "cat", "/projected/hello"), "world")
@@ -87,6 +95,12 @@ func TestClusterCanDoWhatAMeshAsks(t *testing.T) {
 			t.Errorf("no error: %s", out)
 		}
 	})
+}
+
+// driverMounts counts, on the first node, the volumes that the driver has mounted.
+func driverMounts(t *testing.T) string {
+	t.Helper()
+	return strings.TrimSpace(onNode(t, "node1", "grep", "-c", "kubernetes.io~csi/identity/mount", "/proc/self/mountinfo"))
 }
 
 func portForward(t *testing.T) {

@@ -20,7 +20,8 @@ import (
 // Tree is a control group of the same path in every hierarchy of the machine.
 type Tree struct {
 	path  string
-	roots []string
+	roots []string // hierarchies to use
+	all   []string // hierarchies in which something of the tree may be: in a hybrid setup runc makes groups on v2 too
 }
 
 // Open finds the machine's hierarchies. It makes nothing.
@@ -29,17 +30,20 @@ func Open(path string) (Tree, error) {
 	if err != nil {
 		return Tree{}, fmt.Errorf("read the mount table: %w", err)
 	}
-	roots := hierarchies(string(mounts))
-	if len(roots) == 0 {
+	v1, v2 := hierarchies(string(mounts))
+	tree := Tree{path: path, roots: v1, all: append(v1, v2...)}
+	if len(tree.all) == 0 {
 		return Tree{}, errors.New("no cgroup hierarchy is mounted")
 	}
-	return Tree{path: path, roots: roots}, nil
+	// In a hybrid setup the controllers, and so the container runtime, are on v1.
+	if len(v1) == 0 {
+		tree.roots = v2
+	}
+	return tree, nil
 }
 
-// hierarchies lists the mount points of all v1 hierarchies or, when there are none, of the unified one. In a hybrid
-// setup the controllers, and so the container runtime, are on v1.
-func hierarchies(mountinfo string) []string {
-	var v1, v2 []string
+// hierarchies lists the mount points of the v1 hierarchies and of the unified one.
+func hierarchies(mountinfo string) (v1, v2 []string) {
 	for line := range strings.Lines(mountinfo) {
 		before, after, ok := strings.Cut(line, " - ")
 		left, right := strings.Fields(before), strings.Fields(after)
@@ -53,10 +57,7 @@ func hierarchies(mountinfo string) []string {
 			v2 = append(v2, left[4])
 		}
 	}
-	if len(v1) > 0 {
-		return v1
-	}
-	return v2
+	return v1, v2
 }
 
 // Make creates the group, with its parents, in every hierarchy.
@@ -141,7 +142,7 @@ func (t Tree) Remove(ctx context.Context) error {
 			return fmt.Errorf("end the processes in cgroup %s (left: %v): %w", t.path, pids, err)
 		}
 	}
-	for _, root := range t.roots {
+	for _, root := range t.all {
 		groups, err := subgroups(filepath.Join(root, t.path))
 		if err != nil {
 			return err
@@ -171,7 +172,7 @@ func removeGroup(ctx context.Context, dir string) error {
 func (t Tree) pids() ([]int, error) {
 	seen := map[int]bool{}
 	var pids []int
-	for _, root := range t.roots {
+	for _, root := range t.all {
 		groups, err := subgroups(filepath.Join(root, t.path))
 		if err != nil {
 			return nil, err

@@ -15,16 +15,18 @@ const (
 )
 
 func TestHierarchies(t *testing.T) {
+	onV1, onV2 := []string{"/sys/fs/cgroup/cpu", "/sys/fs/cgroup/systemd"}, []string{"/sys/fs/cgroup/unified"}
 	for _, tc := range []struct {
 		name, mounts string
-		want         []string
+		v1, v2       []string
 	}{
-		{"v1 and hybrid use v1", v1Mounts + v2Mount, []string{"/sys/fs/cgroup/cpu", "/sys/fs/cgroup/systemd"}},
-		{"unified", v2Mount, []string{"/sys/fs/cgroup/unified"}},
-		{"none", "1 0 8:1 / / rw - ext4 /dev/vda rw\n", nil},
+		{"v1", v1Mounts, onV1, nil},
+		{"hybrid", v1Mounts + v2Mount, onV1, onV2},
+		{"unified", v2Mount, nil, onV2},
+		{"none", "1 0 8:1 / / rw - ext4 /dev/vda rw\n", nil, nil},
 	} {
-		if got := hierarchies(tc.mounts); !slices.Equal(got, tc.want) {
-			t.Errorf("%s: got %v, want %v", tc.name, got, tc.want)
+		if v1, v2 := hierarchies(tc.mounts); !slices.Equal(v1, tc.v1) || !slices.Equal(v2, tc.v2) {
+			t.Errorf("%s: got %v and %v, want %v and %v", tc.name, v1, v2, tc.v1, tc.v2)
 		}
 	}
 }

@@ -170,7 +170,7 @@ func poll(ctx context.Context, limit time.Duration, what string, ask func(contex
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s: %w", what, errors.Join(ctx.Err(), err))
+			return fmt.Errorf("wait for %s: %w; last: %w", what, ctx.Err(), err)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

@@ -25,6 +25,9 @@ func (c *Cluster) Down(ctx context.Context) error {
 	if err := c.remove(ctx); err != nil {
 		return err
 	}
+	if err := c.dir.Forget(); err != nil {
+		return err
+	}
 	c.log.Note("nothing left of cluster %s", c.dir.Name)
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -136,7 +137,7 @@ func (r *run) startNamespaces(ctx context.Context) error {
 	for _, node := range r.plan.Nodes {
 		holder, err := r.hold(ctx, node.Name, namespace.Spec{
 			Hostname: node.Name,
-			Binds:    r.plan.Binds(node),
+			Binds:    slices.Concat(r.plan.Binds(node), r.plan.TunableBinds(node)),
 			Tmpfs:    []string{"/run"},
 			// A reply between two pods of one node crosses the bridge only; it must be seen all the same, or a
 			// Service's answer would come from the wrong address.

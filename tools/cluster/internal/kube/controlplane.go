@@ -70,6 +70,7 @@ func (p Plan) controllerManager() Program {
 		"--use-service-account-credentials",
 		"--service-account-private-key-file=" + p.pki("service-account.key"),
 		"--root-ca-file=" + p.pki("ca.crt"),
+		"--flex-volume-plugin-dir=" + p.Root + "/volumeplugins",
 		"--leader-elect=false",
 		// Tests wait for endpoints: no batching.
 		"--endpointslice-updates-batch-period=0s",

@@ -31,9 +31,31 @@ func (p Plan) NodePrograms(node Node) []Program {
 	}
 }
 
+// tunables are settings of the whole machine's kernel that kubelet insists on. They are not the cluster's to change: on a
+// node files that say what kubelet wants to read are bound over the true ones.
+var tunables = []struct{ name, value string }{
+	{"vm/overcommit_memory", "1"},
+	{"vm/panic_on_oom", "0"},
+	{"kernel/panic", "10"},
+	{"kernel/panic_on_oops", "1"},
+	{"kernel/keys/root_maxkeys", "1000000"},
+	{"kernel/keys/root_maxbytes", "25000000"},
+}
+
+func (p Plan) tunableFile(node Node, name string) string { return p.NodeDir(node, "sysctl", name) }
+
+// TunableBinds are the files to bind so that kubelet leaves the machine's kernel settings alone.
+func (p Plan) TunableBinds(node Node) [][2]string {
+	var binds [][2]string
+	for _, tunable := range tunables {
+		binds = append(binds, [2]string{p.tunableFile(node, tunable.name), "/proc/sys/" + tunable.name})
+	}
+	return binds
+}
+
 // NodeFiles are the configuration of a node's programs.
 func (p Plan) NodeFiles(node Node) []File {
-	return []File{
+	files := []File{
 		{p.NodeDir(node, "containerd.toml"), p.containerdConfig(node)},
 		{p.NodeDir(node, "kubelet.yaml"), p.kubeletConfig(node)},
 		{p.NodeDir(node, "kube-proxy.yaml"), p.kubeProxyConfig(node)},
@@ -41,6 +63,10 @@ func (p Plan) NodeFiles(node Node) []File {
 		// Nothing outside the cluster is ever to be resolved: what a pod with dnsPolicy Default asks goes nowhere.
 		{p.NodeDir(node, "resolv.conf"), "nameserver " + DNSAddress + "\n"},
 	}
+	for _, tunable := range tunables {
+		files = append(files, File{p.tunableFile(node, tunable.name), tunable.value + "\n"})
+	}
+	return files
 }
 
 // restrict_oom_score_adj: without CAP_SYS_RESOURCE a negative value is refused, and with it every sandbox.

@@ -83,6 +83,8 @@ func (p Plan) Binds(node Node) [][2]string {
 		{p.NodeDir(node, "containers-log"), "/var/log/containers"},
 		{p.NodeDir(node, "cni-conf"), "/etc/cni"},
 		{p.NodeDir(node, "cni"), "/opt/cni"},
+		{p.NodeDir(node, "cni-cache"), "/var/lib/cni"},
+		{p.NodeDir(node, "containerd-opt"), "/opt/containerd"},
 		// The mesh's node agent spools here.
 		{p.NodeDir(node, "bulwark"), "/var/lib/bulwark"},
 	}

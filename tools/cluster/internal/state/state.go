@@ -69,17 +69,48 @@ func (d Dir) Log(process string) string { return d.Sub("logs", process+".log") }
 
 // Lock keeps two commands from changing a cluster at once.
 func (d Dir) Lock() (unlock func(), err error) {
-	if err := os.MkdirAll(base, 0o700); err != nil {
-		return nil, fmt.Errorf("make the state directory: %w", err)
+	for {
+		if err := os.MkdirAll(base, 0o700); err != nil {
+			return nil, fmt.Errorf("make the state directory: %w", err)
+		}
+		file, err := os.OpenFile(d.lockFile(), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a `down` removed the directory in between
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open the cluster's lock: %w", err)
+		}
+		if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX); err != nil {
+			return nil, errors.Join(fmt.Errorf("wait for the cluster's lock: %w", err), file.Close())
+		}
+		// A `down` that we waited for has removed the file: what we hold then excludes nobody.
+		if same(file, d.lockFile()) {
+			return func() { file.Close() }, nil
+		}
+		file.Close()
 	}
-	file, err := os.OpenFile(d.Path+".lock", os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+}
+
+func (d Dir) lockFile() string { return d.Path + ".lock" }
+
+func same(file *os.File, path string) bool {
+	held, err := file.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("open the cluster's lock: %w", err)
+		return false
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX); err != nil {
-		return nil, errors.Join(fmt.Errorf("wait for the cluster's lock: %w", err), file.Close())
+	there, err := os.Stat(path)
+	return err == nil && os.SameFile(held, there)
+}
+
+// Forget removes the lock, which the caller holds, and the directory of all clusters when this was the last.
+func (d Dir) Forget() error {
+	if err := os.Remove(d.lockFile()); err != nil {
+		return fmt.Errorf("remove the cluster's lock: %w", err)
 	}
-	return func() { file.Close() }, nil
+	if err := os.Remove(base); err != nil && !errors.Is(err, syscall.ENOTEMPTY) && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the state directory: %w", err)
+	}
+	return nil
 }
 
 // Load reads the record. When there is none, it is empty.
@@ -115,7 +146,7 @@ func (d Dir) Save(record Record) error {
 	return nil
 }
 
-// Remove deletes the directory, and the one above when no other cluster is left.
+// Remove deletes the directory.
 func (d Dir) Remove() error {
 	if err := os.RemoveAll(d.Path); err != nil {
 		return fmt.Errorf("remove the cluster's state: %w", err)
