@@ -1,13 +1,12 @@
 package cli
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
 	osexec "os/exec"
 	"syscall"
-
-	"encoding/json"
 
 	"github.com/spf13/cobra"
 

@@ -3,8 +3,10 @@ package cli
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"text/tabwriter"
 
@@ -17,6 +19,9 @@ import (
 type options struct{ name, dir string }
 
 func (o options) open(cmd *cobra.Command) (*cluster.Cluster, error) {
+	if os.Geteuid() != 0 && cmd.Name() != "binaries" {
+		return nil, fmt.Errorf("`cluster %s` makes and enters namespaces: run it as root", cmd.Name())
+	}
 	dir, err := filepath.Abs(o.dir)
 	if err != nil {
 		return nil, fmt.Errorf("find the checkout: %w", err)
@@ -131,7 +136,7 @@ func buildBinaries(opts *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for _, dir := range set {
+			for _, dir := range slices.Sorted(maps.Values(set)) {
 				fmt.Fprintln(cmd.OutOrStdout(), dir)
 			}
 			return nil
