@@ -1,0 +1,187 @@
+// Package compile works out, from a snapshot of the registry, what each service and each kind of workload needs of the
+// proxies: who may serve a service, how its endpoints are reached, what an inbound port takes and which policies hold.
+// Everything here is a function of a snapshot; internal/translate turns the results into Envoy's words.
+package compile
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+// Settings are the few things a mesh chooses.
+type Settings struct {
+	TrustDomain   string
+	RootNamespace string
+}
+
+// ServicePort is one port of a service as its clients see it.
+type ServicePort struct {
+	Service  *registry.Service
+	Host     string
+	Number   uint32
+	Protocol registry.Protocol
+	// Mutual says that endpoints are reached by mutual TLS unless marked plain. Without it no endpoint has a proxy.
+	Mutual bool
+	// Identities are the SPIFFE URIs that may serve the service. Empty with Mutual set: nobody may.
+	Identities []string
+}
+
+// Cluster returns the name of the port's Envoy cluster.
+func (p *ServicePort) Cluster() string { return istiocompat.OutboundCluster(p.Number, "", p.Host) }
+
+// Host returns the DNS name of a service.
+func Host(s *registry.Service) string {
+	return s.Name + "." + s.Namespace + ".svc." + mesh.ClusterDomain
+}
+
+// ServicePorts compiles the ports of a service.
+func ServicePorts(snap *registry.Snapshot, set Settings, s *registry.Service) []ServicePort {
+	n := nameService(snap, set, s)
+	out := make([]ServicePort, 0, len(s.Ports))
+	for _, p := range s.Ports {
+		out = append(out, ServicePort{Service: s, Host: Host(s), Number: p.Number, Protocol: p.Protocol, Mutual: n.mutual, Identities: n.identities})
+	}
+	return out
+}
+
+// naming is what is known of the pods behind a service.
+type naming struct {
+	pods       map[string]*registry.Pod // by address: those that may stand behind the service
+	identities []string
+	mutual     bool
+}
+
+// nameService is secure naming. A service with a selector is served by the accounts of the pods it selects, whatever its
+// EndpointSlices say: who may write a slice must not gain the service's name. A service without a selector has only its
+// slices to go by.
+func nameService(snap *registry.Snapshot, set Settings, s *registry.Service) naming {
+	n := naming{pods: map[string]*registry.Pod{}}
+	names := map[string]bool{}
+	add := func(p *registry.Pod) {
+		if p.IP != "" {
+			n.pods[p.IP] = p
+		}
+		n.mutual = n.mutual || p.Proxied
+		if id, err := spiffe.New(set.TrustDomain, p.Namespace, p.ServiceAccount); err == nil {
+			names[id.String()] = true
+		}
+	}
+	if len(s.Selector) > 0 {
+		for p := range snap.PodsIn(s.Namespace) {
+			if authz.Selects(s.Selector, p.Labels) {
+				add(p)
+			}
+		}
+		if len(n.pods) == 0 {
+			n.mutual = true // whatever address is offered is nobody the service selects
+		}
+	} else {
+		for slice := range snap.SlicesOf(s.ID) {
+			for _, e := range slice.Endpoints {
+				if p := snap.PodAt(e.Address); p != nil {
+					add(p)
+				}
+			}
+		}
+	}
+	n.identities = slices.Sorted(maps.Keys(names))
+	return n
+}
+
+// Endpoint is an address of a service port.
+type Endpoint struct {
+	Address  string
+	Port     uint32
+	Plain    bool // reached without TLS
+	Workload Labels
+}
+
+// Labels are what metrics say about a workload.
+type Labels struct {
+	Workload, Namespace, CanonicalName, CanonicalRevision, Principal string
+}
+
+// Endpoints compiles the addresses of one service port.
+func Endpoints(snap *registry.Snapshot, set Settings, s *registry.Service, port uint32) []Endpoint {
+	i := slices.IndexFunc(s.Ports, func(p registry.ServicePort) bool { return p.Number == port })
+	if i < 0 {
+		return nil
+	}
+	n := nameService(snap, set, s)
+	peers := peerPolicies(snap, set, s.Namespace)
+	modes := map[string]authz.PeerModes{}
+	seen := map[string]bool{}
+	var out []Endpoint
+	for slice := range snap.SlicesOf(s.ID) {
+		number := slicePort(slice, s.Ports[i].Name)
+		if number == 0 {
+			continue
+		}
+		for _, e := range slice.Endpoints {
+			if !e.Ready || seen[e.Address] {
+				continue
+			}
+			seen[e.Address] = true
+			ep := Endpoint{Address: e.Address, Port: number, Plain: !n.mutual}
+			if p := n.pods[e.Address]; p != nil {
+				ep.Workload = LabelsOf(set, p)
+				m, ok := modes[p.ID]
+				if !ok {
+					m = authz.ComposePeer(peers, set.RootNamespace, p.Namespace, p.Labels)
+					modes[p.ID] = m
+				}
+				ep.Plain = ep.Plain || !p.Proxied || m.Mode(number) == authz.Disable
+			}
+			out = append(out, ep)
+		}
+	}
+	slices.SortFunc(out, func(a, b Endpoint) int { return cmp.Compare(a.Address, b.Address) })
+	return out
+}
+
+func slicePort(s *registry.Slice, name string) uint32 {
+	for _, p := range s.Ports {
+		if p.Name == name {
+			return p.Number
+		}
+	}
+	return 0
+}
+
+// LabelsOf names a pod's workload for metrics. The workload is taken from the canonical name: its owner would need reads
+// of ReplicaSets.
+func LabelsOf(set Settings, p *registry.Pod) Labels {
+	l := Labels{Namespace: p.Namespace, CanonicalName: CanonicalName(p.Labels, p.Name), CanonicalRevision: CanonicalRevision(p.Labels)}
+	l.Workload = l.CanonicalName
+	if id, err := spiffe.New(set.TrustDomain, p.Namespace, p.ServiceAccount); err == nil && p.Proxied {
+		l.Principal = id.String()
+	}
+	return l
+}
+
+// CanonicalName is Istio's name of the service a workload belongs to.
+func CanonicalName(labels map[string]string, fallback string) string {
+	for _, k := range []string{istiocompat.CanonicalNameLabel, "app.kubernetes.io/name", "app"} {
+		if v := labels[k]; v != "" {
+			return v
+		}
+	}
+	return fallback
+}
+
+// CanonicalRevision is Istio's name of a workload's version.
+func CanonicalRevision(labels map[string]string) string {
+	for _, k := range []string{istiocompat.CanonicalRevisionLabel, "app.kubernetes.io/version", "version"} {
+		if v := labels[k]; v != "" {
+			return v
+		}
+	}
+	return "latest"
+}

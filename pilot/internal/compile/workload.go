@@ -1,0 +1,155 @@
+package compile
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"maps"
+	"slices"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+// Class is everything of a pod that its inbound configuration depends on. Pods of one class share it.
+type Class struct {
+	Namespace      string
+	ServiceAccount string
+	Labels         map[string]string
+	Ports          []registry.PodPort
+	Probes         string
+}
+
+// ClassOf returns the class of a pod.
+func ClassOf(p *registry.Pod) Class {
+	return Class{p.Namespace, p.ServiceAccount, p.Labels, p.Ports, p.Probes}
+}
+
+// Key names the class. Every field is in it: two pods with one key have equal configuration.
+func (c Class) Key() string {
+	b, err := json.Marshal(c) // maps are marshalled in the order of their keys
+	if err != nil {
+		panic("class of plain data: " + err.Error())
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:12])
+}
+
+// Workload is what the inbound side of a class's proxies does.
+type Workload struct {
+	Class    Class
+	Identity string
+	Labels   Labels
+	Ports    []InboundPort  // ports that services or policies name, in order
+	Other    InboundPort    // every other port
+	Policies []authz.Policy // in scope, in the order of namespace and name
+	Probes   []Probe
+}
+
+// InboundPort is one port of a workload.
+type InboundPort struct {
+	Number      uint32
+	Protocol    registry.Protocol
+	Mode        authz.TLSMode
+	ServiceHost string // of the service that names it, for metrics
+	ServiceName string
+}
+
+// CompileWorkload compiles a class.
+func CompileWorkload(snap *registry.Snapshot, set Settings, c Class) Workload {
+	w := Workload{Class: c, Policies: policies(snap, set, c), Probes: ParseProbes(c.Probes)}
+	w.Labels = Labels{Namespace: c.Namespace, CanonicalName: CanonicalName(c.Labels, ""), CanonicalRevision: CanonicalRevision(c.Labels)}
+	if id, err := spiffe.New(set.TrustDomain, c.Namespace, c.ServiceAccount); err == nil {
+		w.Identity = id.String()
+	}
+	modes := authz.ComposePeer(peerPolicies(snap, set, c.Namespace), set.RootNamespace, c.Namespace, c.Labels)
+	ports := map[uint32]*InboundPort{}
+	for _, s := range servicesOf(snap, c) {
+		for _, sp := range s.Ports {
+			number := targetPort(c, sp)
+			if number == 0 || ports[number] != nil { // an older service names it already
+				continue
+			}
+			ports[number] = &InboundPort{Number: number, Protocol: sp.Protocol, ServiceHost: Host(s), ServiceName: s.Name}
+		}
+	}
+	for number := range modes.Ports {
+		if ports[number] == nil {
+			ports[number] = &InboundPort{Number: number, Protocol: registry.Auto}
+		}
+	}
+	for _, number := range slices.Sorted(maps.Keys(ports)) {
+		p := ports[number]
+		p.Mode = modes.Mode(number)
+		w.Ports = append(w.Ports, *p)
+	}
+	w.Other = InboundPort{Protocol: registry.Auto, Mode: modes.Default}
+	return w
+}
+
+// servicesOf returns the services that select a class, oldest first.
+func servicesOf(snap *registry.Snapshot, c Class) []*registry.Service {
+	var out []*registry.Service
+	for s := range snap.ServicesIn(c.Namespace) {
+		if len(s.Selector) > 0 && authz.Selects(s.Selector, c.Labels) {
+			out = append(out, s)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b *registry.Service) int {
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
+	})
+	return out
+}
+
+func targetPort(c Class, sp registry.ServicePort) uint32 {
+	if sp.TargetName == "" {
+		return sp.Target
+	}
+	for _, p := range c.Ports {
+		if p.Name == sp.TargetName {
+			return p.Number
+		}
+	}
+	return 0
+}
+
+// policies returns the policies in scope of a class. A RequestAuthentication, which nothing enforces yet, denies all.
+func policies(snap *registry.Snapshot, set Settings, c Class) []authz.Policy {
+	var out []authz.Policy
+	for _, ns := range scopes(set, c.Namespace) {
+		for p := range snap.PoliciesIn(ns) {
+			if p.InScope(set.RootNamespace, c.Namespace, c.Labels) {
+				out = append(out, p.Policy)
+			}
+		}
+		for j := range snap.JWTRulesIn(ns) {
+			if authz.Selects(j.Selector, c.Labels) {
+				name := j.ID[len(j.Namespace)+1:]
+				out = append(out, authz.Policy{
+					Meta:   authz.Meta{Namespace: ns, Name: "unenforceable-requestauthentication-" + name},
+					Action: authz.Deny, Rules: []authz.Rule{{}},
+				})
+			}
+		}
+	}
+	return out
+}
+
+func scopes(set Settings, namespace string) []string {
+	if namespace == set.RootNamespace {
+		return []string{namespace}
+	}
+	return []string{set.RootNamespace, namespace}
+}
+
+func peerPolicies(snap *registry.Snapshot, set Settings, namespace string) []authz.PeerPolicy {
+	var out []authz.PeerPolicy
+	for _, ns := range scopes(set, namespace) {
+		for p := range snap.PeerAuthsIn(ns) {
+			out = append(out, p.PeerPolicy)
+		}
+	}
+	return out
+}

@@ -1,0 +1,72 @@
+package translate
+
+import (
+	"path"
+
+	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	metrics "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
+	overload "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
+	maxconns "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
+	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// Bootstrap is what an Envoy starts with: where its agent's socket is. The node's name comes from the command line.
+func Bootstrap() *bootstrap.Bootstrap {
+	ads := &core.ApiConfigSource{
+		ApiType: core.ApiConfigSource_DELTA_GRPC, TransportApiVersion: core.ApiVersion_V3,
+		GrpcServices: []*core.GrpcService{agentService()}, SetNodeOnFirstMessageOnly: true,
+	}
+	return &bootstrap.Bootstrap{
+		Admin:           &bootstrap.Admin{Address: address("127.0.0.1", mesh.ProxyAdminPort)},
+		StaticResources: &bootstrap.Bootstrap_StaticResources{Clusters: []*cluster.Cluster{agentCluster()}},
+		DynamicResources: &bootstrap.Bootstrap_DynamicResources{
+			AdsConfig: ads, LdsConfig: overADS(), CdsConfig: overADS(),
+		},
+		StatsConfig:        &metrics.StatsConfig{StatsMatcher: kept()},
+		StatsFlushInterval: seconds(5),
+		StatsSinks: []*metrics.StatsSink{{Name: "envoy.stat_sinks.metrics_service", ConfigType: &metrics.StatsSink_TypedConfig{
+			TypedConfig: typed(&metrics.MetricsServiceConfig{GrpcService: agentService(), TransportApiVersion: core.ApiVersion_V3, EmitTagsAsLabels: true})}}},
+		OverloadManager: &overload.OverloadManager{ResourceMonitors: []*overload.ResourceMonitor{{
+			Name:       "envoy.resource_monitors.global_downstream_max_connections",
+			ConfigType: &overload.ResourceMonitor_TypedConfig{TypedConfig: typed(&maxconns.DownstreamConnectionsConfig{MaxActiveDownstreamConnections: 50000})},
+		}}},
+		LayeredRuntime: &bootstrap.LayeredRuntime{Layers: []*bootstrap.RuntimeLayer{{Name: "bulwark",
+			LayerSpecifier: &bootstrap.RuntimeLayer_StaticLayer{StaticLayer: &structpb.Struct{Fields: map[string]*structpb.Value{
+				// Values of policies may be long; admission bounds them.
+				"re2.max_program_size.error_level": structpb.NewNumberValue(65536),
+				"re2.max_program_size.warn_level":  structpb.NewNumberValue(65536),
+			}}}}}},
+	}
+}
+
+// agentCluster is the pod's socket.
+func agentCluster() *cluster.Cluster {
+	pipe := &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: path.Join(mesh.IdentityMountPath, mesh.AgentSocket)}}}
+	return &cluster.Cluster{
+		Name: mesh.AgentClusterName, ConnectTimeout: seconds(5), ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
+		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpOptions: typed(explicitHTTP2())},
+		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: mesh.AgentClusterName, Endpoints: []*endpoint.LocalityLbEndpoints{{
+			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: pipe}}}}}}},
+	}
+}
+
+// kept are the statistics worth their memory; Envoy makes thousands a cluster otherwise.
+func kept() *metrics.StatsMatcher {
+	var list []*matcher.StringMatcher
+	for _, p := range []string{"istio", "server.", "listener_manager.", "cluster_manager.", "control_plane."} {
+		list = append(list, prefix(p))
+	}
+	for _, s := range []string{".ssl.fail_verify_san", ".ssl.fail_verify_cert_hash", ".ssl.fail_verify_error", ".ssl.fail_verify_no_cert",
+		".ssl.connection_error", ".ssl.handshake", ".upstream_cx_connect_fail", ".no_filter_chain_match"} {
+		list = append(list, suffix(s))
+	}
+	list = append(list, &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Contains{Contains: "rbac."}})
+	return &metrics.StatsMatcher{StatsMatcher: &metrics.StatsMatcher_InclusionList{InclusionList: &matcher.ListStringMatcher{Patterns: list}}}
+}

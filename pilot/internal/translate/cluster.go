@@ -1,0 +1,150 @@
+package translate
+
+import (
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	upstreams "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// Names of clusters that every proxy has.
+const (
+	PassthroughCluster        = "PassthroughCluster"
+	InboundPassthroughCluster = "InboundPassthroughCluster"
+	AdminCluster              = "prometheus_stats"
+)
+
+const (
+	transportSocketMatch = "envoy.transport_socket_match"
+	tlsModeKey           = "tlsMode"
+	tlsModeDisabled      = "disabled"
+	httpOptions          = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+)
+
+// OutboundCluster is a service port as its clients reach it. TLS is what an endpoint gets unless it is marked plain, so
+// that an address nobody vouches for never gets plaintext.
+func OutboundCluster(p *compile.ServicePort) *cluster.Cluster {
+	c := &cluster.Cluster{
+		Name: p.Cluster(), ConnectTimeout: seconds(5), LbPolicy: cluster.Cluster_LEAST_REQUEST,
+		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
+		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: overADS(), ServiceName: p.Cluster()},
+		CircuitBreakers:      generous(),
+		UpstreamConnectionOptions: &cluster.UpstreamConnectionOptions{TcpKeepalive: &core.TcpKeepalive{
+			KeepaliveProbes: u32(3), KeepaliveTime: u32(60), KeepaliveInterval: u32(10)}},
+		Metadata: metadata(metadataKey, map[string]string{"service": p.Host, "name": p.Service.Name, "namespace": p.Service.Namespace}),
+	}
+	if p.Service.Headless { // the client has chosen a pod by its address
+		d := originalDst(c.Name)
+		c.LbPolicy, c.ClusterDiscoveryType, c.EdsClusterConfig = d.LbPolicy, d.ClusterDiscoveryType, nil
+	}
+	if p.Mutual {
+		c.TransportSocket = upstreamTLS(p)
+		c.TransportSocketMatches = []*cluster.Cluster_TransportSocketMatch{{
+			Name: "plaintext", Match: structOf(tlsModeKey, tlsModeDisabled), TransportSocket: rawBuffer()}}
+	}
+	switch p.Protocol {
+	case registry.HTTP2:
+		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: typed(explicitHTTP2())}
+	case registry.HTTP, registry.Auto:
+		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: typed(sameAsDownstream())}
+	}
+	return c
+}
+
+// generous lifts Envoy's defaults (1,024 connections), which are too low for a proxy that must not be noticed.
+func generous() *cluster.CircuitBreakers {
+	return &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
+		MaxConnections: u32(1 << 20), MaxPendingRequests: u32(1 << 16), MaxRequests: u32(1 << 20), MaxRetries: u32(1024)}}}
+}
+
+func explicitHTTP2() *upstreams.HttpProtocolOptions {
+	return &upstreams.HttpProtocolOptions{UpstreamProtocolOptions: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_{
+		ExplicitHttpConfig: &upstreams.HttpProtocolOptions_ExplicitHttpConfig{
+			ProtocolConfig: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &core.Http2ProtocolOptions{}}}}}
+}
+
+func sameAsDownstream() *upstreams.HttpProtocolOptions {
+	return &upstreams.HttpProtocolOptions{UpstreamProtocolOptions: &upstreams.HttpProtocolOptions_UseDownstreamProtocolConfig{
+		UseDownstreamProtocolConfig: &upstreams.HttpProtocolOptions_UseDownstreamHttpConfig{
+			HttpProtocolOptions: &core.Http1ProtocolOptions{}, Http2ProtocolOptions: &core.Http2ProtocolOptions{}}}}
+}
+
+func structOf(key, value string) *structpb.Struct {
+	return &structpb.Struct{Fields: map[string]*structpb.Value{key: structpb.NewStringValue(value)}}
+}
+
+// Passthrough sends what no service takes to where it was going, as it is.
+func Passthrough() *cluster.Cluster {
+	c := originalDst(PassthroughCluster)
+	c.CircuitBreakers = generous()
+	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: typed(sameAsDownstream())}
+	c.Metadata = metadata(metadataKey, map[string]string{"service": "unknown", "name": PassthroughCluster, "namespace": "unknown"})
+	return c
+}
+
+// InboundCluster is the application itself, on the port a client asked for. The source address keeps the redirection
+// from taking the connection for another client's.
+func InboundCluster(name string) *cluster.Cluster {
+	c := originalDst(name)
+	c.CircuitBreakers = generous()
+	c.UpstreamBindConfig = &core.BindConfig{SourceAddress: &core.SocketAddress{
+		Address: mesh.InboundSourceIPv4, PortSpecifier: &core.SocketAddress_PortValue{PortValue: 0}}}
+	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: typed(sameAsDownstream())}
+	return c
+}
+
+// InboundName names the inbound cluster of a port; zero is every other port.
+func InboundName(port uint32) string {
+	if port == 0 {
+		return InboundPassthroughCluster
+	}
+	return istiocompat.InboundCluster(port)
+}
+
+// Admin is Envoy's own admin port, of which 15090 shows one path.
+func Admin() *cluster.Cluster { return static(AdminCluster, "127.0.0.1", mesh.ProxyAdminPort) }
+
+func static(name, ip string, port uint32) *cluster.Cluster {
+	return &cluster.Cluster{
+		Name: name, ConnectTimeout: seconds(1), ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
+		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpoint.LocalityLbEndpoints{{
+			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: address(ip, port)}}}}}}},
+	}
+}
+
+// Endpoints are the addresses of a service port.
+func Endpoints(name string, eps []compile.Endpoint) *endpoint.ClusterLoadAssignment {
+	out := &endpoint.ClusterLoadAssignment{ClusterName: name}
+	if len(eps) == 0 {
+		return out
+	}
+	group := &endpoint.LocalityLbEndpoints{LoadBalancingWeight: u32(uint32(len(eps)))}
+	for _, e := range eps {
+		group.LbEndpoints = append(group.LbEndpoints, lbEndpoint(e))
+	}
+	out.Endpoints = append(out.Endpoints, group)
+	return out
+}
+
+func lbEndpoint(e compile.Endpoint) *endpoint.LbEndpoint {
+	md := &core.Metadata{FilterMetadata: map[string]*structpb.Struct{}}
+	if e.Plain {
+		md.FilterMetadata[transportSocketMatch] = structOf(tlsModeKey, tlsModeDisabled)
+	}
+	if e.Workload != (compile.Labels{}) {
+		w := e.Workload
+		md.FilterMetadata[metadataKey] = metadata(metadataKey, map[string]string{"workload": w.Workload, "namespace": w.Namespace,
+			"canonical_service": w.CanonicalName, "canonical_revision": w.CanonicalRevision}).FilterMetadata[metadataKey]
+	}
+	return &endpoint.LbEndpoint{
+		HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: address(e.Address, e.Port)}},
+		Metadata:       md, LoadBalancingWeight: u32(1),
+	}
+}

@@ -1,0 +1,94 @@
+// Package translate turns what internal/compile worked out into Envoy's resources: one small function per concept of
+// Envoy, and nothing but functions of their arguments.
+package translate
+
+import (
+	"time"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// typed packs a message so that equal messages have equal bytes; a resource's version is the hash of its bytes.
+func typed(m proto.Message) *anypb.Any {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		panic("marshalling a message of our own making: " + err.Error()) // only invalid UTF-8 could do that, and inputs are checked
+	}
+	return &anypb.Any{TypeUrl: "type.googleapis.com/" + string(m.ProtoReflect().Descriptor().FullName()), Value: b}
+}
+
+func seconds(s float64) *durationpb.Duration {
+	return durationpb.New(time.Duration(s * float64(time.Second)))
+}
+
+func u32(v uint32) *wrapperspb.UInt32Value { return wrapperspb.UInt32(v) }
+
+func yes() *wrapperspb.BoolValue { return wrapperspb.Bool(true) }
+
+func no() *wrapperspb.BoolValue { return wrapperspb.Bool(false) }
+
+func address(ip string, port uint32) *core.Address {
+	return &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{
+		Address: ip, PortSpecifier: &core.SocketAddress_PortValue{PortValue: port}}}}
+}
+
+func networkFilter(name string, config proto.Message) *listener.Filter {
+	return &listener.Filter{Name: name, ConfigType: &listener.Filter_TypedConfig{TypedConfig: typed(config)}}
+}
+
+func listenerFilter(name string, config proto.Message) *listener.ListenerFilter {
+	return &listener.ListenerFilter{Name: name, ConfigType: &listener.ListenerFilter_TypedConfig{TypedConfig: typed(config)}}
+}
+
+func httpFilter(name string, config proto.Message) *hcm.HttpFilter {
+	return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: typed(config)}}
+}
+
+func extension(name string, config proto.Message) *core.TypedExtensionConfig {
+	return &core.TypedExtensionConfig{Name: name, TypedConfig: typed(config)}
+}
+
+func transportSocket(name string, config proto.Message) *core.TransportSocket {
+	return &core.TransportSocket{Name: name, ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: typed(config)}}
+}
+
+// metadataKey is where our names of services and workloads are, for metrics.
+const metadataKey = "bulwark"
+
+func metadata(key string, values map[string]string) *core.Metadata {
+	s := &structpb.Struct{Fields: map[string]*structpb.Value{}}
+	for k, v := range values {
+		s.Fields[k] = structpb.NewStringValue(v)
+	}
+	return &core.Metadata{FilterMetadata: map[string]*structpb.Struct{key: s}}
+}
+
+// agentService is the pod's socket, for everything Envoy asks of the agent.
+func agentService() *core.GrpcService {
+	return &core.GrpcService{TargetSpecifier: &core.GrpcService_EnvoyGrpc_{
+		EnvoyGrpc: &core.GrpcService_EnvoyGrpc{ClusterName: mesh.AgentClusterName}}}
+}
+
+func overADS() *core.ConfigSource {
+	return &core.ConfigSource{
+		ResourceApiVersion: core.ApiVersion_V3, ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}},
+		InitialFetchTimeout: seconds(0), // wait: serving without the rest would be serving wrongly
+	}
+}
+
+func originalDst(name string) *cluster.Cluster {
+	return &cluster.Cluster{
+		Name: name, ConnectTimeout: seconds(5), LbPolicy: cluster.Cluster_CLUSTER_PROVIDED,
+		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST},
+	}
+}

@@ -1,0 +1,64 @@
+package translate
+
+import (
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+)
+
+// connectionManager is what every HTTP connection has in common: bounds, WebSocket, and no opinion about an application's
+// own timeouts.
+func connectionManager(statPrefix string, filters []*hcm.HttpFilter, logs []*accesslog.AccessLog) *hcm.HttpConnectionManager {
+	return &hcm.HttpConnectionManager{
+		StatPrefix: statPrefix, CodecType: hcm.HttpConnectionManager_AUTO, AccessLog: logs,
+		HttpFilters:      append(filters, httpFilter("envoy.filters.http.router", &router.Router{SuppressEnvoyHeaders: true})),
+		UseRemoteAddress: no(), SkipXffAppend: true, GenerateRequestId: yes(),
+		ServerHeaderTransformation: hcm.HttpConnectionManager_PASS_THROUGH,
+		UpgradeConfigs:             []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
+		MaxRequestHeadersKb:        u32(64), StreamIdleTimeout: seconds(3600), RequestHeadersTimeout: seconds(60),
+		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxHeadersCount: u32(200)},
+		Http2ProtocolOptions: &core.Http2ProtocolOptions{
+			MaxConcurrentStreams: u32(1024), AllowConnect: false,
+			InitialStreamWindowSize: u32(1 << 18), InitialConnectionWindowSize: u32(1 << 20),
+		},
+		HttpProtocolOptions: &core.Http1ProtocolOptions{AcceptHttp_10: true, DefaultHostForHttp_10: "unknown"},
+	}
+}
+
+func withRoutes(m *hcm.HttpConnectionManager, rc *route.RouteConfiguration) *hcm.HttpConnectionManager {
+	m.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{RouteConfig: rc}
+	return m
+}
+
+func withRDS(m *hcm.HttpConnectionManager, name string) *hcm.HttpConnectionManager {
+	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: overADS(), RouteConfigName: name}}
+	return m
+}
+
+// normalized makes paths canonical before a policy sees them, and passes on what the policies saw: slashes merged, escaped
+// slashes and dot segments resolved. The client's certificate is told to the application, and no one else's word about it.
+func normalized(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
+	m.NormalizePath = yes()
+	m.MergeSlashes = true
+	m.PathWithEscapedSlashesAction = hcm.HttpConnectionManager_UNESCAPE_AND_FORWARD
+	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE_SET
+	m.SetCurrentClientCertDetails = &hcm.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
+	return m
+}
+
+func httpManager(m *hcm.HttpConnectionManager) *listener.Filter {
+	return networkFilter("envoy.filters.network.http_connection_manager", m)
+}
+
+func tcpProxy(cluster, statPrefix string, logs []*accesslog.AccessLog) *listener.Filter {
+	return networkFilter("envoy.filters.network.tcp_proxy", &tcpproxy.TcpProxy{
+		StatPrefix: statPrefix, ClusterSpecifier: &tcpproxy.TcpProxy_Cluster{Cluster: cluster}, AccessLog: logs,
+		IdleTimeout:        seconds(24 * 3600),
+		MaxConnectAttempts: u32(3),
+		AccessLogOptions:   &tcpproxy.TcpProxy_TcpAccessLogOptions{FlushAccessLogOnConnected: true},
+	})
+}

@@ -1,0 +1,139 @@
+package translate
+
+import (
+	"fmt"
+
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	originaldst "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
+	tlsinspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// InboundListener takes every connection to the workload. A connection that no filter chain takes is refused.
+func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listener {
+	l := &listener.Listener{
+		Name: VirtualInbound, Address: address(compile.AnyAddress, mesh.InboundPort), TrafficDirection: core.TrafficDirection_INBOUND,
+		PerConnectionBufferLimitBytes: u32(1 << 20),
+		ListenerFilters: []*listener.ListenerFilter{
+			listenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{}),
+			listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspector.TlsInspector{}),
+		},
+		AccessLog: []*accesslog.AccessLog{auditTCP(when(refusedInbound), inboundTags("refused", 0))},
+	}
+	c := chains{set, w}
+	sniffing := false
+	for _, p := range append(w.Ports, w.Other) {
+		l.FilterChains = append(l.FilterChains, c.port(p)...)
+		sniffing = sniffing || p.Protocol == registry.Auto
+	}
+	if sniffing {
+		sniff(l)
+	}
+	return l
+}
+
+// InboundClusters are the workload's own ports.
+func InboundClusters(w *compile.Workload) []*cluster.Cluster {
+	out := []*cluster.Cluster{InboundCluster(InboundPassthroughCluster)}
+	for _, p := range w.Ports {
+		out = append(out, InboundCluster(InboundName(p.Number)))
+	}
+	return out
+}
+
+// chains builds the filter chains of a workload's ports.
+type chains struct {
+	set compile.Settings
+	w   *compile.Workload
+}
+
+var (
+	httpProtocols = []string{"http/1.0", "http/1.1", "h2c"} // as http_inspector calls what it sees
+	serverALPN    = []string{"h2", "http/1.1"}
+)
+
+// port returns the chains of one port, by what it takes:
+//
+//	STRICT      mesh TLS; other TLS, which is taken for a mesh client without a proxy
+//	PERMISSIVE  mesh TLS; plaintext; other TLS, passed on as the application's own
+//	DISABLE     everything as plaintext
+func (c chains) port(p compile.InboundPort) []*listener.FilterChain {
+	var out []*listener.FilterChain
+	if p.Mode != authz.Disable {
+		out = append(out, c.mesh(p)...)
+	}
+	switch p.Mode {
+	case authz.Strict:
+		other := c.match(p, "tls")
+		out = append(out, c.chain(p, "tls", other, true, p.Protocol != registry.TCP, serverALPN...))
+	case authz.Permissive:
+		out = append(out, c.plaintext(p, "raw_buffer")...)
+		out = append(out, c.chain(p, "passthrough", c.match(p, "tls"), false, false))
+	default:
+		out = append(out, c.plaintext(p, "raw_buffer")...)
+		out = append(out, c.chain(p, "passthrough", c.match(p, "tls"), false, false))
+	}
+	return out
+}
+
+// mesh is mutual TLS from a mesh proxy, told by its ALPN. No protocol is chosen by ALPN there, so the codec is found by
+// what the client sends.
+func (c chains) mesh(p compile.InboundPort) []*listener.FilterChain {
+	http, tcp := c.match(p, "tls", istiocompat.ALPN), c.match(p, "tls", istiocompat.ALPNOpaque)
+	switch {
+	case p.Protocol == registry.Auto:
+		return []*listener.FilterChain{c.chain(p, "mtls", http, true, true), c.chain(p, "mtls-opaque", tcp, true, false)}
+	case p.Protocol.IsHTTP():
+		http.ApplicationProtocols = append(http.ApplicationProtocols, istiocompat.ALPNOpaque)
+		return []*listener.FilterChain{c.chain(p, "mtls", http, true, true)}
+	}
+	http.ApplicationProtocols = append(http.ApplicationProtocols, istiocompat.ALPNOpaque)
+	return []*listener.FilterChain{c.chain(p, "mtls", http, true, false)}
+}
+
+func (c chains) plaintext(p compile.InboundPort, transport string) []*listener.FilterChain {
+	switch {
+	case p.Protocol == registry.Auto:
+		return []*listener.FilterChain{
+			c.chain(p, "plaintext-http", c.match(p, transport, httpProtocols...), false, true),
+			c.chain(p, "plaintext", c.match(p, transport), false, false),
+		}
+	default:
+		return []*listener.FilterChain{c.chain(p, "plaintext", c.match(p, transport), false, p.Protocol.IsHTTP())}
+	}
+}
+
+func (c chains) match(p compile.InboundPort, transport string, protocols ...string) *listener.FilterChainMatch {
+	m := &listener.FilterChainMatch{TransportProtocol: transport, ApplicationProtocols: protocols}
+	if p.Number != 0 {
+		m.DestinationPort = u32(p.Number)
+	}
+	return m
+}
+
+// chain is one filter chain: TLS ends here or not, and what is inside is HTTP or not. Policies hold either way.
+func (c chains) chain(p compile.InboundPort, kind string, m *listener.FilterChainMatch, mutual, http bool, alpn ...string) *listener.FilterChain {
+	name := InboundName(p.Number)
+	out := &listener.FilterChain{Name: fmt.Sprintf("%s-%s", name, kind), FilterChainMatch: m, TransportSocketConnectTimeout: seconds(15)}
+	if mutual {
+		out.TransportSocket = downstreamTLS(c.set.TrustDomain, alpn...)
+	}
+	labels := destinationReport(c.w, p, mutual)
+	if http {
+		logs := []*accesslog.AccessLog{auditHTTP(either(audited(), when(deniedRequest)), inboundTags("http", p.Number)), requestMetrics(labels)}
+		manager := connectionManager("inbound_"+name, httpAuthorization(c.w.Policies, c.set.TrustDomain), logs)
+		out.Filters = []*listener.Filter{httpManager(normalized(withRoutes(manager, InboundRoutes(p.Number))))}
+		return out
+	}
+	logs := append([]*accesslog.AccessLog{auditTCP(atEnd(either(audited(), when(deniedConnection))), inboundTags("tcp", p.Number))}, connectionMetrics(labels)...)
+	out.Filters = append(tcpAuthorization(c.w.Policies, c.set.TrustDomain), tcpProxy(name, "inbound_"+name, logs))
+	return out
+}

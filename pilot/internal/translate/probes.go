@@ -1,0 +1,123 @@
+package translate
+
+import (
+	"fmt"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	healthcheck "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/health_check/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	xdstype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// HealthListener15021 answers kubelet, which has no certificate: for the proxy itself, and for the application's own
+// probes, which would not get through to a port that takes mutual TLS only.
+func HealthListener15021(probes []compile.Probe) *listener.Listener {
+	var filters []*hcm.HttpFilter
+	routes := []*route.Route{exactly("/healthz/ready", AdminCluster, "/ready")}
+	for _, p := range probes {
+		if p.HTTP != nil {
+			routes = append(routes, exactly(p.Path(), ProbeName(p), p.HTTP.Path))
+			continue
+		}
+		// No request of the proxy's can ask an application's TCP port; the cluster's active checks do.
+		filters = append(filters, httpFilter("envoy.filters.http.health_check", &healthcheck.HealthCheck{
+			PassThroughMode:              no(),
+			ClusterMinHealthyPercentages: map[string]*xdstype.Percent{ProbeName(p): {Value: 100}},
+			Headers:                      []*route.HeaderMatcher{{Name: ":path", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: exact(p.Path())}}},
+		}))
+	}
+	return plainListener(HealthListener, mesh.ProxyHealthPort, filters, routes)
+}
+
+// StatsListener15090 shows Prometheus the proxy's metrics and nothing else of its admin port.
+func StatsListener15090() *listener.Listener {
+	return plainListener(StatsListener, mesh.ProxyStatsPort, nil, []*route.Route{exactly("/stats/prometheus", AdminCluster, "/stats/prometheus")})
+}
+
+func plainListener(name string, port uint32, filters []*hcm.HttpFilter, routes []*route.Route) *listener.Listener {
+	rc := &route.RouteConfiguration{Name: name, ValidateClusters: no(),
+		VirtualHosts: []*route.VirtualHost{{Name: name, Domains: []string{"*"}, Routes: routes}}}
+	m := withRoutes(connectionManager(name, filters, nil), rc)
+	m.UpgradeConfigs = nil
+	return &listener.Listener{
+		Name: name, Address: address(compile.AnyAddress, port),
+		FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{httpManager(m)}}},
+	}
+}
+
+func exactly(path, cluster, rewrite string) *route.Route {
+	return &route.Route{
+		Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Path{Path: path}},
+		Action: &route.Route_Route{Route: &route.RouteAction{
+			ClusterSpecifier: &route.RouteAction_Cluster{Cluster: cluster}, PrefixRewrite: rewrite, Timeout: seconds(60)}},
+	}
+}
+
+// ProbeName names the cluster that stands for what a probe asks.
+func ProbeName(p compile.Probe) string {
+	switch {
+	case p.HTTP != nil && p.HTTP.Scheme == "HTTPS":
+		return fmt.Sprintf("probe|https|%d", p.HTTP.Port)
+	case p.HTTP != nil:
+		return fmt.Sprintf("probe|http|%d", p.HTTP.Port)
+	case p.GRPC != nil:
+		return fmt.Sprintf("probe|grpc|%d|%s", p.GRPC.Port, p.GRPC.Service)
+	}
+	return fmt.Sprintf("probe|tcp|%d", *p.TCP)
+}
+
+// ProbeClusters are the application's ports as kubelet would ask them, on the pod's address.
+func ProbeClusters(probes []compile.Probe, podIP string) []*cluster.Cluster {
+	var out []*cluster.Cluster
+	seen := map[string]bool{}
+	for _, p := range probes {
+		if name := ProbeName(p); !seen[name] {
+			seen[name] = true
+			out = append(out, probeCluster(p, name, podIP))
+		}
+	}
+	return out
+}
+
+func probeCluster(p compile.Probe, name, podIP string) *cluster.Cluster {
+	port := uint32(0)
+	var check *core.HealthCheck
+	switch {
+	case p.HTTP != nil:
+		port = p.HTTP.Port
+	case p.GRPC != nil:
+		port = p.GRPC.Port
+		check = activeCheck()
+		check.HealthChecker = &core.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &core.HealthCheck_GrpcHealthCheck{ServiceName: p.GRPC.Service}}
+	default:
+		port = *p.TCP
+		check = activeCheck()
+		check.HealthChecker = &core.HealthCheck_TcpHealthCheck_{TcpHealthCheck: &core.HealthCheck_TcpHealthCheck{}}
+	}
+	c := static(name, podIP, port)
+	c.UpstreamBindConfig = InboundCluster("").UpstreamBindConfig
+	if check != nil {
+		c.HealthChecks = []*core.HealthCheck{check}
+	}
+	if p.GRPC != nil {
+		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: typed(explicitHTTP2())}
+	}
+	if p.HTTP != nil && p.HTTP.Scheme == "HTTPS" { // kubelet verifies nothing here either
+		c.TransportSocket = transportSocket("envoy.transport_sockets.tls", &tls.UpstreamTlsContext{CommonTlsContext: &tls.CommonTlsContext{
+			TlsParams: &tls.TlsParameters{TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tls.TlsParameters_TLSv1_3}}})
+	}
+	return c
+}
+
+func activeCheck() *core.HealthCheck {
+	return &core.HealthCheck{Timeout: seconds(1), Interval: seconds(2), NoTrafficInterval: seconds(2),
+		UnhealthyThreshold: u32(1), HealthyThreshold: u32(1), ReuseConnection: no()}
+}

@@ -1,0 +1,93 @@
+package translate
+
+import (
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rawbuffer "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
+	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// nobody is a name no certificate of a mesh has, for services whose servers are not known: any server is refused.
+const nobody = "spiffe://nobody.invalid/ns/none/sa/none"
+
+// onlyTLS13 sets both ends: an UpstreamTlsContext speaks at most 1.2 unless told otherwise.
+func onlyTLS13() *tls.TlsParameters {
+	return &tls.TlsParameters{TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_3, TlsMaximumProtocolVersion: tls.TlsParameters_TLSv1_3}
+}
+
+// secret names a secret that the agent has for this pod.
+func secret(name string) *tls.SdsSecretConfig {
+	return &tls.SdsSecretConfig{Name: name, SdsConfig: &core.ConfigSource{
+		ResourceApiVersion: core.ApiVersion_V3, InitialFetchTimeout: seconds(0),
+		ConfigSourceSpecifier: &core.ConfigSource_ApiConfigSource{ApiConfigSource: &core.ApiConfigSource{
+			ApiType: core.ApiConfigSource_DELTA_GRPC, TransportApiVersion: core.ApiVersion_V3,
+			GrpcServices: []*core.GrpcService{agentService()}, SetNodeOnFirstMessageOnly: true,
+		}},
+	}}
+}
+
+// commonTLS presents the workload's certificate and takes peers of the trust bundle whose URI is one of sans.
+func commonTLS(sans []*matcher.StringMatcher, alpn ...string) *tls.CommonTlsContext {
+	var names []*tls.SubjectAltNameMatcher
+	for _, s := range sans {
+		names = append(names, &tls.SubjectAltNameMatcher{SanType: tls.SubjectAltNameMatcher_URI, Matcher: s})
+	}
+	return &tls.CommonTlsContext{
+		TlsParams: onlyTLS13(), AlpnProtocols: alpn,
+		TlsCertificateSdsSecretConfigs: []*tls.SdsSecretConfig{secret(mesh.WorkloadSecretName)},
+		ValidationContextType: &tls.CommonTlsContext_CombinedValidationContext{CombinedValidationContext: &tls.CommonTlsContext_CombinedCertificateValidationContext{
+			DefaultValidationContext:         &tls.CertificateValidationContext{MatchTypedSubjectAltNames: names},
+			ValidationContextSdsSecretConfig: secret(mesh.RootCASecretName),
+		}},
+	}
+}
+
+// downstreamTLS demands a certificate of the trust domain. Sessions are not resumed: a resumed one would outlive the
+// bundle it was checked with.
+func downstreamTLS(trustDomain string, alpn ...string) *core.TransportSocket {
+	return transportSocket("envoy.transport_sockets.tls", &tls.DownstreamTlsContext{
+		RequireClientCertificate:         yes(),
+		CommonTlsContext:                 commonTLS([]*matcher.StringMatcher{prefix("spiffe://" + trustDomain + "/")}, alpn...),
+		SessionTicketKeysType:            &tls.DownstreamTlsContext_DisableStatelessSessionResumption{DisableStatelessSessionResumption: true},
+		DisableStatefulSessionResumption: true,
+	})
+}
+
+// upstreamTLS is a mesh client's connection to one service port, whose server must be one of the service's identities.
+func upstreamTLS(p *compile.ServicePort) *core.TransportSocket {
+	var sans []*matcher.StringMatcher
+	for _, id := range p.Identities {
+		sans = append(sans, exact(id))
+	}
+	if len(sans) == 0 {
+		sans = append(sans, exact(nobody))
+	}
+	return transportSocket("envoy.transport_sockets.tls", &tls.UpstreamTlsContext{
+		CommonTlsContext: commonTLS(sans, istiocompat.ALPN), Sni: istiocompat.SNI(p.Number, "", p.Host), MaxSessionKeys: u32(0),
+	})
+}
+
+func rawBuffer() *core.TransportSocket {
+	return transportSocket("envoy.transport_sockets.raw_buffer", &rawbuffer.RawBuffer{})
+}
+
+func exact(v string) *matcher.StringMatcher {
+	return &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Exact{Exact: v}}
+}
+
+func prefix(v string) *matcher.StringMatcher {
+	return &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Prefix{Prefix: v}}
+}
+
+func suffix(v string) *matcher.StringMatcher {
+	return &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Suffix{Suffix: v}}
+}
+
+// pattern is a regular expression of RE2 over the whole value.
+func pattern(re string) *matcher.StringMatcher {
+	return &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_SafeRegex{SafeRegex: &matcher.RegexMatcher{Regex: re}}}
+}
