@@ -1,3 +1,3 @@
 module github.com/bulwark-mesh/bulwark/manifests
 
-go 1.26
+go 1.26.0

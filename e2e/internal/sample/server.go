@@ -1,0 +1,75 @@
+// Package sample is the workloads of the demo: each is a subcommand that prints what it saw as JSON.
+package sample
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// Answer is the body of every response; Server tells which workload answered.
+type Answer struct {
+	Server string `json:"server"`
+	Method string `json:"method"`
+	Path   string `json:"path"`
+	Proto  string `json:"proto"`
+}
+
+// Server returns the subcommand that serves HTTP/1.1 and cleartext HTTP/2 on one port and a line-echoing TCP protocol,
+// in which the server speaks first, on another.
+func Server() *cobra.Command {
+	var name, httpAddress, tcpAddress string
+	cmd := &cobra.Command{Use: "server", Short: "Serve accounts and a ledger", RunE: func(cmd *cobra.Command, _ []string) error {
+		return serve(cmd.Context(), name, httpAddress, tcpAddress)
+	}}
+	cmd.Flags().StringVar(&name, "name", "sample", "who is said to answer")
+	cmd.Flags().StringVar(&httpAddress, "http", ":8080", "HTTP address")
+	cmd.Flags().StringVar(&tcpAddress, "tcp", ":9000", "TCP address")
+	return cmd
+}
+
+func serve(ctx context.Context, name, httpAddress, tcpAddress string) error {
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(Answer{Server: name, Method: r.Method, Path: r.URL.Path, Proto: r.Proto})
+	})
+	protocols := &http.Protocols{}
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{Addr: httpAddress, Handler: handler, Protocols: protocols, ReadHeaderTimeout: 5 * time.Second}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", tcpAddress)
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { _, _ = listener.Close(), server.Close() })()
+	go func() { // ends with the listener
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go echo(conn, name)
+		}
+	}()
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func echo(conn net.Conn, name string) {
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Minute))
+	fmt.Fprintf(conn, "ledger of %s\n", name)
+	lines := bufio.NewScanner(conn)
+	for lines.Scan() {
+		fmt.Fprintf(conn, "%s\n", lines.Text())
+	}
+}

@@ -1,0 +1,180 @@
+// Package chart renders the embedded Helm chart and sorts what comes out into the order in which it is applied.
+package chart
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"helm.sh/helm/v4/pkg/chart/common"
+	"helm.sh/helm/v4/pkg/chart/common/util"
+	"helm.sh/helm/v4/pkg/chart/loader/archive"
+	chartv2 "helm.sh/helm/v4/pkg/chart/v2"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	"helm.sh/helm/v4/pkg/engine"
+	"helm.sh/helm/v4/pkg/strvals"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	sigsyaml "sigs.k8s.io/yaml"
+
+	"github.com/bulwark-mesh/bulwark/manifests"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/version"
+)
+
+const root = "charts/bulwark"
+
+// Values merges files of values, in order, and then the assignments of --set over the chart's own.
+func Values(files, set []string) (map[string]any, error) {
+	values := map[string]any{}
+	for _, file := range files {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("reading values: %w", err)
+		}
+		var these map[string]any
+		if err := sigsyaml.UnmarshalStrict(content, &these); err != nil {
+			return nil, fmt.Errorf("values file %s: %w", file, err)
+		}
+		values = loader.MergeMaps(values, these)
+	}
+	for _, s := range set {
+		if err := strvals.ParseInto(s, values); err != nil {
+			return nil, fmt.Errorf("--set %s: %w", s, err)
+		}
+	}
+	return values, nil
+}
+
+// Render returns the objects of the chart. A value that no setting has is an error that names it.
+func Render(values map[string]any) ([]*unstructured.Unstructured, error) {
+	chrt, err := load()
+	if err != nil {
+		return nil, err
+	}
+	options := common.ReleaseOptions{Name: "bulwark", Namespace: mesh.Namespace, IsInstall: true}
+	all, err := util.ToRenderValues(chrt, values, options, nil)
+	if err != nil {
+		return nil, fmt.Errorf("settings: %w", oneLine(err))
+	}
+	files, err := engine.Render(chrt, all)
+	if err != nil {
+		return nil, fmt.Errorf("rendering the chart: %w", err)
+	}
+	var objects []*unstructured.Unstructured
+	for name, content := range files {
+		if !strings.HasSuffix(name, ".yaml") {
+			continue
+		}
+		these, err := Decode(strings.NewReader(content))
+		if err != nil {
+			return nil, fmt.Errorf("rendering %s: %w", name, err)
+		}
+		objects = append(objects, these...)
+	}
+	sortObjects(objects)
+	return objects, nil
+}
+
+// oneLine turns the schema validator's list into one line that names the keys.
+func oneLine(err error) error {
+	var parts []string
+	for line := range strings.Lines(err.Error()) {
+		line = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(line), "- "))
+		if line != "" && !strings.Contains(line, "don't meet the specifications") && line != "bulwark:" {
+			parts = append(parts, line)
+		}
+	}
+	return errors.New(strings.Join(parts, "; "))
+}
+
+func load() (*chartv2.Chart, error) {
+	var files []*archive.BufferedFile
+	err := fs.WalkDir(manifests.Chart, root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		content, err := manifests.Chart.ReadFile(path)
+		files = append(files, &archive.BufferedFile{Name: strings.TrimPrefix(path, root+"/"), Data: content})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the embedded chart: %w", err)
+	}
+	chrt, err := loader.LoadFiles(files)
+	if err != nil {
+		return nil, fmt.Errorf("loading the embedded chart: %w", err)
+	}
+	chrt.Metadata.AppVersion = version.Version
+	return chrt, nil
+}
+
+// CRDs returns the definitions of the kinds that Bulwark consumes.
+func CRDs() ([]*unstructured.Unstructured, error) {
+	const file = "generated/istio-crds.yaml"
+	content, err := manifests.CRDs.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("this meshctl was built without the CRDs; build it with make: %w", err)
+	}
+	all, err := Decode(bytes.NewReader(content))
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", file, err)
+	}
+	var out []*unstructured.Unstructured
+	for _, crd := range all {
+		if group, _, _ := unstructured.NestedString(crd.Object, "spec", "group"); group == "security.istio.io" {
+			out = append(out, crd)
+		}
+	}
+	return out, nil
+}
+
+// Decode reads a stream of YAML documents.
+func Decode(r io.Reader) ([]*unstructured.Unstructured, error) {
+	var out []*unstructured.Unstructured
+	decoder := yaml.NewYAMLOrJSONDecoder(r, 4096)
+	for {
+		object := &unstructured.Unstructured{}
+		err := decoder.Decode(&object.Object)
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(object.Object) > 0 {
+			out = append(out, object)
+		}
+	}
+}
+
+// kinds in the order in which they are applied; what is not named goes between the two halves.
+var (
+	early = []string{"Namespace", "ServiceAccount", "ClusterRole", "Role", "ClusterRoleBinding", "RoleBinding", "Secret", "ConfigMap", "PersistentVolumeClaim", "CSIDriver", "NetworkPolicy", "Service"}
+	late  = []string{"Deployment", "DaemonSet", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "PeerAuthentication"}
+)
+
+// rank of an object's kind in the order of application.
+func rank(o *unstructured.Unstructured) int {
+	if i := slices.Index(early, o.GetKind()); i >= 0 {
+		return i
+	}
+	if i := slices.Index(late, o.GetKind()); i >= 0 {
+		return len(early) + 1 + i
+	}
+	return len(early)
+}
+
+func sortObjects(objects []*unstructured.Unstructured) {
+	slices.SortStableFunc(objects, func(a, b *unstructured.Unstructured) int {
+		if d := rank(a) - rank(b); d != 0 {
+			return d
+		}
+		return strings.Compare(a.GetName(), b.GetName())
+	})
+}

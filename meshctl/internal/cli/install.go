@@ -1,0 +1,248 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	sigsyaml "sigs.k8s.io/yaml"
+
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/chart"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/precheck"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// components in the order in which they become ready.
+var components = []struct{ name, kind string }{
+	{"citadel", "Deployment"}, {"pilot", "Deployment"}, {"mixer", "Deployment"}, {"agent", "DaemonSet"},
+}
+
+type installOptions struct {
+	values, set []string
+	dryRun      bool
+	timeout     time.Duration
+}
+
+func (a *app) install() *cobra.Command {
+	var o installOptions
+	cmd := &cobra.Command{
+		Use: "install", Short: "Install Bulwark, or bring an installation to these settings", Args: cobra.NoArgs,
+		Long: "Installs the control plane into the namespace " + mesh.Namespace + " and waits until it is ready.\n" +
+			"Running it again is safe: it applies the settings given, and finishes an installation that failed.",
+		Example: "  meshctl install\n  meshctl install --set mtls=strict\n  meshctl install --values mesh.yaml --dry-run",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.runInstall(cmd.Context(), cmd.OutOrStdout(), o) },
+	}
+	cmd.Flags().StringArrayVarP(&o.values, "values", "f", nil, "YAML file of settings (may be repeated)")
+	cmd.Flags().StringArrayVar(&o.set, "set", nil, "one setting, key=value (may be repeated)")
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "print what would be applied and change nothing; needs no cluster")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long to wait until everything is ready")
+	return cmd
+}
+
+func (a *app) runInstall(ctx context.Context, out io.Writer, o installOptions) error {
+	values, err := chart.Values(o.values, o.set)
+	if err != nil {
+		return err
+	}
+	objects, err := chart.Render(values)
+	if err != nil {
+		return err
+	}
+	crds, err := chart.CRDs()
+	if err != nil {
+		return err
+	}
+	if o.dryRun {
+		return printYAML(out, append(crds, objects...))
+	}
+	client, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	p := &progress{out: out, start: time.Now()}
+	if err := p.step("checking the cluster", func() error { return check(ctx, client, values) }); err != nil {
+		return err
+	}
+	if err := p.step("custom resource definitions", func() error { return applyCRDs(ctx, client, crds) }); err != nil {
+		return unfinished(err)
+	}
+	namespace := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "Namespace",
+		"metadata": map[string]any{"name": mesh.Namespace, "labels": map[string]any{
+			mesh.PartOfLabel: mesh.PartOfValue, "pod-security.kubernetes.io/enforce": "privileged", // the agent mounts
+		}},
+	}}
+	var workloads, hooks, policies []*unstructured.Unstructured
+	for _, object := range objects {
+		switch object.GetKind() {
+		case "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration":
+			hooks = append(hooks, object)
+		case "PeerAuthentication":
+			policies = append(policies, object)
+		default:
+			workloads = append(workloads, object)
+		}
+	}
+	steps := []struct {
+		what string
+		do   func() error
+	}{
+		{"control plane objects", func() error { return applyAll(ctx, client, append([]*unstructured.Unstructured{namespace}, workloads...)) }},
+		{"webhooks", func() error { return applyAll(ctx, client, hooks) }},
+	}
+	for _, component := range components {
+		steps = append(steps, struct {
+			what string
+			do   func() error
+		}{component.name, func() error {
+			return kube.Poll(ctx, func(ctx context.Context) (string, error) {
+				return client.Rollout(ctx, component.kind, "bulwark-"+component.name)
+			})
+		}})
+	}
+	steps = append(steps, struct {
+		what string
+		do   func() error
+	}{"injection and validation", func() error { return webhooksAnswer(ctx, client) }}, struct {
+		what string
+		do   func() error
+	}{"mesh-wide policy", func() error { return applyAll(ctx, client, policies) }})
+	for _, s := range steps {
+		if err := p.step(s.what, s.do); err != nil {
+			return unfinished(err)
+		}
+	}
+	fmt.Fprintf(out, "Bulwark is ready (%.1f s).\n", time.Since(p.start).Seconds())
+	return nil
+}
+
+func unfinished(err error) error {
+	return fmt.Errorf("the installation is not finished: %w (run `meshctl install` again to go on, or `meshctl uninstall` to undo it)", err)
+}
+
+func check(ctx context.Context, client *kube.Client, values map[string]any) error {
+	class, _, _ := unstructured.NestedString(values, "mixer", "storage", "storageClass")
+	return firstError(
+		func() error { return precheck.Version(client) },
+		func() error { return precheck.Rights(ctx, client) },
+		func() error { return precheck.OtherMesh(ctx, client) },
+		func() error { return precheck.Storage(ctx, client, class) },
+	)
+}
+
+func firstError(checks ...func() error) error {
+	for _, c := range checks {
+		if err := c(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func applyAll(ctx context.Context, client *kube.Client, objects []*unstructured.Unstructured) error {
+	for _, object := range objects {
+		if err := client.Apply(ctx, object); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func applyCRDs(ctx context.Context, client *kube.Client, crds []*unstructured.Unstructured) error {
+	if err := applyAll(ctx, client, crds); err != nil {
+		return err
+	}
+	return kube.Poll(ctx, func(ctx context.Context) (string, error) {
+		for _, crd := range crds {
+			ok, err := client.Established(ctx, crd.GetName())
+			if err != nil {
+				return "", err
+			}
+			if !ok {
+				return crd.GetName() + " is not established", nil
+			}
+		}
+		return "", nil
+	})
+}
+
+// webhooksAnswer waits until the API server can call Pilot: both configurations have the mesh's root, and a pod and a
+// policy that are not kept (dry run) come through.
+func webhooksAnswer(ctx context.Context, client *kube.Client) error {
+	return kube.Poll(ctx, func(ctx context.Context) (string, error) {
+		mutating, err := client.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, mesh.WebhookConfiguration, metav1.GetOptions{})
+		if err != nil {
+			return "", err
+		}
+		validating, err := client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Get(ctx, mesh.WebhookConfiguration, metav1.GetOptions{})
+		if err != nil {
+			return "", err
+		}
+		for _, w := range mutating.Webhooks {
+			if len(w.ClientConfig.CABundle) == 0 {
+				return "the injection webhook has no CA bundle yet", nil
+			}
+		}
+		for _, w := range validating.Webhooks {
+			if len(w.ClientConfig.CABundle) == 0 {
+				return "the validation webhook has no CA bundle yet", nil
+			}
+		}
+		probe := &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+			"metadata": map[string]any{"name": "probe", "namespace": mesh.Namespace},
+			"spec":     map[string]any{"mtls": map[string]any{"mode": "STRICT"}},
+		}}
+		err = client.DryRun(ctx, probe)
+		if apierrors.IsInternalError(err) || apierrors.IsServiceUnavailable(err) || apierrors.IsTimeout(err) {
+			return "the validation webhook does not answer: " + err.Error(), nil
+		}
+		if err != nil && ctx.Err() == nil {
+			return "the validation webhook: " + err.Error(), nil
+		}
+		return "", err
+	})
+}
+
+func printYAML(out io.Writer, objects []*unstructured.Unstructured) error {
+	for _, object := range objects {
+		content, err := sigsyaml.Marshal(object.Object)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(out, "---\n%s", content); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// progress prints each step with what it took.
+type progress struct {
+	out   io.Writer
+	start time.Time
+}
+
+func (p *progress) step(what string, do func() error) error {
+	began := time.Now()
+	fmt.Fprintf(p.out, "  %-28s", what)
+	err := do()
+	if err != nil {
+		fmt.Fprintln(p.out, "failed")
+		if errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("%s: not ready in time", what)
+		}
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	fmt.Fprintf(p.out, "ok  %5.1f s\n", time.Since(began).Seconds())
+	return nil
+}

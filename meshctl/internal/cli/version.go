@@ -1,0 +1,38 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
+	"github.com/bulwark-mesh/bulwark/pkg/version"
+)
+
+func (a *app) version() *cobra.Command {
+	var clientOnly bool
+	cmd := &cobra.Command{
+		Use: "version", Short: "Show the version of meshctl and of the control plane", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			fmt.Fprintln(cmd.OutOrStdout(), "meshctl:", version.String())
+			if clientOnly {
+				return nil
+			}
+			client, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			for _, component := range components {
+				pods, err := operator.Pods(cmd.Context(), client, component.name)
+				if err != nil {
+					fmt.Fprintf(cmd.OutOrStdout(), "%s: not running\n", component.name)
+					continue
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", component.name, pods[0].Spec.Containers[0].Image)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&clientOnly, "client", false, "only meshctl's own version; needs no cluster")
+	return cmd
+}

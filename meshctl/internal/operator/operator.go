@@ -1,0 +1,215 @@
+// Package operator calls the operator API of the components: over a port-forward through the API server, with TLS
+// verified by the mesh's own root and the component's SPIFFE ID, and a token made for the occasion.
+package operator
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	authv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/client-go/transport/spdy"
+
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/mtls"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+const (
+	tokenLifetime  = 10 * time.Minute // the least that Kubernetes gives
+	connectTimeout = 15 * time.Second
+)
+
+// Pods returns the ready pods of a component (pilot, citadel, mixer, agent).
+func Pods(ctx context.Context, c *kube.Client, component string) ([]corev1.Pod, error) {
+	list, err := c.CoreV1().Pods(mesh.Namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: mesh.PartOfLabel + "=" + mesh.PartOfValue + ",app.kubernetes.io/name=" + component,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("looking for the pods of %s: %w", component, err)
+	}
+	var ready []corev1.Pod
+	for _, pod := range list.Items {
+		for _, condition := range pod.Status.Conditions {
+			if condition.Type == corev1.PodReady && condition.Status == corev1.ConditionTrue && pod.DeletionTimestamp == nil {
+				ready = append(ready, pod)
+			}
+		}
+	}
+	if len(ready) == 0 {
+		return nil, fmt.Errorf("no ready pod of %s in namespace %s: is Bulwark installed (meshctl verify)?", component, mesh.Namespace)
+	}
+	return ready, nil
+}
+
+// Connection is an open way to one pod's operator API. Close it.
+type Connection struct {
+	client *http.Client
+	token  func(context.Context) (string, error)
+	base   string
+	stop   chan struct{}
+}
+
+// Connect opens a way to a pod.
+func Connect(ctx context.Context, c *kube.Client, pod *corev1.Pod) (*Connection, error) {
+	config, err := tlsConfig(ctx, c, pod.Spec.ServiceAccountName)
+	if err != nil {
+		return nil, err
+	}
+	port, stop, err := forward(ctx, c, pod)
+	if err != nil {
+		return nil, fmt.Errorf("port-forward to pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	return &Connection{
+		client: &http.Client{Transport: &http.Transport{TLSClientConfig: config}},
+		token:  cachedToken(c),
+		base:   fmt.Sprintf("https://127.0.0.1:%d", port),
+		stop:   stop,
+	}, nil
+}
+
+// Close ends the port-forward.
+func (c *Connection) Close() {
+	c.client.CloseIdleConnections()
+	close(c.stop)
+}
+
+// RoundTrip implements http.RoundTripper towards the pod: the path is kept, host and credentials are set.
+func (c *Connection) RoundTrip(r *http.Request) (*http.Response, error) {
+	token, err := c.token(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	r = r.Clone(r.Context())
+	r.URL.Scheme, r.URL.Host = "https", strings.TrimPrefix(c.base, "https://")
+	r.Host = r.URL.Host
+	r.Header.Set("Authorization", "Bearer "+token)
+	return c.client.Transport.RoundTrip(r)
+}
+
+// Get opens a path; the caller closes the body.
+func (c *Connection) Get(ctx context.Context, path string) (io.ReadCloser, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		message, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+		return nil, fmt.Errorf("%s: %s: %s", path, resp.Status, strings.TrimSpace(string(message)))
+	}
+	return resp.Body, nil
+}
+
+// GetJSON reads a path into out.
+func (c *Connection) GetJSON(ctx context.Context, path string, out any) error {
+	body, err := c.Get(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	return json.NewDecoder(body).Decode(out)
+}
+
+func tlsConfig(ctx context.Context, c *kube.Client, serviceAccount string) (*tls.Config, error) {
+	bundle, err := c.CoreV1().ConfigMaps(mesh.Namespace).Get(ctx, mesh.TrustBundleConfig, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("reading the mesh's trust bundle: %w", err)
+	}
+	citadel, err := c.AppsV1().Deployments(mesh.Namespace).Get(ctx, mesh.CitadelAccount, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("reading the mesh's trust domain: %w", err)
+	}
+	domain := mesh.DefaultTrustDomain
+	for _, container := range citadel.Spec.Template.Spec.Containers {
+		for _, arg := range container.Args {
+			if v, ok := strings.CutPrefix(arg, "--trustDomain="); ok {
+				domain = v
+			}
+		}
+	}
+	id, err := spiffe.New(domain, mesh.Namespace, serviceAccount)
+	if err != nil {
+		return nil, err
+	}
+	td, err := spiffeid.TrustDomainFromString(domain)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := x509bundle.Parse(td, []byte(bundle.Data[mesh.RootCertKey]))
+	if err != nil {
+		return nil, fmt.Errorf("ConfigMap %s/%s: %w", mesh.Namespace, mesh.TrustBundleConfig, err)
+	}
+	return mtls.ClientWithoutCert(roots, mtls.OneOf(id)), nil
+}
+
+// forward opens a local port to the pod's operator API, and closes it when the returned channel is closed.
+func forward(ctx context.Context, c *kube.Client, pod *corev1.Pod) (uint16, chan struct{}, error) {
+	transport, upgrader, err := spdy.RoundTripperFor(c.Config)
+	if err != nil {
+		return 0, nil, err
+	}
+	url := c.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("portforward").URL()
+	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, url)
+	stop, ready := make(chan struct{}), make(chan struct{})
+	var trouble bytes.Buffer
+	fw, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", mesh.OperatorPort)}, stop, ready, io.Discard, &trouble)
+	if err != nil {
+		return 0, nil, err
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- fw.ForwardPorts() }() // ends when stop is closed or the connection breaks
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	select {
+	case <-ready:
+	case err := <-failed:
+		return 0, nil, errors.Join(err, errors.New("forwarding ended"))
+	case <-ctx.Done():
+		close(stop)
+		return 0, nil, ctx.Err()
+	}
+	ports, err := fw.GetPorts()
+	if err != nil {
+		close(stop)
+		return 0, nil, err
+	}
+	return ports[0].Local, stop, nil
+}
+
+// cachedToken returns a function that makes operator tokens, anew when the last has half of its life behind it.
+func cachedToken(c *kube.Client) func(context.Context) (string, error) {
+	var token string
+	var renew time.Time
+	return func(ctx context.Context) (string, error) {
+		if token != "" && time.Now().Before(renew) {
+			return token, nil
+		}
+		seconds := int64(tokenLifetime.Seconds())
+		got, err := c.CoreV1().ServiceAccounts(mesh.Namespace).CreateToken(ctx, mesh.OperatorAccount, &authv1.TokenRequest{
+			Spec: authv1.TokenRequestSpec{Audiences: []string{mesh.OperatorAudience}, ExpirationSeconds: &seconds},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			return "", fmt.Errorf("making an operator token (needs the right `create serviceaccounts/token` on %s/%s): %w", mesh.Namespace, mesh.OperatorAccount, err)
+		}
+		token, renew = got.Status.Token, time.Now().Add(tokenLifetime/2)
+		return token, nil
+	}
+}
