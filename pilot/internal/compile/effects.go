@@ -9,12 +9,14 @@ import (
 
 // Effects are the resources that a set of changes may touch, by name. What is not named here is not looked at again.
 type Effects struct {
-	Services  map[string]bool // clusters of the services' ports ("namespace/name")
-	Endpoints map[string]bool // endpoints of the services' ports
-	Listeners map[string]bool // names of outbound listeners
-	Routes    map[uint32]bool // ports whose routes change, in every namespace
-	Ports     map[string]map[uint32]bool
+	Services  map[string]bool            // clusters of the services' ports ("namespace/name")
+	Endpoints map[string]bool            // endpoints of the services' ports
+	Listeners map[string]bool            // names of outbound listeners
+	Routes    map[uint32]bool            // ports whose routes change, in every namespace
+	Ports     map[string]map[uint32]bool // of the services, those they had and those they have
 	Classes   []ClassSelector
+
+	former map[string]*registry.Service // as they were before the changes
 }
 
 // ClassSelector selects the classes whose inbound side may change. An empty namespace is every namespace.
@@ -30,7 +32,15 @@ func (s ClassSelector) Selects(c Class) bool {
 
 // EffectsOf finds what depends on the changes that led to the snapshot.
 func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change) Effects {
-	e := Effects{map[string]bool{}, map[string]bool{}, map[string]bool{}, map[uint32]bool{}, map[string]map[uint32]bool{}, nil}
+	e := Effects{
+		Services: map[string]bool{}, Endpoints: map[string]bool{}, Listeners: map[string]bool{}, Routes: map[uint32]bool{},
+		Ports: map[string]map[uint32]bool{}, former: map[string]*registry.Service{},
+	}
+	for _, c := range changes {
+		if old, ok := c.Old.(*registry.Service); ok {
+			e.former[c.ID] = old
+		}
+	}
 	for _, c := range changes {
 		switch c.Kind {
 		case registry.Services:
@@ -91,23 +101,28 @@ func (e *Effects) service(snap *registry.Snapshot, c registry.Change) {
 func (e *Effects) slice(snap *registry.Snapshot, c registry.Change) {
 	each(c, func(sl *registry.Slice) {
 		e.Endpoints[sl.ServiceID] = true
-		s := snap.Service(sl.ServiceID)
-		if s == nil {
-			return
-		}
-		if len(s.Selector) == 0 || s.Headless {
-			e.Services[s.ID] = true
-		}
-		if s.Headless {
-			for _, a := range sl.Addresses {
-				for _, p := range s.Ports {
-					if !p.Protocol.IsHTTP() {
-						e.Listeners[ListenerName(a, p.Number)] = true
-					}
-				}
+		for _, s := range []*registry.Service{snap.Service(sl.ServiceID), e.former[sl.ServiceID]} {
+			if s == nil {
+				continue
+			}
+			if len(s.Selector) == 0 || s.Headless {
+				e.Services[s.ID] = true
+			}
+			if s.Headless {
+				e.headless(s, sl.Addresses)
 			}
 		}
 	})
+}
+
+func (e *Effects) headless(s *registry.Service, addresses []string) {
+	for _, a := range addresses {
+		for _, p := range s.Ports {
+			if !p.Protocol.IsHTTP() {
+				e.Listeners[ListenerName(a, p.Number)] = true
+			}
+		}
+	}
 }
 
 func (e *Effects) pod(snap *registry.Snapshot, c registry.Change) {

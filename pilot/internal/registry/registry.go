@@ -9,7 +9,10 @@ import (
 )
 
 // Registry is the database. One goroutine applies events; any number read snapshots.
-type Registry struct{ db *memdb.MemDB }
+type Registry struct {
+	db    *memdb.MemDB
+	sizes map[Kind]int // of the goroutine that applies
+}
 
 // Event sets an object, or removes it when Object is nil.
 type Event struct {
@@ -33,7 +36,7 @@ func index(name, field string, unique, missing, list bool) *memdb.IndexSchema {
 	return &memdb.IndexSchema{Name: name, Unique: unique, AllowMissing: missing, Indexer: indexer}
 }
 
-func schema() *memdb.DBSchema {
+func tables() *memdb.DBSchema {
 	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
 	for _, k := range kinds {
 		s.Tables[string(k)] = &memdb.TableSchema{Name: string(k), Indexes: map[string]*memdb.IndexSchema{"id": index("id", "ID", true, false, false)}}
@@ -52,11 +55,11 @@ func schema() *memdb.DBSchema {
 
 // New returns an empty registry.
 func New() (*Registry, error) {
-	db, err := memdb.NewMemDB(schema())
+	db, err := memdb.NewMemDB(tables())
 	if err != nil {
 		return nil, fmt.Errorf("registry schema: %w", err)
 	}
-	return &Registry{db}, nil
+	return &Registry{db, map[Kind]int{}}, nil
 }
 
 // Apply makes all events visible at once and returns what changed. Events that change nothing are not returned.
@@ -85,8 +88,19 @@ func (r *Registry) Apply(events []Event) ([]Change, error) {
 		changes = append(changes, Change{e.Kind, e.ID, old, e.Object})
 	}
 	txn.Commit()
+	for _, c := range changes {
+		switch {
+		case c.Old == nil:
+			r.sizes[c.Kind]++
+		case c.New == nil:
+			r.sizes[c.Kind]--
+		}
+	}
 	return changes, nil
 }
+
+// Size counts the objects of a kind; it is for the goroutine that applies.
+func (r *Registry) Size(k Kind) int { return r.sizes[k] }
 
 // Snapshot returns the present state; it never changes.
 func (r *Registry) Snapshot() *Snapshot { return &Snapshot{r.db.Snapshot().Txn(false)} }

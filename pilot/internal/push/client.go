@@ -1,0 +1,141 @@
+package push
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+// client is one connected proxy, and the Source of its stream.
+type client struct {
+	store     *Store
+	node      string
+	pod       string // namespace/name
+	namespace string
+	identity  spiffe.ID
+	since     time.Time
+	stream    *deltaxds.Stream
+	end       func()
+
+	class string // guarded by the store's mu
+
+	mu      sync.Mutex
+	waiting time.Time // when the oldest change came that is not sent yet
+}
+
+func (c *client) setClass(key string) { c.class = key }
+
+// sees reports whether a scope's resources are among the client's. The class is read without the store's lock only where
+// a stale answer costs a look too many.
+func (c *client) sees(sc scope) bool {
+	switch sc.kind {
+	case namespaceScope:
+		return sc.value == c.namespace
+	case podScope:
+		return sc.value == c.pod
+	case classScope:
+		c.store.mu.Lock()
+		defer c.store.mu.Unlock()
+		return sc.value == c.class
+	}
+	return true
+}
+
+func (c *client) dirty(now time.Time, typeURL string, names ...string) {
+	c.mu.Lock()
+	if c.waiting.IsZero() {
+		c.waiting = now
+	}
+	c.mu.Unlock()
+	c.stream.Dirty(typeURL, names...)
+}
+
+// sent says how long the oldest change had waited.
+func (c *client) sent() (time.Duration, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting.IsZero() {
+		return 0, false
+	}
+	d := time.Since(c.waiting)
+	c.waiting = time.Time{}
+	return d, true
+}
+
+// Resource implements deltaxds.Source.
+func (c *client) Resource(typeURL, name string) (*deltaxds.Resource, bool) {
+	c.store.mu.Lock()
+	defer c.store.mu.Unlock()
+	return c.store.get(key{typeURL, c.scopeOf(typeURL, name), name}), true
+}
+
+// Wildcard implements deltaxds.Source.
+func (c *client) Wildcard(typeURL string) ([]string, bool) {
+	c.store.mu.Lock()
+	defer c.store.mu.Unlock()
+	return c.store.names(c, typeURL), true
+}
+
+// Subscribed implements deltaxds.Source. Pilot makes what is asked for when it is asked for.
+func (c *client) Subscribed(string, []string, []string) {}
+
+// parseNode reads a node ID, sidecar~<pod IP>~<pod>.<namespace>~<domain>.
+func parseNode(id string) (ip, pod string, err error) {
+	parts := strings.Split(id, "~")
+	if len(id) > 1024 || len(parts) != 4 || parts[0] != "sidecar" {
+		return "", "", fmt.Errorf("node ID %.100q is not sidecar~<pod IP>~<pod>.<namespace>~<domain>", id)
+	}
+	i := strings.LastIndexByte(parts[2], '.')
+	if i <= 0 || i == len(parts[2])-1 {
+		return "", "", fmt.Errorf("node ID %.100q names no pod", id)
+	}
+	return parts[1], parts[2][i+1:] + "/" + parts[2][:i], nil
+}
+
+func (s *Store) add(c *client, pod *registry.Pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := s.snap.Pod(c.pod); now != nil {
+		pod = now // it may have changed since the client was let in
+	}
+	cl := compile.ClassOf(pod)
+	c.class = cl.Key()
+	s.joinClass(cl)
+	s.pods[c.pod] = pod
+	s.clients[c] = true
+	s.metrics.connections.Set(float64(len(s.clients)))
+}
+
+func (s *Store) remove(c *client) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.clients, c)
+	s.metrics.connections.Set(float64(len(s.clients)))
+	s.leaveClass(c.class)
+	inNamespace, ofPod := false, false
+	for other := range s.clients {
+		inNamespace = inNamespace || other.namespace == c.namespace
+		ofPod = ofPod || other.pod == c.pod
+	}
+	if !ofPod {
+		delete(s.pods, c.pod)
+		s.forget(scope{podScope, c.pod})
+	}
+	if !inNamespace {
+		s.forget(scope{namespaceScope, c.namespace})
+	}
+}
+
+func hostOf(serviceID string) string {
+	namespace, name, _ := strings.Cut(serviceID, "/")
+	return name + "." + namespace + ".svc." + mesh.ClusterDomain
+}
+
+func routeName(port uint32) string { return fmt.Sprint(port) }

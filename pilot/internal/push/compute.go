@@ -1,0 +1,278 @@
+package push
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// key names a resource. Its scope says which proxies share it, and holds everything but the snapshot that its content is
+// made from: nothing at all, a namespace, a class of workloads, or one pod.
+type key struct {
+	typeURL string
+	scope   scope
+	name    string
+}
+
+type scope struct{ kind, value string }
+
+const (
+	namespaceScope = "namespace"
+	classScope     = "class"
+	podScope       = "pod"
+)
+
+// global is shared by every proxy.
+var global = scope{}
+
+// scopeOf finds whose resource a name is. Names of inbound and probe clusters mean something else on every workload.
+func (c *client) scopeOf(typeURL, name string) scope {
+	switch typeURL {
+	case deltaxds.RouteType:
+		return scope{namespaceScope, c.namespace}
+	case deltaxds.ListenerType:
+		switch name {
+		case translate.VirtualInbound:
+			return scope{classScope, c.class}
+		case translate.HealthListener:
+			return scope{podScope, c.pod}
+		}
+	case deltaxds.ClusterType:
+		switch {
+		case strings.HasPrefix(name, "inbound|") || name == translate.InboundPassthroughCluster:
+			return scope{classScope, c.class}
+		case strings.HasPrefix(name, "probe|"):
+			return scope{podScope, c.pod}
+		}
+	}
+	return global
+}
+
+// compute makes a resource from the snapshot, or returns nil where there is none. It is called with mu held.
+func (s *Store) compute(k key) proto.Message {
+	s.metrics.recomputes.Inc()
+	switch k.typeURL {
+	case deltaxds.ClusterType:
+		return s.cluster(k)
+	case deltaxds.EndpointType:
+		if svc, port := s.servicePort(k.name); port != nil {
+			return translate.Endpoints(k.name, compile.Endpoints(s.snap, s.settings, svc, port.Number))
+		}
+	case deltaxds.ListenerType:
+		return s.listener(k)
+	case deltaxds.RouteType:
+		if port, err := strconv.ParseUint(k.name, 10, 16); err == nil {
+			services := slices.Collect(s.snap.ServicesSpeakingHTTP(uint32(port)))
+			slices.SortFunc(services, func(a, b *registry.Service) int { return strings.Compare(a.ID, b.ID) })
+			return translate.OutboundRoutes(uint32(port), k.scope.value, services)
+		}
+	}
+	return nil
+}
+
+func (s *Store) cluster(k key) proto.Message {
+	switch k.scope.kind {
+	case classScope:
+		if w := s.workload(k.scope.value); w != nil {
+			for _, c := range translate.InboundClusters(w) {
+				if c.GetName() == k.name {
+					return c
+				}
+			}
+		}
+		return nil
+	case podScope:
+		if p := s.pods[k.scope.value]; p != nil {
+			for _, c := range translate.ProbeClusters(compile.ParseProbes(p.Probes), p.IP) {
+				if c.GetName() == k.name {
+					return c
+				}
+			}
+		}
+		return nil
+	}
+	switch k.name {
+	case translate.PassthroughCluster:
+		return translate.Passthrough()
+	case translate.AdminCluster:
+		return translate.Admin()
+	}
+	if _, port := s.servicePort(k.name); port != nil {
+		return translate.OutboundCluster(port)
+	}
+	return nil
+}
+
+func (s *Store) listener(k key) proto.Message {
+	switch k.name {
+	case translate.VirtualInbound:
+		if w := s.workload(k.scope.value); w != nil {
+			return translate.InboundListener(s.settings, w)
+		}
+		return nil
+	case translate.HealthListener:
+		if p := s.pods[k.scope.value]; p != nil {
+			return translate.HealthListener15021(compile.ParseProbes(p.Probes))
+		}
+		return nil
+	case translate.VirtualOutbound:
+		return translate.OutboundListener()
+	case translate.StatsListener:
+		return translate.StatsListener15090()
+	}
+	i := strings.LastIndexByte(k.name, '_')
+	if i < 0 {
+		return nil
+	}
+	ip := k.name[:i]
+	port, err := strconv.ParseUint(k.name[i+1:], 10, 16)
+	if err != nil {
+		return nil
+	}
+	if ip == compile.AnyAddress {
+		for range s.snap.ServicesSpeakingHTTP(uint32(port)) {
+			return translate.HTTPListener(uint32(port))
+		}
+		return nil
+	}
+	if _, err := netip.ParseAddr(ip); err != nil {
+		return nil
+	}
+	if p := s.serviceAt(ip, uint32(port)); p != nil {
+		return translate.ServiceListener(ip, p)
+	}
+	return nil
+}
+
+// serviceAt finds the service port that a listener at an address stands for. An address that several claim is the oldest's.
+func (s *Store) serviceAt(ip string, number uint32) *compile.ServicePort {
+	var found *registry.Service
+	consider := func(svc *registry.Service) {
+		for _, p := range svc.Ports {
+			if p.Number == number && !p.Protocol.IsHTTP() && (found == nil || older(svc, found)) {
+				found = svc
+			}
+		}
+	}
+	for svc := range s.snap.ServicesAt(ip) {
+		consider(svc)
+	}
+	for sl := range s.snap.SlicesAt(ip) {
+		if svc := s.snap.Service(sl.ServiceID); svc != nil && svc.Headless {
+			consider(svc)
+		}
+	}
+	if found == nil {
+		return nil
+	}
+	return portOf(compile.ServicePorts(s.snap, s.settings, found), number)
+}
+
+func older(a, b *registry.Service) bool {
+	if c := a.Created.Compare(b.Created); c != 0 {
+		return c < 0
+	}
+	return a.ID < b.ID
+}
+
+// servicePort finds the service port that a cluster's name means.
+func (s *Store) servicePort(cluster string) (*registry.Service, *compile.ServicePort) {
+	parts := strings.Split(cluster, "|")
+	if len(parts) != 4 || parts[0] != "outbound" || parts[2] != "" {
+		return nil, nil
+	}
+	number, err := strconv.ParseUint(parts[1], 10, 16)
+	if err != nil {
+		return nil, nil
+	}
+	host, ok := strings.CutSuffix(parts[3], ".svc."+mesh.ClusterDomain)
+	name, namespace, found := strings.Cut(host, ".")
+	if !ok || !found {
+		return nil, nil
+	}
+	svc := s.snap.Service(namespace + "/" + name)
+	if svc == nil {
+		return nil, nil
+	}
+	return svc, portOf(compile.ServicePorts(s.snap, s.settings, svc), uint32(number))
+}
+
+func portOf(ports []compile.ServicePort, number uint32) *compile.ServicePort {
+	for i := range ports {
+		if ports[i].Number == number {
+			return &ports[i]
+		}
+	}
+	return nil
+}
+
+// workload compiles a class that a connected proxy has; the outcome is kept until something it depends on changes.
+func (s *Store) workload(class string) *compile.Workload {
+	c := s.classes[class]
+	if c == nil {
+		return nil
+	}
+	if c.compiled == nil {
+		w := compile.CompileWorkload(s.snap, s.settings, c.class)
+		c.compiled = &w
+	}
+	return c.compiled
+}
+
+// names lists what a wildcard subscription of a client covers.
+func (s *Store) names(c *client, typeURL string) []string {
+	var out []string
+	switch typeURL {
+	case deltaxds.ClusterType:
+		out = append(out, translate.PassthroughCluster, translate.AdminCluster)
+		for svc := range s.snap.Services() {
+			for _, p := range svc.Ports {
+				out = append(out, istiocompat.OutboundCluster(p.Number, "", compile.Host(svc)))
+			}
+		}
+		if w := s.workload(c.class); w != nil {
+			out = append(out, inboundNames(w)...)
+		}
+		if p := s.pods[c.pod]; p != nil {
+			out = append(out, probeNames(p)...)
+		}
+	case deltaxds.ListenerType:
+		out = append(out, translate.VirtualOutbound, translate.VirtualInbound, translate.HealthListener, translate.StatsListener)
+		seen := map[string]bool{}
+		for svc := range s.snap.Services() {
+			for _, l := range compile.ListenersOf(s.snap, svc) {
+				if !seen[l] {
+					seen[l] = true
+					out = append(out, l)
+				}
+			}
+		}
+	}
+	return out
+}
+
+func inboundNames(w *compile.Workload) []string {
+	out := []string{translate.InboundPassthroughCluster}
+	for _, p := range w.Ports {
+		out = append(out, translate.InboundName(p.Number))
+	}
+	return out
+}
+
+func probeNames(p *registry.Pod) []string {
+	var out []string
+	for _, c := range translate.ProbeClusters(compile.ParseProbes(p.Probes), p.IP) {
+		out = append(out, c.GetName())
+	}
+	return out
+}

@@ -1,0 +1,49 @@
+package push
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+)
+
+// Metrics of the discovery service.
+type Metrics struct {
+	connections prometheus.Gauge
+	recomputes  prometheus.Counter
+	marshals    prometheus.Counter
+	pushes      *prometheus.CounterVec
+	pushed      *prometheus.CounterVec
+	refused     *prometheus.CounterVec
+	convergence prometheus.Histogram
+}
+
+// NewMetrics registers the metrics.
+func NewMetrics(r prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		connections: prometheus.NewGauge(prometheus.GaugeOpts{Name: "pilot_xds", Help: "Proxies connected."}),
+		recomputes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "bulwark_pilot_resource_recomputes_total", Help: "Resources made from the registry."}),
+		marshals: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "bulwark_pilot_resource_marshals_total", Help: "Resources marshalled; each is shared by all proxies that take it."}),
+		pushes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pilot_xds_pushes", Help: "Responses sent."}, []string{"type"}),
+		pushed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bulwark_pilot_resources_sent_total", Help: "Resources sent."}, []string{"type"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bulwark_pilot_proxies_refused_total", Help: "Streams refused."}, []string{"reason"}),
+		convergence: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "pilot_proxy_convergence_time",
+			Help: "Seconds from a change in the registry to its being sent to a proxy.", Buckets: []float64{.001, .005, .01, .05, .1, .5, 1, 3, 5, 10, 30}}),
+	}
+	r.MustRegister(m.connections, m.recomputes, m.marshals, m.pushes, m.pushed, m.refused, m.convergence)
+	return m
+}
+
+var shortNames = map[string]string{
+	deltaxds.ClusterType: "cds", deltaxds.EndpointType: "eds", deltaxds.ListenerType: "lds", deltaxds.RouteType: "rds",
+}
+
+func short(typeURL string) string {
+	if s, ok := shortNames[typeURL]; ok {
+		return s
+	}
+	return "other"
+}

@@ -1,0 +1,167 @@
+package push
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+// Limits of the discovery service.
+const (
+	podWait      = 10 * time.Second // for a pod that the informers have not shown yet
+	firstRequest = 15 * time.Second // for a client to say who it is
+)
+
+// Server is the aggregated discovery service.
+type Server struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+	store      *Store
+	identify   func(context.Context) (spiffe.ID, error) // the verified peer of a call
+	maxProxies int
+	log        *slog.Logger
+}
+
+// NewServer returns a server of the store. identify tells who a call's client is, by its certificate.
+func NewServer(store *Store, identify func(context.Context) (spiffe.ID, error), maxProxies int, log *slog.Logger) *Server {
+	return &Server{store: store, identify: identify, maxProxies: maxProxies, log: log}
+}
+
+// DeltaAggregatedResources serves one proxy.
+func (s *Server) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	id, err := s.identify(rpc.Context())
+	if err != nil {
+		s.store.metrics.refused.WithLabelValues("unauthenticated").Inc()
+		return status.Error(codes.Unauthenticated, err.Error())
+	}
+	first, err := firstOf(rpc)
+	if err != nil {
+		return err
+	}
+	node := first.GetNode().GetId()
+	pod, err := s.authorize(rpc.Context(), id, node)
+	if err != nil {
+		s.store.metrics.refused.WithLabelValues("unauthorized").Inc()
+		s.log.Warn("refused a proxy", "node", node, "identity", id.String(), "error", err)
+		return err
+	}
+	return s.serve(rpc, first, pod, id, node)
+}
+
+func (s *Server) serve(rpc deltaxds.RPC, first *discovery.DeltaDiscoveryRequest, pod *registry.Pod, id spiffe.ID, node string) error {
+	ctx, cancel := context.WithCancel(rpc.Context())
+	defer cancel()
+	c := &client{store: s.store, node: node, pod: pod.ID, namespace: pod.Namespace, identity: id, since: time.Now(), end: cancel}
+	c.stream = deltaxds.NewStream(c)
+	if !s.store.admit(c, pod, s.maxProxies) {
+		s.store.metrics.refused.WithLabelValues("full").Inc()
+		return status.Errorf(codes.ResourceExhausted, "%d proxies are connected", s.maxProxies)
+	}
+	defer s.store.remove(c)
+	s.log.Info("proxy connected", "node", node, "identity", id.String())
+	err := c.stream.Serve(&observed{rpc, ctx, c}, first)
+	s.log.Info("proxy left", "node", node, "error", err)
+	return err
+}
+
+// admit adds the client if there is room.
+func (s *Store) admit(c *client, pod *registry.Pod, limit int) bool {
+	s.mu.Lock()
+	full := len(s.clients) >= limit
+	s.mu.Unlock()
+	if full {
+		return false
+	}
+	s.add(c, pod)
+	return true
+}
+
+// firstOf waits for the request in which the client says who it is, and not for ever.
+func firstOf(rpc deltaxds.RPC) (*discovery.DeltaDiscoveryRequest, error) {
+	type result struct {
+		req *discovery.DeltaDiscoveryRequest
+		err error
+	}
+	got := make(chan result, 1)
+	go func() { // ends with the stream, which gRPC ends when the call returns
+		req, err := rpc.Recv()
+		got <- result{req, err}
+	}()
+	timer := time.NewTimer(firstRequest)
+	defer timer.Stop()
+	select {
+	case r := <-got:
+		if errors.Is(r.err, io.EOF) {
+			return nil, status.Error(codes.InvalidArgument, "the client asked for nothing")
+		}
+		return r.req, r.err
+	case <-timer.C:
+		return nil, status.Error(codes.DeadlineExceeded, "the client did not say who it is")
+	}
+}
+
+// authorize finds the pod that a node ID names, which must be the one whose identity the client has proved.
+func (s *Server) authorize(ctx context.Context, id spiffe.ID, node string) (*registry.Pod, error) {
+	ip, name, err := parseNode(node)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if id.TrustDomain != s.store.settings.TrustDomain {
+		return nil, status.Errorf(codes.PermissionDenied, "%s is of another trust domain", id)
+	}
+	ctx, cancel := context.WithTimeout(ctx, podWait)
+	defer cancel()
+	for {
+		pod, changed := s.store.podNow(name)
+		if pod != nil && pod.IP != "" {
+			switch {
+			case pod.Namespace != id.Namespace || pod.ServiceAccount != id.ServiceAccount:
+				return nil, status.Errorf(codes.PermissionDenied, "pod %s runs as %s, not as %s", name, pod.ServiceAccount, id)
+			case pod.IP != ip:
+				return nil, status.Errorf(codes.PermissionDenied, "pod %s has address %s, not %s", name, pod.IP, ip)
+			}
+			return pod, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, status.Errorf(codes.PermissionDenied, "no pod %s is known", name)
+		}
+	}
+}
+
+// podNow returns a pod and a channel that closes when pods change.
+func (s *Store) podNow(id string) (*registry.Pod, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.snap.Pod(id), s.arrived
+}
+
+// observed is a stream whose sending is measured and that the store can end.
+type observed struct {
+	deltaxds.RPC
+	ctx    context.Context
+	client *client
+}
+
+func (o *observed) Context() context.Context { return o.ctx }
+
+func (o *observed) Send(r *discovery.DeltaDiscoveryResponse) error {
+	m := o.client.store.metrics
+	m.pushes.WithLabelValues(short(r.GetTypeUrl())).Inc()
+	m.pushed.WithLabelValues(short(r.GetTypeUrl())).Add(float64(len(r.GetResources())))
+	err := o.RPC.Send(r)
+	if d, ok := o.client.sent(); ok {
+		m.convergence.Observe(d.Seconds())
+	}
+	return err
+}
