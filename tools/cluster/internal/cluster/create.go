@@ -60,6 +60,9 @@ func (c *Cluster) create(ctx context.Context, plan kube.Plan) error {
 	if err := addons.Apply(ctx, client); err != nil {
 		return err
 	}
+	if err := c.ensureVolumes(ctx, client); err != nil {
+		return err
+	}
 	if err := c.awaitReady(ctx, run, client); err != nil {
 		return err
 	}

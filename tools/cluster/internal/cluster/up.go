@@ -10,6 +10,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/kube"
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/kubeapi"
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/state"
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/volumes"
 )
 
 // DefaultNodes is enough to test what needs two.
@@ -97,6 +98,9 @@ func (c *Cluster) reuse(ctx context.Context, record state.Record, nodes int) (bo
 		c.log.Note("the cluster is not healthy (%v): starting over", err)
 		return false, ctx.Err()
 	}
+	if err := c.ensureVolumes(ctx, client); err != nil {
+		return false, err
+	}
 	path, err := c.writeKubeconfig(record, admin)
 	if err != nil {
 		return false, err
@@ -121,4 +125,10 @@ func nodeNames(record state.Record) []string {
 		names = append(names, node.Name)
 	}
 	return names
+}
+
+// ensureVolumes gives the first node its local volumes.
+func (c *Cluster) ensureVolumes(ctx context.Context, client *kubeapi.Client) error {
+	first := kube.Plan{Root: c.dir.Path}.NodeDir(kube.Node{Name: "node1"}, "bulwark")
+	return volumes.Ensure(ctx, client, "node1", first)
 }

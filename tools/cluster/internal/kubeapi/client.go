@@ -84,6 +84,12 @@ func (c *Client) Merge(ctx context.Context, path string, patch []byte) error {
 	return err
 }
 
+// Delete deletes the object at path.
+func (c *Client) Delete(ctx context.Context, path string) error {
+	_, err := c.do(ctx, http.MethodDelete, path, "", nil)
+	return err
+}
+
 func (c *Client) do(ctx context.Context, method, path, contentType string, body []byte) ([]byte, error) {
 	request, err := http.NewRequestWithContext(ctx, method, c.server+path, bytes.NewReader(body))
 	if err != nil {

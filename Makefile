@@ -1,0 +1,91 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make check`. See README.md.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+export GOFLAGS := -buildvcs=false
+export PATH := $(CURDIR)/bin:$(PATH)
+
+VERSION ?= dev
+COMMIT := $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X github.com/bulwark-mesh/bulwark/pkg/version.Version=$(VERSION) -X github.com/bulwark-mesh/bulwark/pkg/version.Commit=$(COMMIT)
+MODULES := pkg pilot citadel mixer agent meshctl manifests e2e tools
+BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+CLUSTER ?= local
+
+##@ Building
+.PHONY: build tools images generate
+build: generate ## build every binary into bin/
+	$(BUILD) -o bin/ ./pilot/cmd/pilot ./citadel/cmd/citadel ./mixer/cmd/mixer ./agent/cmd/agent ./meshctl/cmd/meshctl ./e2e/cmd/sample ./e2e/cmd/demo ./tools/cmd/images
+
+generate: manifests/generated/istio-crds.yaml ## take the CRDs from the Istio API's module
+
+manifests/generated/istio-crds.yaml: meshctl/go.mod
+	@mkdir -p $(@D)
+	@cd pkg && go mod download istio.io/api
+	cp "$$(cd pkg && go list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml" $@
+	@chmod 644 $@ && touch $@
+
+.PHONY: proto proto-check
+proto: ## generate Go code from the protobuf definitions
+	@command -v protoc >/dev/null || (apt-get update -qq && apt-get install -y -qq protobuf-compiler)
+	cd pkg && GOBIN=$(CURDIR)/bin go install google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	cd pkg && protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative api/telemetry/v1/telemetry.proto
+
+proto-check: proto ## fail when generated code is not what the definitions generate
+	git diff --exit-code -- pkg/api
+
+images: build ## build the images as OCI archives in bin/oci, without a container engine
+	bin/images build --version $(VERSION)
+
+##@ Cluster
+.PHONY: cluster cluster-down bin/cluster
+bin/cluster:
+	GOWORK=off go -C tools/cluster build -o ../../bin/cluster .
+
+cluster: bin/cluster ## start a real Kubernetes on this machine (or use the running one)
+	bin/cluster up
+
+cluster-down: bin/cluster ## stop it and remove everything that it made
+	bin/cluster down
+
+##@ Using
+.PHONY: demo demo-down
+ifeq ($(CLUSTER),external)
+demo: build ## prove the mesh on the cluster of KUBECONFIG, which can pull the images (see README.md)
+	bin/demo
+demo-down: build
+	bin/demo --down
+else
+demo: images cluster ## prove the mesh on a cluster of this machine
+	bin/cluster load bin/oci/*.tar
+	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/demo
+demo-down: cluster-down
+endif
+
+##@ Checking
+.PHONY: check fmt-check vet lint test e2e
+check: fmt-check vet lint proto-check test e2e ## everything that a change must pass
+	@echo "check: all passed"
+
+fmt-check:
+	@unformatted=$$(gofmt -l $(MODULES)); if [ -n "$$unformatted" ]; then echo "gofmt -w these:" >&2; echo "$$unformatted" >&2; exit 1; fi
+
+vet: generate
+	go vet $(addsuffix /...,$(addprefix ./,$(MODULES)))
+	GOWORK=off go -C tools/cluster vet ./...
+
+lint: generate ## staticcheck, pinned as a tool of tools/
+	go build -C tools -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+	bin/staticcheck $(addsuffix /...,$(addprefix ./,$(MODULES)))
+
+test: build ## unit, golden and integration tests with the race detector
+	BULWARK_ENVOY=$$(bin/images envoy-path) go test -race $(addsuffix /...,$(addprefix ./,$(filter-out e2e,$(MODULES)))) ./e2e/internal/...
+	GOWORK=off go -C tools/cluster test ./...
+
+e2e: images cluster ## the claims, on a real cluster with real proxies
+	bin/cluster load bin/oci/*.tar
+	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -count=1 -timeout 20m .
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
