@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/bundle"
@@ -39,6 +40,7 @@ func Run(ctx context.Context, s Settings) error {
 	if err != nil {
 		return err
 	}
+	klog.SetSlogLogger(log)
 	config, err := clientcmd.BuildConfigFromFlags("", s.Kubeconfig)
 	if err != nil {
 		return fmt.Errorf("configuration of the Kubernetes client: %w", err)
@@ -98,7 +100,7 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) error {
 	}
 	service := issue.NewService(authority,
 		&issue.Authorizer{Reviewer: issue.NewReviewer(k.issue.AuthenticationV1().TokenReviews(), clock.RealClock{}), Pods: k.issue.CoreV1()},
-		issue.Policy{TrustDomain: s.TrustDomain, TTL: s.WorkloadTTL, MaxTTL: s.MaxWorkloadTTL, DNSNames: dns}, registry, log)
+		issue.Policy{TrustDomain: s.TrustDomain, TTL: s.WorkloadTTL, MaxTTL: max(s.WorkloadTTL, s.MaxWorkloadTTL), DNSNames: dns}, registry, log)
 	self, err := newSelf(service, s.TrustDomain, log)
 	if err != nil {
 		return err

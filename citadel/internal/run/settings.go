@@ -19,7 +19,7 @@ type Settings struct {
 	TrustDomain      string            `mapstructure:"trustDomain" usage:"SPIFFE trust domain of the mesh; it is in every identity, so it cannot change later"`
 	RootTTL          time.Duration     `mapstructure:"rootTTL" usage:"lifetime of the self-signed root, when one is made"`
 	WorkloadTTL      time.Duration     `mapstructure:"workloadTTL" usage:"lifetime of certificates, when the caller asks for none"`
-	MaxWorkloadTTL   time.Duration     `mapstructure:"maxWorkloadTTL" usage:"the longest lifetime a caller gets"`
+	MaxWorkloadTTL   time.Duration     `mapstructure:"maxWorkloadTTL" usage:"the longest lifetime a caller gets; 0 is workloadTTL"`
 	SecretTTL        time.Duration     `mapstructure:"secretTTL" usage:"lifetime of certificates in workload Secrets"`
 	RotationFraction float64           `mapstructure:"rotationFraction" usage:"part of its life after which a certificate in a Secret is renewed (jittered by a tenth)"`
 	DNSNames         map[string]string `mapstructure:"dnsNames" usage:"DNS names in the certificate of a control plane's service account: account=name,name"`
@@ -36,7 +36,7 @@ type Settings struct {
 func Defaults() Settings {
 	return Settings{
 		TrustDomain: mesh.DefaultTrustDomain, RootTTL: 10 * 365 * 24 * time.Hour,
-		WorkloadTTL: 24 * time.Hour, MaxWorkloadTTL: 24 * time.Hour, SecretTTL: 24 * time.Hour, RotationFraction: 0.5,
+		WorkloadTTL: 24 * time.Hour, SecretTTL: 24 * time.Hour, RotationFraction: 0.5,
 		DNSNames: map[string]string{mesh.PilotAccount: mesh.ServiceHost(mesh.PilotAccount)}, Secrets: true, KubeQPS: 300, LogLevel: "info",
 		CSRAddress: fmt.Sprintf(":%d", mesh.CSRPort), HealthAddress: fmt.Sprintf(":%d", mesh.MonitoringPort), OperatorAddress: fmt.Sprintf(":%d", mesh.OperatorPort),
 	}
@@ -51,12 +51,12 @@ func (s Settings) Validate() error {
 	if _, err := spiffeid.TrustDomainFromString(s.TrustDomain); err != nil {
 		errs = append(errs, fmt.Errorf("trustDomain %q: %w", s.TrustDomain, err))
 	}
-	for name, ttl := range map[string]time.Duration{"workloadTTL": s.WorkloadTTL, "maxWorkloadTTL": s.MaxWorkloadTTL, "secretTTL": s.SecretTTL, "rootTTL": s.RootTTL} {
+	for name, ttl := range map[string]time.Duration{"workloadTTL": s.WorkloadTTL, "secretTTL": s.SecretTTL, "rootTTL": s.RootTTL} {
 		if ttl < minTTL {
 			errs = append(errs, fmt.Errorf("%s %s is shorter than %s", name, ttl, minTTL))
 		}
 	}
-	if s.MaxWorkloadTTL < s.WorkloadTTL {
+	if s.MaxWorkloadTTL != 0 && s.MaxWorkloadTTL < s.WorkloadTTL {
 		errs = append(errs, fmt.Errorf("maxWorkloadTTL %s is shorter than workloadTTL %s", s.MaxWorkloadTTL, s.WorkloadTTL))
 	}
 	if s.RootTTL < s.WorkloadTTL || s.RootTTL < s.SecretTTL {

@@ -1,0 +1,20 @@
+// Command agent runs on each node and holds the identities of its pods. `agent redirect` sends a pod's traffic through
+// its proxy.
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/bulwark-mesh/bulwark/agent/internal/redirect"
+	"github.com/bulwark-mesh/bulwark/agent/internal/run"
+	"github.com/bulwark-mesh/bulwark/pkg/config"
+)
+
+func main() {
+	cmd := config.Command("agent", "Node agent of the mesh", run.Defaults(), run.Run)
+	cmd.AddCommand(config.Command("redirect", "Send the traffic of this network namespace through the proxy", redirect.Settings{}, redirect.Run))
+	if cmd.ExecuteContext(context.Background()) != nil {
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,83 @@
+// Package als receives the access log that a pod's Envoy writes of audited decisions and turns its entries into events.
+package als
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+
+	alsservice "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
+	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
+)
+
+// Sink keeps events.
+type Sink interface {
+	Append(*telemetryv1.Event) bool
+}
+
+type server struct {
+	alsservice.UnimplementedAccessLogServiceServer
+	observer *telemetryv1.Workload
+	sink     Sink
+	received prometheus.Counter
+	dropped  prometheus.Counter
+	log      *slog.Logger
+}
+
+// Attach adds the access log service to a pod's socket. Who an event's observer is comes from the socket, not from what
+// the proxy says of itself.
+func Attach(sink Sink, node string, reg prometheus.Registerer, log *slog.Logger) func(*identity.Identity, grpc.ServiceRegistrar) func(context.Context) {
+	received := prometheus.NewCounter(prometheus.CounterOpts{Name: "bulwark_agent_audit_events_total", Help: "Audit events received from proxies."})
+	dropped := prometheus.NewCounter(prometheus.CounterOpts{Name: "bulwark_agent_audit_events_dropped_total", Help: "Audit events that could not be spooled."})
+	reg.MustRegister(received, dropped)
+	return func(p *identity.Identity, s grpc.ServiceRegistrar) func(context.Context) {
+		alsservice.RegisterAccessLogServiceServer(s, &server{observer: Observer(p, node), sink: sink, received: received, dropped: dropped, log: log})
+		return nil
+	}
+}
+
+// Observer is a pod as Mixer is told of it.
+func Observer(p *identity.Identity, node string) *telemetryv1.Workload {
+	return &telemetryv1.Workload{
+		Node: node, Namespace: p.Facts.Namespace, Pod: p.Facts.Pod, PodUid: p.Facts.UID,
+		ServiceAccount: p.Facts.ServiceAccount, Identity: p.ID.String(),
+	}
+}
+
+// StreamAccessLogs implements AccessLogService.
+func (s *server) StreamAccessLogs(rpc alsservice.AccessLogService_StreamAccessLogsServer) error {
+	for {
+		msg, err := rpc.Recv()
+		if errors.Is(err, io.EOF) {
+			return rpc.SendAndClose(&alsservice.StreamAccessLogsResponse{})
+		}
+		if err != nil {
+			return err
+		}
+		for _, entry := range msg.GetHttpLogs().GetLogEntry() {
+			s.keep(httpEvent(entry))
+		}
+		for _, entry := range msg.GetTcpLogs().GetLogEntry() {
+			s.keep(tcpEvent(entry))
+		}
+	}
+}
+
+func (s *server) keep(e *telemetryv1.Event) {
+	e.Observer = s.observer
+	// The identity on this side of the connection is the pod's, whatever the entry says.
+	if e.Reporter == telemetryv1.Reporter_REPORTER_DESTINATION {
+		e.DestinationIdentity = s.observer.GetIdentity()
+	} else {
+		e.SourceIdentity = s.observer.GetIdentity()
+	}
+	s.received.Inc()
+	if !s.sink.Append(e) {
+		s.dropped.Inc()
+	}
+}

@@ -1,0 +1,201 @@
+// Package csi is the CSI driver csi.bulwark.dev. Its volumes are ephemeral, inline, and hold one socket: kubelet hands
+// over the pod's facts and bound token with each, and nothing is mounted: the socket is made in the very directory that
+// kubelet asks for, so the driver needs no right to mount.
+package csi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	csiapi "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
+	"github.com/bulwark-mesh/bulwark/agent/internal/pods"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/mtls"
+	"github.com/bulwark-mesh/bulwark/pkg/version"
+)
+
+// Pods is what volumes are made for.
+type Pods interface {
+	Publish(v pods.Volume, token string, expires time.Time) error
+	Unpublish(volumeID, target string) error
+}
+
+// Driver serves CSI's identity and node services.
+type Driver struct {
+	csiapi.UnimplementedIdentityServer
+	csiapi.UnimplementedNodeServer
+	pods       Pods
+	node       string
+	podsDir    string // kubelet's directory of pods
+	log        *slog.Logger
+	registered atomic.Bool
+}
+
+// New returns the driver for a node whose kubelet keeps its pods in podsDir.
+func New(p Pods, node, podsDir string, log *slog.Logger) *Driver {
+	return &Driver{pods: p, node: node, podsDir: podsDir, log: log}
+}
+
+// Serve answers kubelet on the socket until ctx ends.
+func (d *Driver) Serve(ctx context.Context, socket string) error {
+	return serveUnix(ctx, socket, func(s *grpc.Server) {
+		csiapi.RegisterIdentityServer(s, d)
+		csiapi.RegisterNodeServer(s, d)
+	})
+}
+
+func serveUnix(ctx context.Context, socket string, register func(*grpc.Server)) error {
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("socket %s: %w", socket, err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", socket)
+	if err != nil {
+		return fmt.Errorf("socket %s: %w", socket, err)
+	}
+	if err := os.Chmod(socket, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("socket %s: %w", socket, err), l.Close())
+	}
+	server := grpc.NewServer(append(mtls.BoundedOptions(mtls.Limits{}), grpc.WaitForHandlers(true))...)
+	register(server)
+	stop := context.AfterFunc(ctx, server.Stop)
+	defer stop()
+	if err := server.Serve(l); err != nil {
+		return fmt.Errorf("socket %s: %w", socket, err)
+	}
+	return nil
+}
+
+// GetPluginInfo implements csi.IdentityServer.
+func (d *Driver) GetPluginInfo(context.Context, *csiapi.GetPluginInfoRequest) (*csiapi.GetPluginInfoResponse, error) {
+	return &csiapi.GetPluginInfoResponse{Name: mesh.CSIDriver, VendorVersion: version.Version}, nil
+}
+
+// GetPluginCapabilities implements csi.IdentityServer.
+func (d *Driver) GetPluginCapabilities(context.Context, *csiapi.GetPluginCapabilitiesRequest) (*csiapi.GetPluginCapabilitiesResponse, error) {
+	return &csiapi.GetPluginCapabilitiesResponse{}, nil
+}
+
+// Probe implements csi.IdentityServer.
+func (d *Driver) Probe(context.Context, *csiapi.ProbeRequest) (*csiapi.ProbeResponse, error) {
+	return &csiapi.ProbeResponse{Ready: wrapperspb.Bool(true)}, nil
+}
+
+// NodeGetInfo implements csi.NodeServer.
+func (d *Driver) NodeGetInfo(context.Context, *csiapi.NodeGetInfoRequest) (*csiapi.NodeGetInfoResponse, error) {
+	return &csiapi.NodeGetInfoResponse{NodeId: d.node}, nil
+}
+
+// NodeGetCapabilities implements csi.NodeServer.
+func (d *Driver) NodeGetCapabilities(context.Context, *csiapi.NodeGetCapabilitiesRequest) (*csiapi.NodeGetCapabilitiesResponse, error) {
+	return &csiapi.NodeGetCapabilitiesResponse{}, nil
+}
+
+// NodePublishVolume implements csi.NodeServer. Kubelet calls it again every minute or so (requiresRepublish), with the
+// pod's token as it is then.
+func (d *Driver) NodePublishVolume(_ context.Context, r *csiapi.NodePublishVolumeRequest) (*csiapi.NodePublishVolumeResponse, error) {
+	v, err := d.volume(r)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	token, expires, err := tokenOf(r)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if err := d.pods.Publish(v, token, expires); err != nil {
+		d.log.Error("publishing a volume", "pod", v.Facts.Namespace+"/"+v.Facts.Pod, "error", err)
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &csiapi.NodePublishVolumeResponse{}, nil
+}
+
+// NodeUnpublishVolume implements csi.NodeServer.
+func (d *Driver) NodeUnpublishVolume(_ context.Context, r *csiapi.NodeUnpublishVolumeRequest) (*csiapi.NodeUnpublishVolumeResponse, error) {
+	if !volumeID.MatchString(r.GetVolumeId()) || !d.inside(r.GetTargetPath(), "") {
+		return nil, status.Error(codes.InvalidArgument, "volume ID or target path is not one of kubelet's")
+	}
+	if err := d.pods.Unpublish(r.GetVolumeId(), r.GetTargetPath()); err != nil {
+		d.log.Error("removing a volume", "volume", r.GetVolumeId(), "error", err)
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &csiapi.NodeUnpublishVolumeResponse{}, nil
+}
+
+// volumeID is how kubelet names inline volumes; it becomes a file name.
+var volumeID = regexp.MustCompile(`^csi-[0-9a-f]{64}$`)
+
+// volume reads who the volume is for. Kubelet overwrites what a pod's author put into these keys.
+func (d *Driver) volume(r *csiapi.NodePublishVolumeRequest) (pods.Volume, error) {
+	attr := r.GetVolumeContext()
+	const prefix = "csi.storage.k8s.io/"
+	v := pods.Volume{
+		ID: r.GetVolumeId(), Target: filepath.Clean(r.GetTargetPath()), Any: attr["access"] == "any",
+		Facts: identity.Facts{
+			Namespace: attr[prefix+"pod.namespace"], Pod: attr[prefix+"pod.name"], UID: attr[prefix+"pod.uid"], ServiceAccount: attr[prefix+"serviceAccount.name"],
+		},
+	}
+	switch f := v.Facts; {
+	case !volumeID.MatchString(v.ID):
+		return v, fmt.Errorf("volume ID %q is not one of kubelet's", v.ID)
+	case attr[prefix+"ephemeral"] != "true":
+		return v, errors.New("only inline volumes are supported")
+	case !r.GetReadonly():
+		return v, errors.New("the volume must be readOnly: true")
+	case attr["access"] != "" && attr["access"] != "any" && attr["access"] != "proxy":
+		return v, fmt.Errorf("volume attribute access is %q; use proxy or any", attr["access"])
+	case f.Namespace == "" || f.Pod == "" || f.UID == "" || f.ServiceAccount == "":
+		return v, errors.New("kubelet did not say which pod it is for (the CSIDriver needs podInfoOnMount: true)")
+	case !d.inside(v.Target, f.UID):
+		return v, fmt.Errorf("target path %s is not in the pod's directory", v.Target)
+	}
+	return v, nil
+}
+
+// inside says whether target is a CSI volume's directory below kubelet's directory of the pod, of any pod if uid is empty.
+func (d *Driver) inside(target, uid string) bool {
+	rest, ok := strings.CutPrefix(target, d.podsDir+"/")
+	if !ok || filepath.Clean(target) != target {
+		return false
+	}
+	parts := strings.Split(rest, "/")
+	return len(parts) == 5 && (uid == "" || parts[0] == uid) && parts[1] == "volumes" && parts[2] == "kubernetes.io~csi" && parts[4] == "mount"
+}
+
+// tokenOf returns the pod's bound token for Citadel, which kubelet hands over as a secret or in the volume's context.
+func tokenOf(r *csiapi.NodePublishVolumeRequest) (string, time.Time, error) {
+	const key = "csi.storage.k8s.io/serviceAccount.tokens"
+	raw := r.GetSecrets()[key]
+	if raw == "" {
+		raw = r.GetVolumeContext()[key]
+	}
+	if raw == "" {
+		return "", time.Time{}, fmt.Errorf("kubelet handed over no token (the CSIDriver needs tokenRequests with the audience %s)", mesh.CitadelAudience)
+	}
+	var tokens map[string]struct {
+		Token   string    `json:"token"`
+		Expires time.Time `json:"expirationTimestamp"`
+	}
+	if err := json.Unmarshal([]byte(raw), &tokens); err != nil {
+		return "", time.Time{}, errors.New("the tokens that kubelet handed over are no JSON") // the error would quote them
+	}
+	t := tokens[mesh.CitadelAudience]
+	if t.Token == "" {
+		return "", time.Time{}, fmt.Errorf("kubelet handed over no token for the audience %s", mesh.CitadelAudience)
+	}
+	return t.Token, t.Expires, nil
+}

@@ -1,0 +1,147 @@
+// Package metrics takes the counters that the node's proxies push, shows them under the names that Istio's tools expect,
+// and reports them to Mixer.
+package metrics
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	metricsservice "github.com/envoyproxy/go-control-plane/envoy/service/metrics/v3"
+	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
+)
+
+// maxSeries bounds what one proxy can make the agent hold.
+const maxSeries = 5000
+
+// Sink holds the latest values of every proxy of the node. It implements prometheus.Gatherer.
+type Sink struct {
+	mu      sync.Mutex
+	proxies map[string]*proxy // by pod UID
+}
+
+type proxy struct {
+	pod      *identity.Identity
+	families map[string]*dto.MetricFamily
+	series   int
+	dropped  int // series of the last push that were too many
+}
+
+// New returns an empty sink.
+func New() *Sink { return &Sink{proxies: map[string]*proxy{}} }
+
+// Attach adds the metrics service to a pod's socket; what the pod counted is forgotten with it.
+func (s *Sink) Attach(p *identity.Identity, r grpc.ServiceRegistrar) func(context.Context) {
+	s.mu.Lock()
+	s.proxies[p.Facts.UID] = &proxy{pod: p, families: map[string]*dto.MetricFamily{}}
+	s.mu.Unlock()
+	metricsservice.RegisterMetricsServiceServer(r, &service{sink: s, uid: p.Facts.UID})
+	return func(ctx context.Context) {
+		<-ctx.Done()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.proxies, p.Facts.UID)
+	}
+}
+
+type service struct {
+	metricsservice.UnimplementedMetricsServiceServer
+	sink *Sink
+	uid  string
+}
+
+// StreamMetrics implements MetricsService.
+func (s *service) StreamMetrics(rpc metricsservice.MetricsService_StreamMetricsServer) error {
+	for {
+		msg, err := rpc.Recv()
+		if errors.Is(err, io.EOF) {
+			return rpc.SendAndClose(&metricsservice.StreamMetricsResponse{})
+		}
+		if err != nil {
+			return err
+		}
+		s.sink.take(s.uid, msg.GetEnvoyMetrics())
+	}
+}
+
+// take replaces the families that a proxy pushed. Only Istio's standard metrics are kept: the proxy's own are scraped
+// from the proxy.
+func (s *Sink) take(uid string, families []*dto.MetricFamily) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.proxies[uid]
+	if p == nil {
+		return
+	}
+	p.dropped = 0
+	for _, f := range families {
+		rest, ok := strings.CutPrefix(f.GetName(), "istio.")
+		if !ok {
+			continue
+		}
+		name := "istio_" + strings.ReplaceAll(rest, ".", "_")
+		if old := p.families[name]; old != nil {
+			p.series -= len(old.GetMetric())
+			delete(p.families, name)
+		}
+		series := f.GetMetric()
+		if room := max(0, maxSeries-p.series); len(series) > room {
+			p.dropped += len(series) - room
+			series = series[:room]
+		}
+		for _, m := range series {
+			m.TimestampMs = nil // the scrape's time is the sample's
+		}
+		p.families[name] = &dto.MetricFamily{Name: proto.String(name), Help: proto.String("Counted by the mesh's proxies."), Type: f.Type, Metric: series}
+		p.series += len(series)
+	}
+}
+
+// Gather implements prometheus.Gatherer: every proxy's series, told apart by the labels namespace and pod.
+func (s *Sink) Gather() ([]*dto.MetricFamily, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := map[string]*dto.MetricFamily{}
+	for _, p := range s.proxies {
+		for name, f := range p.families {
+			out := all[name]
+			if out == nil {
+				out = &dto.MetricFamily{Name: f.Name, Help: f.Help, Type: f.Type}
+				all[name] = out
+			}
+			if out.GetType() != f.GetType() {
+				continue // two versions of the proxy disagree; the first one counts
+			}
+			for _, m := range f.GetMetric() {
+				out.Metric = append(out.Metric, withPod(m, p.pod.Facts))
+			}
+		}
+	}
+	out := make([]*dto.MetricFamily, 0, len(all))
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		out = append(out, all[name])
+	}
+	return out, nil
+}
+
+// withPod returns the metric with the labels that tell its proxy, sorted by name. Nothing the proxy sent stands in
+// their place.
+func withPod(m *dto.Metric, f identity.Facts) *dto.Metric {
+	labels := make([]*dto.LabelPair, 0, len(m.GetLabel())+2)
+	for _, l := range m.GetLabel() {
+		if l.GetName() != "pod" && l.GetName() != "namespace" {
+			labels = append(labels, &dto.LabelPair{Name: l.Name, Value: proto.String(strings.ToValidUTF8(l.GetValue(), "\uFFFD"))})
+		}
+	}
+	labels = append(labels, &dto.LabelPair{Name: proto.String("namespace"), Value: proto.String(f.Namespace)}, &dto.LabelPair{Name: proto.String("pod"), Value: proto.String(f.Pod)})
+	slices.SortFunc(labels, func(a, b *dto.LabelPair) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return &dto.Metric{Label: labels, Counter: m.Counter, Gauge: m.Gauge, Histogram: m.Histogram, Summary: m.Summary, Untyped: m.Untyped}
+}

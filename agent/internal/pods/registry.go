@@ -1,0 +1,212 @@
+// Package pods holds the pods of this node that have a socket: which pod a socket belongs to is who its callers are.
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
+	"github.com/bulwark-mesh/bulwark/pkg/mtls"
+)
+
+// Attach adds a service to the socket of a pod. The function it returns, which may be nil, runs as long as the pod has
+// a socket.
+type Attach func(p *identity.Identity, s grpc.ServiceRegistrar) func(context.Context)
+
+// Registry is all pods of the node. Close it at the end.
+type Registry struct {
+	issuer   *identity.Issuer
+	services []Attach
+	store    *store
+	log      *slog.Logger
+	ctx      context.Context // of everything that runs for a pod; ends with Close
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+
+	mu   sync.Mutex
+	pods map[string]*pod // by UID
+	vols map[string]Volume
+}
+
+// Volume is one CSI volume: the directory in which a pod finds its socket.
+type Volume struct {
+	ID     string         `json:"id"`
+	Target string         `json:"target"`
+	Any    bool           `json:"any,omitempty"` // every uid may connect, not only the proxy's
+	Facts  identity.Facts `json:"facts"`
+}
+
+type pod struct {
+	identity *identity.Identity
+	server   *grpc.Server
+	cancel   context.CancelFunc
+	done     chan struct{}
+	sockets  map[string]*socket // by volume ID
+}
+
+// New returns a registry that remembers its volumes in a directory.
+func New(dir string, issuer *identity.Issuer, log *slog.Logger, services ...Attach) (*Registry, error) {
+	s, err := newStore(dir)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Registry{issuer: issuer, services: services, store: s, log: log, ctx: ctx, cancel: cancel, pods: map[string]*pod{}, vols: map[string]Volume{}}, nil
+}
+
+// Restore makes the sockets again that an earlier agent had made, in the same directories, so that pods which have them
+// mounted go on. Their SVIDs come when kubelet hands over their tokens.
+func (r *Registry) Restore() error {
+	volumes, err := r.store.load()
+	for _, v := range volumes {
+		if !exists(v.Target) {
+			_ = r.store.remove(v.ID) // the pod went while no agent was there
+			continue
+		}
+		if e := r.Publish(v, "", time.Time{}); e != nil {
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+// Publish gives a pod its socket, or renews its token. It does not wait for Citadel.
+func (r *Registry) Publish(v Volume, token string, expires time.Time) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ctx.Err() != nil {
+		return errors.New("the agent is stopping")
+	}
+	if known, ok := r.vols[v.ID]; ok && known != v {
+		return fmt.Errorf("volume %s belongs to another pod or directory", v.ID)
+	}
+	p := r.pods[v.Facts.UID]
+	if p != nil && p.identity.Facts != v.Facts {
+		return fmt.Errorf("pod UID %s is known under another name", v.Facts.UID)
+	}
+	if p == nil {
+		var err error
+		if p, err = r.start(v.Facts, token, expires); err != nil {
+			return err
+		}
+		r.pods[v.Facts.UID] = p
+	} else if token != "" {
+		p.identity.SetToken(token, expires)
+	}
+	if s := p.sockets[v.ID]; s != nil && s.intact() {
+		return nil
+	}
+	if err := r.open(p, v); err != nil {
+		r.dropIfUnused(p)
+		return err
+	}
+	r.vols[v.ID] = v
+	return r.store.save(v)
+}
+
+// open puts a socket into the volume's directory and serves it.
+func (r *Registry) open(p *pod, v Volume) error {
+	s, err := listen(v)
+	if err != nil {
+		return err
+	}
+	if old := p.sockets[v.ID]; old != nil {
+		old.close()
+	}
+	p.sockets[v.ID] = s
+	r.wg.Go(func() {
+		if err := p.server.Serve(s.listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) && !s.closed() {
+			r.log.Error("serving a pod's socket", "pod", v.Facts.Namespace+"/"+v.Facts.Pod, "error", err)
+		}
+	})
+	return nil
+}
+
+// start makes the server of a pod and what runs for it.
+func (r *Registry) start(f identity.Facts, token string, expires time.Time) (*pod, error) {
+	id, err := r.issuer.New(f)
+	if err != nil {
+		return nil, err
+	}
+	if token != "" {
+		id.SetToken(token, expires)
+	}
+	ctx, cancel := context.WithCancel(r.ctx)
+	p := &pod{identity: id, cancel: cancel, done: make(chan struct{}), sockets: map[string]*socket{}}
+	p.server = grpc.NewServer(append(mtls.BoundedOptions(mtls.Limits{}), grpc.WaitForHandlers(true))...)
+	var running sync.WaitGroup
+	running.Go(func() { id.Run(ctx) })
+	for _, attach := range r.services {
+		if run := attach(id, p.server); run != nil {
+			running.Go(func() { run(ctx) })
+		}
+	}
+	r.wg.Go(func() {
+		running.Wait()
+		close(p.done)
+	})
+	return p, nil
+}
+
+// Unpublish removes a volume's socket, and forgets the pod with its last. It is no error if there is none.
+func (r *Registry) Unpublish(volumeID, target string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if v, ok := r.vols[volumeID]; ok {
+		if p := r.pods[v.Facts.UID]; p != nil {
+			if s := p.sockets[volumeID]; s != nil {
+				s.close()
+				delete(p.sockets, volumeID)
+			}
+			r.dropIfUnused(p)
+		}
+		delete(r.vols, volumeID)
+	}
+	return errors.Join(clean(target), r.store.remove(volumeID))
+}
+
+func (r *Registry) dropIfUnused(p *pod) {
+	if len(p.sockets) > 0 {
+		return
+	}
+	delete(r.pods, p.identity.Facts.UID)
+	p.stop()
+}
+
+func (p *pod) stop() {
+	p.cancel()
+	p.server.Stop() // its streams never end by themselves
+	<-p.done
+}
+
+// Pods returns the pods that have a socket.
+func (r *Registry) Pods() []*identity.Identity {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]*identity.Identity, 0, len(r.pods))
+	for _, p := range r.pods {
+		out = append(out, p.identity)
+	}
+	return out
+}
+
+// Close stops serving. The sockets stay where they are, for the next agent to take over.
+func (r *Registry) Close() {
+	r.mu.Lock()
+	r.cancel()
+	for uid, p := range r.pods {
+		for _, s := range p.sockets {
+			s.close()
+		}
+		p.stop()
+		delete(r.pods, uid)
+	}
+	r.mu.Unlock()
+	r.wg.Wait()
+}

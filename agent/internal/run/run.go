@@ -1,0 +1,190 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/clock"
+
+	"github.com/bulwark-mesh/bulwark/agent/internal/als"
+	"github.com/bulwark-mesh/bulwark/agent/internal/csi"
+	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
+	"github.com/bulwark-mesh/bulwark/agent/internal/metrics"
+	"github.com/bulwark-mesh/bulwark/agent/internal/pods"
+	"github.com/bulwark-mesh/bulwark/agent/internal/relay"
+	"github.com/bulwark-mesh/bulwark/agent/internal/sds"
+	"github.com/bulwark-mesh/bulwark/agent/internal/spool"
+	"github.com/bulwark-mesh/bulwark/agent/internal/workloadapi"
+	"github.com/bulwark-mesh/bulwark/pkg/health"
+	"github.com/bulwark-mesh/bulwark/pkg/logging"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/mtls"
+	"github.com/bulwark-mesh/bulwark/pkg/operatorapi"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+	"github.com/bulwark-mesh/bulwark/pkg/svid"
+)
+
+// Run runs the agent until ctx ends.
+func Run(ctx context.Context, s Settings) (err error) {
+	log, err := logging.New(os.Stderr, "agent", s.LogLevel)
+	if err != nil {
+		return err
+	}
+	klog.SetSlogLogger(log)
+	config, err := clientcmd.BuildConfigFromFlags("", s.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("configuration of the Kubernetes client: %w", err)
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return fmt.Errorf("Kubernetes client: %w", err)
+	}
+	source, err := svid.NewSource(svid.Options{TrustDomain: s.TrustDomain, Client: client, Citadel: s.Citadel, TokenFile: s.TokenFile, Log: log})
+	if err != nil {
+		return err
+	}
+	requester, err := svid.NewRequester(s.Citadel, s.TrustDomain, source.Bundle)
+	if err != nil {
+		return err
+	}
+	defer requester.Close()
+	mixer, err := dialMixer(s, source)
+	if err != nil {
+		return err
+	}
+	defer mixer.Close()
+	events, err := spool.Open(filepath.Join(s.StateDir, "spool"), int64(s.SpoolBytes), s.NodeName, time.Now)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, events.Close()) }()
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	counters := metrics.New()
+	issuer := &identity.Issuer{Requester: requester, TrustDomain: s.TrustDomain, TokenFile: s.TokenFile, TTL: s.WorkloadTTL, Clock: clock.RealClock{}, Log: log}
+	node, err := pods.New(filepath.Join(s.StateDir, "pods"), issuer, log,
+		sds.Attach(source.Bundle, log),
+		relay.Attach(relay.Config{Pilot: s.Pilot, TrustDomain: s.TrustDomain, Bundle: source.Bundle, Clock: clock.RealClock{}, Log: log}),
+		workloadapi.Attach(source.Bundle),
+		als.Attach(events, s.NodeName, registry, log),
+		counters.Attach)
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	if err := node.Restore(); err != nil {
+		log.Error("sockets of earlier pods", "error", err) // the others work; kubelet will ask for these again
+	}
+	observe(registry, events, node)
+
+	driver := csi.New(node, s.NodeName, s.PodsDir, log)
+	monitor := health.New(prometheus.Gatherers{registry, counters})
+	monitor.AddReady("CSI driver", driver.Registered)
+	monitor.AddReady("identity", func() error {
+		if st := source.Status(); st.State == svid.Pending || st.State == svid.Expired {
+			return fmt.Errorf("the agent's own SVID is %s: %w", st.State, errors.Join(st.LastError))
+		}
+		return nil
+	})
+	operator := operatorapi.New(client.AuthenticationV1().TokenReviews(), log)
+	operator.HandleJSON("GET /v1/workloads", func(*http.Request) (any, error) { return workloads(node.Pods()), nil })
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return source.Run(ctx) })
+	group.Go(func() error { return driver.Serve(ctx, s.CSISocket) })
+	group.Go(func() error { return driver.ServeRegistration(ctx, s.RegistrationSocket, s.CSIEndpoint) })
+	group.Go(func() error { return monitor.Serve(ctx, s.HealthAddress) })
+	group.Go(func() error { return operator.Serve(ctx, s.OperatorAddress, mtls.ServerWithoutClientCert(source)) })
+	group.Go(func() error { (&spool.Sender{Spool: events, Conn: mixer, Log: log}).Run(ctx); return nil })
+	group.Go(func() error {
+		(&metrics.Reporter{Sink: counters, Pods: node.Pods, Node: s.NodeName, Conn: mixer, Log: log}).Run(ctx)
+		return nil
+	})
+	return group.Wait()
+}
+
+func dialMixer(s Settings, source *svid.Source) (*grpc.ClientConn, error) {
+	id, err := spiffe.New(s.TrustDomain, mesh.Namespace, mesh.MixerAccount)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient(s.Mixer, mtls.DialOptions(mtls.Client(source, source, mtls.OneOf(id)))...)
+	if err != nil {
+		return nil, fmt.Errorf("Mixer's address %q: %w", s.Mixer, err)
+	}
+	return conn, nil
+}
+
+// observe makes the state of the spool and of the pods' identities metrics.
+func observe(reg prometheus.Registerer, events *spool.Spool, node *pods.Registry) {
+	gauge := func(name, help string, value func() float64) {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	gauge("bulwark_agent_spool_bytes", "Size of the audit spool.", func() float64 { return float64(events.Stats().Bytes) })
+	gauge("bulwark_agent_spool_unacknowledged_events", "Audit events that Mixer does not have yet.", func() float64 { return float64(events.Stats().Unacked) })
+	reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "bulwark_agent_spool_lost_events_total", Help: "Audit events lost because the spool was full or the disk failed."},
+		func() float64 { return float64(events.Stats().Lost) }))
+	for _, state := range []svid.State{svid.Pending, svid.Valid, svid.Due, svid.Expired} {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "bulwark_agent_workloads", Help: "Pods with a socket, by the state of their identity.", ConstLabels: prometheus.Labels{"state": string(state)},
+		}, func() float64 {
+			n := 0
+			for _, p := range node.Pods() {
+				if p.Status().State == state {
+					n++
+				}
+			}
+			return float64(n)
+		}))
+	}
+}
+
+// workload is what the operator sees of a pod: never a key or token.
+type workload struct {
+	Namespace      string     `json:"namespace"`
+	Pod            string     `json:"pod"`
+	UID            string     `json:"uid"`
+	ServiceAccount string     `json:"serviceAccount"`
+	Identity       string     `json:"identity"`
+	State          svid.State `json:"state"`
+	Serial         string     `json:"serial,omitempty"`
+	Issuer         string     `json:"issuer,omitempty"`
+	NotBefore      *time.Time `json:"notBefore,omitempty"`
+	NotAfter       *time.Time `json:"notAfter,omitempty"`
+	LastError      string     `json:"lastError,omitempty"`
+}
+
+func workloads(all []*identity.Identity) []workload {
+	out := make([]workload, 0, len(all))
+	for _, p := range all {
+		st := p.Status()
+		w := workload{Namespace: p.Facts.Namespace, Pod: p.Facts.Pod, UID: p.Facts.UID, ServiceAccount: p.Facts.ServiceAccount, Identity: p.ID.String(), State: st.State}
+		if st.SVID != nil {
+			leaf := st.SVID.Certificates[0]
+			w.Serial, w.Issuer, w.NotBefore, w.NotAfter = leaf.SerialNumber.Text(16), leaf.Issuer.String(), &leaf.NotBefore, &leaf.NotAfter
+		}
+		if st.LastError != nil {
+			w.LastError = st.LastError.Error()
+		}
+		out = append(out, w)
+	}
+	slices.SortFunc(out, func(a, b workload) int {
+		return strings.Compare(a.Namespace+"/"+a.Pod, b.Namespace+"/"+b.Pod)
+	})
+	return out
+}
