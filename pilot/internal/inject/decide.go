@@ -1,0 +1,50 @@
+// Package inject gives pods their proxy: what is added to a pod that joins the mesh, and which pods do.
+package inject
+
+import (
+	core "k8s.io/api/core/v1"
+
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// skipReason says why a pod is left as it is; empty means that it gets a proxy. The pod's own label overrides its
+// namespace's.
+func skipReason(pod *core.Pod, namespace string, namespaceLabels map[string]string) string {
+	switch {
+	case namespace == "kube-system" || namespace == "kube-public" || namespace == "kube-node-lease" || namespace == mesh.Namespace:
+		return "namespace of the cluster or of the control plane"
+	case pod.Spec.HostNetwork:
+		return "on the host's network, whose connections are not the pod's"
+	case injected(pod):
+		return "has a proxy already"
+	}
+	switch pod.Labels[istiocompat.PodInjectionLabel] {
+	case "true":
+		return ""
+	case "false":
+		return "label " + istiocompat.PodInjectionLabel + " is false"
+	}
+	// Istio's older way, which is still common in manifests.
+	if pod.Annotations[istiocompat.PodInjectionLabel] == "false" {
+		return "annotation " + istiocompat.PodInjectionLabel + " is false"
+	}
+	if namespaceLabels[istiocompat.InjectionLabel] == "enabled" || namespaceLabels[mesh.InjectionLabel] == "enabled" {
+		return ""
+	}
+	return "neither its namespace nor the pod asks for a proxy"
+}
+
+func injected(pod *core.Pod) bool {
+	if pod.Annotations[istiocompat.StatusAnnotation] != "" {
+		return true
+	}
+	for _, list := range [][]core.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for _, c := range list {
+			if c.Name == mesh.ProxyContainer {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,204 @@
+package inject
+
+import (
+	"encoding/json"
+	"fmt"
+	"path"
+	"slices"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	core "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+// Config is what an installation chooses.
+type Config struct {
+	TrustDomain     string
+	ProxyImage      string // Envoy
+	AgentImage      string // for the init container that sets up redirection
+	PullPolicy      string
+	ProxyCPU        string // request
+	ProxyMemory     string // request
+	ProxyMemoryMax  string // limit
+	ProxyLogLevel   string
+	ClusterName     string // label of metrics
+	ProxyWorkers    int
+	DrainSeconds    int
+	RedirectCommand []string // arguments of the agent's image
+}
+
+// apply returns a copy of the pod as it is in the mesh, and the init containers that go before its own: redirection, and
+// the proxy. They are first so that the application's own init containers are in the mesh, too.
+func apply(in *core.Pod, namespace string, c Config) (*core.Pod, []core.Container, error) {
+	pod := in.DeepCopy()
+	probes := rewriteProbes(pod)
+	proxy, err := proxyContainer(pod, namespace, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	label(pod)
+	if err := annotate(pod, probes); err != nil {
+		return nil, nil, err
+	}
+	pod.Spec.Volumes = append(pod.Spec.Volumes, core.Volume{Name: mesh.IdentityVolume, VolumeSource: core.VolumeSource{
+		CSI: &core.CSIVolumeSource{Driver: mesh.CSIDriver, ReadOnly: ptr(true)}}})
+	return pod, []core.Container{redirectContainer(c), proxy}, nil
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// redirectContainer sets up redirection in the pod's network namespace and ends.
+func redirectContainer(c Config) core.Container {
+	return core.Container{
+		Name: mesh.RedirectContainer, Image: c.AgentImage, ImagePullPolicy: core.PullPolicy(c.PullPolicy), Args: c.RedirectCommand,
+		Resources: resources("10m", "16Mi", "64Mi"),
+		SecurityContext: &core.SecurityContext{
+			RunAsUser: ptr(int64(0)), RunAsGroup: ptr(int64(0)), RunAsNonRoot: ptr(false), Privileged: ptr(false),
+			AllowPrivilegeEscalation: ptr(false), ReadOnlyRootFilesystem: ptr(true),
+			Capabilities:   &core.Capabilities{Drop: []core.Capability{"ALL"}, Add: []core.Capability{"NET_ADMIN"}},
+			SeccompProfile: &core.SeccompProfile{Type: core.SeccompProfileTypeRuntimeDefault},
+		},
+	}
+}
+
+// proxyContainer is Envoy as a native sidecar: it starts before the application and ends after it.
+func proxyContainer(pod *core.Pod, namespace string, c Config) (core.Container, error) {
+	config, err := bootstrap()
+	if err != nil {
+		return core.Container{}, err
+	}
+	account := pod.Spec.ServiceAccountName
+	if account == "" {
+		account = "default"
+	}
+	name := compile.CanonicalName(pod.Labels, generatedName(pod))
+	principal := ""
+	if id, err := spiffe.New(c.TrustDomain, namespace, account); err == nil {
+		principal = id.String()
+	}
+	probe := func(period, failures int32) *core.Probe {
+		return &core.Probe{PeriodSeconds: period, FailureThreshold: failures, TimeoutSeconds: 3, ProbeHandler: core.ProbeHandler{
+			HTTPGet: &core.HTTPGetAction{Path: "/healthz/ready", Port: intstr.FromInt32(mesh.ProxyHealthPort)}}}
+	}
+	return core.Container{
+		Name: mesh.ProxyContainer, Image: c.ProxyImage, ImagePullPolicy: core.PullPolicy(c.PullPolicy),
+		Args: []string{
+			"--config-yaml", config,
+			"--service-node", "sidecar~$(POD_IP)~$(POD_NAME).$(" + translate.EnvNamespace + ")~$(" + translate.EnvNamespace + ").svc." + mesh.ClusterDomain,
+			"--service-cluster", name + "." + namespace,
+			"--concurrency", fmt.Sprint(c.ProxyWorkers), "--log-level", c.ProxyLogLevel,
+			"--drain-time-s", fmt.Sprint(c.DrainSeconds), "--drain-strategy", "immediate", "--disable-hot-restart",
+		},
+		Env: []core.EnvVar{
+			field("POD_IP", "status.podIP"), field("POD_NAME", "metadata.name"), field(translate.EnvNamespace, "metadata.namespace"),
+			{Name: translate.EnvWorkload, Value: name}, {Name: translate.EnvCanonical, Value: name},
+			{Name: translate.EnvRevision, Value: compile.CanonicalRevision(pod.Labels)},
+			{Name: translate.EnvPrincipal, Value: principal}, {Name: translate.EnvCluster, Value: c.ClusterName},
+		},
+		Ports: []core.ContainerPort{
+			{Name: "http-envoy-prom", ContainerPort: mesh.ProxyStatsPort, Protocol: core.ProtocolTCP}},
+		RestartPolicy:  ptr(core.ContainerRestartPolicyAlways),
+		StartupProbe:   probe(1, 600),
+		ReadinessProbe: probe(10, 4),
+		Resources:      resources(c.ProxyCPU, c.ProxyMemory, c.ProxyMemoryMax),
+		VolumeMounts:   []core.VolumeMount{{Name: mesh.IdentityVolume, MountPath: mesh.IdentityMountPath, ReadOnly: true}},
+		SecurityContext: &core.SecurityContext{
+			RunAsUser: ptr(int64(mesh.ProxyUID)), RunAsGroup: ptr(int64(mesh.ProxyGID)), RunAsNonRoot: ptr(true), Privileged: ptr(false),
+			AllowPrivilegeEscalation: ptr(false), ReadOnlyRootFilesystem: ptr(true),
+			Capabilities:   &core.Capabilities{Drop: []core.Capability{"ALL"}},
+			SeccompProfile: &core.SeccompProfile{Type: core.SeccompProfileTypeRuntimeDefault},
+		},
+	}, nil
+}
+
+func bootstrap() (string, error) {
+	text, err := protojson.Marshal(translate.Bootstrap())
+	if err != nil {
+		return "", fmt.Errorf("bootstrap of the proxy: %w", err)
+	}
+	// The library puts spaces at random, so that nobody relies on its output; patches must be reproducible.
+	var v any
+	if err := json.Unmarshal(text, &v); err != nil {
+		return "", fmt.Errorf("bootstrap of the proxy: %w", err)
+	}
+	text, err = json.Marshal(v)
+	if err != nil {
+		return "", fmt.Errorf("bootstrap of the proxy: %w", err)
+	}
+	return string(text), nil
+}
+
+func field(name, fieldPath string) core.EnvVar {
+	return core.EnvVar{Name: name, ValueFrom: &core.EnvVarSource{FieldRef: &core.ObjectFieldSelector{APIVersion: "v1", FieldPath: fieldPath}}}
+}
+
+func resources(cpu, memory, memoryMax string) core.ResourceRequirements {
+	return core.ResourceRequirements{
+		Requests: core.ResourceList{core.ResourceCPU: resource.MustParse(cpu), core.ResourceMemory: resource.MustParse(memory)},
+		Limits:   core.ResourceList{core.ResourceMemory: resource.MustParse(memoryMax)},
+	}
+}
+
+// generatedName guesses a workload's name from its pod's: the controllers add hashes to it.
+func generatedName(pod *core.Pod) string {
+	if len(pod.OwnerReferences) > 0 {
+		owner := pod.OwnerReferences[0]
+		if hash := pod.Labels["pod-template-hash"]; owner.Kind == "ReplicaSet" && hash != "" && len(owner.Name) > len(hash)+1 {
+			return owner.Name[:len(owner.Name)-len(hash)-1]
+		}
+		return owner.Name
+	}
+	if pod.Name != "" {
+		return pod.Name
+	}
+	return path.Clean(pod.GenerateName + "pod")
+}
+
+func label(pod *core.Pod) {
+	if pod.Labels == nil {
+		pod.Labels = map[string]string{}
+	}
+	pod.Labels[istiocompat.TLSModeLabel] = istiocompat.TLSModeMutual
+	set := func(key, value string) {
+		if pod.Labels[key] == "" && len(value) <= 63 {
+			pod.Labels[key] = value
+		}
+	}
+	set(istiocompat.CanonicalNameLabel, compile.CanonicalName(pod.Labels, generatedName(pod)))
+	set(istiocompat.CanonicalRevisionLabel, compile.CanonicalRevision(pod.Labels))
+}
+
+func annotate(pod *core.Pod, probes []compile.Probe) error {
+	if pod.Annotations == nil {
+		pod.Annotations = map[string]string{}
+	}
+	status, err := json.Marshal(map[string]any{
+		"initContainers": []string{mesh.RedirectContainer, mesh.ProxyContainer}, "containers": nil,
+		"volumes": []string{mesh.IdentityVolume}, "imagePullSecrets": nil, "revision": "default",
+	})
+	if err != nil {
+		return fmt.Errorf("status annotation: %w", err)
+	}
+	pod.Annotations[istiocompat.StatusAnnotation] = string(status)
+	delete(pod.Annotations, mesh.ProbesAnnotation) // only what injection writes is believed
+	if len(probes) > 0 {
+		text, err := json.Marshal(probes)
+		if err != nil {
+			return fmt.Errorf("probes annotation: %w", err)
+		}
+		pod.Annotations[mesh.ProbesAnnotation] = string(text)
+	}
+	if slices.Contains([]string{"", "true"}, pod.Annotations["prometheus.io/scrape"]) && pod.Annotations["prometheus.io/port"] == "" {
+		pod.Annotations["prometheus.io/scrape"] = "true"
+		pod.Annotations["prometheus.io/port"] = fmt.Sprint(mesh.ProxyStatsPort)
+		pod.Annotations["prometheus.io/path"] = "/stats/prometheus"
+	}
+	return nil
+}

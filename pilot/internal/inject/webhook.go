@@ -1,0 +1,77 @@
+package inject
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	"gomodules.xyz/jsonpatch/v2"
+	admissionv1 "k8s.io/api/admission/v1"
+	core "k8s.io/api/core/v1"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/admission"
+)
+
+// Pods answers reviews of pods that are created. labels returns a namespace's labels.
+func Pods(c Config, labels func(ctx context.Context, namespace string) (map[string]string, error), log *slog.Logger) admission.Func {
+	return func(ctx context.Context, req *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
+		if req.Operation != admissionv1.Create || req.Kind.Kind != "Pod" || req.SubResource != "" {
+			return admission.Allow()
+		}
+		var pod core.Pod
+		if err := json.Unmarshal(req.Object.Raw, &pod); err != nil {
+			return admission.Deny(fmt.Sprintf("decoding the pod: %v", err))
+		}
+		namespace, err := labels(ctx, req.Namespace)
+		if err != nil {
+			return admission.Deny(err.Error())
+		}
+		if why := skipReason(&pod, req.Namespace, namespace); why != "" {
+			log.Debug("pod gets no proxy", "namespace", req.Namespace, "pod", pod.Name+pod.GenerateName, "reason", why)
+			return admission.Allow()
+		}
+		patch, err := patch(&pod, req.Namespace, c)
+		if err != nil {
+			return admission.Deny(fmt.Sprintf("adding the proxy: %v", err))
+		}
+		kind := admissionv1.PatchTypeJSONPatch
+		return &admissionv1.AdmissionResponse{Allowed: true, Patch: patch, PatchType: &kind}
+	}
+}
+
+// patch is what makes the pod as it was sent into the pod with its proxy. Fields that this version of the API does not know
+// are left alone: the difference is that of two encodings of what is known, and containers are added, not moved.
+func patch(pod *core.Pod, namespace string, c Config) ([]byte, error) {
+	with, first, err := apply(pod, namespace, c)
+	if err != nil {
+		return nil, err
+	}
+	before, err := json.Marshal(pod)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the pod: %w", err)
+	}
+	after, err := json.Marshal(with)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the pod: %w", err)
+	}
+	ops, err := jsonpatch.CreatePatch(before, after)
+	if err != nil {
+		return nil, fmt.Errorf("making the patch: %w", err)
+	}
+	slices.SortStableFunc(ops, func(a, b jsonpatch.Operation) int { return cmp.Compare(a.Path, b.Path) })
+	if len(pod.Spec.InitContainers) == 0 {
+		ops = append(ops, jsonpatch.NewOperation("add", "/spec/initContainers", first))
+	} else {
+		for _, container := range slices.Backward(first) {
+			ops = append(ops, jsonpatch.NewOperation("add", "/spec/initContainers/0", container))
+		}
+	}
+	out, err := json.Marshal(ops)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the patch: %w", err)
+	}
+	return out, nil
+}

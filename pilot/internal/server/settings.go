@@ -1,0 +1,87 @@
+// Package server puts Pilot together: its settings, its parts, and the goroutines that run them.
+package server
+
+import (
+	"errors"
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// Settings of Pilot; see config.Command for how they are given.
+type Settings struct {
+	TrustDomain   string `mapstructure:"trustDomain" usage:"SPIFFE trust domain of the mesh"`
+	RootNamespace string `mapstructure:"rootNamespace" usage:"namespace whose policies hold mesh-wide"`
+	ClusterName   string `mapstructure:"clusterName" usage:"name of the cluster in metrics"`
+	Kubeconfig    string `mapstructure:"kubeconfig" usage:"kubeconfig file; empty inside a cluster"`
+	Citadel       string `mapstructure:"citadel" usage:"address of Citadel's CSR service"`
+	TokenFile     string `mapstructure:"tokenFile" usage:"projected token for Citadel"`
+	LogLevel      string `mapstructure:"logLevel" usage:"debug, info, warn or error"`
+	MaxProxies    int    `mapstructure:"maxProxies" usage:"proxies served at once; more are sent elsewhere"`
+	Listen        Listen `mapstructure:"listen"`
+	Inject        Inject `mapstructure:"inject"`
+}
+
+// Listen has the addresses Pilot listens on.
+type Listen struct {
+	XDS        string `mapstructure:"xds" usage:"delta xDS, mutual TLS"`
+	Webhook    string `mapstructure:"webhook" usage:"webhooks, HTTPS"`
+	Monitoring string `mapstructure:"monitoring" usage:"metrics and health, HTTP"`
+	Operator   string `mapstructure:"operator" usage:"operator API, HTTPS"`
+}
+
+// Inject says what pods are given.
+type Inject struct {
+	ProxyImage    string `mapstructure:"proxyImage" usage:"image of the proxy (Envoy)"`
+	AgentImage    string `mapstructure:"agentImage" usage:"image of the init container that redirects traffic"`
+	PullPolicy    string `mapstructure:"pullPolicy" usage:"imagePullPolicy of both"`
+	CPU           string `mapstructure:"cpu" usage:"CPU a proxy requests"`
+	Memory        string `mapstructure:"memory" usage:"memory a proxy requests"`
+	MemoryLimit   string `mapstructure:"memoryLimit" usage:"memory a proxy may use"`
+	ProxyLogLevel string `mapstructure:"proxyLogLevel" usage:"log level of Envoy"`
+	Workers       int    `mapstructure:"workers" usage:"worker threads of a proxy"`
+	DrainSeconds  int    `mapstructure:"drainSeconds" usage:"how long a proxy drains its connections when it ends"`
+}
+
+// Defaults suit an installation by meshctl.
+func Defaults() Settings {
+	return Settings{
+		TrustDomain: mesh.DefaultTrustDomain, RootNamespace: mesh.Namespace, ClusterName: "Kubernetes", LogLevel: "info", MaxProxies: 5000,
+		Citadel: fmt.Sprintf("%s:%d", mesh.ServiceHost(mesh.CitadelAccount), mesh.CSRPort),
+		Listen: Listen{
+			XDS: port(mesh.XDSPort), Webhook: port(mesh.WebhookPort), Monitoring: port(mesh.MonitoringPort), Operator: port(mesh.OperatorPort)},
+		Inject: Inject{
+			ProxyImage: "bulwark/proxy:dev", AgentImage: "bulwark/agent:dev", PullPolicy: "IfNotPresent",
+			CPU: "50m", Memory: "64Mi", MemoryLimit: "512Mi", ProxyLogLevel: "warning", Workers: 2, DrainSeconds: 5},
+	}
+}
+
+func port(n int) string { return fmt.Sprintf(":%d", n) }
+
+// Validate implements config.Validator.
+func (s Settings) Validate() error {
+	var errs []error
+	if s.TrustDomain == "" {
+		errs = append(errs, errors.New("trustDomain is empty"))
+	}
+	if s.RootNamespace == "" {
+		errs = append(errs, errors.New("rootNamespace is empty"))
+	}
+	if s.MaxProxies <= 0 {
+		errs = append(errs, errors.New("maxProxies must be positive"))
+	}
+	if s.Inject.ProxyImage == "" || s.Inject.AgentImage == "" {
+		errs = append(errs, errors.New("inject.proxyImage and inject.agentImage must be set"))
+	}
+	if s.Inject.Workers <= 0 || s.Inject.DrainSeconds <= 0 {
+		errs = append(errs, errors.New("inject.workers and inject.drainSeconds must be positive"))
+	}
+	for name, q := range map[string]string{"inject.cpu": s.Inject.CPU, "inject.memory": s.Inject.Memory, "inject.memoryLimit": s.Inject.MemoryLimit} {
+		if _, err := resource.ParseQuantity(q); err != nil {
+			errs = append(errs, fmt.Errorf("%s %q: %w", name, q, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,188 @@
+package translate_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"sigs.k8s.io/yaml"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/fixture"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+var settings = compile.Settings{TrustDomain: fixture.Options.TrustDomain, RootNamespace: fixture.Options.RootNamespace}
+
+// show is the first document of an input: which of the resources the output shows.
+type show struct {
+	Workload  string   `json:"workload"` // namespace/name of the pod whose proxy it is
+	Resources []string `json:"resources"`
+	Logs      bool     `json:"logs"`   // with access logs, which are long
+	Except    []string `json:"except"` // fields left out
+}
+
+// everything renders all that one pod's proxy gets, by name.
+func everything(t *testing.T, snap *registry.Snapshot, workload string) map[string]proto.Message {
+	t.Helper()
+	out := map[string]proto.Message{
+		"cluster/" + translate.PassthroughCluster: translate.Passthrough(),
+		"cluster/" + translate.AdminCluster:       translate.Admin(),
+		"listener/" + translate.VirtualOutbound:   translate.OutboundListener(),
+		"listener/" + translate.StatsListener:     translate.StatsListener15090(),
+	}
+	namespace, _, _ := strings.Cut(workload, "/")
+	byPort := map[uint32][]*registry.Service{}
+	for s := range snap.Services() {
+		for _, p := range compile.ServicePorts(snap, settings, s) {
+			c := translate.OutboundCluster(&p)
+			out["cluster/"+c.GetName()] = c
+			out["endpoints/"+c.GetName()] = translate.Endpoints(c.GetName(), compile.Endpoints(snap, settings, s, p.Number))
+			if p.Protocol.IsHTTP() {
+				byPort[p.Number] = append(byPort[p.Number], s)
+				l := translate.HTTPListener(p.Number)
+				out["listener/"+l.GetName()] = l
+				continue
+			}
+			for _, name := range compile.ListenersOf(snap, s) {
+				if ip, port, _ := strings.Cut(name, "_"); ip != compile.AnyAddress && port == l(p.Number) {
+					out["listener/"+name] = translate.ServiceListener(ip, &p)
+				}
+			}
+		}
+	}
+	for port, services := range byPort {
+		out["routes/"+l(port)] = translate.OutboundRoutes(port, namespace, services)
+	}
+	pod := snap.Pod(workload)
+	if pod == nil {
+		t.Fatalf("no pod %q", workload)
+	}
+	w := compile.CompileWorkload(snap, settings, compile.ClassOf(pod))
+	out["listener/"+translate.VirtualInbound] = translate.InboundListener(settings, &w)
+	out["listener/"+translate.HealthListener] = translate.HealthListener15021(w.Probes)
+	for _, c := range append(translate.InboundClusters(&w), translate.ProbeClusters(w.Probes, pod.IP)...) {
+		out["cluster/"+c.GetName()] = c
+	}
+	return out
+}
+
+func l(port uint32) string { b, _ := json.Marshal(port); return string(b) }
+
+func TestGolden(t *testing.T) {
+	world, err := os.ReadFile("testdata/world.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inputs, err := filepath.Glob("testdata/*.in.yaml")
+	if err != nil || len(inputs) == 0 {
+		t.Fatalf("inputs: %v, %v", inputs, err)
+	}
+	for _, in := range inputs {
+		t.Run(strings.TrimSuffix(filepath.Base(in), ".in.yaml"), func(t *testing.T) {
+			text, err := os.ReadFile(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			head, objects, _ := bytes.Cut(text, []byte("\n---\n"))
+			var s show
+			if err := yaml.UnmarshalStrict(head, &s); err != nil {
+				t.Fatal(err)
+			}
+			reg, err := fixture.Load(world, objects)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all := everything(t, reg.Snapshot(), s.Workload)
+			golden(t, strings.TrimSuffix(in, ".in.yaml")+".out.yaml", all, s)
+			t.Run("Envoy", func(t *testing.T) { envoytest.Validate(t, static(all)) })
+		})
+	}
+}
+
+// static puts resources into a bootstrap, for Envoy to judge.
+func static(all map[string]proto.Message) *bootstrap.Bootstrap {
+	b := translate.Bootstrap()
+	b.DynamicResources.CdsConfig, b.DynamicResources.LdsConfig = nil, nil
+	for _, m := range all {
+		switch r := m.(type) {
+		case *cluster.Cluster:
+			b.StaticResources.Clusters = append(b.StaticResources.Clusters, r)
+		case *listener.Listener:
+			b.StaticResources.Listeners = append(b.StaticResources.Listeners, r)
+		}
+	}
+	return b
+}
+
+func golden(t *testing.T, path string, all map[string]proto.Message, s show) {
+	t.Helper()
+	shown := map[string]any{}
+	for _, name := range s.Resources {
+		msg, ok := all[name]
+		if !ok {
+			shown[name] = nil
+			continue
+		}
+		text, err := protojson.Marshal(msg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var v any
+		if err := json.Unmarshal(text, &v); err != nil {
+			t.Fatal(err)
+		}
+		shown[name] = prune(v, s)
+	}
+	got, err := yaml.Marshal(shown)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		if err := os.WriteFile(path, got, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v (make it with -update)", err)
+	}
+	if d := cmp.Diff(string(want), string(got)); d != "" {
+		t.Errorf("%s (-want +got):\n%s", path, d)
+	}
+}
+
+// prune drops what an input does not want to see.
+func prune(v any, s show) any {
+	switch x := v.(type) {
+	case map[string]any:
+		for k, field := range x {
+			if k == "accessLog" && !s.Logs || slices.Contains(s.Except, k) {
+				delete(x, k)
+				continue
+			}
+			x[k] = prune(field, s)
+		}
+	case []any:
+		for i := range x {
+			x[i] = prune(x[i], s)
+		}
+	}
+	return v
+}
