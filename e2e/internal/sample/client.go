@@ -16,7 +16,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const requestTimeout = 5 * time.Second
+const (
+	requestTimeout = 5 * time.Second
+	maxBody        = 16 << 20 // a proxy's whole configuration
+)
 
 // Response is what Get prints: a status, or the error that kept one from coming.
 type Response struct {
@@ -47,7 +50,7 @@ func do(ctx context.Context, c *http.Client, method, url string) Response {
 		return Response{Error: err.Error()}
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
 	if err != nil {
 		return Response{Error: err.Error()}
 	}
@@ -93,17 +96,20 @@ type LoadResult struct {
 }
 
 // Load returns the subcommand that makes requests without pause. In the URL, {n} is replaced by the number of the request.
+// It writes a line to standard error after its first request.
 func Load() *cobra.Command {
 	var duration, interval time.Duration
 	var http2, newConnections bool
 	var workers int
+	var until string
 	cmd := &cobra.Command{Use: "load URL", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), duration)
 		defer cancel()
-		result := load(ctx, args[0], workers, interval, http2, newConnections)
+		result := load(ctx, cancel, args[0], workers, interval, http2, newConnections, until)
 		return json.NewEncoder(os.Stdout).Encode(result)
 	}}
 	cmd.Flags().DurationVar(&duration, "duration", 10*time.Second, "how long")
+	cmd.Flags().StringVar(&until, "until", "", "end at the first request with this outcome, a status code or error")
 	cmd.Flags().DurationVar(&interval, "interval", 10*time.Millisecond, "between the requests of a worker")
 	cmd.Flags().BoolVar(&http2, "http2", false, "HTTP/2 with prior knowledge")
 	cmd.Flags().BoolVar(&newConnections, "new-connections", false, "a connection for each request")
@@ -111,7 +117,7 @@ func Load() *cobra.Command {
 	return cmd
 }
 
-func load(ctx context.Context, url string, workers int, interval time.Duration, http2, newConnections bool) LoadResult {
+func load(ctx context.Context, end func(), url string, workers int, interval time.Duration, http2, newConnections bool, until string) LoadResult {
 	result := LoadResult{Outcomes: map[string]int{}}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -134,6 +140,12 @@ func load(ctx context.Context, url string, workers int, interval time.Duration, 
 				}
 				mu.Lock()
 				result.Outcomes[outcome]++
+				if worker == 0 && last == "" {
+					fmt.Fprintln(os.Stderr, "first outcome:", outcome)
+				}
+				if outcome == until {
+					end()
+				}
 				if outcome != last && worker == 0 {
 					result.Changes = append(result.Changes, Change{time.Now(), outcome})
 					last = outcome

@@ -1,0 +1,198 @@
+package claims
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
+	"github.com/bulwark-mesh/bulwark/e2e/internal/sample"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// auditLimit is how long a decision may take into the trail when all components run.
+const auditLimit = 20 * time.Second
+
+// event is a line of `meshctl audit tail -o json`.
+type event struct {
+	Time                time.Time
+	Reporter            string
+	SourceIdentity      string
+	DestinationIdentity string
+	SourceAddress       string
+	DestinationAddress  string
+	Protocol            string
+	Method              string
+	Path                string
+	ResponseCode        int
+	Verdict             string
+	Policy              string
+	Reason              string
+	TlsVersion          string
+}
+
+// events reads the scene's audit trail as a user does.
+func (s *Scene) events(ctx context.Context) ([]event, error) {
+	out, err := s.Meshctl(ctx, "audit", "tail", "-n", s.Namespace, "--last=0", "-o", "json")
+	if err != nil {
+		return nil, err
+	}
+	var events []event
+	for line := range bytes.Lines(out) {
+		var record struct{ Event event }
+		if err := json.Unmarshal(line, &record); err != nil {
+			return nil, fmt.Errorf("audit line %q: %w", line, err)
+		}
+		events = append(events, record.Event)
+	}
+	return events, nil
+}
+
+// audited waits until an event of a reporter (source or destination) that matches is in the trail.
+func (s *Scene) audited(ctx context.Context, reporter string, match func(*event) bool) error {
+	return lab.PollFor(ctx, auditLimit, func(ctx context.Context) error {
+		events, err := s.events(ctx)
+		if err != nil {
+			return err
+		}
+		for _, e := range events {
+			if e.Reporter == "REPORTER_"+strings.ToUpper(reporter) && match(&e) {
+				return nil
+			}
+		}
+		return fmt.Errorf("not among the %d events of namespace %s", len(events), s.Namespace)
+	})
+}
+
+func host(address string) string {
+	h, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	return h
+}
+
+// TheAuditTrailIsComplete is claim 8. Nothing else may need Mixer while it runs.
+func TheAuditTrailIsComplete(ctx context.Context, s *Scene) (string, error) {
+	if err := s.decisionsAreAudited(ctx); err != nil {
+		return "", err
+	}
+	sent, err := s.mixerAway(ctx, 20*time.Second)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("who, what, verdict and policy of each; Mixer away for 20 s: %d of %d events, none twice", sent, sent), nil
+}
+
+func (s *Scene) decisionsAreAudited(ctx context.Context) error {
+	mark := fmt.Sprintf("/accounts/mark-%d", time.Now().UnixNano())
+	policy := s.Namespace + "/payroll-readers"
+	requests := []struct {
+		account, method, path, verdict, policy string
+		code                                   int
+	}{
+		{"account-auditor", "GET", mark, "ALLOWED", policy, 200},
+		{"account-auditor", "POST", mark, "DENIED", "", 403},
+		{"web", "GET", mark, "DENIED", "", 403},
+	}
+	for _, r := range requests {
+		got, err := s.get(ctx, r.account, s.url(r.path), "--method="+r.method)
+		if err != nil {
+			return err
+		}
+		if got.Status != r.code {
+			return fmt.Errorf("%s %s as %s: %+v, want %d", r.method, r.path, r.account, got, r.code)
+		}
+	}
+	for _, account := range []string{"account-auditor", "web"} {
+		if _, err := s.Exec(ctx, s.Namespace, account, "client", "sample", "tcp", "payroll."+s.Namespace+":9000"); err != nil {
+			return err
+		}
+	}
+	for _, r := range requests {
+		err := s.audited(ctx, "destination", func(e *event) bool {
+			return e.SourceIdentity == s.id(r.account) && e.DestinationIdentity == s.id("payroll") && e.Method == r.method && e.Path == r.path &&
+				e.ResponseCode == r.code && e.Verdict == "VERDICT_"+r.verdict && strings.HasPrefix(e.Policy, r.policy) && (r.policy != "" || e.Reason != "")
+		})
+		if err != nil {
+			return fmt.Errorf("audit event of %s %s as %s (%s): %w", r.method, r.path, r.account, r.verdict, err)
+		}
+	}
+	for account, verdict := range map[string]string{"account-auditor": "VERDICT_ALLOWED", "web": "VERDICT_DENIED"} {
+		err := s.audited(ctx, "destination", func(e *event) bool {
+			return e.Protocol == "TCP" && e.SourceIdentity == s.id(account) && e.DestinationIdentity == s.id("payroll") && e.Verdict == verdict
+		})
+		if err != nil {
+			return fmt.Errorf("audit event of the TCP connection as %s: %w", account, err)
+		}
+	}
+	return nil
+}
+
+// mixerAway deletes Mixer's pod for a while under traffic and counts the events that come through.
+func (s *Scene) mixerAway(ctx context.Context, away time.Duration) (int, error) {
+	mark := fmt.Sprintf("/accounts/away-%d-", time.Now().UnixNano())
+	if err := s.scaleMixer(ctx, 0); err != nil {
+		return 0, err
+	}
+	load, err := lab.ExecJSON[sample.LoadResult](ctx, s.Lab, s.Namespace, "account-auditor", "client",
+		"sample", "load", s.url(mark+"{n}"), "--duration="+away.String(), "--interval=20ms")
+	err = errors.Join(err, s.scaleMixer(context.WithoutCancel(ctx), 1))
+	if err != nil {
+		return 0, err
+	}
+	if load.Outcomes["200"] != load.Requests || load.Requests == 0 {
+		return 0, fmt.Errorf("with Mixer away, outcomes %v of %d requests: %v", load.Outcomes, load.Requests, load.Errors)
+	}
+	err = lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
+		events, err := s.events(ctx)
+		if err != nil {
+			return err
+		}
+		seen := map[string]int{}
+		for _, e := range events {
+			if e.Reporter == "REPORTER_DESTINATION" && strings.HasPrefix(e.Path, mark) {
+				seen[e.Path]++
+				if seen[e.Path] > 1 {
+					return lab.Stop(fmt.Errorf("the event of %s is there %d times", e.Path, seen[e.Path]))
+				}
+			}
+		}
+		if len(seen) != load.Requests {
+			return fmt.Errorf("%d of %d events are in the trail", len(seen), load.Requests)
+		}
+		return nil
+	})
+	return load.Requests, err
+}
+
+// scaleMixer sets the number of Mixer's pods and waits until there are so many, ready.
+func (s *Scene) scaleMixer(ctx context.Context, replicas int32) error {
+	deployments := s.AppsV1().Deployments(mesh.Namespace)
+	scale := &autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{Name: mesh.MixerAccount, Namespace: mesh.Namespace}, Spec: autoscalingv1.ScaleSpec{Replicas: replicas}}
+	if _, err := deployments.UpdateScale(ctx, mesh.MixerAccount, scale, metav1.UpdateOptions{}); err != nil {
+		return fmt.Errorf("scaling Mixer to %d: %w", replicas, err)
+	}
+	return lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
+		pods, err := s.CoreV1().Pods(mesh.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=mixer"})
+		if err != nil {
+			return err
+		}
+		d, err := deployments.Get(ctx, mesh.MixerAccount, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if len(pods.Items) != int(replicas) || d.Status.ReadyReplicas != replicas {
+			return fmt.Errorf("Mixer has %d pods, %d ready, want %d", len(pods.Items), d.Status.ReadyReplicas, replicas)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,111 @@
+// Package claims holds what Bulwark promises, each promise as a function that tries it with real traffic between pods.
+// The demo prints them as a table; the end-to-end tests run each in namespaces of its own.
+package claims
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
+	"github.com/bulwark-mesh/bulwark/e2e/internal/sample"
+	"github.com/bulwark-mesh/bulwark/manifests"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+// Claim is one promise. Run returns what happened, for a person; an error means that the promise was not kept.
+type Claim struct {
+	Number int
+	Title  string
+	Tried  string
+	Run    func(context.Context, *Scene) (happened string, err error)
+}
+
+// All are the promises in the order of their numbers.
+var All = []Claim{
+	{1, "every service account has its identity", "certificate, key and chain of every service account's Secret, old and new", EveryAccountHasItsIdentity},
+	{2, "only the auditor may read accounts", "GET, POST and TCP as account-auditor and as web, over HTTP/1.1 and HTTP/2", OnlyTheAuditorMayRead},
+	{3, "the wire is TLS 1.3 from both sides", "packets captured on payroll's interface while it is read", TheWireIsTLS13},
+	{4, "strangers are refused", "no certificate, a certificate of another CA, and plaintext, under STRICT", StrangersAreRefused},
+	{5, "an impostor is refused", "a pod with an identity of its own behind payroll's address", AnImpostorIsRefused},
+	{6, "certificates rotate under traffic", "requests without pause until client and server have new serial numbers", CertificatesRotate},
+	{7, "a changed policy is enforced", "a policy applied and deleted while its subject goes on asking", AChangedPolicyIsEnforced},
+	{8, "the audit trail has every decision", "each kind of decision looked up; Mixer away for 20 s under traffic", TheAuditTrailIsComplete},
+}
+
+// Scene is the sample, deployed: namespaces in which a claim is tried.
+type Scene struct {
+	*lab.Lab
+	Namespace string // payroll, account-auditor and web, in the mesh
+	Outside   string // a stranger, not in the mesh
+}
+
+const readyLimit = 2 * time.Minute
+
+// Deploy deploys the sample into a namespace and a stranger into another, and waits until all pods are ready.
+func Deploy(ctx context.Context, l *lab.Lab, namespace string) (*Scene, error) {
+	content, err := manifests.Samples.ReadFile("samples/finance.yaml")
+	if err != nil {
+		return nil, err
+	}
+	s := &Scene{Lab: l, Namespace: namespace, Outside: namespace + "-outside"}
+	if err := l.Apply(ctx, s.local(string(content))); err != nil {
+		return nil, fmt.Errorf("deploying the sample: %w", err)
+	}
+	if err := l.Apply(ctx, s.local(outside)); err != nil {
+		return nil, fmt.Errorf("deploying the stranger: %w", err)
+	}
+	for _, n := range []string{s.Namespace, s.Outside} {
+		if err := l.Ready(ctx, n, readyLimit); err != nil {
+			return nil, fmt.Errorf("waiting for the sample: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// Remove deletes the scene's namespaces.
+func (s *Scene) Remove(ctx context.Context) error {
+	return s.DeleteNamespaces(ctx, s.Namespace, s.Outside)
+}
+
+// local puts the scene's namespaces and the version's images into a manifest of the sample.
+func (s *Scene) local(manifest string) string {
+	return strings.NewReplacer("finance", s.Namespace, "bulwark/sample:dev", "bulwark/sample:"+s.Version).Replace(manifest)
+}
+
+// id returns the SPIFFE ID of a service account of the scene.
+func (s *Scene) id(account string) string {
+	return spiffe.ID{TrustDomain: mesh.DefaultTrustDomain, Namespace: s.Namespace, ServiceAccount: account}.String()
+}
+
+func (s *Scene) url(path string) string { return "http://payroll." + s.Namespace + path }
+
+// get makes a request as an account of the scene.
+func (s *Scene) get(ctx context.Context, account, url string, flags ...string) (sample.Response, error) {
+	return lab.ExecJSON[sample.Response](ctx, s.Lab, s.Namespace, account, "client", append([]string{"sample", "get", url}, flags...)...)
+}
+
+const outside = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: finance-outside}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: stranger, namespace: finance-outside}
+spec:
+  selector: {matchLabels: {app: stranger}}
+  template:
+    metadata: {labels: {app: stranger}}
+    spec:
+      terminationGracePeriodSeconds: 2
+      securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
+      containers:
+        - name: client
+          image: docker.io/bulwark/sample:dev
+          imagePullPolicy: IfNotPresent
+          args: [wait]
+          securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+`

@@ -1,0 +1,64 @@
+package claims
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/bulwark-mesh/bulwark/e2e/internal/sample"
+)
+
+const webMayRead = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: web-may-read, namespace: finance}
+spec:
+  selector: {matchLabels: {app: payroll}}
+  action: ALLOW
+  rules:
+    - from: [{source: {principals: [cluster.local/ns/finance/sa/web]}}]
+      to: [{operation: {methods: [GET], paths: [/accounts/*], ports: ["8080"]}}]
+`
+
+// AChangedPolicyIsEnforced is claim 7. A time printed runs from the moment before the change is sent to the API server to
+// the answer of the first request with the new verdict; it compares this machine's clock with the pod's.
+func AChangedPolicyIsEnforced(ctx context.Context, s *Scene) (string, error) {
+	policy := s.local(webMayRead)
+	allowed, err := s.enforced(ctx, "403", "200", func() error { return s.Apply(ctx, policy) })
+	if err != nil {
+		return "", fmt.Errorf("applying the policy: %w", err)
+	}
+	denied, err := s.enforced(ctx, "200", "403", func() error { return s.Delete(ctx, policy) })
+	if err != nil {
+		return "", fmt.Errorf("deleting the policy: %w", err)
+	}
+	return fmt.Sprintf("allowed %d ms after apply, denied %d ms after delete", allowed.Milliseconds(), denied.Milliseconds()), nil
+}
+
+// enforced has web read accounts without pause, makes a change when the first request had the verdict before, and
+// returns how long it took until one had the verdict after.
+func (s *Scene) enforced(ctx context.Context, before, after string, change func() error) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	var changed time.Time
+	var changeErr error
+	out, err := s.ExecNoted(ctx, func() {
+		changed = time.Now()
+		if changeErr = change(); changeErr != nil {
+			cancel()
+		}
+	}, s.Namespace, "web", "client", "sample", "load", s.url("/accounts/42"), "--duration=20s", "--interval=2ms", "--until="+after)
+	if changeErr != nil || err != nil {
+		return 0, errors.Join(changeErr, err)
+	}
+	var result sample.LoadResult
+	if err := json.Unmarshal(out, &result); err != nil {
+		return 0, fmt.Errorf("load printed %q: %w", out, err)
+	}
+	if len(result.Changes) != 2 || result.Changes[0].Outcome != before || result.Changes[1].Outcome != after {
+		return 0, fmt.Errorf("verdicts went %+v, want %s and then %s (%v)", result.Changes, before, after, result.Errors)
+	}
+	return result.Changes[1].At.Sub(changed), nil
+}
