@@ -1,0 +1,120 @@
+package world
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	core "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// Every tenth service speaks TCP, which gives it a listener of its own; the others share one HTTP listener.
+const tcpEvery = 10
+
+// proxyLabel names another service proxy, so that kube-proxy does not spend the machine on these services.
+const proxyLabel = "service.kubernetes.io/service-proxy-name"
+
+func named(namespace, name string, labels ...string) meta.ObjectMeta {
+	o := meta.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{label: value}}
+	for i := 0; i < len(labels); i += 2 {
+		o.Labels[labels[i]] = labels[i+1]
+	}
+	return o
+}
+
+func (w *World) createNamespace(ctx context.Context, i int) error {
+	_, err := w.kube.CoreV1().Namespaces().Create(ctx, &core.Namespace{
+		ObjectMeta: named("", w.namespaceOf(i), mesh.SecretsLabel, "disabled")}, meta.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	return w.apply(ctx, peerAuthentications, w.namespaceOf(i), "default", map[string]any{"mtls": map[string]any{"mode": "STRICT"}})
+}
+
+func (w *World) createAccount(ctx context.Context, g int) error {
+	ns := w.namespaceOf(g)
+	_, err := w.kube.CoreV1().ServiceAccounts(ns).Create(ctx, &core.ServiceAccount{ObjectMeta: named(ns, groupName(g))}, meta.CreateOptions{})
+	return err
+}
+
+func (w *World) createPod(ctx context.Context, i int) error {
+	m, no := w.Members()[i], false
+	made, err := w.kube.CoreV1().Pods(m.Namespace).Create(ctx, &core.Pod{
+		ObjectMeta: named(m.Namespace, m.Pod, "app", m.Group, "version", "v1", istiocompat.TLSModeLabel, istiocompat.TLSModeMutual),
+		Spec: core.PodSpec{
+			NodeName: nodeName(i % w.Nodes), ServiceAccountName: m.ServiceAccount, AutomountServiceAccountToken: &no,
+			Tolerations: []core.Toleration{{Operator: core.TolerationOpExists}},
+			Containers: []core.Container{{Name: "app", Image: "none.invalid/app", Ports: []core.ContainerPort{
+				{Name: "http", ContainerPort: 8080}, {Name: "tcp", ContainerPort: 9000}}}},
+		}}, meta.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	made.Status = core.PodStatus{
+		Phase: core.PodRunning, PodIP: m.IP, PodIPs: []core.PodIP{{IP: m.IP}},
+		Conditions: []core.PodCondition{
+			{Type: core.PodReady, Status: core.ConditionTrue}, {Type: core.ContainersReady, Status: core.ConditionTrue},
+			{Type: core.PodInitialized, Status: core.ConditionTrue}, {Type: core.PodScheduled, Status: core.ConditionTrue}},
+	}
+	_, err = w.kube.CoreV1().Pods(m.Namespace).UpdateStatus(ctx, made, meta.UpdateOptions{})
+	return err
+}
+
+func servicePort(service int) core.ServicePort {
+	if service%tcpEvery == 0 {
+		return core.ServicePort{Name: "tcp", Port: 9000, TargetPort: intstr.FromInt32(9000)}
+	}
+	return core.ServicePort{Name: "http", Port: 80, TargetPort: intstr.FromInt32(8080)}
+}
+
+func (w *World) createService(ctx context.Context, i int) error {
+	g := i % w.groups()
+	ns := w.namespaceOf(g)
+	_, err := w.kube.CoreV1().Services(ns).Create(ctx, &core.Service{
+		ObjectMeta: named(ns, serviceName(i), proxyLabel, value),
+		Spec:       core.ServiceSpec{Selector: map[string]string{"app": groupName(g)}, Ports: []core.ServicePort{servicePort(i)}},
+	}, meta.CreateOptions{})
+	return err
+}
+
+func (w *World) createSlice(ctx context.Context, i int) error {
+	ns, port := w.namespaceOf(i%w.groups()), servicePort(i)
+	_, err := w.kube.DiscoveryV1().EndpointSlices(ns).Create(ctx, &discovery.EndpointSlice{
+		ObjectMeta:  named(ns, serviceName(i), discovery.LabelServiceName, serviceName(i), discovery.LabelManagedBy, value, proxyLabel, value),
+		AddressType: discovery.AddressTypeIPv4,
+		Ports:       []discovery.EndpointPort{{Name: &port.Name, Port: &port.TargetPort.IntVal}},
+		Endpoints:   []discovery.Endpoint{{Addresses: []string{changedAddress(0)}}},
+	}, meta.CreateOptions{})
+	return err
+}
+
+// awaitEndpoints returns when the controllers have found the pods of every service.
+func (w *World) awaitEndpoints(ctx context.Context) error {
+	want := w.Services*w.Endpoints + w.Targets
+	have := 0
+	err := wait.PollUntilContextTimeout(ctx, 500*time.Millisecond, 2*time.Minute, true, func(ctx context.Context) (bool, error) {
+		list, err := w.kube.DiscoveryV1().EndpointSlices("").List(ctx, meta.ListOptions{LabelSelector: proxyLabel + "=" + value})
+		if err != nil {
+			return false, err
+		}
+		have = 0
+		for _, s := range list.Items {
+			have += len(s.Endpoints)
+		}
+		return have == want, nil
+	})
+	if err != nil {
+		return fmt.Errorf("services have %d endpoints of %d: %w", have, want, err)
+	}
+	return nil
+}
+
+// changedAddress returns addresses of one length, so that none is the beginning of another.
+func changedAddress(n int) string { return fmt.Sprintf("10.251.%d.%d", 100+n/100%100, 100+n%100) }
