@@ -2,6 +2,7 @@ package authz
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -146,8 +147,8 @@ func (c *Clause) match(m Match, req *Request) bool {
 	case Path:
 		return m.text(req.Path)
 	case Header:
-		values, ok := req.Headers[c.Key]
-		return ok && len(values) > 0 && m.text(strings.Join(values, ","))
+		// As Envoy does since CVE-2026-26308: a header that is sent twice matches if either line does.
+		return slices.ContainsFunc(req.Headers[c.Key], m.text)
 	}
 	return false
 }

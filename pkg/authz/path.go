@@ -12,7 +12,7 @@ const AmbiguousPathRule = "ns[bulwark-system]-policy[ambiguous-path]-rule[0]"
 // AmbiguousPath is what a path must not contain where a rule looks at paths, after Envoy has decoded and merged slashes
 // and removed dot segments: path parameters, twice-encoded bytes, control characters and overlong UTF-8. Servers
 // disagree about each of them, so no rule could know what it lets through.
-const AmbiguousPath = `(?i)^[^?#]*(;|%3b|%25[0-9a-f]{2}|%[01][0-9a-f]|%7f|%c[01]|%e0%[89]|%f0%8|%f[89a-f])`
+const AmbiguousPath = `(?i:;|%3b|%25[0-9a-f]{2}|%[01][0-9a-f]|%7f|%c[01]|%e0%[89]|%f0%8|%f[89a-f])`
 
 var ambiguous = regexp.MustCompile(AmbiguousPath)
 

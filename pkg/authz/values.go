@@ -156,7 +156,7 @@ func parseHost(v string) []Match {
 }
 
 // parseHeader decides how a header with several values is looked at. Where a match denies (a Deny rule's values, an
-// Allow rule's notValues) any element will do; where it lets pass, the whole must match.
+// Allow rule's notValues) any element of a line will do; where it lets pass, a whole line must match.
 func (b *builder) parseHeader(v string, negated bool) []Match {
 	m := wildcard(v)
 	if (b.action == Allow) == negated {
