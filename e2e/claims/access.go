@@ -49,7 +49,7 @@ func OnlyTheAuditorMayRead(ctx context.Context, s *Scene) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if (got.Echo == "balance?\n") != allowed || (got.Greeting == "ledger of payroll\n") != allowed {
+		if (got.Answer == "payroll: balance?\n") != allowed || (got.Error == "") != allowed {
 			return "", fmt.Errorf("TCP ledger as %s: %+v, want allowed=%t", account, got, allowed)
 		}
 		tried++
@@ -67,7 +67,7 @@ func TheWireIsTLS13(ctx context.Context, s *Scene) (string, error) {
 	no := false
 	pod.Spec.EphemeralContainers = append(pod.Spec.EphemeralContainers, corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
 		Name: name, Image: "docker.io/bulwark/sample:" + s.Version, ImagePullPolicy: corev1.PullIfNotPresent,
-		Args: []string{"capture", "--port=8080", "--duration=4s", "--needle=/accounts/,payroll,HTTP/1.1"},
+		Args: []string{"capture", "--port=8080", "--duration=4s", "--needle=/accounts/,account-auditor,HTTP/1.1"},
 		SecurityContext: &corev1.SecurityContext{
 			RunAsUser: new(int64), RunAsNonRoot: &no,
 			Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_RAW"}},

@@ -17,14 +17,15 @@ import (
 
 // Type URLs in the order in which they are sent: what is referred to goes before what refers to it.
 const (
-	ClusterType  = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
-	EndpointType = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
-	SecretType   = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
-	ListenerType = "type.googleapis.com/envoy.config.listener.v3.Listener"
-	RouteType    = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+	ClusterType         = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+	EndpointType        = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+	SecretType          = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+	ExtensionConfigType = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
+	ListenerType        = "type.googleapis.com/envoy.config.listener.v3.Listener"
+	RouteType           = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 )
 
-var order = []string{ClusterType, EndpointType, SecretType, ListenerType, RouteType}
+var order = []string{ClusterType, EndpointType, SecretType, ExtensionConfigType, ListenerType, RouteType}
 
 // Resource is one xDS resource, marshalled once and shared, unchanged, by every stream that takes it.
 type Resource struct {

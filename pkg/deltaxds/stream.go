@@ -54,7 +54,7 @@ type subscription struct {
 	wildcard bool
 	names    map[string]bool   // subscribed by name
 	versions map[string]string // what the client has, by our last word
-	unsaid   map[string]bool   // names to look at when the type may be sent again
+	unsaid   map[string]bool   // names to look at when the type may be sent
 	answered bool              // a wildcard subscription is answered even when there is nothing
 	inFlight string            // nonce of the response the client has not answered yet
 	status   Status
@@ -200,8 +200,11 @@ func (s *Stream) take(req *discovery.DeltaDiscoveryRequest) {
 	}
 }
 
-// flush sends what may be sent now: additions in the order of types, then removals in the opposite order, one response
-// of a type in flight at a time, and nothing that may refer to a type still in flight.
+// flush sends what may be sent now: one response of a type in flight at a time, what is referred to before what refers to
+// it, and removals in the opposite order when nothing else is going on.
+//
+// Envoy answers for clusters only when they have warmed, which takes their endpoints and secrets. So listeners and routes
+// wait for that answer, and nothing else does.
 func (s *Stream) flush(rpc RPC) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,24 +216,36 @@ func (s *Stream) flush(rpc RPC) error {
 	clear(s.dirty)
 	types := s.ordered()
 	for _, url := range types {
-		if s.types[url].inFlight != "" {
-			return nil
-		}
-		resp := s.additions(url)
-		if resp == nil {
+		if s.types[url].inFlight != "" || s.mustWait(url) {
 			continue
 		}
-		if err := s.send(rpc, url, resp); err != nil {
-			return err
+		if resp := s.additions(url); resp != nil {
+			if err := s.send(rpc, url, resp); err != nil {
+				return err
+			}
 		}
-		return nil // its answer brings us back here
 	}
 	for _, url := range slices.Backward(types) {
+		for _, sub := range s.types {
+			if sub.inFlight != "" {
+				return nil // its answer brings us back here
+			}
+		}
 		if resp := s.removals(url); resp != nil {
-			return s.send(rpc, url, resp)
+			if err := s.send(rpc, url, resp); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+func (s *Stream) mustWait(url string) bool {
+	if url != ListenerType && url != RouteType {
+		return false
+	}
+	clusters := s.types[ClusterType]
+	return clusters != nil && clusters.inFlight != ""
 }
 
 func (s *Stream) ordered() []string {

@@ -208,3 +208,19 @@ func TestUnknownNameIsAnsweredAsAbsent(t *testing.T) {
 	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: RouteType, ResourceNamesSubscribe: []string{"80"}}
 	p.ack(p.expect(t, RouteType, nil, []string{"80"}))
 }
+
+// Envoy does not answer for clusters before they have their endpoints.
+func TestEndpointsDoNotWaitForClusters(t *testing.T) {
+	w := &world{have: map[string]map[string]*Resource{}}
+	w.set(t, ClusterType, "c", "1")
+	w.set(t, EndpointType, "c", "1")
+	w.set(t, ListenerType, "l", "1")
+	_, p := start(t, w)
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: ClusterType}
+	clusters := p.expect(t, ClusterType, []string{"c"}, nil)
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: ListenerType}
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: EndpointType, ResourceNamesSubscribe: []string{"c"}}
+	p.ack(p.expect(t, EndpointType, []string{"c"}, nil))
+	p.ack(clusters)
+	p.ack(p.expect(t, ListenerType, []string{"l"}, nil))
+}

@@ -55,8 +55,8 @@ func do(ctx context.Context, c *http.Client, method, url string) Response {
 		return Response{Error: err.Error()}
 	}
 	out := Response{Status: resp.StatusCode, Proto: resp.Proto}
-	if json.Unmarshal(body, &out.Answer) != nil {
-		out.Body = strings.TrimSpace(string(body))
+	if json.Unmarshal(body, &out.Answer) != nil || out.Answer.Server == "" {
+		out.Answer, out.Body = nil, strings.TrimSpace(string(body))
 	}
 	return out
 }
@@ -167,12 +167,11 @@ func load(ctx context.Context, end func(), url string, workers int, interval tim
 
 // TCPResult is what TCP prints.
 type TCPResult struct {
-	Greeting string `json:"greeting,omitempty"`
-	Echo     string `json:"echo,omitempty"`
-	Error    string `json:"error,omitempty"`
+	Answer string `json:"answer,omitempty"`
+	Error  string `json:"error,omitempty"`
 }
 
-// TCP returns the subcommand that reads a greeting, sends a line and reads it back.
+// TCP returns the subcommand that sends a line and reads the answer.
 func TCP() *cobra.Command {
 	return &cobra.Command{Use: "tcp ADDRESS", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		var out TCPResult
@@ -192,14 +191,10 @@ func talk(ctx context.Context, address string, out *TCPResult) error {
 	if err := conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
 		return err
 	}
-	lines := bufio.NewReader(conn)
-	if out.Greeting, err = lines.ReadString('\n'); err != nil {
-		return fmt.Errorf("reading the greeting: %w", err)
-	}
 	if _, err := fmt.Fprintln(conn, "balance?"); err != nil {
 		return err
 	}
-	if out.Echo, err = lines.ReadString('\n'); err != nil {
+	if out.Answer, err = bufio.NewReader(conn).ReadString('\n'); err != nil {
 		return fmt.Errorf("reading the answer: %w", err)
 	}
 	return nil

@@ -22,8 +22,8 @@ type Answer struct {
 	Proto  string `json:"proto"`
 }
 
-// Server returns the subcommand that serves HTTP/1.1 and cleartext HTTP/2 on one port and a line-echoing TCP protocol,
-// in which the server speaks first, on another.
+// Server returns the subcommand that serves HTTP/1.1 and cleartext HTTP/2 on one port, and on another a TCP protocol that
+// answers each line with the server's name and the line.
 func Server() *cobra.Command {
 	var name, httpAddress, tcpAddress string
 	cmd := &cobra.Command{Use: "server", Short: "Serve accounts and a ledger", RunE: func(cmd *cobra.Command, _ []string) error {
@@ -67,9 +67,8 @@ func serve(ctx context.Context, name, httpAddress, tcpAddress string) error {
 func echo(conn net.Conn, name string) {
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(5 * time.Minute))
-	fmt.Fprintf(conn, "ledger of %s\n", name)
 	lines := bufio.NewScanner(conn)
 	for lines.Scan() {
-		fmt.Fprintf(conn, "%s\n", lines.Text())
+		fmt.Fprintf(conn, "%s: %s\n", name, lines.Text())
 	}
 }
