@@ -1,0 +1,381 @@
+package push
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+var settings = compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
+
+// mesh is a registry, a store and a server, fed by hand.
+type testMesh struct {
+	t      *testing.T
+	reg    *registry.Registry
+	store  *Store
+	server *Server
+}
+
+type peerKey struct{}
+
+func newMesh(t *testing.T) *testMesh {
+	t.Helper()
+	reg, err := registry.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	store := NewStore(settings, reg.Snapshot(), NewMetrics(prometheus.NewRegistry()), log)
+	identify := func(ctx context.Context) (spiffe.ID, error) {
+		id, ok := ctx.Value(peerKey{}).(spiffe.ID)
+		if !ok {
+			return id, fmt.Errorf("no certificate")
+		}
+		return id, nil
+	}
+	return &testMesh{t, reg, store, NewServer(store, identify, 1000, log)}
+}
+
+func (m *testMesh) apply(events ...registry.Event) {
+	m.t.Helper()
+	changes, err := m.reg.Apply(events)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.store.Apply(m.reg.Snapshot(), changes)
+}
+
+func (m *testMesh) counts() (recomputes, marshals float64) {
+	return testutil.ToFloat64(m.store.metrics.recomputes), testutil.ToFloat64(m.store.metrics.marshals)
+}
+
+func service(ns, name string, port uint32) registry.Event {
+	id := ns + "/" + name
+	return registry.Event{Kind: registry.Services, ID: id, Object: &registry.Service{
+		ID: id, Namespace: ns, Name: name, ClusterIPs: []string{"10.96.0.1"}, Selector: map[string]string{"app": name},
+		Ports: []registry.ServicePort{{Name: "http", Number: port, Target: 8080, Protocol: registry.HTTP}}, HTTPPorts: []string{fmt.Sprint(port)},
+	}}
+}
+
+func slice(ns, name string, addresses ...string) registry.Event {
+	id := ns + "/" + name
+	s := &registry.Slice{ID: id, Namespace: ns, Name: name, ServiceID: id, Ports: []registry.SlicePort{{Name: "http", Number: 8080}}, Addresses: addresses}
+	for _, a := range addresses {
+		s.Endpoints = append(s.Endpoints, registry.Endpoint{Address: a, Ready: true})
+	}
+	return registry.Event{Kind: registry.Slices, ID: id, Object: s}
+}
+
+func pod(ns, app, name, ip string) registry.Event {
+	id := ns + "/" + name
+	return registry.Event{Kind: registry.Pods, ID: id, Object: &registry.Pod{
+		ID: id, Namespace: ns, Name: name, UID: name, IP: ip, ServiceAccount: app, Proxied: true, Labels: map[string]string{"app": app}}}
+}
+
+func deny(ns, name, app string) registry.Event {
+	id := ns + "/" + name
+	p := authz.Policy{Meta: authz.Meta{Namespace: ns, Name: name}, Action: authz.Deny, Selector: map[string]string{"app": app}, Rules: []authz.Rule{{}}}
+	return registry.Event{Kind: registry.Policies, ID: id, Object: &registry.Policy{ID: id, Namespace: ns, Policy: p}}
+}
+
+// proxy is a client in process, which takes whatever it is sent and counts it.
+type proxy struct {
+	ctx    context.Context
+	in     chan *discovery.DeltaDiscoveryRequest
+	done   chan error
+	cancel context.CancelFunc
+
+	mu       sync.Mutex
+	received map[string][]string // type → names, in the order of their coming
+	removed  map[string][]string
+	settled  *sync.Cond
+}
+
+func (p *proxy) Context() context.Context { return p.ctx }
+
+func (p *proxy) Send(r *discovery.DeltaDiscoveryResponse) error {
+	p.mu.Lock()
+	for _, res := range r.GetResources() {
+		p.received[short(r.GetTypeUrl())] = append(p.received[short(r.GetTypeUrl())], res.GetName())
+	}
+	p.removed[short(r.GetTypeUrl())] = append(p.removed[short(r.GetTypeUrl())], r.GetRemovedResources()...)
+	p.settled.Broadcast()
+	p.mu.Unlock()
+	go p.answer(&discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()})
+	return nil
+}
+
+func (p *proxy) answer(r *discovery.DeltaDiscoveryRequest) {
+	select {
+	case p.in <- r:
+	case <-p.ctx.Done():
+	}
+}
+
+func (p *proxy) Recv() (*discovery.DeltaDiscoveryRequest, error) {
+	select {
+	case r, ok := <-p.in:
+		if !ok {
+			return nil, io.EOF
+		}
+		return r, nil
+	case <-p.ctx.Done():
+		return nil, p.ctx.Err()
+	}
+}
+
+func (p *proxy) SetHeader(metadata.MD) error  { return nil }
+func (p *proxy) SendHeader(metadata.MD) error { return nil }
+func (p *proxy) SetTrailer(metadata.MD)       {}
+func (p *proxy) SendMsg(any) error            { return nil }
+func (p *proxy) RecvMsg(any) error            { return nil }
+
+// take returns what came of a type since the last take, once at least n resources did.
+func (p *proxy) take(t *testing.T, typ string, n int) []string {
+	t.Helper()
+	stop := time.AfterFunc(20*time.Second, func() { p.cancel(); p.settled.Broadcast() })
+	defer stop.Stop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.received[typ]) < n {
+		if p.ctx.Err() != nil {
+			t.Fatalf("got %d resources of %s (%v), want %d", len(p.received[typ]), typ, p.received[typ], n)
+		}
+		p.settled.Wait()
+	}
+	out := p.received[typ]
+	p.received[typ] = nil
+	slices.Sort(out)
+	return out
+}
+
+func (m *testMesh) connect(node string, id spiffe.ID, types ...string) *proxy {
+	m.t.Helper()
+	ctx, cancel := context.WithCancel(context.WithValue(m.t.Context(), peerKey{}, id))
+	p := &proxy{ctx: ctx, cancel: cancel, in: make(chan *discovery.DeltaDiscoveryRequest), done: make(chan error, 1),
+		received: map[string][]string{}, removed: map[string][]string{}}
+	p.settled = sync.NewCond(&p.mu)
+	go func() { p.done <- m.server.DeltaAggregatedResources(p) }()
+	m.t.Cleanup(func() { cancel(); <-p.done })
+	for i, url := range types {
+		req := &discovery.DeltaDiscoveryRequest{TypeUrl: url}
+		if i == 0 {
+			req.Node = &core.Node{Id: node}
+		}
+		p.in <- req
+	}
+	return p
+}
+
+func account(ns, sa string) spiffe.ID {
+	return spiffe.ID{TrustDomain: "cluster.local", Namespace: ns, ServiceAccount: sa}
+}
+
+func node(ip, name, ns string) string {
+	return fmt.Sprintf("sidecar~%s~%s.%s~%s.svc.cluster.local", ip, name, ns, ns)
+}
+
+// TestCostFollowsWhatChangedAndWhoIsAffected is the scale Pilot is made for: each resource is made and marshalled once
+// for all 200 proxies, and a change makes anew what depends on it and nothing else.
+func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
+	const services, proxies = 1000, 200
+	m := newMesh(t)
+	var events []registry.Event
+	for i := range services {
+		name := fmt.Sprintf("s%d", i)
+		ip := fmt.Sprintf("10.1.%d.%d", i/250, i%250)
+		events = append(events, service("shop", name, 80), pod("shop", name, name+"-0", ip), slice("shop", name, ip))
+	}
+	m.apply(events...)
+	var connected []*proxy
+	for i := range proxies {
+		name := fmt.Sprintf("s%d", i)
+		p := m.connect(node(fmt.Sprintf("10.1.%d.%d", i/250, i%250), name+"-0", "shop"), account("shop", name), deltaxds.ClusterType, deltaxds.ListenerType)
+		connected = append(connected, p)
+	}
+	for _, p := range connected {
+		p.take(t, "cds", services+4) // and two of every proxy, two of its own
+		p.take(t, "lds", 5)
+		endpoints := &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.EndpointType}
+		for i := range services {
+			endpoints.ResourceNamesSubscribe = append(endpoints.ResourceNamesSubscribe, fmt.Sprintf("outbound|80||s%d.shop.svc.cluster.local", i))
+		}
+		p.in <- endpoints
+		p.take(t, "eds", services)
+		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.RouteType, ResourceNamesSubscribe: []string{"80"}}
+		p.take(t, "rds", 1)
+	}
+	// Shared: clusters and endpoints of services, two clusters, three listeners, one route table. Own, of each proxy: two
+	// clusters, two listeners.
+	shared := services*2 + 2 + 3 + 1
+	recomputed, marshalled := m.counts()
+	if want := float64(shared + proxies*4); marshalled != want || recomputed != want {
+		t.Fatalf("connecting %d proxies took %v recomputes and %v marshals, want %v of each", proxies, recomputed, marshalled, want)
+	}
+
+	m.apply(slice("shop", "s7", "10.1.0.7", "10.1.0.8"))
+	for _, p := range connected {
+		if got := p.take(t, "eds", 1); !slices.Equal(got, []string{"outbound|80||s7.shop.svc.cluster.local"}) {
+			t.Fatalf("sent %v", got)
+		}
+	}
+	m.expect(t, "one endpoint for all proxies", &recomputed, &marshalled, 1, 1)
+
+	m.apply(deny("shop", "p", "s3"))
+	if got := connected[3].take(t, "lds", 1); !slices.Equal(got, []string{"virtualInbound"}) {
+		t.Fatalf("sent %v", got)
+	}
+	m.expect(t, "a policy of one workload", &recomputed, &marshalled, 3, 3) // its listener, and two clusters that stay as they are
+	for i, p := range connected {
+		p.mu.Lock()
+		if len(p.received["lds"])+len(p.received["cds"]) > 0 {
+			t.Errorf("proxy %d was sent %v", i, p.received)
+		}
+		p.mu.Unlock()
+	}
+
+	m.apply(pod("shop", "nobody", "unrelated-0", "10.9.9.9"))
+	m.expect(t, "a pod of no service", &recomputed, &marshalled, 0, 0)
+}
+
+func (m *testMesh) expect(t *testing.T, what string, recomputed, marshalled *float64, dr, dm float64) {
+	t.Helper()
+	r, n := m.counts()
+	if r-*recomputed != dr || n-*marshalled != dm {
+		t.Errorf("%s: %v recomputes and %v marshals, want %v and %v", what, r-*recomputed, n-*marshalled, dr, dm)
+	}
+	*recomputed, *marshalled = r, n
+}
+
+func TestProxyIsRefusedUnlessItIsThePodItNames(t *testing.T) {
+	for _, c := range []struct {
+		name, node string
+		id         any
+		want       codes.Code
+	}{
+		{"no certificate", node("10.1.0.1", "a-0", "shop"), nil, codes.Unauthenticated},
+		{"another account", node("10.1.0.1", "a-0", "shop"), account("shop", "b"), codes.PermissionDenied},
+		{"another namespace", node("10.1.0.1", "a-0", "shop"), account("other", "a"), codes.PermissionDenied},
+		{"another trust domain", node("10.1.0.1", "a-0", "shop"), spiffe.ID{TrustDomain: "evil", Namespace: "shop", ServiceAccount: "a"}, codes.PermissionDenied},
+		{"another address", node("10.1.0.2", "a-0", "shop"), account("shop", "a"), codes.PermissionDenied},
+		{"no node", "", account("shop", "a"), codes.InvalidArgument},
+		{"not a sidecar", "router~10.1.0.1~a-0.shop~shop.svc", account("shop", "a"), codes.InvalidArgument},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMesh(t)
+			m.apply(pod("shop", "a", "a-0", "10.1.0.1"))
+			ctx, cancel := context.WithCancel(context.WithValue(t.Context(), peerKey{}, c.id))
+			defer cancel()
+			p := &proxy{ctx: ctx, cancel: cancel, in: make(chan *discovery.DeltaDiscoveryRequest, 1)}
+			p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ClusterType, Node: &core.Node{Id: c.node}}
+			if err := m.server.DeltaAggregatedResources(p); status.Code(err) != c.want {
+				t.Fatalf("got %v, want %v", err, c.want)
+			}
+		})
+	}
+}
+
+func TestProxyOfAPodNotSeenYetWaitsForIt(t *testing.T) {
+	m := newMesh(t)
+	p := m.connect(node("10.1.0.1", "a-0", "shop"), account("shop", "a"), deltaxds.ListenerType)
+	m.apply(pod("shop", "a", "a-0", ""))
+	m.apply(pod("shop", "a", "a-0", "10.1.0.1"))
+	p.take(t, "lds", 4)
+}
+
+func TestPodWhoseLabelsChangeGetsThePoliciesOfItsNewLabels(t *testing.T) {
+	m := newMesh(t)
+	m.apply(pod("shop", "a", "a-0", "10.1.0.1"), deny("shop", "p", "b"))
+	p := m.connect(node("10.1.0.1", "a-0", "shop"), account("shop", "a"), deltaxds.ListenerType)
+	p.take(t, "lds", 4)
+	moved := pod("shop", "a", "a-0", "10.1.0.1")
+	moved.Object.(*registry.Pod).Labels = map[string]string{"app": "b"}
+	m.apply(moved)
+	if got := p.take(t, "lds", 1); !slices.Equal(got, []string{"virtualInbound"}) {
+		t.Fatalf("sent %v", got)
+	}
+}
+
+func TestNamesakePodWithAnotherAccountEndsTheStream(t *testing.T) {
+	m := newMesh(t)
+	m.apply(pod("shop", "a", "a-0", "10.1.0.1"))
+	p := m.connect(node("10.1.0.1", "a-0", "shop"), account("shop", "a"), deltaxds.ListenerType)
+	p.take(t, "lds", 4)
+	other := pod("shop", "a", "a-0", "10.1.0.1")
+	other.Object.(*registry.Pod).UID, other.Object.(*registry.Pod).ServiceAccount = "new", "b"
+	m.apply(other)
+	select {
+	case err := <-p.done:
+		p.done <- err
+	case <-time.After(20 * time.Second):
+		t.Fatal("the stream goes on")
+	}
+}
+
+// TestIncrementalEqualsFresh holds the effects of changes to account: whatever changes, in whatever order, a store that
+// followed along shows what a new store would.
+func TestIncrementalEqualsFresh(t *testing.T) {
+	m := newMesh(t)
+	m.apply(pod("shop", "s0", "s0-0", "10.1.0.0"))
+	p := m.connect(node("10.1.0.0", "s0-0", "shop"), account("shop", "s0"), deltaxds.ListenerType, deltaxds.ClusterType)
+	p.take(t, "lds", 4)
+	headless := service("shop", "s1", 5432)
+	hs := headless.Object.(*registry.Service)
+	hs.Headless, hs.ClusterIPs, hs.HTTPPorts, hs.Ports[0].Protocol = true, nil, nil, registry.TCP
+	selectorless := service("shop", "s2", 90)
+	selectorless.Object.(*registry.Service).Selector = nil
+	gone := func(k registry.Kind, id string) registry.Event { return registry.Event{Kind: k, ID: id} }
+	peer := registry.Event{Kind: registry.PeerAuths, ID: "shop/p", Object: &registry.PeerAuth{ID: "shop/p", Namespace: "shop",
+		PeerPolicy: authz.PeerPolicy{Meta: authz.Meta{Namespace: "shop", Name: "p"}, Mode: authz.Disable}}}
+	steps := [][]registry.Event{
+		{service("shop", "s0", 80)}, {slice("shop", "s0", "10.1.0.0", "10.1.0.9")}, {pod("shop", "s0", "s0-1", "10.1.0.9")},
+		{headless}, {slice("shop", "s1", "10.1.0.0")}, {slice("shop", "s1", "10.1.0.9", "10.1.0.3")}, {pod("shop", "s1", "s1-0", "10.1.0.3")},
+		{selectorless}, {slice("shop", "s2", "10.1.0.3", "10.1.0.4")}, {pod("shop", "x", "x", "10.1.0.4")},
+		{peer}, {deny("shop", "d", "s0")}, {deny("bulwark-system", "d", "s0")}, {service("shop", "s0", 81)},
+		{gone(registry.Services, "shop/s1"), gone(registry.Slices, "shop/s1")}, {gone(registry.PeerAuths, "shop/p")},
+		{gone(registry.Pods, "shop/x")}, {gone(registry.Slices, "shop/s2")}, {gone(registry.Services, "shop/s2")}, {gone(registry.Policies, "shop/d")},
+	}
+	for i, step := range steps {
+		m.apply(step...)
+		var c *client
+		for connected := range m.store.clients {
+			c = connected
+		}
+		fresh := NewStore(settings, m.reg.Snapshot(), NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
+		twin := &client{store: fresh, pod: c.pod, namespace: c.namespace, identity: c.identity}
+		fresh.add(twin, m.reg.Snapshot().Pod(c.pod))
+		for _, url := range []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.RouteType} {
+			got, want := versions(m.store.resourcesOf(c, url)), versions(fresh.resourcesOf(twin, url))
+			if fmt.Sprint(got) != fmt.Sprint(want) {
+				t.Fatalf("after step %d, %s: got %v, want %v", i, short(url), got, want)
+			}
+		}
+	}
+}
+
+func versions(resources []*deltaxds.Resource) map[string]string {
+	out := map[string]string{}
+	for _, r := range resources {
+		out[r.Name] = r.Version
+	}
+	return out
+}
