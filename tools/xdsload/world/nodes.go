@@ -28,16 +28,19 @@ func (w *World) createNode(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	made, err := w.kube.CoreV1().Nodes().Create(ctx, &core.Node{
+	_, err = w.kube.CoreV1().Nodes().Create(ctx, &core.Node{
 		ObjectMeta: named("", holder),
 		Spec:       core.NodeSpec{Unschedulable: true, Taints: []core.Taint{{Key: label, Value: value, Effect: core.TaintEffectNoSchedule}}},
 	}, meta.CreateOptions{})
 	if err != nil {
 		return err
 	}
-	made.Status.Conditions = []core.NodeCondition{{Type: core.NodeReady, Status: core.ConditionTrue, Reason: "Simulated",
-		LastHeartbeatTime: meta.Now(), LastTransitionTime: meta.Now()}}
-	_, err = w.kube.CoreV1().Nodes().UpdateStatus(ctx, made, meta.UpdateOptions{})
+	patch, err := statusPatch(core.NodeStatus{Conditions: []core.NodeCondition{{Type: core.NodeReady, Status: core.ConditionTrue,
+		Reason: "Simulated", LastHeartbeatTime: meta.Now(), LastTransitionTime: meta.Now()}}})
+	if err != nil {
+		return err
+	}
+	_, err = w.kube.CoreV1().Nodes().PatchStatus(ctx, holder, patch)
 	return err
 }
 

@@ -2,12 +2,14 @@ package world
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"time"
 
 	core "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/wait"
 
@@ -46,7 +48,7 @@ func (w *World) createAccount(ctx context.Context, g int) error {
 
 func (w *World) createPod(ctx context.Context, i int) error {
 	m, no := w.Members()[i], false
-	made, err := w.kube.CoreV1().Pods(m.Namespace).Create(ctx, &core.Pod{
+	_, err := w.kube.CoreV1().Pods(m.Namespace).Create(ctx, &core.Pod{
 		ObjectMeta: named(m.Namespace, m.Pod, "app", m.Group, "version", "v1", istiocompat.TLSModeLabel, istiocompat.TLSModeMutual),
 		Spec: core.PodSpec{
 			NodeName: nodeName(i % w.Nodes), ServiceAccountName: m.ServiceAccount, AutomountServiceAccountToken: &no,
@@ -57,15 +59,21 @@ func (w *World) createPod(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	made.Status = core.PodStatus{
+	patch, err := statusPatch(core.PodStatus{
 		Phase: core.PodRunning, PodIP: m.IP, PodIPs: []core.PodIP{{IP: m.IP}},
 		Conditions: []core.PodCondition{
 			{Type: core.PodReady, Status: core.ConditionTrue}, {Type: core.ContainersReady, Status: core.ConditionTrue},
 			{Type: core.PodInitialized, Status: core.ConditionTrue}, {Type: core.PodScheduled, Status: core.ConditionTrue}},
+	})
+	if err != nil {
+		return err
 	}
-	_, err = w.kube.CoreV1().Pods(m.Namespace).UpdateStatus(ctx, made, meta.UpdateOptions{})
+	_, err = w.kube.CoreV1().Pods(m.Namespace).Patch(ctx, m.Pod, types.StrategicMergePatchType, patch, meta.PatchOptions{}, "status")
 	return err
 }
+
+// statusPatch sets a status; controllers may have touched the object since it was made.
+func statusPatch(status any) ([]byte, error) { return json.Marshal(map[string]any{"status": status}) }
 
 func servicePort(service int) core.ServicePort {
 	if service%tcpEvery == 0 {

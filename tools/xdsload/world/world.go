@@ -66,6 +66,7 @@ type World struct {
 func New(config *rest.Config, s Sizes) (*World, error) {
 	config = rest.CopyConfig(config)
 	config.QPS, config.Burst = 500, 500
+	config.WarningHandler = rest.NoWarnings{} // the policies hold on TCP ports too, on purpose
 	kube, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("client of the API server: %w", err)
