@@ -69,7 +69,7 @@ func (r *Rotator) Run(ctx context.Context) {
 				return
 			}
 			wait = retry.NextBackOff()
-			r.log.Warn("no new SVID", "error", err, "retryIn", wait)
+			r.log.Warn("no new SVID", "error", err, "retryIn", wait.String())
 		} else {
 			retry.Reset()
 			continue

@@ -43,7 +43,7 @@ func (r *Reporter) Run(ctx context.Context) {
 			retry.Reset()
 		}
 		wait := retry.NextBackOff()
-		r.Log.Info("reports to Mixer interrupted", "error", err, "retryIn", wait)
+		r.Log.Info("reports to Mixer interrupted", "error", err, "retryIn", wait.String())
 		if !pause(ctx, wait) {
 			return
 		}

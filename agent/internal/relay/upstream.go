@@ -57,7 +57,7 @@ func (r *Relay) Run(ctx context.Context) {
 			retry.Reset()
 		}
 		wait := retry.NextBackOff()
-		r.log.Warn("stream to Pilot ended; the proxy keeps its configuration", "error", err, "retryIn", wait)
+		r.log.Warn("stream to Pilot ended; the proxy keeps its configuration", "error", err, "retryIn", wait.String())
 		timer := r.config.Clock.NewTimer(wait)
 		select {
 		case <-timer.C():

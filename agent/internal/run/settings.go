@@ -4,6 +4,7 @@ package run
 import (
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -36,7 +37,7 @@ type Settings struct {
 // Defaults fit the DaemonSet of the chart.
 func Defaults() Settings {
 	return Settings{
-		TrustDomain: mesh.DefaultTrustDomain, Citadel: svid.DefaultCitadel, TokenFile: svid.DefaultTokenFile,
+		NodeName: os.Getenv("NODE_NAME"), TrustDomain: mesh.DefaultTrustDomain, Citadel: svid.DefaultCitadel, TokenFile: svid.DefaultTokenFile,
 		Pilot: fmt.Sprintf("%s:%d", mesh.ServiceHost(mesh.PilotAccount), mesh.XDSPort),
 		Mixer: fmt.Sprintf("%s:%d", mesh.ServiceHost(mesh.MixerAccount), mesh.TelemetryPort),
 

@@ -45,7 +45,7 @@ func (s *Sender) Run(ctx context.Context) {
 			retry.Reset()
 		}
 		wait := retry.NextBackOff()
-		s.Log.Warn("delivery to Mixer interrupted; events stay in the spool", "error", err, "unacknowledged", s.Spool.Stats().Unacked, "retryIn", wait)
+		s.Log.Warn("delivery to Mixer interrupted; events stay in the spool", "error", err, "unacknowledged", s.Spool.Stats().Unacked, "retryIn", wait.String())
 		if !sleep(ctx, wait) {
 			return
 		}

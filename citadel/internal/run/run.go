@@ -135,7 +135,7 @@ func loadAuthority(ctx context.Context, s Settings, k clients, log *slog.Logger)
 			log.Info("CA loaded", "created", created, "subject", cert.Subject.String(), "notAfter", cert.NotAfter, "roots", len(authority.Roots()))
 			return authority, nil
 		}
-		log.Warn("CA not loaded", "error", err, "retryIn", delay)
+		log.Warn("CA not loaded", "error", err, "retryIn", delay.String())
 		select {
 		case <-ctx.Done():
 			return nil, err
