@@ -34,8 +34,12 @@ proto: ## generate Go code from the protobuf definitions
 proto-check: proto ## fail when generated code is not what the definitions generate
 	git diff --exit-code -- pkg/api
 
+# A tag says what is in the image: with the version "dev" it is made of the binaries, so that what was built anew is
+# rolled out anew.
+PROGRAMS := bin/pilot bin/citadel bin/mixer bin/agent bin/sample
 images: build ## build the images as OCI archives in bin/oci, without a container engine
-	bin/images build --version $(VERSION)
+	@if [ "$(VERSION)" = dev ]; then echo "dev-$$(cat $(PROGRAMS) | sha256sum | cut -c1-12)"; else echo "$(VERSION)"; fi > bin/tag
+	bin/images build --version "$$(cat bin/tag)"
 
 ##@ Cluster
 .PHONY: cluster cluster-down bin/cluster
@@ -58,7 +62,7 @@ demo-down: build
 else
 demo: images cluster ## prove the mesh on a cluster of this machine
 	bin/cluster load bin/oci/*.tar
-	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/demo
+	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/demo --tag "$$(cat bin/tag)"
 demo-down: cluster-down
 endif
 
@@ -84,7 +88,7 @@ test: build ## unit, golden and integration tests with the race detector
 
 e2e: images cluster ## the claims, on a real cluster with real proxies
 	bin/cluster load bin/oci/*.tar
-	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -count=1 -timeout 20m .
+	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 20m . -tag "$$(cat ../bin/tag)"
 
 .PHONY: help
 help: ## list the targets

@@ -20,6 +20,7 @@ import (
 )
 
 var (
+	tag     = flag.String("tag", "dev", "tag of the images")
 	keep    = flag.Bool("keep", false, "leave the namespaces of the tests")
 	cluster *lab.Lab
 )
@@ -30,8 +31,8 @@ func TestMain(m *testing.M) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	var err error
-	if cluster, err = lab.Open(); err == nil {
-		err = cluster.MeshctlTo(ctx, os.Stdout, "install", "--set", "citadel.workloadTTL=1m")
+	if cluster, err = lab.Open(*tag); err == nil {
+		err = cluster.Install(ctx, os.Stdout)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e: no mesh to test:", err)

@@ -66,7 +66,7 @@ func TheWireIsTLS13(ctx context.Context, s *Scene) (string, error) {
 	name := fmt.Sprintf("tap-%d", time.Now().UnixNano())
 	no := false
 	pod.Spec.EphemeralContainers = append(pod.Spec.EphemeralContainers, corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
-		Name: name, Image: "docker.io/bulwark/sample:" + s.Version, ImagePullPolicy: corev1.PullIfNotPresent,
+		Name: name, Image: "docker.io/bulwark/sample:" + s.Tag, ImagePullPolicy: corev1.PullIfNotPresent,
 		Args: []string{"capture", "--port=8080", "--duration=4s", "--needle=/accounts/,account-auditor,HTTP/1.1"},
 		SecurityContext: &corev1.SecurityContext{
 			RunAsUser: new(int64), RunAsNonRoot: &no,

@@ -72,7 +72,7 @@ func (s *Scene) Remove(ctx context.Context) error {
 
 // local puts the scene's namespaces and the version's images into a manifest of the sample.
 func (s *Scene) local(manifest string) string {
-	return strings.NewReplacer("finance", s.Namespace, "bulwark/sample:dev", "bulwark/sample:"+s.Version).Replace(manifest)
+	return strings.NewReplacer("finance", s.Namespace, "bulwark/sample:dev", "bulwark/sample:"+s.Tag).Replace(manifest)
 }
 
 // id returns the SPIFFE ID of a service account of the scene.

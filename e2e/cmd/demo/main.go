@@ -22,6 +22,7 @@ const namespace = "finance"
 
 func main() {
 	down := flag.Bool("down", false, "remove the sample and Bulwark from the cluster")
+	tag := flag.String("tag", "dev", "tag of the images")
 	registry := flag.String("registry", "", "registry of the images, for a cluster that pulls them")
 	limit := flag.Duration("timeout", 10*time.Minute, "limit of the whole demo")
 	flag.Parse()
@@ -29,7 +30,7 @@ func main() {
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, *limit)
 	defer cancel()
-	l, err := lab.Open()
+	l, err := lab.Open(*tag)
 	if err == nil && *down {
 		err = remove(ctx, l)
 	} else if err == nil {
@@ -51,12 +52,11 @@ func remove(ctx context.Context, l *lab.Lab) error {
 func demo(ctx context.Context, l *lab.Lab, registry string) error {
 	began := time.Now()
 	fmt.Println("meshctl install")
-	// Certificates of a minute, so that their rotation can be watched.
-	args := []string{"install", "--set", "citadel.workloadTTL=1m"}
+	var set []string
 	if registry != "" {
-		args = append(args, "--set", "image.registry="+registry)
+		set = append(set, "image.registry="+registry)
 	}
-	if err := l.MeshctlTo(ctx, os.Stdout, args...); err != nil {
+	if err := l.Install(ctx, os.Stdout, set...); err != nil {
 		return err
 	}
 	fmt.Printf("sample, in namespace %s\n", namespace)

@@ -41,25 +41,21 @@ const fieldManager = "bulwark-e2e"
 type Lab struct {
 	kubernetes.Interface
 	Config  *rest.Config
-	Version string // tag of the images
+	Tag     string // of the images
 	dynamic dynamic.Interface
 	mapper  meta.ResettableRESTMapper
 	meshctl string
 }
 
-// Open connects to the cluster of KUBECONFIG. The tag of the images is VERSION, "dev" when unset; meshctl is
-// bin/meshctl of this checkout.
-func Open() (*Lab, error) {
+// Open connects to the cluster of KUBECONFIG. Tag is that of the images; meshctl is bin/meshctl of this checkout.
+func Open(tag string) (*Lab, error) {
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(clientcmd.NewDefaultClientConfigLoadingRules(), nil).ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("KUBECONFIG names no cluster (make cluster): %w", err)
 	}
 	config.QPS, config.Burst = 200, 400
 	config.WarningHandler = rest.NoWarnings{}
-	l := &Lab{Config: config, Version: os.Getenv("VERSION")}
-	if l.Version == "" {
-		l.Version = "dev"
-	}
+	l := &Lab{Config: config, Tag: tag}
 	if l.Interface, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, err
 	}
@@ -69,13 +65,20 @@ func Open() (*Lab, error) {
 	l.mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(l.Discovery()))
 	_, file, _, _ := runtime.Caller(0)
 	root := filepath.Join(filepath.Dir(file), "..", "..", "..")
-	if l.meshctl = os.Getenv("MESHCTL"); l.meshctl == "" {
-		l.meshctl = filepath.Join(root, "bin", "meshctl")
-		if _, err := os.Stat(l.meshctl); err != nil { // a binary built with -trimpath does not know its checkout
-			l.meshctl = filepath.Join("bin", "meshctl")
-		}
+	l.meshctl = filepath.Join(root, "bin", "meshctl")
+	if _, err := os.Stat(l.meshctl); err != nil { // a binary built with -trimpath does not know its checkout
+		l.meshctl = filepath.Join("bin", "meshctl")
 	}
 	return l, nil
+}
+
+// Install runs meshctl install as the claims need it: with certificates of a minute, so that their rotation can be watched.
+func (l *Lab) Install(ctx context.Context, out io.Writer, set ...string) error {
+	args := []string{"install", "--set", "citadel.workloadTTL=1m", "--set", "image.tag=" + l.Tag}
+	for _, s := range set {
+		args = append(args, "--set", s)
+	}
+	return l.MeshctlTo(ctx, out, args...)
 }
 
 // Apply applies the objects of a YAML stream.
