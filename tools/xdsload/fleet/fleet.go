@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/stats"
 )
 
 // Member is the pod that a proxy stands in.
@@ -22,22 +21,14 @@ func (m Member) Node() string {
 	return fmt.Sprintf("sidecar~%s~%s.%s~%s.svc.cluster.local", m.IP, m.Pod, m.Namespace, m.Namespace)
 }
 
-// Traffic is what the proxies were sent.
-type Traffic struct {
-	Bytes     int64 `json:"bytes"` // on the wire, within TLS
-	Responses int64 `json:"responses"`
-	Resources int64 `json:"resources"`
-	Removals  int64 `json:"removals"`
-}
-
 // Fleet is the proxies.
 type Fleet struct {
 	proxies []*Proxy
 	watch   atomic.Pointer[Watch]
 	refs    sync.Map // version of a resource → names it refers to
 
-	bytes, responses, resources, removals atomic.Int64
-	heard                                 atomic.Int64 // when the last response came
+	traffic *counters
+	heard   atomic.Int64 // when the last response came
 
 	session context.CancelCauseFunc
 	streams sync.WaitGroup
@@ -48,7 +39,7 @@ type Dialer func(m Member, options ...grpc.DialOption) (*grpc.ClientConn, error)
 
 // New returns a fleet that is not connected.
 func New(members []Member, dial Dialer) *Fleet {
-	f := &Fleet{session: func(error) {}}
+	f := &Fleet{session: func(error) {}, traffic: newCounters()}
 	for _, m := range members {
 		f.proxies = append(f.proxies, newProxy(f, m, dial))
 	}
@@ -89,16 +80,6 @@ func (f *Fleet) Disconnect() {
 	f.streams.Wait()
 }
 
-// Traffic returns what was sent so far.
-func (f *Fleet) Traffic() Traffic {
-	return Traffic{f.bytes.Load(), f.responses.Load(), f.resources.Load(), f.removals.Load()}
-}
-
-// Since returns what was sent after an earlier count.
-func (t Traffic) Since(before Traffic) Traffic {
-	return Traffic{t.Bytes - before.Bytes, t.Responses - before.Responses, t.Resources - before.Resources, t.Removals - before.Removals}
-}
-
 // Quiet waits until no response has come for a while.
 func (f *Fleet) Quiet(ctx context.Context, while time.Duration) error {
 	begin := time.Now().UnixNano()
@@ -114,15 +95,3 @@ func (f *Fleet) Quiet(ctx context.Context, while time.Duration) error {
 		}
 	}
 }
-
-// counter counts bytes as they come off the wire.
-type counter struct{ bytes *atomic.Int64 }
-
-func (c counter) HandleRPC(_ context.Context, s stats.RPCStats) {
-	if in, ok := s.(*stats.InPayload); ok {
-		c.bytes.Add(int64(in.WireLength))
-	}
-}
-func (counter) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context   { return ctx }
-func (counter) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
-func (counter) HandleConn(context.Context, stats.ConnStats)                       {}

@@ -46,7 +46,7 @@ func newProxy(f *Fleet, m Member, dial Dialer) *Proxy {
 
 // serve speaks one stream, and says once when the proxy has everything.
 func (p *Proxy) serve(ctx context.Context, settled chan<- time.Time) error {
-	conn, err := p.dial(p.Member, grpc.WithStatsHandler(counter{&p.fleet.bytes}))
+	conn, err := p.dial(p.Member, grpc.WithStatsHandler(p.fleet.traffic))
 	if err != nil {
 		return err
 	}
@@ -79,9 +79,7 @@ func (p *Proxy) serve(ctx context.Context, settled chan<- time.Time) error {
 func (p *Proxy) count(resp *discovery.DeltaDiscoveryResponse) {
 	f := p.fleet
 	f.heard.Store(time.Now().UnixNano())
-	f.responses.Add(1)
-	f.resources.Add(int64(len(resp.GetResources())))
-	f.removals.Add(int64(len(resp.GetRemovedResources())))
+	f.traffic.count(resp)
 	if w := f.watch.Load(); w != nil {
 		w.look(p, resp)
 	}

@@ -62,6 +62,10 @@ func (r *Result) Table() report.Table {
 	t.Row("load average before", r.LoadAverage)
 	t.Row("Pilot's start to ready", fmt.Sprintf("%s, %s of CPU", report.Seconds(r.Ready.Time), report.Seconds(r.Ready.CPU)))
 	t.Row("first configuration of all", fmt.Sprintf("%s of CPU, %s", report.Seconds(r.First.CPU), describe(r.First)))
+	for _, name := range fleet.Names {
+		share := r.First.Traffic.Types[name]
+		t.Row("of which "+name, fmt.Sprintf("%s in %d resources", report.MB(float64(share.Bytes)), share.Resources))
+	}
 	t.Row("memory a proxy", fmt.Sprintf("%s (resident %s before, %s after, peak %s)", report.MB(r.PerProxy()),
 		report.MB(float64(r.Before.Resident)), report.MB(float64(r.After.Resident)), report.MB(float64(r.After.Peak))))
 	t.Row("idle", fmt.Sprintf("%.1f CPU ms a second", 1000*r.Idle.CPU.Seconds()/r.Idle.Over.Seconds()))
