@@ -30,6 +30,9 @@ func (s *session) sync(ctx context.Context, k key) (time.Time, error) {
 	if err = ignoreNotFound(err); err != nil {
 		return time.Time{}, fmt.Errorf("Secret of %s: %w", k, err)
 	}
+	if existing != nil && existing.Type != mesh.SecretType {
+		existing = nil // never ours to touch, whatever the cache was asked for
+	}
 	wanted, err := s.wanted(k.Namespace)
 	if err != nil {
 		return time.Time{}, err

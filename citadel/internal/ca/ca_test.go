@@ -1,0 +1,402 @@
+package ca
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+	testclock "k8s.io/utils/clock/testing"
+
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func newAuthority(t testing.TB, ttl time.Duration) (*Authority, *testclock.FakePassiveClock) {
+	t.Helper()
+	clock := testclock.NewFakePassiveClock(start)
+	m, err := NewRoot("cluster.local", start, ttl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := New(m, clock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a, clock
+}
+
+func identity(t testing.TB) spiffe.ID {
+	t.Helper()
+	id, err := spiffe.New("cluster.local", "finance", "payroll")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func newKey(t testing.TB) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func TestIssuedCertificateIsAnX509SVID(t *testing.T) {
+	a, _ := newAuthority(t, 10*365*24*time.Hour)
+	key := newKey(t)
+	chain, err := a.Issue(Request{ID: identity(t), PublicKey: key.Public(), TTL: 24 * time.Hour, DNSNames: []string{"a.svc"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(chain) != 1 {
+		t.Fatalf("%d certificates; the root is not part of a chain", len(chain))
+	}
+	leaf := chain[0]
+	bundle := x509bundle.FromX509Authorities(spiffeid.RequireTrustDomainFromString("cluster.local"), a.Roots())
+	id, _, err := x509svid.Verify(chain, bundle, x509svid.WithTime(start))
+	if err != nil || id.String() != "spiffe://cluster.local/ns/finance/sa/payroll" {
+		t.Fatalf("%s, %v", id, err)
+	}
+	if got := leaf.NotBefore; !got.Equal(start.Add(-Backdate)) {
+		t.Errorf("valid from %s", got)
+	}
+	if got := leaf.NotAfter; !got.Equal(start.Add(24 * time.Hour)) {
+		t.Errorf("valid until %s", got)
+	}
+	if leaf.KeyUsage != x509.KeyUsageDigitalSignature || leaf.IsCA || !leaf.BasicConstraintsValid || len(leaf.URIs) != 1 || leaf.Subject.String() != "" {
+		t.Errorf("profile: %+v", leaf)
+	}
+	if bits := leaf.SerialNumber.BitLen(); bits < 100 || bits > 128 {
+		t.Errorf("serial number of %d bits", bits)
+	}
+}
+
+func TestRSALeafMayEncipherKeys(t *testing.T) {
+	a, _ := newAuthority(t, 24*time.Hour)
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := a.Issue(Request{ID: identity(t), PublicKey: key.Public(), TTL: time.Hour})
+	if err != nil || chain[0].KeyUsage != x509.KeyUsageDigitalSignature|x509.KeyUsageKeyEncipherment {
+		t.Fatalf("%v, %v", chain, err)
+	}
+}
+
+func TestCertificateNeverOutlivesItsIssuer(t *testing.T) {
+	a, clock := newAuthority(t, 10*time.Hour)
+	chain, err := a.Issue(Request{ID: identity(t), PublicKey: newKey(t).Public(), TTL: 24 * time.Hour})
+	if err != nil || !chain[0].NotAfter.Equal(a.Certificate().NotAfter) {
+		t.Fatalf("%v, %v", chain, err)
+	}
+	clock.SetTime(start.Add(11 * time.Hour))
+	if _, err := a.Issue(Request{ID: identity(t), PublicKey: newKey(t).Public(), TTL: time.Hour}); err == nil {
+		t.Fatal("signed by a CA that has ended")
+	}
+}
+
+func TestRootMaySignLeavesOnly(t *testing.T) {
+	a, _ := newAuthority(t, time.Hour)
+	root := a.Certificate()
+	if !root.IsCA || !root.MaxPathLenZero || root.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign || root.URIs[0].String() != "spiffe://cluster.local" {
+		t.Fatalf("%+v", root)
+	}
+}
+
+// Each change is one that the linter has to stop before the CA's key signs it.
+func TestLintStopsWhatBreaksTheSpecification(t *testing.T) {
+	a, _ := newAuthority(t, 24*time.Hour)
+	r := Request{ID: identity(t), PublicKey: newKey(t).Public(), TTL: time.Hour}
+	foreign := &url.URL{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/finance/sa/admin"}
+	for name, spoil := range map[string]func(*x509.Certificate){
+		"another identity":     func(c *x509.Certificate) { c.URIs = []*url.URL{foreign} },
+		"two identities":       func(c *x509.Certificate) { c.URIs = append(c.URIs, foreign) },
+		"no identity":          func(c *x509.Certificate) { c.URIs = nil },
+		"CA:TRUE":              func(c *x509.Certificate) { c.IsCA = true; c.KeyUsage |= x509.KeyUsageCertSign },
+		"certificate signing":  func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign },
+		"CRL signing":          func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCRLSign },
+		"no digital signature": func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement },
+		"code signing":         func(c *x509.Certificate) { c.ExtKeyUsage = append(c.ExtKeyUsage, x509.ExtKeyUsageCodeSigning) },
+		"DNS name":             func(c *x509.Certificate) { c.DNSNames = []string{"kubernetes.default.svc"} },
+		"IP address":           func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)} },
+		"e-mail address":       func(c *x509.Certificate) { c.EmailAddresses = []string{"a@b.c"} },
+		"subject":              func(c *x509.Certificate) { c.Subject.CommonName = "root" },
+		"longer than the CA":   func(c *x509.Certificate) { c.NotAfter = start.Add(25 * time.Hour) },
+	} {
+		template, err := profile(r, start, a.cert.NotAfter)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.lint(template, r); err != nil {
+			t.Fatalf("unspoiled: %v", err)
+		}
+		spoil(template)
+		if _, err := a.lint(template, r); err == nil {
+			t.Errorf("%s: passed", name)
+		}
+	}
+}
+
+func TestWeakKeysAreRefused(t *testing.T) {
+	rsaKey := func(bits int) *rsa.PublicKey {
+		n := new(big.Int).Lsh(big.NewInt(1), uint(bits-1))
+		return &rsa.PublicKey{N: n.Add(n, big.NewInt(1)), E: 65537}
+	}
+	good, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p224, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edward, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		key    crypto.PublicKey
+		reason string
+	}{
+		"RSA 1024":       {rsaKey(1024), "1024 bits"},
+		"RSA 2047":       {rsaKey(2047), "2047 bits"},
+		"RSA 16384":      {rsaKey(16384), "16384 bits"},
+		"exponent 1":     {&rsa.PublicKey{N: good.N, E: 1}, "exponent 1"},
+		"exponent 3":     {&rsa.PublicKey{N: good.N, E: 3}, "exponent 3"},
+		"small factor":   {&rsa.PublicKey{N: new(big.Int).Mul(big.NewInt(3), prime(t, 2046)), E: 65537}, "small factor"},
+		"close primes":   {&rsa.PublicKey{N: closePrimes(t), E: 65537}, "close to each other"},
+		"P-224":          {p224.Public(), "P-224"},
+		"off the curve":  {&ecdsa.PublicKey{Curve: elliptic.P256(), X: big.NewInt(1), Y: big.NewInt(1)}, "not on the curve"},
+		"Ed25519":        {edward, "use ECDSA or RSA"},
+		"nothing":        {nil, "use ECDSA or RSA"},
+		"ROCA":           {&rsa.PublicKey{N: rocaModulus(t), E: 65537}, "ROCA"},
+		"RSA of 2049":    {rsaKey(2049), "2049 bits"},
+		"RSA of 4104":    {rsaKey(4104), "4104 bits"},
+		"even RSA":       {&rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 2047), E: 65537}, "small factor"},
+		"exponent 65536": {&rsa.PublicKey{N: good.N, E: 65536}, "exponent 65536"},
+	} {
+		began := time.Now()
+		err := CheckKey(c.key)
+		var weak KeyError
+		if !errors.As(err, &weak) || !strings.Contains(weak.Reason, c.reason) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if took := time.Since(began); took > 100*time.Millisecond {
+			t.Errorf("%s: took %s", name, took)
+		}
+	}
+	if err := CheckKey(good.Public()); err != nil {
+		t.Errorf("a good RSA key: %v", err)
+	}
+}
+
+func prime(t *testing.T, bits int) *big.Int {
+	t.Helper()
+	p, err := rand.Prime(rand.Reader, bits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func closePrimes(t *testing.T) *big.Int {
+	p := prime(t, 1024)
+	q := new(big.Int).Add(p, big.NewInt(2))
+	for !q.ProbablyPrime(10) {
+		q.Add(q, big.NewInt(2))
+	}
+	return new(big.Int).Mul(p, q)
+}
+
+// rocaModulus returns a number whose residues are those of the flawed library: a power of 65537 modulo the product of
+// the fingerprint's primes.
+func rocaModulus(t *testing.T) *big.Int {
+	m := big.NewInt(1)
+	for _, p := range rocaPrimes {
+		m.Mul(m, big.NewInt(p))
+	}
+	residue := new(big.Int).Exp(big.NewInt(65537), big.NewInt(123456789), m)
+	for {
+		k, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), uint(2047-m.BitLen())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.Add(k, new(big.Int).Lsh(big.NewInt(1), uint(2047-m.BitLen())))
+		n := new(big.Int).Add(residue, k.Mul(k, m))
+		if n.BitLen() == 2048 && new(big.Int).GCD(nil, nil, n, smallPrimes).Cmp(big.NewInt(1)) == 0 {
+			return n
+		}
+	}
+}
+
+func TestMaterialThatDoesNotFitIsRefused(t *testing.T) {
+	one, err := NewRoot("cluster.local", start, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := NewRoot("cluster.local", start, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clock := testclock.NewFakePassiveClock(start)
+	for name, m := range map[string]Material{
+		"key of another CA":    {Cert: one.Cert, Key: two.Key, Root: one.Root},
+		"root of another CA":   {Cert: one.Cert, Key: one.Key, Root: two.Root},
+		"nothing":              {},
+		"no root":              {Cert: one.Cert, Key: one.Key},
+		"cut off key":          {Cert: one.Cert, Key: one.Key[:40], Root: one.Root},
+		"rubbish after a root": {Cert: one.Cert, Key: one.Key, Root: append(bytes.Clone(one.Root), "rubbish"...)},
+		"key instead of root":  {Cert: one.Cert, Key: one.Key, Root: one.Key},
+	} {
+		if _, err := New(m, clock); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if _, err := New(one, testclock.NewFakePassiveClock(start.Add(2*time.Hour))); err == nil {
+		t.Error("an expired CA: accepted")
+	}
+}
+
+func TestPluggedInIntermediateIsSentWithTheLeaf(t *testing.T) {
+	rootKey, interKey := newKey(t), newKey(t)
+	root, err := rootProfile("cluster.local", start, 100*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root.MaxPathLenZero = false
+	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, rootKey.Public(), rootKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rootCert, _ := x509.ParseCertificate(rootDER)
+	inter, err := rootProfile("cluster.local", start, 50*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inter.Subject.CommonName = "intermediate"
+	interDER, err := x509.CreateCertificate(rand.Reader, inter, rootCert, interKey.Public(), rootKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	interCert, _ := x509.ParseCertificate(interDER)
+	keyPEM, err := NewRoot("cluster.local", start, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := Material{Cert: EncodeCerts([]*x509.Certificate{interCert}), Chain: EncodeCerts([]*x509.Certificate{interCert, rootCert}), Root: EncodeCerts([]*x509.Certificate{rootCert}), Key: keyPEM.Key}
+	if _, err := New(m, testclock.NewFakePassiveClock(start)); err == nil {
+		t.Fatal("accepted with another key")
+	}
+	der, err := x509.MarshalECPrivateKey(interKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Key = pemBlock("EC PRIVATE KEY", der)
+	a, err := New(m, testclock.NewFakePassiveClock(start))
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := a.Issue(Request{ID: identity(t), PublicKey: newKey(t).Public(), TTL: time.Hour})
+	if err != nil || len(chain) != 2 || !chain[1].Equal(interCert) {
+		t.Fatalf("chain of %d, %v", len(chain), err)
+	}
+	bundle := x509bundle.FromX509Authorities(spiffeid.RequireTrustDomainFromString("cluster.local"), a.Roots())
+	if _, _, err := x509svid.Verify(chain, bundle, x509svid.WithTime(start)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// All replicas of a first start end up with one CA, whichever was first.
+func TestReplicasThatStartTogetherShareOneCA(t *testing.T) {
+	client := fake.NewClientset()
+	got := make([]Material, 8)
+	var wg sync.WaitGroup
+	for i := range got {
+		wg.Go(func() {
+			m, _, err := LoadOrCreate(context.Background(), client.CoreV1().Secrets(mesh.Namespace), func() (Material, error) {
+				return NewRoot("cluster.local", start, time.Hour)
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			got[i] = m
+		})
+	}
+	wg.Wait()
+	for i := range got {
+		if !bytes.Equal(got[i].Key, got[0].Key) || len(got[i].Key) == 0 {
+			t.Fatalf("replica %d has another CA", i)
+		}
+	}
+}
+
+func TestUnreadableSecretIsNotOverwritten(t *testing.T) {
+	client := fake.NewClientset()
+	client.PrependReactor("get", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, errors.New("the API server is away")
+	})
+	_, _, err := LoadOrCreate(context.Background(), client.CoreV1().Secrets(mesh.Namespace), func() (Material, error) {
+		t.Fatal("made a new CA")
+		return Material{}, nil
+	})
+	if err == nil {
+		t.Fatal("no error")
+	}
+	damaged := fake.NewClientset(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: mesh.CASecret, Namespace: mesh.Namespace}})
+	m, created, err := LoadOrCreate(context.Background(), damaged.CoreV1().Secrets(mesh.Namespace), func() (Material, error) {
+		t.Fatal("made a new CA over a damaged one")
+		return Material{}, nil
+	})
+	if err != nil || created {
+		t.Fatalf("%v %v", created, err)
+	}
+	if _, err := New(m, testclock.NewFakePassiveClock(start)); err == nil {
+		t.Fatal("an empty CA was accepted")
+	}
+}
+
+func TestDeletedSecretIsRestoredFromMemory(t *testing.T) {
+	client := fake.NewClientset()
+	secrets := client.CoreV1().Secrets(mesh.Namespace)
+	a, _ := newAuthority(t, time.Hour)
+	for _, want := range []bool{true, false} {
+		if restored, err := a.Restore(context.Background(), secrets); err != nil || restored != want {
+			t.Fatalf("restored %v, %v", restored, err)
+		}
+	}
+	s, err := secrets.Get(context.Background(), mesh.CASecret, metav1.GetOptions{})
+	if err != nil || !bytes.Equal(s.Data[mesh.CAKeyKey], a.material.Key) {
+		t.Fatalf("%v", err)
+	}
+}
+
+func pemBlock(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
