@@ -55,8 +55,8 @@ cluster-down: bin/cluster ## stop it and remove everything that it made
 ##@ Using
 .PHONY: demo demo-down
 ifeq ($(CLUSTER),external)
-demo: build ## prove the mesh on the cluster of KUBECONFIG, which can pull the images (see README.md)
-	bin/demo
+demo: images ## prove the mesh on the cluster of KUBECONFIG, which can pull the images (see README.md)
+	bin/demo --tag "$$(cat bin/tag)" $(if $(REGISTRY),--registry $(REGISTRY))
 demo-down: build
 	bin/demo --down
 else

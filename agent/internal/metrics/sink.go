@@ -31,7 +31,6 @@ type Sink struct {
 type proxy struct {
 	pod      *identity.Identity
 	families map[string]*dto.MetricFamily
-	series   int
 	dropped  int // series of the last push that were too many
 }
 
@@ -72,36 +71,37 @@ func (s *service) StreamMetrics(rpc metricsservice.MetricsService_StreamMetricsS
 	}
 }
 
-// take replaces the families that a proxy pushed. Only Istio's standard metrics are kept: the proxy's own are scraped
-// from the proxy.
-func (s *Sink) take(uid string, families []*dto.MetricFamily) {
+// take replaces what a proxy pushed before: a push has everything, with a family of its own for each series. Only Istio's
+// standard metrics are kept: the proxy's own are scraped from the proxy.
+func (s *Sink) take(uid string, pushed []*dto.MetricFamily) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.proxies[uid]
 	if p == nil {
 		return
 	}
-	p.dropped = 0
-	for _, f := range families {
+	p.families, p.dropped = map[string]*dto.MetricFamily{}, 0
+	series := 0
+	for _, f := range pushed {
 		rest, ok := strings.CutPrefix(f.GetName(), "istio.")
 		if !ok {
 			continue
 		}
 		name := "istio_" + strings.ReplaceAll(rest, ".", "_")
-		if old := p.families[name]; old != nil {
-			p.series -= len(old.GetMetric())
-			delete(p.families, name)
+		family := p.families[name]
+		if family == nil {
+			family = &dto.MetricFamily{Name: proto.String(name), Help: proto.String("Counted by the mesh's proxies."), Type: f.Type}
+			p.families[name] = family
 		}
-		series := f.GetMetric()
-		if room := max(0, maxSeries-p.series); len(series) > room {
-			p.dropped += len(series) - room
-			series = series[:room]
-		}
-		for _, m := range series {
+		for _, m := range f.GetMetric() {
+			if series == maxSeries {
+				p.dropped++
+				continue
+			}
 			m.TimestampMs = nil // the scrape's time is the sample's
+			family.Metric = append(family.Metric, m)
+			series++
 		}
-		p.families[name] = &dto.MetricFamily{Name: proto.String(name), Help: proto.String("Counted by the mesh's proxies."), Type: f.Type, Metric: series}
-		p.series += len(series)
 	}
 }
 
