@@ -90,6 +90,10 @@ e2e: images cluster ## the claims, on a real cluster with real proxies
 	bin/cluster load bin/oci/*.tar
 	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 20m . -tag "$$(cat ../bin/tag)"
 
+.PHONY: mutate
+mutate: images cluster ## show that the end-to-end tests fail when a protection is switched off (about 15 minutes)
+	go run ./e2e/cmd/mutate
+
 .PHONY: help
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
