@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -55,8 +56,14 @@ func request() *csiapi.NodePublishVolumeRequest {
 }
 
 func newDriver() (*Driver, *recorded) {
+	return newDriverIn("")
+}
+
+func newDriverIn(dir string) (*Driver, *recorded) {
 	r := &recorded{}
-	return New(r, "node1", "/var/lib/kubelet/pods", slog.New(slog.NewTextHandler(io.Discard, nil))), r
+	return New(r, Config{
+		Node: "node1", PodsDir: "/var/lib/kubelet/pods", Socket: filepath.Join(dir, "csi.sock"), Endpoint: "/host/csi.sock", RegistrationSocket: filepath.Join(dir, "reg.sock"),
+	}, slog.New(slog.NewTextHandler(io.Discard, nil))), r
 }
 
 func TestPublishTakesFactsAndTokenFromKubelet(t *testing.T) {
@@ -126,12 +133,12 @@ func TestUnpublishHoldsToKubeletsDirectories(t *testing.T) {
 }
 
 func TestKubeletFindsTheDriver(t *testing.T) {
-	d, _ := newDriver()
 	dir := t.TempDir()
+	d, _ := newDriverIn(dir)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)
-	go func() { done <- d.Serve(ctx, filepath.Join(dir, "csi.sock")) }()
-	go func() { done <- d.ServeRegistration(ctx, filepath.Join(dir, "reg.sock"), "/host/csi.sock") }()
+	go func() { done <- d.Serve(ctx) }()
+	go func() { done <- d.ServeRegistration(ctx) }()
 	defer func() {
 		cancel()
 		for range 2 {
@@ -164,5 +171,14 @@ func TestKubeletFindsTheDriver(t *testing.T) {
 	node := csiapi.NewNodeClient(dial("csi.sock"))
 	if got, err := node.NodeGetInfo(call, &csiapi.NodeGetInfoRequest{}, grpc.WaitForReady(true)); err != nil || got.GetNodeId() != "node1" {
 		t.Fatalf("%v, %v", got, err)
+	}
+	if err := d.Alive(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "csi.sock")); err != nil {
+		t.Fatal(err)
+	}
+	if d.Alive() == nil {
+		t.Fatal("alive without its socket")
 	}
 }

@@ -3,6 +3,8 @@ package csi
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 
 	"google.golang.org/grpc"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
@@ -17,10 +19,10 @@ type registration struct {
 	endpoint string
 }
 
-// ServeRegistration announces the driver, whose socket is at endpoint on the host, until ctx ends.
-func (d *Driver) ServeRegistration(ctx context.Context, socket, endpoint string) error {
-	return serveUnix(ctx, socket, func(s *grpc.Server) {
-		registerapi.RegisterRegistrationServer(s, &registration{driver: d, endpoint: endpoint})
+// ServeRegistration announces the driver until ctx ends.
+func (d *Driver) ServeRegistration(ctx context.Context) error {
+	return serveUnix(ctx, d.config.RegistrationSocket, func(s *grpc.Server) {
+		registerapi.RegisterRegistrationServer(s, &registration{driver: d, endpoint: d.config.Endpoint})
 	})
 }
 
@@ -36,6 +38,16 @@ func (r *registration) NotifyRegistrationStatus(_ context.Context, s *registerap
 		r.driver.log.Error("kubelet refused the CSI driver", "error", s.GetError())
 	}
 	return &registerapi.RegistrationStatusResponse{}, nil
+}
+
+// Alive returns why kubelet cannot reach the driver: somebody took its sockets away, and only a restart brings them back.
+func (d *Driver) Alive() error {
+	for _, socket := range []string{d.config.Socket, d.config.RegistrationSocket} {
+		if _, err := os.Stat(socket); err != nil {
+			return fmt.Errorf("the driver's socket is gone: %w", err)
+		}
+	}
+	return nil
 }
 
 // Registered returns nil once kubelet knows the driver.

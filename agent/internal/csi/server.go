@@ -41,20 +41,28 @@ type Driver struct {
 	csiapi.UnimplementedIdentityServer
 	csiapi.UnimplementedNodeServer
 	pods       Pods
-	node       string
-	podsDir    string // kubelet's directory of pods
+	config     Config
 	log        *slog.Logger
 	registered atomic.Bool
 }
 
-// New returns the driver for a node whose kubelet keeps its pods in podsDir.
-func New(p Pods, node, podsDir string, log *slog.Logger) *Driver {
-	return &Driver{pods: p, node: node, podsDir: podsDir, log: log}
+// Config says where the driver and kubelet find each other.
+type Config struct {
+	Node               string // name of the node
+	PodsDir            string // kubelet's directory of pods
+	Socket             string // where the driver listens
+	Endpoint           string // the same place as kubelet sees it
+	RegistrationSocket string // where kubelet learns of the driver
 }
 
-// Serve answers kubelet on the socket until ctx ends.
-func (d *Driver) Serve(ctx context.Context, socket string) error {
-	return serveUnix(ctx, socket, func(s *grpc.Server) {
+// New returns a driver.
+func New(p Pods, c Config, log *slog.Logger) *Driver {
+	return &Driver{pods: p, config: c, log: log}
+}
+
+// Serve answers kubelet until ctx ends.
+func (d *Driver) Serve(ctx context.Context) error {
+	return serveUnix(ctx, d.config.Socket, func(s *grpc.Server) {
 		csiapi.RegisterIdentityServer(s, d)
 		csiapi.RegisterNodeServer(s, d)
 	})
@@ -98,7 +106,7 @@ func (d *Driver) Probe(context.Context, *csiapi.ProbeRequest) (*csiapi.ProbeResp
 
 // NodeGetInfo implements csi.NodeServer.
 func (d *Driver) NodeGetInfo(context.Context, *csiapi.NodeGetInfoRequest) (*csiapi.NodeGetInfoResponse, error) {
-	return &csiapi.NodeGetInfoResponse{NodeId: d.node}, nil
+	return &csiapi.NodeGetInfoResponse{NodeId: d.config.Node}, nil
 }
 
 // NodeGetCapabilities implements csi.NodeServer.
@@ -168,7 +176,7 @@ func (d *Driver) volume(r *csiapi.NodePublishVolumeRequest) (pods.Volume, error)
 
 // inside says whether target is a CSI volume's directory below kubelet's directory of the pod, of any pod if uid is empty.
 func (d *Driver) inside(target, uid string) bool {
-	rest, ok := strings.CutPrefix(target, d.podsDir+"/")
+	rest, ok := strings.CutPrefix(target, d.config.PodsDir+"/")
 	if !ok || filepath.Clean(target) != target {
 		return false
 	}

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,12 +93,15 @@ func Run(ctx context.Context, s Settings) (err error) {
 	}
 	observe(registry, events, node)
 
-	driver := csi.New(node, s.NodeName, s.PodsDir, log)
+	driver := csi.New(node, csi.Config{
+		Node: s.NodeName, PodsDir: s.PodsDir, Socket: s.CSISocket, Endpoint: s.CSIEndpoint, RegistrationSocket: s.RegistrationSocket,
+	}, log)
 	monitor := health.New(prometheus.Gatherers{registry, counters})
+	monitor.AddLive("CSI driver", driver.Alive)
 	monitor.AddReady("CSI driver", driver.Registered)
 	monitor.AddReady("identity", func() error {
 		if st := source.Status(); st.State == svid.Pending || st.State == svid.Expired {
-			return fmt.Errorf("the agent's own SVID is %s: %w", st.State, errors.Join(st.LastError))
+			return fmt.Errorf("the agent's own SVID is %s: %w", st.State, cmp.Or(st.LastError, svid.ErrPending))
 		}
 		return nil
 	})
@@ -106,8 +110,8 @@ func Run(ctx context.Context, s Settings) (err error) {
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return source.Run(ctx) })
-	group.Go(func() error { return driver.Serve(ctx, s.CSISocket) })
-	group.Go(func() error { return driver.ServeRegistration(ctx, s.RegistrationSocket, s.CSIEndpoint) })
+	group.Go(func() error { return driver.Serve(ctx) })
+	group.Go(func() error { return driver.ServeRegistration(ctx) })
 	group.Go(func() error { return monitor.Serve(ctx, s.HealthAddress) })
 	group.Go(func() error { return operator.Serve(ctx, s.OperatorAddress, mtls.ServerWithoutClientCert(source)) })
 	group.Go(func() error { (&spool.Sender{Spool: events, Conn: mixer, Log: log}).Run(ctx); return nil })
