@@ -55,6 +55,7 @@ type InboundPort struct {
 	Mode        authz.TLSMode
 	ServiceHost string // of the service that names it, for metrics
 	ServiceName string
+	ServerFirst bool // the application speaks before its client does
 }
 
 // CompileWorkload compiles a class.
@@ -72,7 +73,7 @@ func CompileWorkload(snap *registry.Snapshot, set Settings, c Class) Workload {
 			if number == 0 || ports[number] != nil { // an older service names it already
 				continue
 			}
-			ports[number] = &InboundPort{Number: number, Protocol: sp.Protocol, ServiceHost: Host(s), ServiceName: s.Name}
+			ports[number] = &InboundPort{Number: number, Protocol: sp.Protocol, ServiceHost: Host(s), ServiceName: s.Name, ServerFirst: sp.ServerFirst}
 		}
 	}
 	for number := range modes.Ports {

@@ -50,7 +50,7 @@ func FromService(s *core.Service) *Service {
 		if p.AppProtocol != nil {
 			appProtocol = *p.AppProtocol
 		}
-		port.Protocol = ProtocolOf(appProtocol, p.Name, number)
+		port.Protocol, port.ServerFirst = ProtocolOf(appProtocol, p.Name, number), ServerFirst(appProtocol, p.Name, number)
 		if port.Protocol.IsHTTP() {
 			out.HTTPPorts = append(out.HTTPPorts, strconv.Itoa(int(number)))
 		}

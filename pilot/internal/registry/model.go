@@ -38,11 +38,12 @@ type Service struct {
 
 // ServicePort is a TCP port of a Service.
 type ServicePort struct {
-	Name       string
-	Number     uint32
-	Target     uint32 // number of the workload's port, or zero
-	TargetName string // name of the workload's port, or empty
-	Protocol   Protocol
+	Name        string
+	Number      uint32
+	Target      uint32 // number of the workload's port, or zero
+	TargetName  string // name of the workload's port, or empty
+	Protocol    Protocol
+	ServerFirst bool
 }
 
 // Slice is an EndpointSlice.

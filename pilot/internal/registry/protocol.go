@@ -20,7 +20,13 @@ var byName = map[string]Protocol{
 	"http": HTTP, "http2": HTTP2, "h2c": HTTP2, "grpc": HTTP2, "grpc-web": HTTP, "ws": HTTP,
 	"kubernetes.io/h2c": HTTP2, "kubernetes.io/ws": HTTP, "kubernetes.io/wss": TCP,
 	"tcp": TCP, "https": TCP, "tls": TCP, "wss": TCP, "mongo": TCP, "mysql": TCP, "redis": TCP, "postgres": TCP, "postgresql": TCP,
+	"smtp": TCP, "ftp": TCP, "ssh": TCP, "pop3": TCP, "imap": TCP, ServerFirstProtocol: TCP,
 }
+
+// ServerFirstProtocol is the appProtocol of a port whose server speaks first in a protocol we have no name for.
+const ServerFirstProtocol = "bulwark.dev/server-first"
+
+var greets = map[string]bool{"mysql": true, "smtp": true, "ftp": true, "ssh": true, "pop3": true, "imap": true, ServerFirstProtocol: true}
 
 // serverFirst are ports whose servers speak first, so that waiting for the client's first bytes would only delay.
 var serverFirst = map[uint32]bool{21: true, 22: true, 25: true, 110: true, 143: true, 587: true, 3306: true}
@@ -31,12 +37,7 @@ func ProtocolOf(appProtocol, name string, number uint32) Protocol {
 		return p
 	}
 	if appProtocol == "" {
-		name = strings.ToLower(name)
-		if strings.HasPrefix(name, "grpc-web") {
-			return HTTP
-		}
-		head, _, _ := strings.Cut(name, "-")
-		if p, ok := byName[head]; ok {
+		if p, ok := byName[family(name)]; ok {
 			return p
 		}
 	}
@@ -44,4 +45,22 @@ func ProtocolOf(appProtocol, name string, number uint32) Protocol {
 		return TCP
 	}
 	return Auto
+}
+
+// family is what a port's name says of its protocol: what is before the first "-".
+func family(name string) string {
+	name = strings.ToLower(name)
+	if strings.HasPrefix(name, "grpc-web") {
+		return "grpc-web"
+	}
+	head, _, _ := strings.Cut(name, "-")
+	return head
+}
+
+// ServerFirst reports whether a port's server is known to speak before its client does.
+func ServerFirst(appProtocol, name string, number uint32) bool {
+	if ProtocolOf(appProtocol, name, number) != TCP {
+		return false
+	}
+	return serverFirst[number] || greets[strings.ToLower(appProtocol)] || appProtocol == "" && greets[family(name)]
 }

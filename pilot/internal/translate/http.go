@@ -7,7 +7,6 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 )
 
 // connectionManager is what every HTTP connection has in common: bounds, WebSocket, and no opinion about an application's
@@ -52,13 +51,4 @@ func normalized(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
 
 func httpManager(m *hcm.HttpConnectionManager) *listener.Filter {
 	return networkFilter("envoy.filters.network.http_connection_manager", m)
-}
-
-func tcpProxy(cluster, statPrefix string, logs []*accesslog.AccessLog) *listener.Filter {
-	return networkFilter("envoy.filters.network.tcp_proxy", &tcpproxy.TcpProxy{
-		StatPrefix: statPrefix, ClusterSpecifier: &tcpproxy.TcpProxy_Cluster{Cluster: cluster}, AccessLog: logs,
-		IdleTimeout:        seconds(24 * 3600),
-		MaxConnectAttempts: u32(3),
-		AccessLogOptions:   &tcpproxy.TcpProxy_TcpAccessLogOptions{FlushAccessLogOnConnected: true},
-	})
 }

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"slices"
 
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -9,6 +10,7 @@ import (
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	originaldst "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	tlsinspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
@@ -29,14 +31,14 @@ func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listen
 		AccessLog: []*accesslog.AccessLog{auditTCP(when(refusedInbound), inboundTags("refused", 0))},
 	}
 	c := chains{set, w}
-	sniffing := false
-	for _, p := range append(w.Ports, w.Other) {
+	var declared []uint32
+	for _, p := range append(slices.Clone(w.Ports), w.Other) {
 		l.FilterChains = append(l.FilterChains, c.port(p)...)
-		sniffing = sniffing || p.Protocol == registry.Auto
+		if p.Protocol != registry.Auto {
+			declared = append(declared, p.Number)
+		}
 	}
-	if sniffing {
-		sniff(l)
-	}
+	sniff(l, declared...)
 	return l
 }
 
@@ -124,7 +126,11 @@ func (c chains) chain(p compile.InboundPort, kind string, m *listener.FilterChai
 	name := InboundName(p.Number)
 	out := &listener.FilterChain{Name: fmt.Sprintf("%s-%s", name, kind), FilterChainMatch: m, TransportSocketConnectTimeout: seconds(15)}
 	if mutual {
-		out.TransportSocket = downstreamTLS(c.set.TrustDomain, alpn...)
+		peers := []*matcher.StringMatcher{prefix("spiffe://" + c.set.TrustDomain + "/")}
+		if !http && p.ServerFirst {
+			peers = admitted(c.w.Policies, c.set.TrustDomain)
+		}
+		out.TransportSocket = downstreamTLS(peers, alpn...)
 	}
 	labels := destinationReport(c.w, p, mutual)
 	if http {
@@ -134,6 +140,13 @@ func (c chains) chain(p compile.InboundPort, kind string, m *listener.FilterChai
 		return out
 	}
 	logs := append([]*accesslog.AccessLog{auditTCP(atEnd(either(audited(), when(deniedConnection))), inboundTags("tcp", p.Number))}, connectionMetrics(labels)...)
-	out.Filters = append(tcpAuthorization(c.w.Policies, c.set.TrustDomain), tcpProxy(name, "inbound_"+name, logs))
+	proxy := forward(name, "inbound_"+name, logs)
+	switch {
+	case mutual && (p.ServerFirst || !enforced(c.w.Policies)):
+		proxy = afterHandshake(proxy)
+	case enforced(c.w.Policies):
+		proxy = afterVerdict(proxy)
+	}
+	out.Filters = append(tcpAuthorization(c.w.Policies, c.set.TrustDomain), tcpProxy(proxy))
 	return out
 }

@@ -46,12 +46,12 @@ func commonTLS(sans []*matcher.StringMatcher, alpn ...string) *tls.CommonTlsCont
 	}
 }
 
-// downstreamTLS demands a certificate of the trust domain. Sessions are not resumed: a resumed one would outlive the
-// bundle it was checked with.
-func downstreamTLS(trustDomain string, alpn ...string) *core.TransportSocket {
+// downstreamTLS demands a certificate of one of the peers. Sessions are not resumed: a resumed one would outlive the bundle
+// it was checked with.
+func downstreamTLS(peers []*matcher.StringMatcher, alpn ...string) *core.TransportSocket {
 	return transportSocket("envoy.transport_sockets.tls", &tls.DownstreamTlsContext{
 		RequireClientCertificate:         yes(),
-		CommonTlsContext:                 commonTLS([]*matcher.StringMatcher{prefix("spiffe://" + trustDomain + "/")}, alpn...),
+		CommonTlsContext:                 commonTLS(peers, alpn...),
 		SessionTicketKeysType:            &tls.DownstreamTlsContext_DisableStatelessSessionResumption{DisableStatelessSessionResumption: true},
 		DisableStatefulSessionResumption: true,
 	})

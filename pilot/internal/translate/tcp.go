@@ -1,0 +1,111 @@
+package translate
+
+import (
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+)
+
+// forward is TCP between a client and a cluster.
+func forward(cluster, statPrefix string, logs []*accesslog.AccessLog) *tcpproxy.TcpProxy {
+	return &tcpproxy.TcpProxy{
+		StatPrefix: statPrefix, ClusterSpecifier: &tcpproxy.TcpProxy_Cluster{Cluster: cluster}, AccessLog: logs,
+		IdleTimeout: seconds(24 * 3600), MaxConnectAttempts: u32(3),
+		AccessLogOptions: &tcpproxy.TcpProxy_TcpAccessLogOptions{FlushAccessLogOnConnected: true},
+	}
+}
+
+// afterVerdict keeps the application out of it until the policies have spoken. Envoy's network RBAC decides at the client's
+// first byte; connected before, the application could speak to a client that is denied.
+func afterVerdict(p *tcpproxy.TcpProxy) *tcpproxy.TcpProxy {
+	p.UpstreamConnectMode = tcpproxy.UpstreamConnectMode_ON_DOWNSTREAM_DATA
+	p.MaxEarlyDataBytes = u32(64 << 10)
+	return p
+}
+
+// afterHandshake keeps the application out of it until the client has proved who it is.
+func afterHandshake(p *tcpproxy.TcpProxy) *tcpproxy.TcpProxy {
+	p.UpstreamConnectMode = tcpproxy.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
+	p.MaxEarlyDataBytes = u32(64 << 10)
+	return p
+}
+
+func tcpProxy(p *tcpproxy.TcpProxy) *listener.Filter {
+	return networkFilter("envoy.filters.network.tcp_proxy", p)
+}
+
+// enforced reports whether a policy in scope can deny a connection.
+func enforced(policies []authz.Policy) bool {
+	for _, p := range policies {
+		if !p.Ignored && !p.DryRun && p.Action != authz.Audit {
+			return true
+		}
+	}
+	return false
+}
+
+// admitted are the peers that the ALLOW policies could let connect, for ports whose server speaks before network RBAC can
+// decide: others fail in the handshake. Everyone's, if a rule asks for no identity. What a DENY policy denies is cut off at
+// its first byte, after the server's greeting.
+func admitted(policies []authz.Policy, trustDomain string) []*matcher.StringMatcher {
+	everyone := []*matcher.StringMatcher{prefix("spiffe://" + trustDomain + "/")}
+	var out []*matcher.StringMatcher
+	restricted := false
+	for _, p := range policies {
+		if p.Action != authz.Allow || p.Ignored || p.DryRun {
+			continue
+		}
+		restricted = true
+		tcp := p.TCP()
+		for _, r := range tcp.Rules {
+			if r.Never {
+				continue
+			}
+			peers, ok := peersOf(r, trustDomain)
+			if !ok {
+				return everyone
+			}
+			out = append(out, peers...)
+		}
+	}
+	switch {
+	case !restricted:
+		return everyone
+	case len(out) == 0:
+		return []*matcher.StringMatcher{exact(nobody)}
+	}
+	return out
+}
+
+// peersOf are the identities outside of which a rule cannot match.
+func peersOf(r authz.Rule, trustDomain string) ([]*matcher.StringMatcher, bool) {
+	if m, ok := identities(r.When, trustDomain); ok {
+		return m, true
+	}
+	var out []*matcher.StringMatcher
+	for _, from := range r.From {
+		m, ok := identities(from, trustDomain)
+		if !ok {
+			return nil, false
+		}
+		out = append(out, m...)
+	}
+	return out, len(r.From) > 0
+}
+
+func identities(clauses authz.Clauses, trustDomain string) ([]*matcher.StringMatcher, bool) {
+	for _, c := range clauses {
+		if !c.Attribute.Identity() || len(c.Values) == 0 {
+			continue
+		}
+		var out []*matcher.StringMatcher
+		for _, m := range c.Values {
+			out = append(out, identity(c.Attribute, m, trustDomain))
+		}
+		return out, true
+	}
+	return nil, false
+}

@@ -1,0 +1,201 @@
+package translate_test
+
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+// application is a server that greets, or answers what it hears.
+type application struct {
+	port     uint32
+	accepted atomic.Int32
+}
+
+func startApplication(t *testing.T, greets bool) *application {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &application{port: uint32(l.Addr().(*net.TCPAddr).Port)}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			a.accepted.Add(1)
+			go func() { // ends with its connection, which Envoy's end closes
+				defer c.Close()
+				if greets {
+					_, _ = io.WriteString(c, "hello")
+				}
+				_, _ = io.Copy(c, c)
+			}()
+		}
+	}()
+	t.Cleanup(func() { _ = l.Close(); <-done })
+	return a
+}
+
+// tcpWorkload is the inbound side of a TCP port in front of an application.
+func tcpWorkload(t *testing.T, policies []authz.Policy, port uint32, serverFirst bool, app *application, ca *envoytest.CA, leaf envoytest.Leaf) (*listener.Listener, *cluster.Cluster) {
+	t.Helper()
+	w := &compile.Workload{
+		Class: compile.Class{Namespace: "finance"}, Policies: policies, Other: compile.InboundPort{Mode: authz.Strict, Protocol: registry.TCP},
+		Ports: []compile.InboundPort{{Number: port, Protocol: registry.TCP, Mode: authz.Permissive, ServerFirst: serverFirst}},
+	}
+	l := translate.InboundListener(settings, w)
+	l.Name = fmt.Sprintf("inbound-%d", port)
+	l.Address.GetSocketAddress().Address = "127.0.0.1"
+	l.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: port}
+	l.ListenerFilters, l.AccessLog = l.ListenerFilters[1:], nil
+	var chains []*listener.FilterChain
+	for _, c := range l.GetFilterChains() {
+		if c.GetFilterChainMatch().GetDestinationPort().GetValue() != port {
+			continue
+		}
+		if c.GetTransportSocket() != nil {
+			staticCertificates(t, c, ca, leaf)
+		}
+		last := c.GetFilters()[len(c.GetFilters())-1]
+		repack(t, last.GetTypedConfig(), func(m any) { m.(*tcpproxy.TcpProxy).AccessLog = nil })
+		chains = append(chains, c)
+	}
+	l.FilterChains = chains
+	name := translate.InboundName(port)
+	return l, &cluster.Cluster{
+		Name: name, ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
+		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpoint.LocalityLbEndpoints{{
+			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{
+				Address: &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{
+					Address: "127.0.0.1", PortSpecifier: &core.SocketAddress_PortValue{PortValue: app.port}}}}}}}}}}},
+	}
+}
+
+// talk connects as a client, says something if it has to, and returns what it hears first.
+func talk(t *testing.T, port uint32, id spiffe.ID, clients map[spiffe.ID]envoytest.Leaf, sni, say string) string {
+	t.Helper()
+	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if !id.IsZero() {
+		conn = tls.Client(conn, &tls.Config{ //nolint:gosec // the server's name is not what is tested
+			Certificates: []tls.Certificate{clients[id].TLS}, InsecureSkipVerify: true, NextProtos: []string{"istio"}, ServerName: sni, MinVersion: tls.VersionTLS13})
+	}
+	if say != "" {
+		if _, err := io.WriteString(conn, say); err != nil {
+			return ""
+		}
+	}
+	buf := make([]byte, 64)
+	n, _ := conn.Read(buf)
+	return string(buf[:n])
+}
+
+func allowOnly(id spiffe.ID) []authz.Policy {
+	return []authz.Policy{{Meta: authz.Meta{Namespace: "finance", Name: "p"}, Action: authz.Allow, Rules: []authz.Rule{{
+		From: []authz.Clauses{{{Attribute: authz.Principal, Values: []authz.Match{{Kind: authz.Exact, Value: id.String()}}}}}}}}}
+}
+
+// TestDeniedClientHearsNothingFromTheApplication holds for applications that speak first, too: Envoy's network RBAC waits for
+// the client's first byte, which a client that only listens never sends.
+func TestDeniedClientHearsNothingFromTheApplication(t *testing.T) {
+	ports, ca := envoytest.FreePorts(t, 3), envoytest.NewCA(t)
+	server := ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")
+	clients := map[spiffe.ID]envoytest.Leaf{}
+	for _, id := range identities {
+		clients[id] = ca.Issue(t, id.String())
+	}
+	friend, stranger := identities[0], identities[1]
+	greeter, declared := startApplication(t, true), startApplication(t, true)
+	b := translate.Bootstrap()
+	b.DynamicResources, b.StatsSinks = nil, nil
+	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[2]}
+	for i, app := range []*application{greeter, declared} {
+		l, c := tcpWorkload(t, allowOnly(friend), ports[i], i == 1, app, ca, server)
+		b.StaticResources.Listeners, b.StaticResources.Clusters = append(b.StaticResources.Listeners, l), append(b.StaticResources.Clusters, c)
+	}
+	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
+	for name, port := range map[string]uint32{"a port": ports[0], "a port declared to speak first": ports[1]} {
+		for _, id := range []spiffe.ID{stranger, {}} {
+			if heard := talk(t, port, id, clients, "", "knock knock"); heard != "" {
+				t.Errorf("%s: %v heard %q", name, id, heard)
+			}
+		}
+	}
+	if n := greeter.accepted.Load() + declared.accepted.Load(); n != 0 {
+		t.Errorf("denied clients reached the application %d times", n)
+	}
+	if heard := talk(t, ports[0], friend, clients, "", "knock knock"); !strings.HasPrefix(heard, "hello") {
+		t.Errorf("an allowed client that speaks first heard %q", heard)
+	}
+	if heard := talk(t, ports[1], friend, clients, "", ""); heard != "hello" {
+		t.Errorf("an allowed client that waits for the server heard %q", heard)
+	}
+}
+
+// TestEnvoyAndEvaluatorAgreeOnConnections is the differential test for what is not HTTP.
+func TestEnvoyAndEvaluatorAgreeOnConnections(t *testing.T) {
+	const sets, connections = 40, 20
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	g := &generator{rand.New(rand.NewPCG(seed, 2))}
+	ports, ca := envoytest.FreePorts(t, sets+1), envoytest.NewCA(t)
+	server, app := ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll"), startApplication(t, false)
+	b := translate.Bootstrap()
+	b.DynamicResources, b.StatsSinks = nil, nil
+	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[sets]}
+	policies := make([][]authz.Policy, sets)
+	for i := range sets {
+		policies[i] = g.policies(ports[i])
+		l, c := tcpWorkload(t, policies[i], ports[i], i%4 == 0, app, ca, server)
+		b.StaticResources.Listeners, b.StaticResources.Clusters = append(b.StaticResources.Listeners, l), append(b.StaticResources.Clusters, c)
+	}
+	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
+	clients := map[spiffe.ID]envoytest.Leaf{}
+	for _, id := range identities {
+		clients[id] = ca.Issue(t, id.String())
+	}
+	for i := range sets {
+		for range connections {
+			local := netip.MustParseAddr("127.0.0.1")
+			req := authz.Request{SourceIP: local, DestinationIP: local, DestinationPort: ports[i]}
+			if g.IntN(4) != 0 {
+				req.Source, req.SNI = identities[g.IntN(len(identities))], g.one("outbound_.80_._.payroll", "payroll", "")
+			}
+			want := authz.Evaluate(policies[i], req)
+			if got := talk(t, ports[i], req.Source, clients, req.SNI, "knock knock") == "knock knock"; got != want.Allowed {
+				t.Fatalf("Envoy lets through: %v, the evaluator: %v by %q (%s)\nrequest %+v\npolicies %+v", got, want.Allowed, want.Policy, want.Reason, req, policies[i])
+			}
+		}
+	}
+}
