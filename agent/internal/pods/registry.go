@@ -139,7 +139,8 @@ func (r *Registry) start(f identity.Facts, token string, expires time.Time) (*po
 	}
 	ctx, cancel := context.WithCancel(r.ctx)
 	p := &pod{identity: id, cancel: cancel, done: make(chan struct{}), sockets: map[string]*socket{}}
-	p.server = grpc.NewServer(append(mtls.BoundedOptions(mtls.Limits{}), grpc.WaitForHandlers(true))...)
+	// Envoy pushes all its statistics in one message: some megabytes in a large mesh.
+	p.server = grpc.NewServer(append(mtls.BoundedOptions(mtls.Limits{MaxRecvMsgSize: 16 << 20}), grpc.WaitForHandlers(true))...)
 	var running sync.WaitGroup
 	running.Go(func() { id.Run(ctx) })
 	for _, attach := range r.services {

@@ -193,6 +193,7 @@ func TestWeakKeysAreRefused(t *testing.T) {
 		"small factor":   {&rsa.PublicKey{N: new(big.Int).Mul(big.NewInt(3), prime(t, 2046)), E: 65537}, "small factor"},
 		"close primes":   {&rsa.PublicKey{N: closePrimes(t), E: 65537}, "close to each other"},
 		"P-224":          {p224.Public(), "P-224"},
+		//lint:ignore SA1019 no other way makes a point that is not on the curve
 		"off the curve":  {&ecdsa.PublicKey{Curve: elliptic.P256(), X: big.NewInt(1), Y: big.NewInt(1)}, "not on the curve"},
 		"Ed25519":        {edward, "use ECDSA or RSA"},
 		"nothing":        {nil, "use ECDSA or RSA"},
