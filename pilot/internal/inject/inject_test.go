@@ -1,0 +1,149 @@
+package inject
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	jsonpatch "github.com/evanphx/json-patch/v5"
+	"github.com/google/go-cmp/cmp"
+	admissionv1 "k8s.io/api/admission/v1"
+	core "k8s.io/api/core/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/yaml"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+var config = Config{
+	TrustDomain: "cluster.local", ProxyImage: "bulwark/proxy:test", AgentImage: "bulwark/agent:test", PullPolicy: "IfNotPresent",
+	ProxyCPU: "50m", ProxyMemory: "64Mi", ProxyMemoryMax: "256Mi", ProxyLogLevel: "warning", ClusterName: "Kubernetes",
+	ProxyWorkers: 2, DrainSeconds: 5, RedirectCommand: []string{"redirect"},
+}
+
+var enabled = map[string]string{"istio-injection": "enabled"}
+
+// admit sends a pod through the webhook and returns it as the API server would store it.
+func admit(t *testing.T, pod []byte, namespaceLabels map[string]string) []byte {
+	t.Helper()
+	labels := func(context.Context, string) (map[string]string, error) { return namespaceLabels, nil }
+	resp := Pods(config, labels, slog.New(slog.DiscardHandler))(t.Context(), &admissionv1.AdmissionRequest{
+		Operation: admissionv1.Create, Namespace: "finance", Kind: meta.GroupVersionKind{Kind: "Pod"}, Object: runtime.RawExtension{Raw: pod}})
+	if !resp.Allowed {
+		t.Fatalf("refused: %+v", resp.Result)
+	}
+	if resp.Patch == nil {
+		return pod
+	}
+	patch, err := jsonpatch.DecodePatch(resp.Patch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := patch.Apply(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestGolden(t *testing.T) {
+	inputs, err := filepath.Glob("testdata/*.in.yaml")
+	if err != nil || len(inputs) == 0 {
+		t.Fatalf("inputs: %v, %v", inputs, err)
+	}
+	for _, in := range inputs {
+		t.Run(strings.TrimSuffix(filepath.Base(in), ".in.yaml"), func(t *testing.T) {
+			text, err := os.ReadFile(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pod, err := yaml.YAMLToJSON(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stored := admit(t, pod, enabled)
+			if again := admit(t, stored, enabled); string(again) != string(stored) {
+				t.Error("a pod that has a proxy is changed again")
+			}
+			got, err := yaml.JSONToYAML(shorten(t, stored))
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := strings.TrimSuffix(in, ".in.yaml") + ".out.yaml"
+			if *update {
+				if err := os.WriteFile(path, got, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatalf("%v (make it with -update)", err)
+			}
+			if d := cmp.Diff(string(want), string(got)); d != "" {
+				t.Errorf("%s (-want +got):\n%s", path, d)
+			}
+		})
+	}
+}
+
+// shorten leaves out the bootstrap, which internal/translate makes and tests.
+func shorten(t *testing.T, pod []byte) []byte {
+	t.Helper()
+	var p map[string]any
+	if err := json.Unmarshal(pod, &p); err != nil {
+		t.Fatal(err)
+	}
+	inits, _ := p["spec"].(map[string]any)["initContainers"].([]any)
+	for _, c := range inits {
+		if args, ok := c.(map[string]any)["args"].([]any); ok && len(args) > 1 && args[0] == "--config-yaml" {
+			args[1] = "(bootstrap)"
+		}
+	}
+	out, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestWhoGetsAProxy(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		pod       core.Pod
+		namespace map[string]string
+		want      bool
+	}{
+		{"namespace", core.Pod{}, enabled, true},
+		{"our namespace label", core.Pod{}, map[string]string{"bulwark.dev/injection": "enabled"}, true},
+		{"nobody asks", core.Pod{}, nil, false},
+		{"pod opts in", core.Pod{ObjectMeta: meta.ObjectMeta{Labels: map[string]string{"sidecar.istio.io/inject": "true"}}}, nil, true},
+		{"pod opts out", core.Pod{ObjectMeta: meta.ObjectMeta{Labels: map[string]string{"sidecar.istio.io/inject": "false"}}}, enabled, false},
+		{"host network", core.Pod{Spec: core.PodSpec{HostNetwork: true}}, enabled, false},
+		{"has one", core.Pod{Spec: core.PodSpec{InitContainers: []core.Container{{Name: "istio-proxy"}}}}, enabled, false},
+	} {
+		if got := skipReason(&c.pod, "finance", c.namespace) == ""; got != c.want {
+			t.Errorf("%s: gets a proxy: %v", c.name, got)
+		}
+	}
+	if skipReason(&core.Pod{}, "kube-system", enabled) == "" {
+		t.Error("kube-system gets proxies")
+	}
+}
+
+func TestProbesAnnotationOfThePodsAuthorIsNotBelieved(t *testing.T) {
+	out := admit(t, []byte(`{"metadata":{"name":"x","annotations":{"bulwark.dev/probes":"[{}]"}},"spec":{"containers":[{"name":"a"}]}}`), enabled)
+	var p core.Pod
+	if err := json.Unmarshal(out, &p); err != nil {
+		t.Fatal(err)
+	}
+	if v, ok := p.Annotations["bulwark.dev/probes"]; ok {
+		t.Errorf("annotation is still %q", v)
+	}
+}

@@ -1,0 +1,51 @@
+package validate
+
+import (
+	"strings"
+	"testing"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+)
+
+func review(t *testing.T, kind, namespace, spec string) *admissionv1.AdmissionResponse {
+	t.Helper()
+	return Policies(authz.Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"})(t.Context(), &admissionv1.AdmissionRequest{
+		Operation: admissionv1.Create, Namespace: namespace, Name: "p", Kind: meta.GroupVersionKind{Kind: kind},
+		Object: runtime.RawExtension{Raw: []byte(`{"metadata":{"name":"p"},"spec":` + spec + `}`)},
+	})
+}
+
+func TestRefusalsNameFieldAndReason(t *testing.T) {
+	for _, c := range []struct{ kind, namespace, spec, want string }{
+		{"AuthorizationPolicy", "a", `{"action":"CUSTOM","rules":[{}]}`, "spec.action: CUSTOM is not supported"},
+		{"AuthorizationPolicy", "a", `{"rules":[{"to":[{"operation":{"pathes":["/"]}}]}]}`, `unknown field "pathes"`},
+		{"AuthorizationPolicy", "a", `{"rules":[{"to":[{"operation":{"ports":["70000"]}}]}]}`, `spec.rules[0].to[0].operation.ports[0]: "70000" is not a port`},
+		{"PeerAuthentication", "a", `{"portLevelMtls":{"80":{"mode":"STRICT"}}}`, "spec.portLevelMtls: needs a selector"},
+		{"PeerAuthentication", "bulwark-system", `{"selector":{"matchLabels":{"a":"b"}}}`, "spec.selector: has no effect in the root namespace"},
+		{"RequestAuthentication", "a", `{"jwtRules":[{"issuer":"x"}]}`, "spec.jwtRules: JWTs are not verified yet"},
+	} {
+		got := review(t, c.kind, c.namespace, c.spec)
+		if got.Allowed || !strings.Contains(got.Result.Message, c.want) {
+			t.Errorf("%s %s: %+v, want %q", c.kind, c.spec, got.Result, c.want)
+		}
+	}
+}
+
+func TestPoliciesThatCanBeEnforcedPass(t *testing.T) {
+	for _, c := range []struct{ kind, spec, warning string }{
+		{"PeerAuthentication", `{"mtls":{"mode":"STRICT"}}`, ""},
+		{"AuthorizationPolicy", `{}`, ""},
+		{"AuthorizationPolicy", `null`, ""},
+		{"AuthorizationPolicy", `{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/admin"]}}]}]}`, "denies more"},
+		{"AuthorizationPolicy", `{"rules":[{"to":[{"operation":{"methods":["GET"]}}]}]}`, "never match on ports that are not HTTP"},
+	} {
+		got := review(t, c.kind, "a", c.spec)
+		if !got.Allowed || !strings.Contains(strings.Join(got.Warnings, " "), c.warning) || c.warning == "" && len(got.Warnings) > 0 {
+			t.Errorf("%s %s: %+v", c.kind, c.spec, got)
+		}
+	}
+}

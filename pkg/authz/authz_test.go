@@ -1,0 +1,172 @@
+package authz
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	security "istio.io/api/security/v1beta1"
+
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+var options = Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
+
+func policy(t *testing.T, spec string) (Policy, []Problem) {
+	t.Helper()
+	var s security.AuthorizationPolicy
+	if err := protojson.Unmarshal([]byte(spec), &s); err != nil {
+		t.Fatal(err)
+	}
+	return FromAuthorizationPolicy(Meta{Namespace: "finance", Name: "p"}, &s, options)
+}
+
+func good(t *testing.T, specs ...string) []Policy {
+	t.Helper()
+	var out []Policy
+	for _, s := range specs {
+		p, problems := policy(t, s)
+		if len(problems) > 0 {
+			t.Fatalf("%s: %v", s, problems)
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func request(account, method, path string) Request {
+	r := Request{HTTP: true, Method: method, Path: path, Host: "payroll", DestinationPort: 8080, SourceIP: netip.MustParseAddr("10.0.0.9")}
+	if account != "" {
+		r.Source = spiffe.ID{TrustDomain: "cluster.local", Namespace: "finance", ServiceAccount: account}
+	}
+	return r
+}
+
+const auditor = `{"rules":[{"from":[{"source":{"principals":["cluster.local/ns/finance/sa/account-auditor"]}}],"to":[{"operation":{"methods":["GET"],"paths":["/accounts/*"]}}]}]}`
+
+func TestEvaluate(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		policies []string
+		req      Request
+		allowed  bool
+		policy   string
+	}{
+		{"nothing in scope", nil, request("a", "GET", "/"), true, ""},
+		{"auditor reads accounts", []string{auditor}, request("account-auditor", "GET", "/accounts/1"), true, "ns[finance]-policy[p]-rule[0]"},
+		{"auditor writes", []string{auditor}, request("account-auditor", "POST", "/accounts/1"), false, ""},
+		{"auditor elsewhere", []string{auditor}, request("account-auditor", "GET", "/salaries"), false, ""},
+		{"auditor by dots", []string{auditor}, request("account-auditor", "GET", "/accounts/../salaries"), false, ""},
+		{"another", []string{auditor}, request("web", "GET", "/accounts/1"), false, ""},
+		{"no certificate", []string{auditor}, request("", "GET", "/accounts/1"), false, ""},
+		{"empty spec allows nothing", []string{`{}`}, request("a", "GET", "/"), false, ""},
+		{"empty rule allows all", []string{`{"rules":[{}]}`}, request("", "GET", "/"), true, "ns[finance]-policy[p]-rule[0]"},
+		{"deny outweighs", []string{`{"rules":[{}]}`, `{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/admin"]}}]}]}`}, request("a", "GET", "/%61dmin"), false, "ns[finance]-policy[p]-rule[0]"},
+		{"ambiguous path", []string{auditor}, request("account-auditor", "GET", "/accounts/1;a=b"), false, AmbiguousPathRule},
+		{"audit decides nothing", []string{`{"action":"AUDIT","rules":[{}]}`}, request("a", "GET", "/"), true, ""},
+		{"notPrincipals without certificate", []string{`{"action":"DENY","rules":[{"from":[{"source":{"notPrincipals":["*"]}}]}]}`}, request("", "GET", "/"), false, "ns[finance]-policy[p]-rule[0]"},
+		{"dot is no wildcard", []string{`{"rules":[{"from":[{"source":{"serviceAccounts":["a.b"]}}]}]}`}, request("axb", "GET", "/"), false, ""},
+		{"host in other spellings", []string{`{"action":"DENY","rules":[{"to":[{"operation":{"hosts":["PAYROLL"]}}]}]}`}, Request{HTTP: true, Host: "payroll.:80", Method: "GET", Path: "/"}, false, "ns[finance]-policy[p]-rule[0]"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := Evaluate(good(t, c.policies...), c.req)
+			if d.Allowed != c.allowed || d.Policy != c.policy {
+				t.Fatalf("got %+v, want allowed %v by %q", d, c.allowed, c.policy)
+			}
+		})
+	}
+}
+
+func TestOnConnectionsDenyGetsWiderAndAllowIsSkipped(t *testing.T) {
+	tcp := Request{DestinationPort: 9000}
+	if d := Evaluate(good(t, `{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/admin"],"ports":["9000"]}}]}]}`), tcp); d.Allowed {
+		t.Error("a DENY rule with a path let a connection to its port through")
+	}
+	if d := Evaluate(good(t, `{"rules":[{"to":[{"operation":{"methods":["GET"]}}]}]}`), tcp); d.Allowed {
+		t.Error("an ALLOW rule with a method let a connection through")
+	}
+}
+
+func TestWhatCannotBeEnforcedIsNamedAndFailsClosed(t *testing.T) {
+	for _, c := range []struct{ spec, field string }{
+		{`{"action":"CUSTOM","provider":{"name":"x"},"rules":[{}]}`, "spec.action"},
+		{`{"action":"CUSTOM","provider":{"name":"x"}}`, "spec.action"},
+		{`{"rules":[{"from":[{"source":{"requestPrincipals":["*"]}}]}]}`, "spec.rules[0].from[0].source.requestPrincipals"},
+		{`{"action":"DENY","rules":[{"from":[{"source":{"notRequestPrincipals":["*"]}}]}]}`, "spec.rules[0].from[0].source.requestPrincipals"},
+		{`{"rules":[{"from":[{"source":{"remoteIpBlocks":["10.0.0.0/8"]}}]}]}`, "spec.rules[0].from[0].source.remoteIpBlocks"},
+		{`{"action":"DENY","rules":[{"when":[{"key":"request.auth.claims[a]","values":["b"]}]}]}`, "spec.rules[0].when[0].key"},
+		{`{"rules":[{"when":[{"key":"nonsense","values":["b"]}]}]}`, "spec.rules[0].when[0].key"},
+		{`{"action":"DENY","rules":[{"from":[{"source":{"ipBlocks":["10.0.0.0/33"]}}]}]}`, "spec.rules[0].from[0].source.ipBlocks[0]"},
+		{`{"rules":[{"to":[{"operation":{"notPorts":["http"]}}]}]}`, "spec.rules[0].to[0].operation.notPorts[0]"},
+		{`{"rules":[{"to":[{"operation":{"paths":["/a/{**}/{*}"]}}]}]}`, "spec.rules[0].to[0].operation.paths[0]"},
+		{`{"action":"DENY"}`, "spec.rules"},
+		{`{"rules":[{"from":[{"source":{"principals":["` + strings.Repeat("a", MaxValueLength+1) + `"]}}]}]}`, "spec.rules[0].from[0].source.principals[0]"},
+	} {
+		p, problems := policy(t, c.spec)
+		if len(problems) == 0 || problems[0].Field != c.field {
+			t.Errorf("%.120s: problems %v, want one with %s", c.spec, problems, c.field)
+		}
+		if c.spec == `{"action":"DENY"}` { // matches nothing, as written
+			continue
+		}
+		if d := Evaluate([]Policy{p}, request("a", "GET", "/x")); d.Allowed {
+			t.Errorf("%.120s: fails open", c.spec)
+		}
+	}
+}
+
+func TestScope(t *testing.T) {
+	labels := map[string]string{"app": "x"}
+	for _, c := range []struct {
+		p    Policy
+		want bool
+	}{
+		{Policy{Meta: Meta{Namespace: "a"}}, true},
+		{Policy{Meta: Meta{Namespace: "b"}}, false},
+		{Policy{Meta: Meta{Namespace: "root"}, Selector: labels}, true},
+		{Policy{Meta: Meta{Namespace: "a"}, Selector: map[string]string{"app": "y"}}, false},
+		{Policy{Meta: Meta{Namespace: "a"}, Ignored: true}, false},
+	} {
+		if got := c.p.InScope("root", "a", labels); got != c.want {
+			t.Errorf("%+v: in scope %v", c.p, got)
+		}
+	}
+}
+
+func TestPeerModeNarrowestThenOldestHolds(t *testing.T) {
+	at := func(day int) time.Time { return time.Date(2026, 1, day, 0, 0, 0, 0, time.UTC) }
+	selector := map[string]string{"app": "x"}
+	policies := []PeerPolicy{
+		{Meta: Meta{Namespace: "root", Name: "mesh", Created: at(1)}, Mode: Strict},
+		{Meta: Meta{Namespace: "root", Name: "selected", Created: at(1)}, Mode: Disable, Selector: selector}, // has no effect
+		{Meta: Meta{Namespace: "a", Name: "young", Created: at(3)}, Mode: Disable},
+		{Meta: Meta{Namespace: "a", Name: "old", Created: at(2)}, Mode: Permissive},
+		{Meta: Meta{Namespace: "a", Name: "workload", Created: at(2)}, Selector: selector, Ports: map[uint32]TLSMode{9000: Disable}},
+		{Meta: Meta{Namespace: "b", Name: "unset", Created: at(2)}},
+	}
+	got := ComposePeer(policies, "root", "a", selector)
+	if got.Mode(80) != Permissive || got.Mode(9000) != Disable {
+		t.Errorf("got %+v", got)
+	}
+	if got := ComposePeer(policies, "root", "b", selector); got.Mode(80) != Strict {
+		t.Errorf("UNSET does not inherit: %+v", got)
+	}
+	if got := ComposePeer(nil, "root", "a", selector); got.Mode(80) != Permissive {
+		t.Errorf("a mesh without policies: %+v", got)
+	}
+}
+
+func FuzzFromAuthorizationPolicy(f *testing.F) {
+	f.Add([]byte(auditor))
+	f.Add([]byte(`{"action":"DENY","rules":[{"when":[{"key":"request.headers[x]","notValues":["*"]}]}, null]}`))
+	f.Fuzz(func(t *testing.T, spec []byte) {
+		var s security.AuthorizationPolicy
+		if protojson.Unmarshal(spec, &s) != nil {
+			return
+		}
+		p, _ := FromAuthorizationPolicy(Meta{Namespace: "a", Name: "b"}, &s, options)
+		Evaluate([]Policy{p, p.TCP()}, request("a", "GET", "/x"))
+	})
+}
