@@ -185,14 +185,14 @@ func TestWeakKeysAreRefused(t *testing.T) {
 		key    crypto.PublicKey
 		reason string
 	}{
-		"RSA 1024":       {rsaKey(1024), "1024 bits"},
-		"RSA 2047":       {rsaKey(2047), "2047 bits"},
-		"RSA 16384":      {rsaKey(16384), "16384 bits"},
-		"exponent 1":     {&rsa.PublicKey{N: good.N, E: 1}, "exponent 1"},
-		"exponent 3":     {&rsa.PublicKey{N: good.N, E: 3}, "exponent 3"},
-		"small factor":   {&rsa.PublicKey{N: new(big.Int).Mul(big.NewInt(3), prime(t, 2046)), E: 65537}, "small factor"},
-		"close primes":   {&rsa.PublicKey{N: closePrimes(t), E: 65537}, "close to each other"},
-		"P-224":          {p224.Public(), "P-224"},
+		"RSA 1024":     {rsaKey(1024), "1024 bits"},
+		"RSA 2047":     {rsaKey(2047), "2047 bits"},
+		"RSA 16384":    {rsaKey(16384), "16384 bits"},
+		"exponent 1":   {&rsa.PublicKey{N: good.N, E: 1}, "exponent 1"},
+		"exponent 3":   {&rsa.PublicKey{N: good.N, E: 3}, "exponent 3"},
+		"small factor": {&rsa.PublicKey{N: new(big.Int).Mul(big.NewInt(3), prime(t, 2046)), E: 65537}, "small factor"},
+		"close primes": {&rsa.PublicKey{N: closePrimes(t), E: 65537}, "close to each other"},
+		"P-224":        {p224.Public(), "P-224"},
 		//lint:ignore SA1019 no other way makes a point that is not on the curve
 		"off the curve":  {&ecdsa.PublicKey{Curve: elliptic.P256(), X: big.NewInt(1), Y: big.NewInt(1)}, "not on the curve"},
 		"Ed25519":        {edward, "use ECDSA or RSA"},
