@@ -46,10 +46,10 @@ func (a *app) status() *cobra.Command {
 				proxies = slices.DeleteFunc(proxies, func(p proxy) bool { return !hasNamespace(p.Proxy, namespace) })
 			}
 			return print(cmd.OutOrStdout(), output, proxies, func(w io.Writer) {
-				fmt.Fprintln(w, "NAME\tNODE\tCDS\tEDS\tLDS\tRDS\tPILOT")
+				fmt.Fprintln(w, "NAME\tIDENTITY\tCDS\tEDS\tLDS\tRDS\tECDS\tPILOT")
 				for _, p := range proxies {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Proxy, p.Node,
-						state(p, "CDS"), state(p, "EDS"), state(p, "LDS"), state(p, "RDS"), p.Pilot)
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Proxy, short(p.Identity),
+						state(p, "CDS"), state(p, "EDS"), state(p, "LDS"), state(p, "RDS"), state(p, "ECDS"), p.Pilot)
 				}
 			})
 		},

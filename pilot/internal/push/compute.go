@@ -40,6 +40,8 @@ func (c *client) scopeOf(typeURL, name string) scope {
 	switch typeURL {
 	case deltaxds.RouteType:
 		return scope{namespaceScope, c.namespace}
+	case deltaxds.ExtensionConfigType:
+		return scope{classScope, c.class}
 	case deltaxds.ListenerType:
 		switch name {
 		case translate.VirtualInbound:
@@ -70,6 +72,12 @@ func (s *Store) compute(k key) proto.Message {
 		}
 	case deltaxds.ListenerType:
 		return s.listener(k)
+	case deltaxds.ExtensionConfigType:
+		if w := s.workload(k.scope.value); w != nil {
+			if config := translate.Authorization(w.Policies, s.settings.TrustDomain, k.name); config != nil {
+				return config
+			}
+		}
 	case deltaxds.RouteType:
 		if port, err := strconv.ParseUint(k.name, 10, 16); err == nil {
 			services := slices.Collect(s.snap.ServicesSpeakingHTTP(uint32(port)))

@@ -39,6 +39,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 
 var shortNames = map[string]string{
 	deltaxds.ClusterType: "cds", deltaxds.EndpointType: "eds", deltaxds.ListenerType: "lds", deltaxds.RouteType: "rds",
+	deltaxds.ExtensionConfigType: "ecds",
 }
 
 func short(typeURL string) string {

@@ -179,6 +179,9 @@ func (s *Store) renewClass(id string, c *class, d dirt) {
 		s.renew(key{deltaxds.ClusterType, sc, n}, d)
 	}
 	s.renew(key{deltaxds.ListenerType, sc, translate.VirtualInbound}, d)
+	for _, n := range translate.AuthorizationNames() {
+		s.renew(key{deltaxds.ExtensionConfigType, sc, n}, d)
+	}
 }
 
 // ofPods follows the pods of connected proxies: a pod whose labels change becomes one of another class. It returns the
@@ -243,6 +246,9 @@ func (s *Store) follow(c *client, pod *registry.Pod, d dirt) {
 		d.add(key{deltaxds.ClusterType, sc, n})
 	}
 	d.add(key{deltaxds.ListenerType, sc, translate.VirtualInbound})
+	for _, n := range translate.AuthorizationNames() {
+		d.add(key{deltaxds.ExtensionConfigType, sc, n})
+	}
 }
 
 func (s *Store) joinClass(c compile.Class) {

@@ -1,11 +1,15 @@
 package translate
 
 import (
+	"strings"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbac "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	httprbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	netrbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
@@ -18,44 +22,81 @@ var statPrefix = map[authz.Action]string{authz.Audit: "audit_", authz.Deny: "den
 
 var shadowPrefix = map[authz.Action]string{authz.Deny: "istio_dry_run_deny_", authz.Allow: "istio_dry_run_allow_"}
 
-// httpAuthorization are the filters by which policies hold for requests.
-func httpAuthorization(policies []authz.Policy, trustDomain string) []*hcm.HttpFilter {
-	var out []*hcm.HttpFilter
-	paths := false
-	for _, p := range policies {
-		paths = paths || !p.Ignored && p.UsesPath()
-	}
+// Policies reach a proxy as configuration of their own (ECDS), not as part of a listener: requests on connections that are
+// open already follow a changed policy, no connection is drained for it, and next to nothing is sent. A proxy that
+// has no such configuration yet refuses everything.
+func httpAuthz(a authz.Action) string { return "authorization/http/" + strings.ToLower(string(a)) }
+
+func tcpAuthz(a authz.Action) string { return "authorization/tcp/" + strings.ToLower(string(a)) }
+
+// AuthorizationNames are the names of a workload's authorization resources.
+func AuthorizationNames() []string {
+	var out []string
 	for _, action := range order {
-		enforced, shadow := rules(policies, action, trustDomain)
-		if action == authz.Deny && paths {
+		out = append(out, httpAuthz(action), tcpAuthz(action))
+	}
+	return out
+}
+
+// Authorization is the configuration of one filter of a workload, nil if there is none of the name.
+func Authorization(policies []authz.Policy, trustDomain, name string) *core.TypedExtensionConfig {
+	for _, action := range order {
+		switch name {
+		case httpAuthz(action):
+			return extension(name, httpAuthorization(policies, action, trustDomain))
+		case tcpAuthz(action):
+			return extension(name, tcpAuthorization(policies, action, trustDomain))
+		}
+	}
+	return nil
+}
+
+// httpAuthorization is the filter by which the policies of one action hold for requests.
+func httpAuthorization(policies []authz.Policy, action authz.Action, trustDomain string) *httprbac.RBAC {
+	enforced, shadow := rules(policies, action, trustDomain)
+	if action == authz.Deny {
+		for _, p := range policies {
+			if p.Ignored || !p.UsesPath() {
+				continue
+			}
 			if enforced == nil {
 				enforced = &rbac.RBAC{Action: rbac.RBAC_DENY, Policies: map[string]*rbac.Policy{}}
 			}
 			enforced.Policies[authz.AmbiguousPathRule] = ambiguousPath()
 		}
-		if enforced == nil && shadow == nil {
-			continue
-		}
-		out = append(out, httpFilter("envoy.filters.http.rbac", &httprbac.RBAC{
-			Rules: enforced, ShadowRules: shadow, RulesStatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}))
 	}
-	return out
+	return &httprbac.RBAC{Rules: enforced, ShadowRules: shadow, RulesStatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}
 }
 
-// tcpAuthorization are the filters by which policies hold for connections that are not HTTP.
-func tcpAuthorization(policies []authz.Policy, trustDomain string) []*listener.Filter {
+// tcpAuthorization is the filter by which the policies of one action hold for connections that are not HTTP.
+func tcpAuthorization(policies []authz.Policy, action authz.Action, trustDomain string) *netrbac.RBAC {
 	tcp := make([]authz.Policy, 0, len(policies))
 	for _, p := range policies {
 		tcp = append(tcp, p.TCP())
 	}
-	var out []*listener.Filter
+	enforced, shadow := rules(tcp, action, trustDomain)
+	return &netrbac.RBAC{Rules: enforced, ShadowRules: shadow, StatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}
+}
+
+func httpAuthorizationFilters() []*hcm.HttpFilter {
+	var out []*hcm.HttpFilter
 	for _, action := range order {
-		enforced, shadow := rules(tcp, action, trustDomain)
-		if enforced == nil && shadow == nil {
-			continue
-		}
-		out = append(out, networkFilter("envoy.filters.network.rbac", &netrbac.RBAC{
-			Rules: enforced, ShadowRules: shadow, StatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}))
+		out = append(out, &hcm.HttpFilter{Name: httpAuthz(action), ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(&httprbac.RBAC{})}})
 	}
 	return out
+}
+
+func tcpAuthorizationFilters() []*listener.Filter {
+	var out []*listener.Filter
+	for _, action := range order {
+		out = append(out, &listener.Filter{Name: tcpAuthz(action), ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(&netrbac.RBAC{})}})
+	}
+	return out
+}
+
+// discovered is a filter whose configuration, of the type of kind, comes by itself. The listener waits for it.
+func discovered(kind proto.Message) *core.ExtensionConfigSource {
+	source := overADS()
+	source.InitialFetchTimeout = seconds(0)
+	return &core.ExtensionConfigSource{ConfigSource: source, TypeUrls: []string{typed(kind).GetTypeUrl()}}
 }

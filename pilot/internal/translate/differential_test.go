@@ -94,6 +94,7 @@ func workloadListener(t *testing.T, policies []authz.Policy, port uint32, ca *en
 		if c.GetTransportSocket() != nil {
 			staticCertificates(t, c, ca, leaf)
 		}
+		inlineAuthorization(t, c, policies)
 		answer(t, c)
 		chains = append(chains, c)
 	}

@@ -75,6 +75,9 @@ func everything(t *testing.T, snap *registry.Snapshot, workload string) map[stri
 	}
 	w := compile.CompileWorkload(snap, settings, compile.ClassOf(pod))
 	out["listener/"+translate.VirtualInbound] = translate.InboundListener(settings, &w)
+	for _, name := range translate.AuthorizationNames() {
+		out[name] = translate.Authorization(w.Policies, settings.TrustDomain, name)
+	}
 	out["listener/"+translate.HealthListener] = translate.HealthListener15021(w.Probes)
 	for _, c := range append(translate.InboundClusters(&w), translate.ProbeClusters(w.Probes, pod.IP)...) {
 		out["cluster/"+c.GetName()] = c
@@ -173,7 +176,7 @@ func prune(v any, s show) any {
 	switch x := v.(type) {
 	case map[string]any:
 		for k, field := range x {
-			if k == "accessLog" && !s.Logs || slices.Contains(s.Except, k) {
+			if (k == "accessLog" || k == "upstreamLog") && !s.Logs || slices.Contains(s.Except, k) {
 				delete(x, k)
 				continue
 			}

@@ -10,11 +10,11 @@ import (
 )
 
 // connectionManager is what every HTTP connection has in common: bounds, WebSocket, and no opinion about an application's
-// own timeouts.
-func connectionManager(statPrefix string, filters []*hcm.HttpFilter, logs []*accesslog.AccessLog) *hcm.HttpConnectionManager {
+// own timeouts. Logs are of requests, attempts of each try to have one answered.
+func connectionManager(statPrefix string, filters []*hcm.HttpFilter, logs []*accesslog.AccessLog, attempts ...*accesslog.AccessLog) *hcm.HttpConnectionManager {
 	return &hcm.HttpConnectionManager{
 		StatPrefix: statPrefix, CodecType: hcm.HttpConnectionManager_AUTO, AccessLog: logs,
-		HttpFilters:      append(filters, httpFilter("envoy.filters.http.router", &router.Router{SuppressEnvoyHeaders: true})),
+		HttpFilters:      append(filters, httpFilter("envoy.filters.http.router", &router.Router{SuppressEnvoyHeaders: true, UpstreamLog: attempts})),
 		UseRemoteAddress: no(), SkipXffAppend: true, GenerateRequestId: yes(),
 		ServerHeaderTransformation: hcm.HttpConnectionManager_PASS_THROUGH,
 		UpgradeConfigs:             []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},

@@ -135,7 +135,7 @@ func (c chains) chain(p compile.InboundPort, kind string, m *listener.FilterChai
 	labels := destinationReport(c.w, p, mutual)
 	if http {
 		logs := []*accesslog.AccessLog{auditHTTP(either(audited(), when(deniedRequest)), inboundTags("http", p.Number)), requestMetrics(labels)}
-		manager := connectionManager("inbound_"+name, httpAuthorization(c.w.Policies, c.set.TrustDomain), logs)
+		manager := connectionManager("inbound_"+name, httpAuthorizationFilters(), logs)
 		out.Filters = []*listener.Filter{httpManager(normalized(withRoutes(manager, InboundRoutes(p.Number))))}
 		return out
 	}
@@ -147,6 +147,6 @@ func (c chains) chain(p compile.InboundPort, kind string, m *listener.FilterChai
 	case enforced(c.w.Policies):
 		proxy = afterVerdict(proxy)
 	}
-	out.Filters = append(tcpAuthorization(c.w.Policies, c.set.TrustDomain), tcpProxy(proxy))
+	out.Filters = append(tcpAuthorizationFilters(), tcpProxy(proxy))
 	return out
 }

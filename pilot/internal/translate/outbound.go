@@ -90,7 +90,7 @@ func outbound(ip string, port uint32, chains ...*listener.FilterChain) *listener
 }
 
 func outboundHTTP(port uint32) *listener.Filter {
-	return httpManager(withRDS(connectionManager(fmt.Sprintf("outbound_%d", port), nil, outboundHTTPLogs()), fmt.Sprint(port)))
+	return httpManager(withRDS(connectionManager(fmt.Sprintf("outbound_%d", port), nil, []*accesslog.AccessLog{requestMetrics(sourceReport())}, refusedServer()), fmt.Sprint(port)))
 }
 
 // oneServiceHTTP routes whatever host to the service whose address was called.
@@ -99,11 +99,12 @@ func oneServiceHTTP(p *compile.ServicePort) *listener.Filter {
 	rc.Name = p.Cluster()
 	rc.VirtualHosts[0].Name = fmt.Sprintf("%s:%d", p.Host, p.Number)
 	rc.VirtualHosts[0].Routes[0] = to(p.Cluster(), "default", retries())
-	return httpManager(withRoutes(connectionManager(fmt.Sprintf("outbound_%d", p.Number), nil, outboundHTTPLogs()), rc))
+	return httpManager(withRoutes(connectionManager(fmt.Sprintf("outbound_%d", p.Number), nil, []*accesslog.AccessLog{requestMetrics(sourceReport())}, refusedServer()), rc))
 }
 
-func outboundHTTPLogs() []*accesslog.AccessLog {
-	return []*accesslog.AccessLog{auditHTTP(when(failedUpstream), outboundTags("http")), requestMetrics(sourceReport())}
+// refusedServer audits a server that is not one of the service's identities, also when another one answers in the end.
+func refusedServer() *accesslog.AccessLog {
+	return auditHTTP(when(failedUpstream), outboundTags("http"))
 }
 
 func outboundTCPLogs() []*accesslog.AccessLog {

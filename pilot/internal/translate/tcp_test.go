@@ -81,6 +81,7 @@ func tcpWorkload(t *testing.T, policies []authz.Policy, port uint32, serverFirst
 		if c.GetTransportSocket() != nil {
 			staticCertificates(t, c, ca, leaf)
 		}
+		inlineAuthorization(t, c, policies)
 		last := c.GetFilters()[len(c.GetFilters())-1]
 		repack(t, last.GetTypedConfig(), func(m any) { m.(*tcpproxy.TcpProxy).AccessLog = nil })
 		chains = append(chains, c)
