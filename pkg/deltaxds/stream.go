@@ -298,11 +298,23 @@ func (s *Stream) additions(url string) *discovery.DeltaDiscoveryResponse {
 		}
 		sub.versions[name] = r.Version
 		resp.Resources = append(resp.Resources, r.wire)
+		if url == ClusterType {
+			s.warm(name)
+		}
 	}
 	if len(resp.Resources) == 0 && !owed {
 		return nil
 	}
 	return resp
+}
+
+// warm has the endpoints of a cluster sent again: Envoy makes a changed cluster anew, waits for its endpoints and, being
+// subscribed to them for the old one, does not ask. Endpoints have the name of their cluster.
+func (s *Stream) warm(cluster string) {
+	if endpoints := s.types[EndpointType]; endpoints != nil && endpoints.names[cluster] {
+		delete(endpoints.versions, cluster)
+		endpoints.unsaid[cluster] = true
+	}
 }
 
 func (s *Stream) removals(url string) *discovery.DeltaDiscoveryResponse {

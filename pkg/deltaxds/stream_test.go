@@ -224,3 +224,19 @@ func TestEndpointsDoNotWaitForClusters(t *testing.T) {
 	p.ack(clusters)
 	p.ack(p.expect(t, ListenerType, []string{"l"}, nil))
 }
+
+func TestChangedClusterGetsItsEndpointsAgain(t *testing.T) {
+	w := &world{have: map[string]map[string]*Resource{}}
+	w.set(t, ClusterType, "c", "1")
+	w.set(t, EndpointType, "c", "1")
+	s, p := start(t, w)
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: ClusterType}
+	p.ack(p.expect(t, ClusterType, []string{"c"}, nil))
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: EndpointType, ResourceNamesSubscribe: []string{"c"}}
+	p.ack(p.expect(t, EndpointType, []string{"c"}, nil))
+	w.set(t, ClusterType, "c", "2")
+	s.Dirty(ClusterType, "c")
+	clusters := p.expect(t, ClusterType, []string{"c"}, nil)
+	p.ack(p.expect(t, EndpointType, []string{"c"}, nil))
+	p.ack(clusters)
+}
