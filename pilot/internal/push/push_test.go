@@ -363,7 +363,7 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 		fresh := NewStore(settings, m.reg.Snapshot(), NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 		twin := &client{store: fresh, pod: c.pod, namespace: c.namespace, identity: c.identity}
 		fresh.add(twin, m.reg.Snapshot().Pod(c.pod))
-		for _, url := range []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.RouteType} {
+		for _, url := range []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.ExtensionConfigType, deltaxds.RouteType} {
 			got, want := versions(m.store.resourcesOf(c, url)), versions(fresh.resourcesOf(twin, url))
 			if fmt.Sprint(got) != fmt.Sprint(want) {
 				t.Fatalf("after step %d, %s: got %v, want %v", i, short(url), got, want)

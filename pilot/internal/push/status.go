@@ -2,6 +2,7 @@ package push
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,8 +10,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 
-	"encoding/json"
-
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
@@ -69,7 +69,7 @@ func (s *Store) Config(proxy string) (map[string][]json.RawMessage, error) {
 
 func (s *Store) dump(c *client) (map[string][]json.RawMessage, error) {
 	out := map[string][]json.RawMessage{}
-	for _, typeURL := range []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.RouteType} {
+	for _, typeURL := range []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.ExtensionConfigType, deltaxds.RouteType} {
 		for _, r := range s.resourcesOf(c, typeURL) {
 			msg, err := r.Body().UnmarshalNew()
 			if err != nil {
@@ -91,6 +91,8 @@ func (s *Store) resourcesOf(c *client, typeURL string) []*deltaxds.Resource {
 	defer s.mu.Unlock()
 	names := s.names(c, typeURL)
 	switch typeURL {
+	case deltaxds.ExtensionConfigType:
+		names = translate.AuthorizationNames()
 	case deltaxds.EndpointType:
 		names = s.names(c, deltaxds.ClusterType)
 	case deltaxds.RouteType:
