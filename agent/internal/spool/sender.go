@@ -35,7 +35,7 @@ func (s *Sender) Run(ctx context.Context) {
 	defer wg.Wait()
 	wg.Go(func() { s.syncLoop(ctx) })
 	retry := backoff.NewExponentialBackOff()
-	retry.InitialInterval, retry.MaxInterval, retry.Multiplier, retry.RandomizationFactor = 100*time.Millisecond, 5*time.Second, 2, 0.5
+	retry.InitialInterval, retry.MaxInterval, retry.Multiplier, retry.RandomizationFactor = 100*time.Millisecond, 2*time.Second, 2, 0.5
 	for {
 		acked, err := s.deliver(ctx)
 		if ctx.Err() != nil {
