@@ -61,7 +61,9 @@ func (d Durations) Percentile(p float64) time.Duration {
 }
 
 // Millis prints a duration in milliseconds.
-func Millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond)) }
+func Millis(d time.Duration) string {
+	return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
+}
 
 // Seconds prints a duration in seconds.
 func Seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }

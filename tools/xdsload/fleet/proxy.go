@@ -15,7 +15,7 @@ import (
 )
 
 // types in the order in which an agent opens them anew.
-var types = []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.RouteType}
+var types = []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ExtensionConfigType, deltaxds.ListenerType, deltaxds.RouteType}
 
 // Proxy is one simulated proxy. Its state outlives its streams, as the agent's cache does.
 type Proxy struct {
@@ -29,17 +29,17 @@ type Proxy struct {
 // kept is what a proxy has of one type.
 type kept struct {
 	asked    bool
-	answered bool                // in this stream
-	versions map[string]string   // what it has
-	refs     map[string][]string // of what it has: names of endpoints or routes they need
-	wanted   map[string]bool     // names it has asked for
-	absent   map[string]bool     // names it was told do not exist
+	answered bool              // in this stream
+	versions map[string]string // what it has
+	refs     map[string][]ref  // what these need
+	wanted   map[string]bool   // names it has asked for
+	absent   map[string]bool   // names it was told do not exist
 }
 
 func newProxy(f *Fleet, m Member, dial Dialer) *Proxy {
 	p := &Proxy{Member: m, fleet: f, dial: dial, kept: map[string]*kept{}}
 	for _, url := range types {
-		p.kept[url] = &kept{versions: map[string]string{}, refs: map[string][]string{}, wanted: map[string]bool{}, absent: map[string]bool{}}
+		p.kept[url] = &kept{versions: map[string]string{}, refs: map[string][]ref{}, wanted: map[string]bool{}, absent: map[string]bool{}}
 	}
 	return p
 }
@@ -138,6 +138,7 @@ func (p *Proxy) take(resp *discovery.DeltaDiscoveryResponse) []*discovery.DeltaD
 	case deltaxds.ClusterType:
 		out = p.follow(out, k, deltaxds.EndpointType)
 	case deltaxds.ListenerType:
+		out = p.follow(out, k, deltaxds.ExtensionConfigType)
 		out = p.follow(out, k, deltaxds.RouteType)
 	}
 	listeners := p.kept[deltaxds.ListenerType]
@@ -153,8 +154,10 @@ func (p *Proxy) follow(out []*discovery.DeltaDiscoveryRequest, from *kept, url s
 	to := p.kept[url]
 	needed := map[string]bool{}
 	for _, refs := range from.refs {
-		for _, name := range refs {
-			needed[name] = true
+		for _, r := range refs {
+			if r.url == url {
+				needed[r.name] = true
+			}
 		}
 	}
 	req := &discovery.DeltaDiscoveryRequest{TypeUrl: url}

@@ -26,10 +26,11 @@ type Share struct {
 }
 
 // Names are the short names of the types, in the order in which people list them.
-var Names = []string{"CDS", "EDS", "LDS", "RDS"}
+var Names = []string{"CDS", "EDS", "ECDS", "LDS", "RDS"}
 
 var shortName = map[string]string{
-	deltaxds.ClusterType: "CDS", deltaxds.EndpointType: "EDS", deltaxds.ListenerType: "LDS", deltaxds.RouteType: "RDS",
+	deltaxds.ClusterType: "CDS", deltaxds.EndpointType: "EDS", deltaxds.ExtensionConfigType: "ECDS",
+	deltaxds.ListenerType: "LDS", deltaxds.RouteType: "RDS",
 }
 
 // counters count traffic from many goroutines.

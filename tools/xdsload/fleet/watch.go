@@ -12,7 +12,6 @@ import (
 
 // Watch waits until every affected proxy has been sent a resource that holds a marker.
 type Watch struct {
-	typeURL  string
 	marker   []byte
 	affected map[*Proxy]bool
 	left     atomic.Int32
@@ -21,9 +20,9 @@ type Watch struct {
 	strays   atomic.Int32
 }
 
-// Expect begins to look for the marker in responses of the type. There is one watch at a time.
-func (f *Fleet) Expect(typeURL, marker string, affects func(Member) bool) *Watch {
-	w := &Watch{typeURL: typeURL, marker: []byte(marker), affected: map[*Proxy]bool{}, done: make(chan struct{})}
+// Expect begins to look for the marker in what proxies are sent. There is one watch at a time.
+func (f *Fleet) Expect(marker string, affects func(Member) bool) *Watch {
+	w := &Watch{marker: []byte(marker), affected: map[*Proxy]bool{}, done: make(chan struct{})}
 	for _, p := range f.proxies {
 		if affects(p.Member) {
 			w.affected[p] = true
@@ -36,7 +35,7 @@ func (f *Fleet) Expect(typeURL, marker string, affects func(Member) bool) *Watch
 
 // look is called by a proxy for each response, from one goroutine a proxy.
 func (w *Watch) look(p *Proxy, resp *discovery.DeltaDiscoveryResponse) {
-	if p.seen == w || resp.GetTypeUrl() != w.typeURL {
+	if p.seen == w {
 		return
 	}
 	for _, r := range resp.GetResources() {

@@ -149,7 +149,7 @@ func (e *experiment) changes(ctx context.Context, change func(int) world.Change)
 func (e *experiment) change(ctx context.Context, c world.Change, out *Changes) error {
 	ctx, cancel := context.WithTimeout(ctx, changeWithin)
 	defer cancel()
-	watch := e.fleet.Expect(c.TypeURL, c.Marker, c.Affects)
+	watch := e.fleet.Expect(c.Marker, c.Affects)
 	began := time.Now()
 	if err := c.Make(ctx); err != nil {
 		return err

@@ -8,14 +8,12 @@ import (
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/fleet"
 )
 
 // Change is a change of one object that proxies hear of.
 type Change struct {
-	TypeURL string // of the resources that it changes
-	Marker  string // what is in them then and never before
+	Marker  string // what is in resources then and never before
 	Affects func(fleet.Member) bool
 	Make    func(context.Context) error
 }
@@ -24,7 +22,7 @@ type Change struct {
 func (w *World) EndpointChange(n int) Change {
 	target, address := n%w.Targets, changedAddress(n+1)
 	return Change{
-		TypeURL: deltaxds.EndpointType, Marker: address, Affects: func(fleet.Member) bool { return true },
+		Marker: address, Affects: func(fleet.Member) bool { return true },
 		Make: func(ctx context.Context) error {
 			patch, err := json.Marshal(map[string]any{"endpoints": []map[string]any{{"addresses": []string{address}}}})
 			if err != nil {
@@ -54,7 +52,7 @@ func (w *World) PolicyChange(s Scope, n int) Change {
 		name = namespacePolicy
 	}
 	return Change{
-		TypeURL: deltaxds.ListenerType, Marker: path,
+		Marker: path,
 		Affects: func(m fleet.Member) bool {
 			return m.Namespace == w.namespaceOf(g) && (s == OfNamespace || m.Group == groupName(g))
 		},

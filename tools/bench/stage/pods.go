@@ -1,0 +1,107 @@
+package stage
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	core "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// sampleImage is the sample workload's, beside that of the installed Pilot.
+func (s *Stage) sampleImage(ctx context.Context) (string, error) {
+	pilot, err := s.Kube.AppsV1().Deployments(mesh.Namespace).Get(ctx, mesh.PilotAccount, meta.GetOptions{})
+	if err != nil {
+		return "", fmt.Errorf("finding the installed Pilot: %w", err)
+	}
+	return strings.Replace(pilot.Spec.Template.Spec.Containers[0].Image, "/pilot:", "/sample:", 1), nil
+}
+
+// RealPods runs the server and the client from the sample image, and returns when both are ready.
+func (s *Stage) RealPods(ctx context.Context) error {
+	image, err := s.sampleImage(ctx)
+	if err != nil {
+		return err
+	}
+	for name, args := range map[string][]string{Server: {"server", "--name=" + Server}, Client: {"wait"}} {
+		if _, err := s.Kube.CoreV1().Pods(Namespace).Create(ctx, pod(name, image, args...), meta.CreateOptions{}); err != nil {
+			return fmt.Errorf("making pod %s: %w", name, err)
+		}
+	}
+	err = wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		list, err := s.Kube.CoreV1().Pods(Namespace).List(ctx, meta.ListOptions{})
+		if err != nil {
+			return false, err
+		}
+		ready := 0
+		for _, p := range list.Items {
+			for _, c := range p.Status.Conditions {
+				if c.Type == core.PodReady && c.Status == core.ConditionTrue {
+					ready++
+				}
+			}
+		}
+		return ready == 2, nil
+	})
+	if err != nil {
+		return fmt.Errorf("waiting for the pods (is image %s loaded?): %w", image, err)
+	}
+	return nil
+}
+
+func pod(name, image string, args ...string) *core.Pod {
+	no, yes, user, grace := false, true, int64(65532), int64(1)
+	return &core.Pod{
+		ObjectMeta: meta.ObjectMeta{Name: name, Labels: map[string]string{"app": name}},
+		Spec: core.PodSpec{
+			ServiceAccountName: name, TerminationGracePeriodSeconds: &grace, AutomountServiceAccountToken: &no,
+			SecurityContext: &core.PodSecurityContext{RunAsNonRoot: &yes, RunAsUser: &user},
+			Containers: []core.Container{{Name: "app", Image: image, ImagePullPolicy: core.PullIfNotPresent, Args: args,
+				Ports: []core.ContainerPort{{Name: "http", ContainerPort: 8080}}}},
+		},
+	}
+}
+
+// PretendPod makes a pod that no scheduler looks at, with a status as if it ran at the address, and returns it as
+// injection made it.
+func (s *Stage) PretendPod(ctx context.Context, name, ip string) (*core.Pod, error) {
+	p := pod(name, "none.invalid/app")
+	p.Spec.SchedulerName = "none.invalid"
+	made, err := s.Kube.CoreV1().Pods(Namespace).Create(ctx, p, meta.CreateOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("making pod %s: %w", name, err)
+	}
+	patch, err := json.Marshal(map[string]any{"status": core.PodStatus{
+		Phase: core.PodRunning, PodIP: ip, PodIPs: []core.PodIP{{IP: ip}},
+		Conditions: []core.PodCondition{{Type: core.PodReady, Status: core.ConditionTrue}}}})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.Kube.CoreV1().Pods(Namespace).Patch(ctx, name, types.StrategicMergePatchType, patch, meta.PatchOptions{}, "status"); err != nil {
+		return nil, fmt.Errorf("status of pod %s: %w", name, err)
+	}
+	return made, nil
+}
+
+// PretendEndpoint puts an address behind the service: controllers leave out pods that are on no node.
+func (s *Stage) PretendEndpoint(ctx context.Context, ip string) error {
+	name, port := "http", int32(8080)
+	_, err := s.Kube.DiscoveryV1().EndpointSlices(Namespace).Create(ctx, &discovery.EndpointSlice{
+		ObjectMeta: meta.ObjectMeta{Name: Server + "-pretended", Labels: map[string]string{
+			discovery.LabelServiceName: Server, discovery.LabelManagedBy: Namespace}},
+		AddressType: discovery.AddressTypeIPv4, Ports: []discovery.EndpointPort{{Name: &name, Port: &port}},
+		Endpoints: []discovery.Endpoint{{Addresses: []string{ip}}},
+	}, meta.CreateOptions{})
+	if err != nil {
+		return fmt.Errorf("making the endpoint: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,163 @@
+// Package stage is a namespace of a real cluster for one benchmark: in the mesh, strict, made anew each time and removed.
+package stage
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	core "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// The cast: a client may ask a server for what its policy says, and nothing else.
+const (
+	Namespace = "bulwark-bench"
+	Server    = "server"
+	Client    = "client"
+	Policy    = "readers"
+	Host      = Server + "." + Namespace
+)
+
+const (
+	callWithin = 30 * time.Second
+	goneWithin = 2 * time.Minute
+)
+
+var (
+	peerAuthentications   = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
+	authorizationPolicies = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+)
+
+// Stage is the namespace.
+type Stage struct {
+	Config    *rest.Config
+	Kube      kubernetes.Interface
+	ServiceIP string
+	dynamic   dynamic.Interface
+}
+
+// New makes the namespace with accounts, a service, strict mutual TLS, and a policy by which the client may get a path.
+func New(ctx context.Context, kubeconfig, path string) (*Stage, error) {
+	s := &Stage{}
+	var err error
+	if s.Config, err = clientcmd.BuildConfigFromFlags("", kubeconfig); err != nil {
+		return nil, fmt.Errorf("configuration of the Kubernetes client: %w", err)
+	}
+	s.Config.WarningHandler, s.Config.QPS = rest.NoWarnings{}, -1 // a limit would be measured, too
+	if s.Kube, err = kubernetes.NewForConfig(s.Config); err != nil {
+		return nil, fmt.Errorf("client of the API server: %w", err)
+	}
+	if s.dynamic, err = dynamic.NewForConfig(s.Config); err != nil {
+		return nil, fmt.Errorf("client of the API server: %w", err)
+	}
+	if err := s.Remove(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.make(ctx, path); err != nil {
+		return nil, errors.Join(fmt.Errorf("making namespace %s: %w", Namespace, err), s.Remove(ctx))
+	}
+	return s, nil
+}
+
+func (s *Stage) make(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, callWithin)
+	defer cancel()
+	_, err := s.Kube.CoreV1().Namespaces().Create(ctx, &core.Namespace{ObjectMeta: meta.ObjectMeta{Name: Namespace, Labels: map[string]string{
+		istiocompat.InjectionLabel: "enabled", mesh.SecretsLabel: "disabled"}}}, meta.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{Server, Client} {
+		_, err := s.Kube.CoreV1().ServiceAccounts(Namespace).Create(ctx, &core.ServiceAccount{ObjectMeta: meta.ObjectMeta{Name: name}}, meta.CreateOptions{})
+		if err != nil {
+			return err
+		}
+	}
+	service, err := s.Kube.CoreV1().Services(Namespace).Create(ctx, &core.Service{
+		ObjectMeta: meta.ObjectMeta{Name: Server},
+		Spec: core.ServiceSpec{Selector: map[string]string{"app": Server},
+			Ports: []core.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(8080)}}},
+	}, meta.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	s.ServiceIP = service.Spec.ClusterIP
+	if err := s.create(ctx, peerAuthentications, "PeerAuthentication", "default", map[string]any{"mtls": map[string]any{"mode": "STRICT"}}); err != nil {
+		return err
+	}
+	return s.create(ctx, authorizationPolicies, "AuthorizationPolicy", Policy, map[string]any{
+		"selector": map[string]any{"matchLabels": map[string]any{"app": Server}}, "action": "ALLOW", "rules": rules(path)})
+}
+
+func rules(path string) []any {
+	principal := mesh.DefaultTrustDomain + "/ns/" + Namespace + "/sa/" + Client
+	return []any{map[string]any{
+		"from": []any{map[string]any{"source": map[string]any{"principals": []any{principal}}}},
+		"to":   []any{map[string]any{"operation": map[string]any{"methods": []any{"GET"}, "paths": []any{path}}}},
+	}}
+}
+
+func (s *Stage) create(ctx context.Context, gvr schema.GroupVersionResource, kind, name string, spec map[string]any) error {
+	u := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
+	u.SetAPIVersion(gvr.GroupVersion().String())
+	u.SetKind(kind)
+	u.SetName(name)
+	_, err := s.dynamic.Resource(gvr).Namespace(Namespace).Create(ctx, u, meta.CreateOptions{})
+	return err
+}
+
+// Allow changes the policy to another path.
+func (s *Stage) Allow(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, callWithin)
+	defer cancel()
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"rules": rules(path)}})
+	if err != nil {
+		return err
+	}
+	_, err = s.dynamic.Resource(authorizationPolicies).Namespace(Namespace).Patch(ctx, Policy, types.MergePatchType, patch, meta.PatchOptions{})
+	if err != nil {
+		return fmt.Errorf("changing the policy: %w", err)
+	}
+	return nil
+}
+
+// Remove removes the namespace, if it is there, and returns when it is gone. It works after ctx has ended.
+func (s *Stage) Remove(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goneWithin)
+	defer cancel()
+	now := int64(0)
+	err := s.Kube.CoreV1().Pods(Namespace).DeleteCollection(ctx, meta.DeleteOptions{GracePeriodSeconds: &now}, meta.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("removing the pods of %s: %w", Namespace, err)
+	}
+	if err := s.Kube.CoreV1().Namespaces().Delete(ctx, Namespace, meta.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("removing namespace %s: %w", Namespace, err)
+	}
+	err = wait.PollUntilContextCancel(ctx, 200*time.Millisecond, true, func(ctx context.Context) (bool, error) {
+		_, err := s.Kube.CoreV1().Namespaces().Get(ctx, Namespace, meta.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return true, nil
+		}
+		return false, err
+	})
+	if err != nil {
+		return fmt.Errorf("removing namespace %s: %w", Namespace, err)
+	}
+	return nil
+}

@@ -1,0 +1,63 @@
+package traffic
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+// Target is what a client asks for.
+type Target struct{ Address, Host, Path string }
+
+// Args are the target as command-line arguments.
+func (t Target) Args() []string {
+	return []string{"--target", t.Address, "--host", t.Host, "--path", t.Path}
+}
+
+func (t *Target) addFlags(f *pflag.FlagSet) {
+	f.StringVar(&t.Address, "target", "", "")
+	f.StringVar(&t.Host, "host", "", "")
+	f.StringVar(&t.Path, "path", "/", "")
+}
+
+const answerWithin = 5 * time.Second
+
+// connection is one kept-alive HTTP/1.1 connection, at as little cost as the measured programs deserve.
+type connection struct {
+	net.Conn
+	reader  *bufio.Reader
+	request []byte
+}
+
+func (t Target) connect(ctx context.Context) (*connection, error) {
+	conn, err := (&net.Dialer{Timeout: answerWithin}).DialContext(ctx, "tcp", t.Address)
+	if err != nil {
+		return nil, err
+	}
+	return &connection{conn, bufio.NewReader(conn), fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", t.Path, t.Host)}, nil
+}
+
+// ask sends the request and reads the answer.
+func (c *connection) ask() (code int, err error) {
+	if err := c.SetDeadline(time.Now().Add(answerWithin)); err != nil {
+		return 0, err
+	}
+	if _, err := c.Write(c.request); err != nil {
+		return 0, err
+	}
+	resp, err := http.ReadResponse(c.reader, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		return 0, err
+	}
+	return resp.StatusCode, nil
+}
