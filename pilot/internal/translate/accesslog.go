@@ -11,6 +11,8 @@ import (
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	tracing "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
 // ACCESSLOG.md says what the agent can rely on; keep it true.
@@ -37,7 +39,10 @@ func inboundTags(kind string, port uint32) []*tracing.CustomTag {
 	if port != 0 {
 		out = append(out, tags("destination_port", fmt.Sprint(port))...)
 	}
-	if kind == "http" {
+	switch kind {
+	case "tcp":
+		out = append(out, tags("allow_policy", fmt.Sprintf("%%DYNAMIC_METADATA(envoy.filters.network.rbac:%sshadow_effective_policy_id)%%", statPrefix[authz.Allow]))...)
+	case "http":
 		const rbac = "%%DYNAMIC_METADATA(envoy.filters.http.rbac:%senforced_effective_policy_id)%%"
 		for _, action := range order {
 			name := statPrefix[action] + "policy"

@@ -75,7 +75,12 @@ func tcpAuthorization(policies []authz.Policy, action authz.Action, trustDomain 
 		tcp = append(tcp, p.TCP())
 	}
 	enforced, shadow := rules(tcp, action, trustDomain)
-	return &netrbac.RBAC{Rules: enforced, ShadowRules: shadow, StatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}
+	out := &netrbac.RBAC{Rules: enforced, ShadowRules: shadow, StatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}
+	if action == authz.Allow && shadow == nil {
+		// Which rule let a connection in is told only of shadow rules, so the enforced ones are that, too.
+		out.ShadowRules, out.ShadowRulesStatPrefix = enforced, statPrefix[action]
+	}
+	return out
 }
 
 func httpAuthorizationFilters() []*hcm.HttpFilter {

@@ -7,6 +7,7 @@ import (
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -66,8 +67,13 @@ func upstreamTLS(p *compile.ServicePort) *core.TransportSocket {
 	if len(sans) == 0 {
 		sans = append(sans, exact(nobody))
 	}
+	// The server may know the port by another service that declares nothing, or something else.
+	alpn := istiocompat.ALPN
+	if p.Protocol == registry.TCP {
+		alpn = istiocompat.ALPNOpaque
+	}
 	return transportSocket("envoy.transport_sockets.tls", &tls.UpstreamTlsContext{
-		CommonTlsContext: commonTLS(sans, istiocompat.ALPN), Sni: istiocompat.SNI(p.Number, "", p.Host), MaxSessionKeys: u32(0),
+		CommonTlsContext: commonTLS(sans, alpn), Sni: istiocompat.SNI(p.Number, "", p.Host), MaxSessionKeys: u32(0),
 	})
 }
 
