@@ -39,9 +39,10 @@ type event struct {
 	TlsVersion          string
 }
 
-// events reads the scene's audit trail as a user does.
-func (s *Scene) events(ctx context.Context) ([]event, error) {
-	out, err := s.Meshctl(ctx, "audit", "tail", "-n", s.Namespace, "--last=0", "-o", "json")
+// events reads the scene's audit trail from a moment on, as a user does.
+func (s *Scene) events(ctx context.Context, since time.Time) ([]event, error) {
+	const slack = 2 * time.Second // the nodes' clocks and this one
+	out, err := s.Meshctl(ctx, "audit", "tail", "-n", s.Namespace, "--last=0", "--since="+(time.Since(since)+slack).String(), "-o", "json")
 	if err != nil {
 		return nil, err
 	}
@@ -56,10 +57,10 @@ func (s *Scene) events(ctx context.Context) ([]event, error) {
 	return events, nil
 }
 
-// audited waits until an event of a reporter (source or destination) that matches is in the trail.
-func (s *Scene) audited(ctx context.Context, reporter string, match func(*event) bool) error {
+// audited waits until an event since a moment, of a reporter (source or destination), that matches is in the trail.
+func (s *Scene) audited(ctx context.Context, since time.Time, reporter string, match func(*event) bool) error {
 	return lab.PollFor(ctx, auditLimit, func(ctx context.Context) error {
-		events, err := s.events(ctx)
+		events, err := s.events(ctx, since)
 		if err != nil {
 			return err
 		}
@@ -93,6 +94,7 @@ func TheAuditTrailIsComplete(ctx context.Context, s *Scene) (string, error) {
 }
 
 func (s *Scene) decisionsAreAudited(ctx context.Context) error {
+	began := time.Now()
 	mark := fmt.Sprintf("/accounts/mark-%d", time.Now().UnixNano())
 	policy := s.Namespace + "/payroll-readers"
 	requests := []struct {
@@ -118,7 +120,7 @@ func (s *Scene) decisionsAreAudited(ctx context.Context) error {
 		}
 	}
 	for _, r := range requests {
-		err := s.audited(ctx, "destination", func(e *event) bool {
+		err := s.audited(ctx, began, "destination", func(e *event) bool {
 			return e.SourceIdentity == s.id(r.account) && e.DestinationIdentity == s.id("payroll") && e.Method == r.method && e.Path == r.path &&
 				e.ResponseCode == r.code && e.Verdict == "VERDICT_"+r.verdict && strings.HasPrefix(e.Policy, r.policy) && (r.policy != "" || e.Reason != "")
 		})
@@ -127,7 +129,7 @@ func (s *Scene) decisionsAreAudited(ctx context.Context) error {
 		}
 	}
 	for account, verdict := range map[string]string{"account-auditor": "VERDICT_ALLOWED", "web": "VERDICT_DENIED"} {
-		err := s.audited(ctx, "destination", func(e *event) bool {
+		err := s.audited(ctx, began, "destination", func(e *event) bool {
 			return e.Protocol == "TCP" && e.SourceIdentity == s.id(account) && e.DestinationIdentity == s.id("payroll") && e.Verdict == verdict
 		})
 		if err != nil {
@@ -139,6 +141,7 @@ func (s *Scene) decisionsAreAudited(ctx context.Context) error {
 
 // mixerAway deletes Mixer's pod for a while under traffic and counts the events that come through.
 func (s *Scene) mixerAway(ctx context.Context, away time.Duration) (int, error) {
+	began := time.Now()
 	mark := fmt.Sprintf("/accounts/away-%d-", time.Now().UnixNano())
 	if err := s.scaleMixer(ctx, 0); err != nil {
 		return 0, err
@@ -153,7 +156,7 @@ func (s *Scene) mixerAway(ctx context.Context, away time.Duration) (int, error) 
 		return 0, fmt.Errorf("with Mixer away, outcomes %v of %d requests: %v", load.Outcomes, load.Requests, load.Errors)
 	}
 	err = lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
-		events, err := s.events(ctx)
+		events, err := s.events(ctx, began)
 		if err != nil {
 			return err
 		}

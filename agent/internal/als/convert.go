@@ -57,6 +57,9 @@ func commonEvent(c *data.AccessLogCommon) *telemetryv1.Event {
 	if tag(c, "direction") == "outbound" {
 		e.Reporter = telemetryv1.Reporter_REPORTER_SOURCE
 		e.DestinationIdentity = clip(tag(c, "destination_principal"))
+		if server := address(c.GetUpstreamRemoteAddress()); server != "" {
+			e.DestinationAddress = server // whoever was behind the service's address
+		}
 	} else {
 		e.SourceIdentity = clip(tag(c, "source_principal"))
 	}
@@ -88,7 +91,7 @@ func decide(e *telemetryv1.Event, c *data.AccessLogCommon, details string) {
 		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, "no mutual TLS where it is required"
 	default:
 		e.Verdict = telemetryv1.Verdict_VERDICT_ALLOWED
-		e.Policy = Policy(firstOf(tag(c, "allow_policy"), tag(c, "audit_policy")))
+		e.Policy = Policy(tag(c, "allow_policy"))
 	}
 }
 

@@ -64,7 +64,7 @@ func TestVerdicts(t *testing.T) {
 		"no ALLOW policy matched": {common(in...), "rbac_access_denied_matched_policy[none]", denied, "", "no ALLOW"},
 		"a DENY policy matched":   {common(append(in, "deny_policy", "ns[a]-policy[b]-rule[2]")...), "rbac_access_denied_matched_policy[ns[a]-policy[b]-rule[2]]", denied, "a/b rule 2", "DENY"},
 		"the tag is missing":      {common(in...), "rbac_access_denied_matched_policy[ns[a]-policy[b]-rule[2]]", denied, "a/b rule 2", "DENY"},
-		"audited only":            {common(append(in, "audit_policy", "ns[a]-policy[log]-rule[0]")...), "via_upstream", allowed, "a/log rule 0", ""},
+		"audited only":            {common(append(in, "audit_policy", "ns[a]-policy[log]-rule[0]")...), "via_upstream", allowed, "", ""},
 		"allow beats audit":       {common(append(in, "audit_policy", "ns[a]-policy[log]-rule[0]", "allow_policy", "ns[a]-policy[ok]-rule[1]")...), "", allowed, "a/ok rule 1", ""},
 		"plaintext under STRICT":  {common(append(in, "kind", "refused")...), "", refused, "", "no mutual TLS"},
 		"handshake failed": {with(common(append(in, "kind", "refused")...), func(c *data.AccessLogCommon) { c.DownstreamTransportFailureReason = "TLS_error: PEER_DID_NOT_RETURN" }),

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -20,6 +21,7 @@ import (
 type tailOptions struct {
 	namespace, identity, verdict, output string
 	last                                 int
+	since                                time.Duration
 	follow                               bool
 }
 
@@ -36,6 +38,7 @@ func (a *app) audit() *cobra.Command {
 	f.StringVar(&o.identity, "identity", "", "only with this identity, or a part of one, as source or destination")
 	f.StringVar(&o.verdict, "verdict", "", "only allowed, denied or refused")
 	f.IntVar(&o.last, "last", 20, "the newest so many, 0 for all that Mixer has at hand")
+	f.DurationVar(&o.since, "since", 0, "only decisions of this long ago or less, 0 for all")
 	f.BoolVarP(&o.follow, "follow", "f", false, "go on with new ones")
 	f.StringVarP(&o.output, "output", "o", "table", "table or json (one object a line)")
 	cmd.AddCommand(tail)
@@ -48,6 +51,9 @@ func (o tailOptions) query() string {
 		if value != "" {
 			q.Set(key, value)
 		}
+	}
+	if o.since > 0 {
+		q.Set("since", time.Now().Add(-o.since).Format(time.RFC3339Nano))
 	}
 	return q.Encode()
 }

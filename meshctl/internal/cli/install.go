@@ -96,7 +96,9 @@ func (a *app) runInstall(ctx context.Context, out io.Writer, o installOptions) e
 		what string
 		do   func() error
 	}{
-		{"control plane objects", func() error { return applyAll(ctx, client, append([]*unstructured.Unstructured{namespace}, workloads...)) }},
+		{"control plane objects", func() error {
+			return applyAll(ctx, client, append([]*unstructured.Unstructured{namespace}, workloads...))
+		}},
 		{"webhooks", func() error { return applyAll(ctx, client, hooks) }},
 	}
 	for _, component := range components {

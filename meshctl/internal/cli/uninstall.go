@@ -71,9 +71,15 @@ func (a *app) runUninstall(ctx context.Context, in io.Reader, out io.Writer, o u
 	p := &progress{out: out, start: time.Now()}
 	err = firstError(
 		func() error { return p.step("webhooks", func() error { return deleteAll(ctx, client, hooks) }) },
-		func() error { return p.step("control plane objects", func() error { return deleteAll(ctx, client, others) }) },
-		func() error { return p.step("namespace "+mesh.Namespace, func() error { return deleteNamespace(ctx, client) }) },
-		func() error { return p.step("Secrets and trust bundles", func() error { return deleteIdentities(ctx, client) }) },
+		func() error {
+			return p.step("control plane objects", func() error { return deleteAll(ctx, client, others) })
+		},
+		func() error {
+			return p.step("namespace "+mesh.Namespace, func() error { return deleteNamespace(ctx, client) })
+		},
+		func() error {
+			return p.step("Secrets and trust bundles", func() error { return deleteIdentities(ctx, client) })
+		},
 		func() error {
 			if o.keepCRDs {
 				return nil

@@ -5,16 +5,18 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 )
 
 // Filter says which records a reader wants. Empty fields want all.
 type Filter struct {
-	Namespace string // of the observing workload
-	Identity  string // of source or destination, or a part of it
-	Verdict   string // allowed, denied, refused
-	Last      int    // only the newest so many of what is there, 0 for all; what follows is not counted
+	Namespace string    // of the observing workload
+	Identity  string    // of source or destination, or a part of it
+	Verdict   string    // allowed, denied, refused
+	Since     time.Time // only decisions from then on; zero for all
+	Last      int       // only the newest so many of what is there, 0 for all; what follows is not counted
 	Follow    bool
 }
 
@@ -34,6 +36,8 @@ func ParseFilter(q url.Values) (Filter, error) {
 				err = fmt.Errorf("use allowed, denied or refused")
 			}
 			f.Verdict = value
+		case "since":
+			f.Since, err = time.Parse(time.RFC3339Nano, value)
 		case "last":
 			f.Last, err = strconv.Atoi(value)
 		case "follow":
@@ -55,6 +59,9 @@ func (f Filter) Matches(r *telemetryv1.Record) bool {
 		return false
 	}
 	if f.Identity != "" && !strings.Contains(e.GetSourceIdentity(), f.Identity) && !strings.Contains(e.GetDestinationIdentity(), f.Identity) {
+		return false
+	}
+	if !f.Since.IsZero() && e.GetTime().AsTime().Before(f.Since) {
 		return false
 	}
 	return f.Verdict == "" || e.GetVerdict() == telemetryv1.Verdict(telemetryv1.Verdict_value["VERDICT_"+strings.ToUpper(f.Verdict)])
