@@ -54,6 +54,16 @@ func OnlyTheAuditorMayRead(ctx context.Context, s *Scene) (string, error) {
 		}
 		tried++
 	}
+	for account, want := range map[string]string{"account-auditor": "OK", "web": "PermissionDenied"} {
+		got, err := lab.ExecJSON[sample.RPCResult](ctx, s.Lab, s.Namespace, account, "client", "sample", "rpc", "payroll."+s.Namespace+":7000")
+		if err != nil {
+			return "", err
+		}
+		if got.Code != want || got.Serving != (want == "OK") {
+			return "", fmt.Errorf("gRPC call as %s: %+v, want %s", account, got, want)
+		}
+		tried++
+	}
 	return fmt.Sprintf("%d requests, each with the verdict that the policy says", tried), nil
 }
 

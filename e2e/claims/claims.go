@@ -26,7 +26,7 @@ type Claim struct {
 // All are the promises in the order of their numbers.
 var All = []Claim{
 	{1, "every service account has its identity", "certificate, key and chain of every service account's Secret, old and new", EveryAccountHasItsIdentity},
-	{2, "only the auditor may read accounts", "GET, POST and TCP as account-auditor and as web, over HTTP/1.1 and HTTP/2", OnlyTheAuditorMayRead},
+	{2, "only the auditor may read accounts", "GET, POST, gRPC and TCP as account-auditor and as web, over HTTP/1.1 and HTTP/2", OnlyTheAuditorMayRead},
 	{3, "the wire is TLS 1.3 from both sides", "packets captured on payroll's interface while it is read", TheWireIsTLS13},
 	{4, "strangers are refused", "no certificate, a certificate of another CA, and plaintext, under STRICT", StrangersAreRefused},
 	{5, "an impostor is refused", "a pod with an identity of its own behind payroll's address", AnImpostorIsRefused},

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery/cached/memory"
@@ -308,3 +309,15 @@ type stop struct{ error }
 
 // Stop marks an error that ends a Poll at once.
 func Stop(err error) error { return stop{err} }
+
+// List returns the objects of a kind in the whole cluster.
+func (l *Lab) List(ctx context.Context, resource schema.GroupVersionResource) ([]unstructured.Unstructured, error) {
+	list, err := l.dynamic.Resource(resource).List(ctx, metav1.ListOptions{})
+	if apierrors.IsNotFound(err) || apierrors.IsMethodNotSupported(err) {
+		return nil, nil // a kind that went while we looked
+	}
+	if err != nil {
+		return nil, err
+	}
+	return list.Items, nil
+}

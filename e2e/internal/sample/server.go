@@ -12,6 +12,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // Answer is the body of every response; Server tells which workload answered.
@@ -22,20 +25,21 @@ type Answer struct {
 	Proto  string `json:"proto"`
 }
 
-// Server returns the subcommand that serves HTTP/1.1 and cleartext HTTP/2 on one port, and on another a TCP protocol that
-// answers each line with the server's name and the line.
+// Server returns the subcommand that serves HTTP/1.1 and cleartext HTTP/2 on one port, gRPC (the standard health service) on
+// another, and on a third a TCP protocol that answers each line with the server's name and the line.
 func Server() *cobra.Command {
-	var name, httpAddress, tcpAddress string
+	var name, httpAddress, tcpAddress, grpcAddress string
 	cmd := &cobra.Command{Use: "server", Short: "Serve accounts and a ledger", RunE: func(cmd *cobra.Command, _ []string) error {
-		return serve(cmd.Context(), name, httpAddress, tcpAddress)
+		return serve(cmd.Context(), name, httpAddress, tcpAddress, grpcAddress)
 	}}
 	cmd.Flags().StringVar(&name, "name", "sample", "who is said to answer")
 	cmd.Flags().StringVar(&httpAddress, "http", ":8080", "HTTP address")
 	cmd.Flags().StringVar(&tcpAddress, "tcp", ":9000", "TCP address")
+	cmd.Flags().StringVar(&grpcAddress, "grpc", ":7000", "gRPC address")
 	return cmd
 }
 
-func serve(ctx context.Context, name, httpAddress, tcpAddress string) error {
+func serve(ctx context.Context, name, httpAddress, tcpAddress, grpcAddress string) error {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(Answer{Server: name, Method: r.Method, Path: r.URL.Path, Proto: r.Proto})
@@ -48,7 +52,17 @@ func serve(ctx context.Context, name, httpAddress, tcpAddress string) error {
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, func() { _, _ = listener.Close(), server.Close() })()
+	rpcListener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", grpcAddress)
+	if err != nil {
+		return err
+	}
+	rpc := grpc.NewServer()
+	healthv1.RegisterHealthServer(rpc, health.NewServer())
+	go func() { _ = rpc.Serve(rpcListener) }() // ends with Stop
+	defer context.AfterFunc(ctx, func() {
+		rpc.Stop()
+		_, _ = listener.Close(), server.Close()
+	})()
 	go func() { // ends with the listener
 		for {
 			conn, err := listener.Accept()

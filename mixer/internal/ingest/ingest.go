@@ -14,9 +14,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 	"github.com/bulwark-mesh/bulwark/mixer/internal/audit"
 	"github.com/bulwark-mesh/bulwark/mixer/internal/traffic"
+	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 )
 
 const (

@@ -1,0 +1,174 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/bulwark-mesh/bulwark/e2e/claims"
+	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
+	"github.com/bulwark-mesh/bulwark/e2e/internal/sample"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// Each component's pods are killed, without a chance to say good-bye, while requests go on.
+func TestNoRequestFailsWhileComponentsAreKilled(t *testing.T) {
+	prove(t, "faults", func(ctx context.Context, s *claims.Scene) (string, error) {
+		ended := make(chan error, 1)
+		var result sample.LoadResult
+		stopped := make(chan struct{})
+		go func() {
+			for {
+				piece, err := lab.ExecJSON[sample.LoadResult](ctx, s.Lab, s.Namespace, "account-auditor", "client",
+					"sample", "load", "http://payroll."+s.Namespace+"/accounts/42", "--duration=3s", "--interval=5ms", "--workers=2")
+				if err != nil {
+					ended <- err
+					return
+				}
+				result.Requests += piece.Requests
+				if piece.Outcomes["200"] != piece.Requests {
+					ended <- fmt.Errorf("outcomes %v of %d requests: %v", piece.Outcomes, piece.Requests, piece.Errors)
+					return
+				}
+				select {
+				case <-stopped:
+					ended <- nil
+					return
+				default:
+				}
+			}
+		}()
+		var killed error
+		for _, component := range []string{"pilot", "citadel", "mixer", "agent"} {
+			if killed = kill(ctx, component); killed != nil {
+				break
+			}
+		}
+		close(stopped)
+		if err := errors.Join(killed, <-ended); err != nil {
+			return "", err
+		}
+		// What came back works: a policy reaches the proxies, through a new Pilot and new agents.
+		happened, err := claims.AChangedPolicyIsEnforced(ctx, s)
+		return fmt.Sprintf("%d requests, 0 failed; then %s", result.Requests, happened), err
+	})
+}
+
+// kill deletes the pods of a component at once and waits until others are ready in their place.
+func kill(ctx context.Context, component string) error {
+	pods := cluster.CoreV1().Pods(mesh.Namespace)
+	selector := metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + component}
+	before, err := pods.List(ctx, selector)
+	if err != nil {
+		return err
+	}
+	old := map[string]bool{}
+	for _, pod := range before.Items {
+		old[string(pod.UID)] = true
+		if err := pods.Delete(ctx, pod.Name, *metav1.NewDeleteOptions(0)); err != nil {
+			return err
+		}
+	}
+	return lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
+		now, err := pods.List(ctx, selector)
+		if err != nil {
+			return err
+		}
+		ready := 0
+		for _, pod := range now.Items {
+			if old[string(pod.UID)] {
+				return fmt.Errorf("pod %s is still there", pod.Name)
+			}
+			for _, c := range pod.Status.ContainerStatuses {
+				if c.Ready {
+					ready++
+				}
+			}
+		}
+		if ready < len(before.Items) {
+			return fmt.Errorf("%d of %d pods of %s are ready", ready, len(before.Items), component)
+		}
+		return nil
+	})
+}
+
+const unenforceable = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: broken, namespace: %s}
+spec: %s
+`
+
+func TestUnenforceablePolicyIsRefusedWithFieldAndReason(t *testing.T) {
+	prove(t, "admission", func(ctx context.Context, s *claims.Scene) (string, error) {
+		for spec, want := range map[string]string{
+			`{action: CUSTOM, provider: {name: x}, rules: [{}]}`:        "spec.action",
+			`{rules: [{from: [{source: {requestPrincipals: ["*"]}}]}]}`: "requestPrincipals",
+			`{rules: [{when: [{key: "no.such.key", values: [x]}]}]}`:    "no.such.key",
+			`{action: DENY}`: "spec.rules",
+			`{rules: [{from: [{source: {ipBlocks: ["not-an-address"]}}]}]}`:    "ipBlocks",
+			`{action: DENY, rules: [{to: [{operation: {ports: ["99999"]}}]}]}`: "ports",
+		} {
+			err := s.Apply(ctx, fmt.Sprintf(unenforceable, s.Namespace, spec))
+			if err == nil || !strings.Contains(err.Error(), want) {
+				return "", fmt.Errorf("policy %s: got %v, want a refusal that names %s", spec, err, want)
+			}
+		}
+		return "each refused", nil
+	})
+}
+
+// A pod without a proxy that mounts the agent's volume gets its identity from the SPIFFE Workload API.
+func TestWorkloadAPIGivesAPodItsIdentity(t *testing.T) {
+	prove(t, "workload-api", func(ctx context.Context, s *claims.Scene) (string, error) {
+		err := s.Apply(ctx, fmt.Sprintf(workloadAPIPod, s.Outside, "docker.io/bulwark/sample:"+s.Tag))
+		if err != nil {
+			return "", err
+		}
+		if err := s.Ready(ctx, s.Outside, time.Minute); err != nil {
+			return "", err
+		}
+		got, err := lab.ExecJSON[sample.SVIDResult](ctx, s.Lab, s.Outside, "caller", "client", "sample", "svid", "/spiffe/agent.sock")
+		if err != nil {
+			return "", err
+		}
+		want := fmt.Sprintf("spiffe://cluster.local/ns/%s/sa/caller", s.Outside)
+		if got.ID != want || got.Roots != 1 {
+			return "", fmt.Errorf("got %+v, want %s and one root", got, want)
+		}
+		return got.ID, nil
+	})
+}
+
+const workloadAPIPod = `
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: caller, namespace: %[1]s}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: caller, namespace: %[1]s}
+spec:
+  selector: {matchLabels: {app: caller}}
+  template:
+    metadata: {labels: {app: caller}}
+    spec:
+      serviceAccountName: caller
+      terminationGracePeriodSeconds: 2
+      securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
+      containers:
+        - name: client
+          image: %[2]s
+          imagePullPolicy: IfNotPresent
+          args: [wait]
+          securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+          volumeMounts: [{name: spiffe, mountPath: /spiffe, readOnly: true}]
+      volumes:
+        - name: spiffe
+          csi: {driver: csi.bulwark.dev, readOnly: true, volumeAttributes: {access: any}}
+`
