@@ -31,7 +31,7 @@ type policyResult struct {
 }
 
 func policyCommand(c *common) *cobra.Command {
-	changes, interval := 50, 500*time.Millisecond
+	changes, interval := 50, 100*time.Millisecond
 	cmd := &cobra.Command{
 		Use: "policy", Short: "Time from a policy's change to its being enforced", Args: cobra.NoArgs,
 		Long: "Two pods in the mesh; a client in one's network namespace asks every millisecond while the policy is changed.",

@@ -43,8 +43,8 @@ func (t Target) connect(ctx context.Context) (*connection, error) {
 	return &connection{conn, bufio.NewReader(conn), fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", t.Path, t.Host)}, nil
 }
 
-// ask sends the request and reads the answer.
-func (c *connection) ask() (code int, err error) {
+// ask sends the request and reads the answer, its body into body.
+func (c *connection) ask(body io.Writer) (code int, err error) {
 	if err := c.SetDeadline(time.Now().Add(answerWithin)); err != nil {
 		return 0, err
 	}
@@ -56,7 +56,7 @@ func (c *connection) ask() (code int, err error) {
 		return 0, err
 	}
 	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+	if _, err := io.Copy(body, resp.Body); err != nil {
 		return 0, err
 	}
 	return resp.StatusCode, nil

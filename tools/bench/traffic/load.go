@@ -1,6 +1,7 @@
 package traffic
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -51,19 +52,22 @@ func load(ctx context.Context, t Target, connections int, duration time.Duration
 				return err
 			}
 			defer conn.Close()
-			for now := time.Now(); now.Sub(began) < duration && ctx.Err() == nil; {
-				code, err := conn.ask()
+			var body bytes.Buffer
+			for now := time.Now(); ; {
+				body.Reset()
+				code, err := conn.ask(&body)
 				if err != nil {
 					return err
 				}
 				if code != 200 {
-					return fmt.Errorf("answer %d", code)
+					return fmt.Errorf("answer %d after %d requests: %.200s", code, len(times[i]), body.Bytes())
 				}
 				next := time.Now()
 				times[i] = append(times[i], next.Sub(now))
-				now = next
+				if now = next; now.Sub(began) >= duration || ctx.Err() != nil {
+					return nil
+				}
 			}
-			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {

@@ -3,6 +3,7 @@ package traffic
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -46,7 +47,7 @@ func watch(ctx context.Context, t Target, every time.Duration, tell func(Verdict
 			}
 		}
 		if conn != nil {
-			if code, err = conn.ask(); err != nil {
+			if code, err = conn.ask(io.Discard); err != nil {
 				conn.Close()
 				conn, code = nil, 0
 			}

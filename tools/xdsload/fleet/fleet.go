@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 )
 
@@ -23,6 +24,9 @@ func (m Member) Node() string {
 
 // Fleet is the proxies.
 type Fleet struct {
+	// Tap, if set before Connect, is shown every response; proxies call it from goroutines of their own.
+	Tap func(Member, *discovery.DeltaDiscoveryResponse)
+
 	proxies []*Proxy
 	watch   atomic.Pointer[Watch]
 	refs    sync.Map // version of a resource → names it refers to

@@ -80,6 +80,9 @@ func (p *Proxy) count(resp *discovery.DeltaDiscoveryResponse) {
 	f := p.fleet
 	f.heard.Store(time.Now().UnixNano())
 	f.traffic.count(resp)
+	if f.Tap != nil {
+		f.Tap(p.Member, resp)
+	}
 	if w := f.watch.Load(); w != nil {
 		w.look(p, resp)
 	}

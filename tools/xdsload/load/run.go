@@ -129,7 +129,7 @@ func withPilot(ctx context.Context, o Options, w *world.World, authority *ca.CA)
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, p.Stop()) }()
-	dial, err := dialer(authority, p.Address)
+	dial, err := Dialer(authority, p.Address)
 	if err != nil {
 		return nil, err
 	}
@@ -138,8 +138,8 @@ func withPilot(ctx context.Context, o Options, w *world.World, authority *ca.CA)
 	return e.run(ctx)
 }
 
-// dialer connects proxies to Pilot, each with an SVID of its own.
-func dialer(authority *ca.CA, address string) (fleet.Dialer, error) {
+// Dialer connects proxies to the Pilot at an address, each with an SVID of its own.
+func Dialer(authority *ca.CA, address string) (fleet.Dialer, error) {
 	id, err := spiffe.New(mesh.DefaultTrustDomain, mesh.Namespace, mesh.PilotAccount)
 	if err != nil {
 		return nil, err

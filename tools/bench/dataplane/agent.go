@@ -1,0 +1,141 @@
+package dataplane
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"slices"
+	"sync/atomic"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	als "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	metrics "github.com/envoyproxy/go-control-plane/envoy/service/metrics/v3"
+	secret "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc"
+
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/tools/xdsload/ca"
+)
+
+// agent stands in for the node agent on a pod's socket: it serves what was captured from Pilot and the pod's secrets,
+// and takes metrics and access logs without keeping them.
+type agent struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+	secret.UnimplementedSecretDiscoveryServiceServer
+	als.UnimplementedAccessLogServiceServer
+	metrics.UnimplementedMetricsServiceServer
+	resources
+	Metrics atomic.Int64 // messages of metrics taken
+	server  *grpc.Server
+}
+
+func startAgent(socket string, r resources, authority *ca.CA, svid *x509svid.SVID) (*agent, error) {
+	secrets, err := secretsOf(authority, svid)
+	if err != nil {
+		return nil, err
+	}
+	a := &agent{resources: maps.Clone(r), server: grpc.NewServer()}
+	a.resources[deltaxds.SecretType] = secrets
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("socket of the agent: %w", err)
+	}
+	if err := os.Chown(socket, mesh.ProxyUID, mesh.ProxyGID); err != nil {
+		return nil, errors.Join(fmt.Errorf("socket of the agent: %w", err), l.Close())
+	}
+	discovery.RegisterAggregatedDiscoveryServiceServer(a.server, a)
+	secret.RegisterSecretDiscoveryServiceServer(a.server, a)
+	als.RegisterAccessLogServiceServer(a.server, a)
+	metrics.RegisterMetricsServiceServer(a.server, a)
+	go func() { _ = a.server.Serve(l) }() // ends with stop
+	return a, nil
+}
+
+func (a *agent) stop() { a.server.Stop() }
+
+func secretsOf(authority *ca.CA, svid *x509svid.SVID) (map[string]*deltaxds.Resource, error) {
+	key, err := x509.MarshalPKCS8PrivateKey(svid.PrivateKey)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the key of %s: %w", svid.ID, err)
+	}
+	own, err := deltaxds.NewResource(mesh.WorkloadSecretName, &tls.Secret{Name: mesh.WorkloadSecretName, Type: &tls.Secret_TlsCertificate{
+		TlsCertificate: &tls.TlsCertificate{CertificateChain: inline(encode(svid.Certificates)),
+			PrivateKey: inline(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))}}})
+	if err != nil {
+		return nil, err
+	}
+	roots, err := deltaxds.NewResource(mesh.RootCASecretName, &tls.Secret{Name: mesh.RootCASecretName, Type: &tls.Secret_ValidationContext{
+		ValidationContext: &tls.CertificateValidationContext{TrustedCa: inline(encode(authority.Bundle.X509Authorities()))}}})
+	if err != nil {
+		return nil, err
+	}
+	return map[string]*deltaxds.Resource{own.Name: own, roots.Name: roots}, nil
+}
+
+func encode(certs []*x509.Certificate) []byte {
+	var out []byte
+	for _, c := range certs {
+		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return out
+}
+
+func inline(b []byte) *core.DataSource {
+	return &core.DataSource{Specifier: &core.DataSource_InlineBytes{InlineBytes: b}}
+}
+
+// Resource implements deltaxds.Source.
+func (r resources) Resource(url, name string) (*deltaxds.Resource, bool) { return r[url][name], true }
+
+// Wildcard implements deltaxds.Source.
+func (r resources) Wildcard(url string) ([]string, bool) {
+	return slices.Collect(maps.Keys(r[url])), true
+}
+
+// Subscribed implements deltaxds.Source.
+func (r resources) Subscribed(string, []string, []string) {}
+
+// DeltaAggregatedResources implements AggregatedDiscoveryService.
+func (a *agent) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	return deltaxds.NewStream(a.resources).Serve(rpc, nil)
+}
+
+// DeltaSecrets implements SecretDiscoveryService.
+func (a *agent) DeltaSecrets(rpc secret.SecretDiscoveryService_DeltaSecretsServer) error {
+	return deltaxds.NewStream(a.resources).Serve(rpc, nil)
+}
+
+// StreamAccessLogs implements AccessLogService.
+func (a *agent) StreamAccessLogs(rpc als.AccessLogService_StreamAccessLogsServer) error {
+	for {
+		if _, err := rpc.Recv(); err != nil {
+			return ended(rpc.Context(), err)
+		}
+	}
+}
+
+// StreamMetrics implements MetricsService.
+func (a *agent) StreamMetrics(rpc metrics.MetricsService_StreamMetricsServer) error {
+	for {
+		if _, err := rpc.Recv(); err != nil {
+			return ended(rpc.Context(), err)
+		}
+		a.Metrics.Add(1)
+	}
+}
+
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,78 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/tools/bench/stage"
+	"github.com/bulwark-mesh/bulwark/tools/xdsload/ca"
+	"github.com/bulwark-mesh/bulwark/tools/xdsload/fleet"
+	"github.com/bulwark-mesh/bulwark/tools/xdsload/load"
+	"github.com/bulwark-mesh/bulwark/tools/xdsload/pilot"
+)
+
+const captureWithin = time.Minute
+
+// resources are what Pilot gives one proxy, by type and name.
+type resources map[string]map[string]*deltaxds.Resource
+
+// capture asks Pilot for the configuration of the two pods, as it is on the wire.
+func capture(ctx context.Context, o Options, authority *ca.CA) (client, server resources, err error) {
+	ctx, cancel := context.WithTimeout(ctx, captureWithin)
+	defer cancel()
+	citadel, err := authority.Serve()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer citadel.Stop()
+	dir, err := os.MkdirTemp("", "bench-pilot")
+	if err != nil {
+		return nil, nil, fmt.Errorf("directory for Pilot: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	p, err := pilot.New(pilot.Options{Binary: o.Pilot, Kubeconfig: o.Kubeconfig, Citadel: citadel.Address, Token: citadel.Token, Dir: dir})
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := p.Start(ctx); err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, p.Stop()) }()
+	dial, err := load.Dialer(authority, p.Address)
+	if err != nil {
+		return nil, nil, err
+	}
+	f := fleet.New([]fleet.Member{
+		{Namespace: stage.Namespace, Pod: stage.Client, IP: clientIP, ServiceAccount: stage.Client, Group: stage.Client},
+		{Namespace: stage.Namespace, Pod: stage.Server, IP: serverIP, ServiceAccount: stage.Server, Group: stage.Server},
+	}, dial)
+	all := map[string]resources{stage.Client: {}, stage.Server: {}}
+	var mu sync.Mutex
+	f.Tap = func(m fleet.Member, resp *discovery.DeltaDiscoveryResponse) {
+		mu.Lock()
+		defer mu.Unlock()
+		kept := all[m.Pod][resp.GetTypeUrl()]
+		if kept == nil {
+			kept = map[string]*deltaxds.Resource{}
+			all[m.Pod][resp.GetTypeUrl()] = kept
+		}
+		for _, r := range resp.GetResources() {
+			kept[r.GetName()] = deltaxds.FromWire(r)
+		}
+	}
+	defer f.Disconnect()
+	if _, err := f.Connect(ctx); err != nil {
+		return nil, nil, fmt.Errorf("asking Pilot: %w", err)
+	}
+	if err := f.Quiet(ctx, time.Second); err != nil {
+		return nil, nil, err
+	}
+	return all[stage.Client], all[stage.Server], nil
+}

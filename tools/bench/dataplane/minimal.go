@@ -1,0 +1,101 @@
+package dataplane
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"path/filepath"
+	"text/template"
+
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/tools/bench/stage"
+	"github.com/bulwark-mesh/bulwark/tools/xdsload/ca"
+)
+
+// What somebody would write by hand for mutual TLS between two Envoys, and no more: TLS 1.3, the peer's name checked,
+// one route. No authorization, no logs.
+var (
+	minimalClient = config(`
+  listeners:
+  - address: {socket_address: {address: 127.0.0.1, port_value: {{.ClientPort}}}}
+    filter_chains:
+    - filters:
+      - name: http
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: outbound
+          route_config: {virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: server}}]}]}
+          http_filters: [{name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
+  clusters:
+  - name: server
+    load_assignment: {cluster_name: server, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: {{.ServerIP}}, port_value: 15006}}}}]}]}
+    transport_socket:
+      name: tls
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+        common_tls_context: {{template "tls" .}}
+`)
+	minimalServer = config(`
+  listeners:
+  - address: {socket_address: {address: 0.0.0.0, port_value: 15006}}
+    filter_chains:
+    - transport_socket:
+        name: tls
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+          require_client_certificate: true
+          common_tls_context: {{template "tls" .}}
+      filters:
+      - name: http
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: inbound
+          route_config: {virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: app}}]}]}
+          http_filters: [{name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
+  clusters:
+  - name: app
+    load_assignment: {cluster_name: app, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: {{.AppPort}}}}}}]}]}
+`)
+)
+
+const tlsContext = `{{define "tls"}}{
+          tls_params: {tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3},
+          tls_certificates: [{certificate_chain: {filename: {{.Dir}}/cert.pem}, private_key: {filename: {{.Dir}}/key.pem}}],
+          validation_context: {
+            trusted_ca: {filename: {{.Dir}}/root.pem},
+            match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: {{.Peer}}}}]}}{{end}}`
+
+func config(static string) *template.Template {
+	return template.Must(template.Must(template.New("config").Parse(tlsContext)).Parse("static_resources:" + static))
+}
+
+// minimal writes the configuration and the certificates of one side, and returns the arguments of its Envoy.
+func minimal(dir string, t *template.Template, authority *ca.CA, own *x509svid.SVID, peer string) ([]string, error) {
+	key, err := x509.MarshalPKCS8PrivateKey(own.PrivateKey)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the key of %s: %w", own.ID, err)
+	}
+	var text bytes.Buffer
+	err = t.Execute(&text, map[string]any{"Dir": dir, "Peer": "spiffe://" + mesh.DefaultTrustDomain + "/ns/" + stage.Namespace + "/sa/" + peer,
+		"ServerIP": serverIP, "ClientPort": minimalPort, "AppPort": appPort})
+	if err != nil {
+		return nil, fmt.Errorf("minimal configuration: %w", err)
+	}
+	for name, content := range map[string][]byte{
+		"cert.pem": encode(own.Certificates), "root.pem": encode(authority.Bundle.X509Authorities()),
+		"key.pem": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), "envoy.yaml": text.Bytes(),
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			return nil, fmt.Errorf("minimal configuration: %w", err)
+		}
+		if err := os.Chown(path, mesh.ProxyUID, mesh.ProxyGID); err != nil {
+			return nil, fmt.Errorf("minimal configuration: %w", err)
+		}
+	}
+	return []string{"--config-path", filepath.Join(dir, "envoy.yaml"), "--concurrency", "1", "--log-level", "error", "--disable-hot-restart"}, nil
+}
