@@ -20,17 +20,22 @@ type installResult struct {
 
 func installCommand(c *common) *cobra.Command {
 	runs, meshctl := 3, "bin/meshctl"
+	var settings []string
 	cmd := &cobra.Command{
 		Use: "install", Short: "Time of meshctl install until everything is ready, images present", Args: cobra.NoArgs,
 		Long: "Uninstalls Bulwark from the cluster and installs it again, several times. It ends installed, with a new CA.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			install := []string{"install"}
+			for _, s := range settings {
+				install = append(install, "--set="+s)
+			}
 			r := &installResult{}
 			for range runs {
 				for _, step := range []struct {
 					name string
 					args []string
 					into *report.Durations
-				}{{"uninstall", []string{"uninstall", "--yes"}, &r.Uninstall}, {"install", []string{"install"}, &r.Install}} {
+				}{{"uninstall", []string{"uninstall", "--yes"}, &r.Uninstall}, {"install", install, &r.Install}} {
 					progress("meshctl %s", step.name)
 					d, err := timed(cmd.Context(), meshctl, append(step.args, "--kubeconfig="+c.kubeconfig)...)
 					if err != nil {
@@ -43,6 +48,7 @@ func installCommand(c *common) *cobra.Command {
 		},
 	}
 	cmd.Flags().IntVar(&runs, "runs", runs, "how often")
+	cmd.Flags().StringArrayVar(&settings, "set", nil, "settings of the installation, as for meshctl")
 	cmd.Flags().StringVar(&meshctl, "meshctl", meshctl, "meshctl's binary")
 	return cmd
 }

@@ -156,12 +156,13 @@ func (v *variant) round(ctx context.Context, self string, o Options) (Round, err
 		return Round{}, err
 	}
 	n := time.Duration(max(l.Requests, 1))
-	return Round{Load: *l, Client: (after[0] - before[0]) / n, Server: (after[1] - before[1]) / n}, nil
+	client, server := after[0].Since(before[0]), after[1].Since(before[1])
+	return Round{Load: *l, Client: client.Sum() / n, Server: server.Sum() / n, User: (client.User + server.User) / n}, nil
 }
 
-func (v *variant) cpu() (out [2]time.Duration, err error) {
+func (v *variant) cpu() (out [2]proc.Times, err error) {
 	for i, p := range []program{v.client, v.server} {
-		if out[i], err = proc.CPU(p.cmd.Process.Pid); err != nil {
+		if out[i], err = proc.TimesOf(p.cmd.Process.Pid); err != nil {
 			return out, err
 		}
 	}

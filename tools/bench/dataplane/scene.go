@@ -120,6 +120,10 @@ func (s *scene) variants(ctx context.Context) ([]*variant, error) {
 	if err != nil {
 		return nil, err
 	}
+	redirected, err := s.start(ctx, "redirected", s.redirected)
+	if err != nil {
+		return nil, err
+	}
 	quiet := map[string]resources{}
 	for side, r := range s.config {
 		if quiet[side], err = silent(r); err != nil {
@@ -134,7 +138,7 @@ func (s *scene) variants(ctx context.Context) ([]*variant, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []*variant{plain, without, full}, nil
+	return []*variant{plain, redirected, without, full}, nil
 }
 
 // start makes a variant's namespaces, with the application in them.
@@ -206,6 +210,16 @@ func (s *scene) minimal(ctx context.Context, v *variant) error {
 		}
 	}
 	return nil
+}
+
+// redirected is minimal where the kernel tracks and redirects connections as it does in a pod of the mesh.
+func (s *scene) redirected(ctx context.Context, v *variant) error {
+	for _, e := range v.sides() {
+		if err := e.ns.Run(ctx, s.Agent, "redirect"); err != nil {
+			return err
+		}
+	}
+	return s.minimal(ctx, v)
 }
 
 func (s *scene) bulwark(config map[string]resources, telemetry bool) func(context.Context, *variant) error {

@@ -14,27 +14,41 @@ import (
 // tick is the unit of CPU times in /proc, the same on every Linux that Go runs on.
 const tick = time.Second / 100
 
-// CPU returns the processor time that a process has used, all its threads together. The kernel scales it to the
-// scheduler's exact sum, so that only the last digit is rounded.
+// Times is the processor time that a process has used, all its threads together.
+type Times struct{ User, System time.Duration }
+
+// Sum is the time in all. The kernel scales it to the scheduler's exact sum, so that only the last digit is rounded.
+func (t Times) Sum() time.Duration { return t.User + t.System }
+
+// Since returns what was used after an earlier reading.
+func (t Times) Since(before Times) Times { return Times{t.User - before.User, t.System - before.System} }
+
+// CPU reads the processor time of a process.
 func CPU(pid int) (time.Duration, error) {
+	t, err := TimesOf(pid)
+	return t.Sum(), err
+}
+
+// TimesOf reads the processor time of a process, in the program and in the kernel.
+func TimesOf(pid int) (Times, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, fmt.Errorf("CPU of process %d: %w", pid, err)
+		return Times{}, fmt.Errorf("CPU of process %d: %w", pid, err)
 	}
 	// The name, in parentheses, may hold anything; user and system time are the 12th and 13th field behind it.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 13 {
-		return 0, fmt.Errorf("CPU of process %d: %d fields in its stat", pid, len(fields))
+		return Times{}, fmt.Errorf("CPU of process %d: %d fields in its stat", pid, len(fields))
 	}
-	var sum time.Duration
-	for _, f := range fields[11:13] {
-		n, err := strconv.ParseInt(f, 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("CPU of process %d: %w", pid, err)
-		}
-		sum += time.Duration(n) * tick
+	user, err := strconv.ParseInt(fields[11], 10, 64)
+	if err != nil {
+		return Times{}, fmt.Errorf("CPU of process %d: %w", pid, err)
 	}
-	return sum, nil
+	system, err := strconv.ParseInt(fields[12], 10, 64)
+	if err != nil {
+		return Times{}, fmt.Errorf("CPU of process %d: %w", pid, err)
+	}
+	return Times{time.Duration(user) * tick, time.Duration(system) * tick}, nil
 }
 
 // Memory is what of a process is resident, in bytes.
