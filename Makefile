@@ -91,7 +91,7 @@ e2e: images cluster ## the claims, on a real cluster with real proxies
 	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 20m . -tag "$$(cat ../bin/tag)"
 
 .PHONY: mutate
-mutate: images cluster ## show that the end-to-end tests fail when a protection is switched off (about 15 minutes)
+mutate: ## show that the end-to-end tests fail when a protection is switched off (about 15 minutes)
 	go run ./e2e/cmd/mutate
 
 .PHONY: help

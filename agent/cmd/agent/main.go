@@ -1,11 +1,12 @@
 // Command agent runs on each node and holds the identities of its pods. `agent redirect` sends a pod's traffic through
-// its proxy.
+// its proxy; `agent cleanup` removes what the agent keeps on a node.
 package main
 
 import (
 	"context"
 	"os"
 
+	"github.com/bulwark-mesh/bulwark/agent/internal/cleanup"
 	"github.com/bulwark-mesh/bulwark/agent/internal/redirect"
 	"github.com/bulwark-mesh/bulwark/agent/internal/run"
 	"github.com/bulwark-mesh/bulwark/pkg/config"
@@ -14,6 +15,7 @@ import (
 func main() {
 	cmd := config.Command("agent", "Node agent of the mesh", run.Defaults(), run.Run)
 	cmd.AddCommand(config.Command("redirect", "Send the traffic of this network namespace through the proxy", redirect.Settings{}, redirect.Run))
+	cmd.AddCommand(config.Command("cleanup", "Remove what the agent keeps on this node", cleanup.Defaults(), cleanup.Run))
 	if cmd.ExecuteContext(context.Background()) != nil {
 		os.Exit(1)
 	}

@@ -92,36 +92,24 @@ func (a *app) runInstall(ctx context.Context, out io.Writer, o installOptions) e
 			workloads = append(workloads, object)
 		}
 	}
-	steps := []struct {
-		what string
-		do   func() error
-	}{
+	steps := []step{
 		{"control plane objects", func() error {
 			return applyAll(ctx, client, append([]*unstructured.Unstructured{namespace}, workloads...))
 		}},
 		{"webhooks", func() error { return applyAll(ctx, client, hooks) }},
 	}
 	for _, component := range components {
-		steps = append(steps, struct {
-			what string
-			do   func() error
-		}{component.name, func() error {
+		steps = append(steps, step{component.name, func() error {
 			return kube.Poll(ctx, func(ctx context.Context) (string, error) {
 				return client.Rollout(ctx, component.kind, "bulwark-"+component.name)
 			})
 		}})
 	}
-	steps = append(steps, struct {
-		what string
-		do   func() error
-	}{"injection and validation", func() error { return webhooksAnswer(ctx, client) }}, struct {
-		what string
-		do   func() error
-	}{"mesh-wide policy", func() error { return applyAll(ctx, client, policies) }})
-	for _, s := range steps {
-		if err := p.step(s.what, s.do); err != nil {
-			return unfinished(err)
-		}
+	steps = append(steps,
+		step{"injection and validation", func() error { return webhooksAnswer(ctx, client) }},
+		step{"mesh-wide policy", func() error { return applyAll(ctx, client, policies) }})
+	if err := p.all(steps); err != nil {
+		return unfinished(err)
 	}
 	fmt.Fprintf(out, "Bulwark is ready (%.1f s).\n", time.Since(p.start).Seconds())
 	return nil
@@ -228,10 +216,26 @@ func printYAML(out io.Writer, objects []*unstructured.Unstructured) error {
 	return nil
 }
 
+// step is a part of a long command.
+type step struct {
+	what string
+	do   func() error
+}
+
 // progress prints each step with what it took.
 type progress struct {
 	out   io.Writer
 	start time.Time
+}
+
+// all takes steps until one fails.
+func (p *progress) all(steps []step) error {
+	for _, s := range steps {
+		if err := p.step(s.what, s.do); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *progress) step(what string, do func() error) error {

@@ -20,21 +20,22 @@ import (
 )
 
 type uninstallOptions struct {
-	yes, keepCRDs bool
-	timeout       time.Duration
+	yes, keepCRDs, force bool
+	timeout              time.Duration
 }
 
 func (a *app) uninstall() *cobra.Command {
 	var o uninstallOptions
 	cmd := &cobra.Command{
 		Use: "uninstall", Short: "Remove Bulwark and everything it made", Args: cobra.NoArgs,
-		Long: "Removes the control plane, the workload Secrets and trust bundles of all namespaces, and the CRDs.\n" +
-			"Pods that were injected keep their proxy until they are made anew.",
+		Long: "Removes the control plane, the workload Secrets and trust bundles of all namespaces, what the agents keep on\n" +
+			"the nodes, and the CRDs. Pods must have left the mesh before: without the agent, kubelet cannot unmount their volume.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.runUninstall(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout(), o)
 		},
 	}
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask before policies are deleted with their CRDs")
+	cmd.Flags().BoolVar(&o.force, "force", false, "go on although pods are in the mesh; they will not end by themselves")
 	cmd.Flags().BoolVar(&o.keepCRDs, "keep-crds", false, "leave the CRDs and the policies")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", 3*time.Minute, "how long to wait until everything is gone")
 	return cmd
@@ -51,12 +52,21 @@ func (a *app) runUninstall(ctx context.Context, in io.Reader, out io.Writer, o u
 	if err != nil {
 		return err
 	}
+	if !o.force {
+		if err := kube.Poll(ctx, func(ctx context.Context) (string, error) { return membersEnding(ctx, client) }); err != nil {
+			return err
+		}
+	}
 	if !o.keepCRDs && !o.yes {
 		if err := confirm(ctx, client, crds, in, out); err != nil {
 			return err
 		}
 	}
 	objects, err := chart.Render(map[string]any{"mtls": "strict"}) // with every object the chart can have
+	if err != nil {
+		return err
+	}
+	pods, err := cleaners(ctx, client)
 	if err != nil {
 		return err
 	}
@@ -68,29 +78,23 @@ func (a *app) runUninstall(ctx context.Context, in io.Reader, out io.Writer, o u
 			others = append(others, object)
 		}
 	}
+	steps := []step{
+		{"webhooks", func() error { return deleteAll(ctx, client, hooks) }},
+		{"control plane objects", func() error { return deleteAll(ctx, client, others) }},
+		{"nodes", func() error { return clean(ctx, client, pods) }},
+		{"namespace " + mesh.Namespace, func() error { return deleteNamespace(ctx, client) }},
+		{"Secrets and trust bundles", func() error { return deleteIdentities(ctx, client) }},
+	}
+	if !o.keepCRDs {
+		steps = append(steps, step{"custom resource definitions", func() error { return deleteAll(ctx, client, crds) }})
+	}
 	p := &progress{out: out, start: time.Now()}
-	err = firstError(
-		func() error { return p.step("webhooks", func() error { return deleteAll(ctx, client, hooks) }) },
-		func() error {
-			return p.step("control plane objects", func() error { return deleteAll(ctx, client, others) })
-		},
-		func() error {
-			return p.step("namespace "+mesh.Namespace, func() error { return deleteNamespace(ctx, client) })
-		},
-		func() error {
-			return p.step("Secrets and trust bundles", func() error { return deleteIdentities(ctx, client) })
-		},
-		func() error {
-			if o.keepCRDs {
-				return nil
-			}
-			return p.step("custom resource definitions", func() error { return deleteAll(ctx, client, crds) })
-		},
-	)
+	err = p.all(steps)
 	if err != nil {
 		return fmt.Errorf("not everything is removed: %w (run `meshctl uninstall` again)", err)
 	}
-	return reportInjected(ctx, client, out)
+	fmt.Fprintln(out, "Bulwark is removed.")
+	return nil
 }
 
 // confirm asks before objects that people made go with their CRDs.
@@ -156,25 +160,5 @@ func deleteIdentities(ctx context.Context, client *kube.Client) error {
 			return fmt.Errorf("deleting the trust bundle of %s: %w", namespace.Name, err)
 		}
 	}
-	return nil
-}
-
-func reportInjected(ctx context.Context, client *kube.Client, out io.Writer) error {
-	pods, err := client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return err
-	}
-	namespaces := map[string]int{}
-	for _, pod := range pods.Items {
-		for _, c := range pod.Spec.InitContainers {
-			if c.Name == mesh.ProxyContainer && pod.DeletionTimestamp == nil {
-				namespaces[pod.Namespace]++
-			}
-		}
-	}
-	for namespace, n := range namespaces {
-		fmt.Fprintf(out, "%d pod(s) of namespace %s still have a proxy; make them anew: kubectl -n %s rollout restart deployment\n", n, namespace, namespace)
-	}
-	fmt.Fprintln(out, "Bulwark is removed.")
 	return nil
 }

@@ -1,0 +1,111 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// membersEnding fails when pods are in the mesh, and says what is missing while the last of them end.
+func membersEnding(ctx context.Context, client *kube.Client) (string, error) {
+	pods, err := client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return "", err
+	}
+	staying, ending := map[string]int{}, 0
+	for _, pod := range pods.Items {
+		switch {
+		case !slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.CSI != nil && v.CSI.Driver == mesh.CSIDriver }):
+		case pod.DeletionTimestamp == nil:
+			staying[pod.Namespace]++
+		default:
+			ending++
+		}
+	}
+	if len(staying) > 0 {
+		names := slices.Sorted(maps.Keys(staying))
+		return "", fmt.Errorf("pods of namespace %s are in the mesh, and could not end without its agent; take them out first (kubectl label namespace %s istio-injection- bulwark.dev/injection-; kubectl -n %s rollout restart deployment), or use --force",
+			strings.Join(names, ", "), names[0], names[0])
+	}
+	if ending > 0 {
+		return fmt.Sprintf("%d pods of the mesh are still ending", ending), nil
+	}
+	return "", nil
+}
+
+// cleaners are pods that remove what the agents keep, one for each node that has an agent.
+func cleaners(ctx context.Context, client *kube.Client) ([]*corev1.Pod, error) {
+	agents, err := client.CoreV1().Pods(mesh.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=agent"})
+	if err != nil {
+		return nil, err
+	}
+	var out []*corev1.Pod
+	for _, agent := range agents.Items {
+		if agent.Spec.NodeName == "" {
+			continue
+		}
+		container := agent.Spec.Containers[0]
+		container.Args = []string{"cleanup"}
+		container.StartupProbe, container.LivenessProbe, container.ReadinessProbe, container.Ports = nil, nil, nil, nil
+		container.VolumeMounts = slices.DeleteFunc(slices.Clone(container.VolumeMounts), func(m corev1.VolumeMount) bool { return m.Name != "state" && m.Name != "plugin" })
+		out = append(out, &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: "bulwark-cleanup-" + agent.Spec.NodeName, Namespace: mesh.Namespace, Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue}},
+			Spec: corev1.PodSpec{
+				NodeName: agent.Spec.NodeName, RestartPolicy: corev1.RestartPolicyNever, Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
+				AutomountServiceAccountToken: new(bool), Containers: []corev1.Container{container},
+				Volumes: slices.DeleteFunc(slices.Clone(agent.Spec.Volumes), func(v corev1.Volume) bool { return v.Name != "state" && v.Name != "plugin" }),
+			},
+		})
+	}
+	return out, nil
+}
+
+// cleanLimit is short: where the agent's image could not be run, it has left nothing either.
+const cleanLimit = 30 * time.Second
+
+// clean waits until the agents are gone, which would write again, and runs the cleaners.
+func clean(ctx context.Context, client *kube.Client, cleaners []*corev1.Pod) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanLimit)
+	defer cancel()
+	pods := client.CoreV1().Pods(mesh.Namespace)
+	err := kube.Poll(ctx, func(ctx context.Context) (string, error) {
+		agents, err := pods.List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=agent"})
+		if err != nil || len(agents.Items) == 0 {
+			return "", err
+		}
+		return fmt.Sprintf("%d agents are still running", len(agents.Items)), nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, pod := range cleaners {
+		if _, err := pods.Create(ctx, pod, metav1.CreateOptions{}); err != nil {
+			return fmt.Errorf("cleaning node %s: %w", pod.Spec.NodeName, err)
+		}
+	}
+	return kube.Poll(ctx, func(ctx context.Context) (string, error) {
+		for _, pod := range cleaners {
+			now, err := pods.Get(ctx, pod.Name, metav1.GetOptions{})
+			if err != nil {
+				return "", err
+			}
+			switch now.Status.Phase {
+			case corev1.PodSucceeded:
+			case corev1.PodFailed:
+				return "", fmt.Errorf("cleaning node %s failed: %s", pod.Spec.NodeName, kube.PodTrouble(now))
+			default:
+				return fmt.Sprintf("node %s is not clean yet: %s", pod.Spec.NodeName, kube.PodTrouble(now)), nil
+			}
+		}
+		return "", nil
+	})
+}
