@@ -14,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 
-	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 )
 
@@ -62,15 +61,7 @@ func (a *app) tail(ctx context.Context, out io.Writer, o tailOptions) error {
 	if o.output != "table" && o.output != "json" {
 		return fmt.Errorf("--output %s: use table or json", o.output)
 	}
-	client, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	pods, err := operator.Pods(ctx, client, "mixer")
-	if err != nil {
-		return err
-	}
-	conn, err := operator.Connect(ctx, client, &pods[0])
+	conn, err := a.toMixer(ctx)
 	if err != nil {
 		return err
 	}

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-
-	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
 )
 
 func (a *app) dashboard() *cobra.Command {
@@ -21,15 +19,7 @@ func (a *app) dashboard() *cobra.Command {
 		Long: "Serves Mixer's dashboard on a local address, over a port-forward, with your Kubernetes credentials.\nEverybody who can reach the address sees it, so it is loopback by default. Ends with Ctrl-C.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
-			client, err := a.connect(ctx)
-			if err != nil {
-				return err
-			}
-			pods, err := operator.Pods(ctx, client, "mixer")
-			if err != nil {
-				return err
-			}
-			conn, err := operator.Connect(ctx, client, &pods[0])
+			conn, err := a.toMixer(ctx)
 			if err != nil {
 				return err
 			}

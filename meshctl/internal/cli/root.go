@@ -12,6 +12,7 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
 	"github.com/bulwark-mesh/bulwark/pkg/version"
 )
 
@@ -37,6 +38,19 @@ func Root() *cobra.Command {
 }
 
 func (a *app) connect(ctx context.Context) (*kube.Client, error) { return kube.Connect(ctx, a.cluster) }
+
+// toMixer opens a way to Mixer's operator API. Close it.
+func (a *app) toMixer(ctx context.Context) (*operator.Connection, error) {
+	client, err := a.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pods, err := operator.Pods(ctx, client, "mixer")
+	if err != nil {
+		return nil, err
+	}
+	return operator.Connect(ctx, client, &pods[0])
+}
 
 // outputFlag adds -o with the formats that every listing has.
 func outputFlag(cmd *cobra.Command, output *string) {
