@@ -2,6 +2,8 @@ package authz
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	security "istio.io/api/security/v1beta1"
@@ -85,7 +87,8 @@ func (b *builder) problem(field, reason string) {
 }
 
 func (b *builder) selector(labels map[string]string) {
-	for k, v := range labels {
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		v := labels[k]
 		if k == "" || strings.Contains(k, "*") || strings.Contains(v, "*") {
 			b.problem("spec.selector.matchLabels", fmt.Sprintf("%q: %q is no label; wildcards are not supported", k, v))
 		}

@@ -24,9 +24,11 @@ type PeerPolicy struct {
 	Selector map[string]string
 	Mode     TLSMode
 	Ports    map[uint32]TLSMode
+	Ignored  bool // it is in the root namespace and selects workloads: it holds for none, as in Istio
 }
 
-// FromPeerAuthentication makes the intermediate form. What cannot be understood is a problem and becomes Strict.
+// FromPeerAuthentication makes the intermediate form. What cannot be understood is a problem, and makes the
+// policy Strict.
 func FromPeerAuthentication(meta Meta, spec *security.PeerAuthentication, opts Options) (PeerPolicy, []Problem) {
 	var problems []Problem
 	p := PeerPolicy{Meta: meta, Selector: spec.GetSelector().GetMatchLabels(), Ports: map[uint32]TLSMode{}}
@@ -49,6 +51,7 @@ func FromPeerAuthentication(meta Meta, spec *security.PeerAuthentication, opts O
 		field := fmt.Sprintf("spec.portLevelMtls[%d]", port)
 		if port == 0 || port > 65535 {
 			problems = append(problems, Problem{field, "not a port"})
+			p.Mode = Strict
 			continue
 		}
 		if m := mode(field+".mode", spec.GetPortLevelMtls()[port]); m != "" {
@@ -57,9 +60,11 @@ func FromPeerAuthentication(meta Meta, spec *security.PeerAuthentication, opts O
 	}
 	if len(spec.GetPortLevelMtls()) > 0 && len(p.Selector) == 0 {
 		problems = append(problems, Problem{"spec.portLevelMtls", "needs a selector: ports belong to workloads"})
+		p.Mode = Strict
 	}
 	if len(p.Selector) > 0 && meta.Namespace == opts.RootNamespace {
 		problems = append(problems, Problem{"spec.selector", "has no effect in the root namespace, whose policies are mesh-wide"})
+		p.Ignored = true
 	}
 	return p, problems
 }

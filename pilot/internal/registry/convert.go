@@ -3,9 +3,10 @@ package registry
 import (
 	"cmp"
 	"encoding/json"
-	"fmt"
+	"errors"
 	"slices"
 	"strconv"
+	"strings"
 
 	security "istio.io/api/security/v1beta1"
 	core "k8s.io/api/core/v1"
@@ -130,10 +131,10 @@ func decodeSpec(u *unstructured.Unstructured, into proto.Message) error {
 	}
 	raw, err := json.Marshal(spec)
 	if err != nil {
-		return fmt.Errorf("spec: %w", err)
+		return err
 	}
 	if err := protojson.Unmarshal(raw, into); err != nil {
-		return fmt.Errorf("spec: %w", err)
+		return errors.New(strings.ReplaceAll(err.Error(), "\u00a0", " ")) // the library varies its spaces on purpose
 	}
 	return nil
 }
@@ -149,7 +150,7 @@ func selectorOf(u *unstructured.Unstructured) map[string]string {
 
 // FromAuthorizationPolicy compiles a policy. One that cannot be decoded denies everything to those it selects.
 func FromAuthorizationPolicy(u *unstructured.Unstructured, o authz.Options) *Policy {
-	out := &Policy{ID: u.GetNamespace() + "/" + u.GetName(), Namespace: u.GetNamespace()}
+	out := &Policy{ID: u.GetNamespace() + "/" + u.GetName(), Namespace: u.GetNamespace(), Generation: u.GetGeneration()}
 	var spec security.AuthorizationPolicy
 	if err := decodeSpec(u, &spec); err != nil {
 		out.Policy = authz.Policy{Meta: metaOf(u), Action: authz.Deny, Selector: selectorOf(u), Rules: []authz.Rule{{}}}
@@ -163,7 +164,7 @@ func FromAuthorizationPolicy(u *unstructured.Unstructured, o authz.Options) *Pol
 
 // FromPeerAuthentication compiles a policy. One that cannot be decoded is STRICT.
 func FromPeerAuthentication(u *unstructured.Unstructured, o authz.Options) *PeerAuth {
-	out := &PeerAuth{ID: u.GetNamespace() + "/" + u.GetName(), Namespace: u.GetNamespace()}
+	out := &PeerAuth{ID: u.GetNamespace() + "/" + u.GetName(), Namespace: u.GetNamespace(), Generation: u.GetGeneration()}
 	var spec security.PeerAuthentication
 	if err := decodeSpec(u, &spec); err != nil {
 		out.PeerPolicy = authz.PeerPolicy{Meta: metaOf(u), Selector: selectorOf(u), Mode: authz.Strict}
@@ -177,7 +178,7 @@ func FromPeerAuthentication(u *unstructured.Unstructured, o authz.Options) *Peer
 // FromRequestAuthentication notes a RequestAuthentication, which cannot be enforced yet.
 func FromRequestAuthentication(u *unstructured.Unstructured) *JWTRule {
 	return &JWTRule{
-		ID: u.GetNamespace() + "/" + u.GetName(), Namespace: u.GetNamespace(), Selector: selectorOf(u),
+		ID: u.GetNamespace() + "/" + u.GetName(), Namespace: u.GetNamespace(), Selector: selectorOf(u), Generation: u.GetGeneration(),
 		Problems: []authz.Problem{{Field: "spec", Reason: "RequestAuthentication is not enforced yet"}},
 	}
 }

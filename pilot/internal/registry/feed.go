@@ -34,10 +34,11 @@ type Feed struct {
 	metrics *Metrics
 	log     *slog.Logger
 
-	synced atomic.Bool
-	mu     sync.Mutex
-	events map[eventKey]Event
-	wake   chan struct{} // capacity one
+	synced  atomic.Bool
+	alarmed int // removals held when last looked; of the goroutine that applies
+	mu      sync.Mutex
+	events  map[eventKey]Event
+	wake    chan struct{} // capacity one
 
 	sources []source
 	start   func(stop <-chan struct{})
@@ -239,9 +240,10 @@ func (f *Feed) apply(apply func(*Snapshot, []Change)) error {
 	}
 	f.mu.Unlock()
 	f.metrics.held.Set(float64(held))
-	if held > 0 {
+	if held > f.alarmed {
 		f.log.Error("a list of the API server lacks most of what was there; the removals are held until confirmed", "held", held)
 	}
+	f.alarmed = held
 	if len(events) == 0 {
 		return nil
 	}
@@ -253,6 +255,20 @@ func (f *Feed) apply(apply func(*Snapshot, []Change)) error {
 		f.metrics.count(f.reg, changes)
 		f.metrics.changes.Add(float64(len(changes)))
 		apply(f.reg.Snapshot(), changes)
+	}
+	return nil
+}
+
+// Stored returns a custom resource as the API server last showed it, nil if it has not; it must not be changed.
+func (f *Feed) Stored(k Kind, id string) *unstructured.Unstructured {
+	for _, s := range f.sources {
+		if s.name != string(k) {
+			continue
+		}
+		o, _, err := s.informer.GetStore().GetByKey(id)
+		if u, ok := o.(*unstructured.Unstructured); ok && err == nil {
+			return u
+		}
 	}
 	return nil
 }

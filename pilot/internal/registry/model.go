@@ -100,7 +100,8 @@ type Policy struct {
 	ID        string
 	Namespace string
 	authz.Policy
-	Problems []authz.Problem
+	Generation int64
+	Problems   []authz.Problem
 }
 
 // PeerAuth is a PeerAuthentication, compiled.
@@ -108,13 +109,15 @@ type PeerAuth struct {
 	ID        string
 	Namespace string
 	authz.PeerPolicy
-	Problems []authz.Problem
+	Generation int64
+	Problems   []authz.Problem
 }
 
 // JWTRule stands for a RequestAuthentication: requests to the workloads it selects cannot be authenticated yet.
 type JWTRule struct {
-	ID        string
-	Namespace string
-	Selector  map[string]string
-	Problems  []authz.Problem
+	ID         string
+	Namespace  string
+	Selector   map[string]string
+	Generation int64
+	Problems   []authz.Problem
 }

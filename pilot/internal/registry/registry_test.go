@@ -83,6 +83,17 @@ func TestRelistThatEmptiesTheWorldIsHeld(t *testing.T) {
 	if released, _ := g.judge(later, size); len(released) != 9 {
 		t.Errorf("confirmed: released %d of 9", len(released))
 	}
+	g = newGuard()
+	for i := range 6 {
+		g.suspect(eventKey{Policies, fmt.Sprint(i)}, now)
+	}
+	if released, held := g.judge(later, size); len(released) != 0 || held != 6 {
+		t.Errorf("policies: released %d, held %d of 6", len(released), held)
+	}
+	g.suspect(eventKey{Services, "late"}, later)
+	if released, held := g.judge(later, size); len(released) != 0 || held != 7 || g.settleIn(later) > settleTime {
+		t.Errorf("more while some are held: released %d, held %d, settles in %v", len(released), held, g.settleIn(later))
+	}
 	if released, _ := suspect(3).judge(later, size); len(released) != 3 {
 		t.Errorf("an ordinary relist: released %d of 3", len(released))
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/inject"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/push"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/status"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/validate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/health"
@@ -44,6 +45,7 @@ type Pilot struct {
 	registry *registry.Registry
 	feed     *registry.Feed
 	store    *push.Store
+	status   *status.Writer
 	identity *svid.Source
 	health   *health.Server
 }
@@ -107,7 +109,8 @@ func newPilot(s Settings, config *rest.Config, log *slog.Logger) (*Pilot, error)
 	settings := compile.Settings{TrustDomain: s.TrustDomain, RootNamespace: s.RootNamespace}
 	return &Pilot{
 		settings: s, log: log, kube: kube, registry: reg, feed: feed, identity: identity, health: health.New(metrics),
-		store: push.NewStore(settings, reg.Snapshot(), push.NewMetrics(metrics), log),
+		store:  push.NewStore(settings, reg.Snapshot(), push.NewMetrics(metrics), log),
+		status: status.NewWriter(dyn, reg.Snapshot, feed.Stored, metrics, log),
 	}, nil
 }
 
@@ -121,7 +124,13 @@ func (p *Pilot) run(ctx context.Context) error {
 	p.health.AddReady("registry", p.feed.Synced)
 	p.health.AddReady("identity", p.hasIdentity)
 	g.Go(func() error { return p.health.Serve(ctx, p.settings.Listen.Monitoring) })
-	g.Go(func() error { return p.feed.Run(ctx, p.store.Apply) })
+	g.Go(func() error {
+		return p.feed.Run(ctx, func(snap *registry.Snapshot, changes []registry.Change) {
+			p.store.Apply(snap, changes)
+			p.status.Apply(snap, changes)
+		})
+	})
+	g.Go(func() error { return p.status.Run(ctx) })
 	g.Go(func() error { return p.identity.Run(ctx) })
 	g.Go(func() error {
 		if err := p.identity.WaitReady(ctx); err != nil {

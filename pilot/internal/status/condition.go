@@ -1,0 +1,97 @@
+// Package status tells the author of a stored policy, in the policy's own status, that Pilot cannot enforce it.
+package status
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+)
+
+// Type is the type of the one condition that Pilot writes.
+const Type = "bulwark.dev/Enforceable"
+
+// Reasons of the condition.
+const (
+	FailsClosed = "FailsClosed" // what cannot be enforced denies
+	NoEffect    = "NoEffect"    // it holds for no workload
+	Enforced    = "Enforced"
+)
+
+// Bounds of a message.
+const (
+	maxProblems = 10
+	maxReason   = 300 // bytes of one problem
+)
+
+// Wanted returns the conditions that a policy should have, given those it has, and whether that makes a difference. A policy
+// that never was unenforceable is left alone, and so are conditions of other types.
+func Wanted(v registry.Verdict, have []any, now time.Time) (want []any, differs bool) {
+	var old map[string]any
+	for _, c := range have {
+		m, ok := c.(map[string]any)
+		if !ok || m["type"] != Type {
+			want = append(want, c)
+		} else if old == nil {
+			old = m
+		}
+	}
+	if old == nil && len(v.Problems) == 0 {
+		return have, false
+	}
+	c := condition(v)
+	c["lastTransitionTime"] = now.UTC().Format(time.RFC3339)
+	if since, ok := old["lastTransitionTime"].(string); ok && old["status"] == c["status"] {
+		c["lastTransitionTime"] = since
+	}
+	return append(want, c), len(want)+1 != len(have) || !same(old, c)
+}
+
+func condition(v registry.Verdict) map[string]any {
+	c := map[string]any{
+		"type": Type, "status": "True", "reason": Enforced, "message": "Enforced as it is written.", "observedGeneration": v.Generation,
+	}
+	switch {
+	case len(v.Problems) == 0:
+	case v.Idle:
+		c["status"], c["reason"], c["message"] = "False", NoEffect, "It holds for no workload: "+list(v)
+	default:
+		c["status"], c["reason"], c["message"] = "False", FailsClosed, "What cannot be enforced fails closed: "+list(v)
+	}
+	return c
+}
+
+// same compares what matters; the API server may return a number as another type than it was given.
+func same(a, b map[string]any) bool {
+	return !slices.ContainsFunc([]string{"status", "reason", "message", "observedGeneration", "lastTransitionTime"}, func(k string) bool {
+		return fmt.Sprint(a[k]) != fmt.Sprint(b[k])
+	})
+}
+
+func list(v registry.Verdict) string {
+	var out []string
+	for i, p := range v.Problems {
+		if i == maxProblems {
+			out = append(out, fmt.Sprintf("and %d more", len(v.Problems)-i))
+			break
+		}
+		out = append(out, cut(p.Error()))
+	}
+	return strings.Join(out, "; ")
+}
+
+// cut bounds a text that may quote a policy's author at length.
+func cut(s string) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	if len(s) <= maxReason {
+		return s
+	}
+	n := maxReason
+	for !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + "…"
+}
