@@ -248,9 +248,7 @@ func (s *Store) names(c *client, typeURL string) []string {
 				out = append(out, istiocompat.OutboundCluster(p.Number, "", compile.Host(svc)))
 			}
 		}
-		if w := s.workload(c.class); w != nil {
-			out = append(out, inboundNames(w)...)
-		}
+		out = append(out, inboundNames(s.workload(c.class))...)
 		if p := s.pods[c.pod]; p != nil {
 			out = append(out, probeNames(p)...)
 		}
@@ -270,6 +268,9 @@ func (s *Store) names(c *client, typeURL string) []string {
 }
 
 func inboundNames(w *compile.Workload) []string {
+	if w == nil {
+		return nil
+	}
 	out := []string{translate.InboundPassthroughCluster}
 	for _, p := range w.Ports {
 		out = append(out, translate.InboundName(p.Number))

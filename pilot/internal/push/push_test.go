@@ -20,6 +20,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -223,12 +224,14 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		p.take(t, "eds", services)
 		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.RouteType, ResourceNamesSubscribe: []string{"80"}}
 		p.take(t, "rds", 1)
+		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: translate.AuthorizationNames()}
+		p.take(t, short(deltaxds.ExtensionConfigType), len(translate.AuthorizationNames()))
 	}
 	// Shared: clusters and endpoints of services, two clusters, three listeners, one route table. Own, of each proxy: two
-	// clusters, two listeners.
+	// clusters, two listeners, the six configurations of authorization.
 	shared := services*2 + 2 + 3 + 1
 	recomputed, marshalled := m.counts()
-	if want := float64(shared + proxies*4); marshalled != want || recomputed != want {
+	if want := float64(shared + proxies*(4+6)); marshalled != want || recomputed != want {
 		t.Fatalf("connecting %d proxies took %v recomputes and %v marshals, want %v of each", proxies, recomputed, marshalled, want)
 	}
 
@@ -241,17 +244,36 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 	m.expect(t, "one endpoint for all proxies", &recomputed, &marshalled, 1, 1)
 
 	m.apply(deny("shop", "p", "s3"))
-	if got := connected[3].take(t, "lds", 1); !slices.Equal(got, []string{"virtualInbound"}) {
+	if got := connected[3].take(t, "ecds", 2); !slices.Equal(got, []string{"authorization/http/deny", "authorization/tcp/deny"}) {
 		t.Fatalf("sent %v", got)
 	}
-	m.expect(t, "a policy of one workload", &recomputed, &marshalled, 3, 3) // its listener, and two clusters that stay as they are
+	connected[3].take(t, "lds", 1) // the first policy; the listener waits with TCP for the verdict from now on
+	m.expect(t, "a policy of one workload", &recomputed, &marshalled, 7, 7)
+	m.apply(deny("shop", "q", "s3"))
+	connected[3].take(t, "ecds", 2)
+	m.expect(t, "another policy of the workload", &recomputed, &marshalled, 7, 7)
 	for i, p := range connected {
 		p.mu.Lock()
-		if len(p.received["lds"])+len(p.received["cds"]) > 0 {
+		if len(p.received["lds"])+len(p.received["cds"])+len(p.received["ecds"]) > 0 {
 			t.Errorf("proxy %d was sent %v", i, p.received)
 		}
 		p.mu.Unlock()
 	}
+
+	web := service("shop", "s5", 80)
+	web.Object.(*registry.Service).Ports = append(web.Object.(*registry.Service).Ports, registry.ServicePort{Name: "tcp", Number: 90, Target: 9090, Protocol: registry.TCP})
+	m.apply(web)
+	for i, p := range connected {
+		own := 0
+		if i == 5 {
+			own = 1
+		}
+		p.take(t, "cds", 1+own)
+		p.take(t, "lds", 1+own)
+	}
+	// Made anew to stay as they are: cluster, endpoints, listener and route table of port 80. New: cluster and listener of
+	// port 90, for all. Of the workload: its listener, the cluster of its new port, and nothing of its policies.
+	m.expect(t, "a service's second port", &recomputed, &marshalled, 8, 8)
 
 	m.apply(pod("shop", "nobody", "unrelated-0", "10.9.9.9"))
 	m.expect(t, "a pod of no service", &recomputed, &marshalled, 0, 0)

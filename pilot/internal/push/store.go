@@ -5,6 +5,7 @@ package push
 import (
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -161,24 +162,23 @@ func (s *Store) ofClasses(e compile.Effects, d dirt) {
 	}
 }
 
+// renewClass makes anew what can have changed. A cluster of a workload's own port is all in its name, so only those that
+// come or go matter.
 func (s *Store) renewClass(id string, c *class, d dirt) {
+	old := c.compiled
+	c.compiled = nil
+	now := s.workload(id)
 	sc := scope{classScope, id}
-	names := map[string]bool{}
-	note := func() {
-		if c.compiled != nil {
-			for _, n := range inboundNames(c.compiled) {
-				names[n] = true
-			}
+	before, after := inboundNames(old), inboundNames(now)
+	for _, n := range slices.Concat(before, after) {
+		if slices.Contains(before, n) != slices.Contains(after, n) {
+			s.renew(key{deltaxds.ClusterType, sc, n}, d)
 		}
 	}
-	note()
-	c.compiled = nil
-	s.workload(id)
-	note()
-	for n := range names {
-		s.renew(key{deltaxds.ClusterType, sc, n}, d)
-	}
 	s.renew(key{deltaxds.ListenerType, sc, translate.VirtualInbound}, d)
+	if old != nil && reflect.DeepEqual(old.Policies, now.Policies) {
+		return
+	}
 	for _, n := range translate.AuthorizationNames() {
 		s.renew(key{deltaxds.ExtensionConfigType, sc, n}, d)
 	}
@@ -231,16 +231,11 @@ func (s *Store) follow(c *client, pod *registry.Pod, d dirt) {
 	if now.Key() == c.class {
 		return
 	}
-	var names []string
-	if w := s.workload(c.class); w != nil {
-		names = inboundNames(w)
-	}
+	names := inboundNames(s.workload(c.class))
 	s.leaveClass(c.class)
 	c.setClass(now.Key())
 	s.joinClass(now)
-	if w := s.workload(c.class); w != nil {
-		names = append(names, inboundNames(w)...)
-	}
+	names = append(names, inboundNames(s.workload(c.class))...)
 	sc := scope{classScope, c.class}
 	for _, n := range names {
 		d.add(key{deltaxds.ClusterType, sc, n})

@@ -179,6 +179,6 @@ func FromPeerAuthentication(u *unstructured.Unstructured, o authz.Options) *Peer
 func FromRequestAuthentication(u *unstructured.Unstructured) *JWTRule {
 	return &JWTRule{
 		ID: u.GetNamespace() + "/" + u.GetName(), Namespace: u.GetNamespace(), Selector: selectorOf(u), Generation: u.GetGeneration(),
-		Problems: []authz.Problem{{Field: "spec", Reason: "RequestAuthentication is not enforced yet"}},
+		Problems: []authz.Problem{{Field: "spec.jwtRules", Reason: "JWTs are not verified yet"}},
 	}
 }
