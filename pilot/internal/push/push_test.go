@@ -153,7 +153,7 @@ func (p *proxy) RecvMsg(any) error            { return nil }
 // take returns what came of a type since the last take, once at least n resources did.
 func (p *proxy) take(t *testing.T, typ string, n int) []string {
 	t.Helper()
-	stop := time.AfterFunc(20*time.Second, func() { p.cancel(); p.settled.Broadcast() })
+	stop := time.AfterFunc(time.Minute, func() { p.cancel(); p.settled.Broadcast() })
 	defer stop.Stop()
 	p.mu.Lock()
 	defer p.mu.Unlock()
