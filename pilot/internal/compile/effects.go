@@ -2,6 +2,8 @@ package compile
 
 import (
 	"fmt"
+	"slices"
+	"strconv"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
@@ -85,7 +87,7 @@ func (e *Effects) service(snap *registry.Snapshot, c registry.Change) {
 		}
 		for _, p := range s.Ports {
 			e.Ports[s.ID][p.Number] = true // a port that went has its cluster removed
-			if p.Protocol.IsHTTP() {
+			if p.Protocol.IsHTTP() && !sameRoutes(c, p.Number) {
 				e.Routes[p.Number] = true
 			}
 		}
@@ -96,6 +98,15 @@ func (e *Effects) service(snap *registry.Snapshot, c registry.Change) {
 			e.Classes = append(e.Classes, ClassSelector{s.Namespace, s.Selector})
 		}
 	})
+}
+
+// sameRoutes reports whether a service is routed to on a port as it was before: by the same names and addresses.
+func sameRoutes(c registry.Change, port uint32) bool {
+	old, _ := c.Old.(*registry.Service)
+	now, _ := c.New.(*registry.Service)
+	number := strconv.Itoa(int(port))
+	return old != nil && now != nil && old.Headless == now.Headless && slices.Equal(old.ClusterIPs, now.ClusterIPs) &&
+		slices.Contains(old.HTTPPorts, number) && slices.Contains(now.HTTPPorts, number)
 }
 
 func (e *Effects) slice(snap *registry.Snapshot, c registry.Change) {

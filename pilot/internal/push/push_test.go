@@ -271,9 +271,9 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		p.take(t, "cds", 1+own)
 		p.take(t, "lds", 1+own)
 	}
-	// Made anew to stay as they are: cluster, endpoints, listener and route table of port 80. New: cluster and listener of
+	// Made anew to stay as they are: cluster, endpoints and listener of port 80. New: cluster and listener of
 	// port 90, for all. Of the workload: its listener, the cluster of its new port, and nothing of its policies.
-	m.expect(t, "a service's second port", &recomputed, &marshalled, 8, 8)
+	m.expect(t, "a service's second port", &recomputed, &marshalled, 7, 7)
 
 	m.apply(pod("shop", "nobody", "unrelated-0", "10.9.9.9"))
 	m.expect(t, "a pod of no service", &recomputed, &marshalled, 0, 0)

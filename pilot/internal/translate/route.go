@@ -16,7 +16,7 @@ import (
 // which a client may call it. The names are the service's own, so no namespace can take another's.
 func OutboundRoutes(port uint32, namespace string, services []*registry.Service) *route.RouteConfiguration {
 	rc := &route.RouteConfiguration{Name: fmt.Sprint(port), ValidateClusters: no(), MaxDirectResponseBodySizeBytes: u32(4096)}
-	taken := map[string]bool{"*": true}
+	taken, retry := map[string]bool{"*": true}, retries()
 	for _, s := range services {
 		host := compile.Host(s)
 		vh := &route.VirtualHost{Name: fmt.Sprintf("%s:%d", host, port), RequireTls: route.VirtualHost_NONE}
@@ -29,7 +29,7 @@ func OutboundRoutes(port uint32, namespace string, services []*registry.Service)
 		if len(vh.Domains) == 0 {
 			continue
 		}
-		vh.Routes = []*route.Route{to(istiocompat.OutboundCluster(port, "", host), "default", retries())}
+		vh.Routes = []*route.Route{to(istiocompat.OutboundCluster(port, "", host), "default", retry)}
 		rc.VirtualHosts = append(rc.VirtualHosts, vh)
 	}
 	rc.VirtualHosts = append(rc.VirtualHosts, &route.VirtualHost{Name: "allow_any", Domains: []string{"*"},
@@ -51,14 +51,15 @@ func domains(s *registry.Service, namespace string, port uint32) []string {
 			names = append(names, "*."+s.Name)
 		}
 	}
+	suffix := fmt.Sprintf(":%d", port)
 	var out []string
 	for _, n := range names {
 		if slices.Contains(s.ClusterIPs, n) && isIPv6(n) {
 			n = "[" + n + "]"
 		}
-		out = append(out, n, fmt.Sprintf("%s:%d", n, port))
+		out = append(out, n, n+suffix)
 	}
-	return append(out, full+".", fmt.Sprintf("%s.:%d", full, port))
+	return append(out, full+".", full+"."+suffix)
 }
 
 func isIPv6(s string) bool {
