@@ -21,7 +21,9 @@ type Times struct{ User, System time.Duration }
 func (t Times) Sum() time.Duration { return t.User + t.System }
 
 // Since returns what was used after an earlier reading.
-func (t Times) Since(before Times) Times { return Times{t.User - before.User, t.System - before.System} }
+func (t Times) Since(before Times) Times {
+	return Times{t.User - before.User, t.System - before.System}
+}
 
 // CPU reads the processor time of a process.
 func CPU(pid int) (time.Duration, error) {

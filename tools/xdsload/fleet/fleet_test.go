@@ -1,0 +1,156 @@
+package fleet
+
+import (
+	"context"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+)
+
+// pilot serves what it has to whoever asks.
+type pilot struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+	mu      sync.Mutex
+	have    map[string]map[string]*deltaxds.Resource
+	streams map[*deltaxds.Stream]bool
+}
+
+func (p *pilot) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	s := deltaxds.NewStream(p)
+	p.mu.Lock()
+	p.streams[s] = true
+	p.mu.Unlock()
+	return s.Serve(rpc, nil)
+}
+
+func (p *pilot) Resource(url, name string) (*deltaxds.Resource, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.have[url][name], true
+}
+
+func (p *pilot) Wildcard(url string) ([]string, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Keys(p.have[url])), true
+}
+
+func (p *pilot) Subscribed(string, []string, []string) {}
+
+func (p *pilot) set(t *testing.T, url, name string, msg proto.Message) {
+	t.Helper()
+	r, err := deltaxds.NewResource(name, msg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	if p.have[url] == nil {
+		p.have[url] = map[string]*deltaxds.Resource{}
+	}
+	p.have[url][name] = r
+	streams := slices.Collect(maps.Keys(p.streams))
+	p.mu.Unlock()
+	for _, s := range streams {
+		s.Dirty(url, name)
+	}
+}
+
+func packed(t *testing.T, msg proto.Message) *anypb.Any {
+	t.Helper()
+	a, err := anypb.New(msg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func endpointsAt(address string) *endpoint.ClusterLoadAssignment {
+	return &endpoint.ClusterLoadAssignment{ClusterName: "c", Endpoints: []*endpoint.LocalityLbEndpoints{{LbEndpoints: []*endpoint.LbEndpoint{{
+		HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: &core.Address{Address: &core.Address_SocketAddress{
+			SocketAddress: &core.SocketAddress{Address: address, PortSpecifier: &core.SocketAddress_PortValue{PortValue: 1}}}}}}}}}}}
+}
+
+// serve starts a Pilot with one cluster, and one listener that needs a route and a filter from elsewhere.
+func serve(t *testing.T) (*pilot, Dialer) {
+	t.Helper()
+	p := &pilot{have: map[string]map[string]*deltaxds.Resource{}, streams: map[*deltaxds.Stream]bool{}}
+	p.set(t, deltaxds.ClusterType, "c", &cluster.Cluster{Name: "c", ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS}})
+	p.set(t, deltaxds.EndpointType, "c", endpointsAt("10.0.0.1"))
+	manager := &hcm.HttpConnectionManager{
+		RouteSpecifier: &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{RouteConfigName: "80"}},
+		HttpFilters:    []*hcm.HttpFilter{{Name: "authz", ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: &core.ExtensionConfigSource{}}}},
+	}
+	p.set(t, deltaxds.ListenerType, "l", &listener.Listener{Name: "l", FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{{
+		Name: "http", ConfigType: &listener.Filter_TypedConfig{TypedConfig: packed(t, manager)}}}}}})
+	p.set(t, deltaxds.RouteType, "80", &route.RouteConfiguration{Name: "80"})
+	p.set(t, deltaxds.ExtensionConfigType, "authz", &core.TypedExtensionConfig{Name: "authz"})
+
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	discovery.RegisterAggregatedDiscoveryServiceServer(srv, p)
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(srv.Stop)
+	return p, func(_ Member, options ...grpc.DialOption) (*grpc.ClientConn, error) {
+		return grpc.NewClient(l.Addr().String(), append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	}
+}
+
+func TestProxiesAskForEverythingOnceAndHearOfChanges(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	p, dial := serve(t)
+	f := New([]Member{{Pod: "a"}, {Pod: "b"}, {Pod: "c"}}, dial)
+	defer f.Disconnect()
+	if _, err := f.Connect(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for name, share := range f.Traffic().Types {
+		if share.Resources != 3 {
+			t.Errorf("%d resources of %s, want one for each proxy", share.Resources, name)
+		}
+	}
+
+	w := f.Expect("10.0.0.2", func(m Member) bool { return m.Pod != "c" })
+	p.set(t, deltaxds.EndpointType, "c", endpointsAt("10.0.0.2"))
+	if _, err := w.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Quiet(ctx, 100*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	if w.Affected() != 2 || w.Strays() != 1 {
+		t.Errorf("affected %d, strays %d, want 2 and 1", w.Affected(), w.Strays())
+	}
+
+	f.Disconnect()
+	before := f.Traffic()
+	if _, err := f.Connect(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Quiet(ctx, 100*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	if again := f.Traffic().Since(before); again.Resources != 0 {
+		t.Errorf("%d resources were sent again to proxies that had them", again.Resources)
+	}
+}
