@@ -95,6 +95,18 @@ e2e: images cluster ## the claims, on a real cluster with real proxies
 	bin/cluster load bin/oci/*.tar
 	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 20m . -tag "$$(cat ../bin/tag)"
 
+.PHONY: bench bench-install
+bench: images cluster ## measure all but the installation (docs/benchmarks.md); installs Bulwark if it is not there
+	bin/cluster load bin/oci/*.tar
+	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --set image.tag="$$(cat bin/tag)"
+	go build -o bin/bench ./tools/bench
+	for what in policy dataplane memory xds; do KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench $$what; done
+
+bench-install: images cluster ## measure the installation: uninstalls and installs three times
+	bin/cluster load bin/oci/*.tar
+	go build -o bin/bench ./tools/bench
+	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench install --set image.tag="$$(cat bin/tag)"
+
 .PHONY: mutate
 mutate: ## show that the end-to-end tests fail when a protection is switched off (about 15 minutes)
 	go run ./e2e/cmd/mutate

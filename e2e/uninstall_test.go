@@ -8,24 +8,34 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
 
+	"github.com/bulwark-mesh/bulwark/e2e/claims"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
-// The tests of installing come last, as they take the mesh away. They leave it installed.
+// The tests of installing come last, as they take the mesh away. They leave it installed, and every sample removed.
 func TestUninstallLeavesNothingAndAFailedInstallCanBeRunAgain(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	if out, err := cluster.Meshctl(ctx, "uninstall"); err != nil && !strings.Contains(err.Error(), "nothing was removed") {
-		t.Fatalf("%v\n%s", err, out) // with no policy left there is nothing to ask
+	scene, err := claims.Deploy(ctx, cluster, "e2e-uninstall")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cluster.Meshctl(ctx, "uninstall", "--yes")
+	if err == nil || !strings.Contains(err.Error(), scene.Namespace) || !strings.Contains(err.Error(), "istio-injection-") {
+		t.Fatalf("with pods in the mesh: %v, want a refusal that names their namespace and what to do\n%s", err, out)
+	}
+	if err := removeSamples(ctx); err != nil {
+		t.Fatal(err)
 	}
 	if out, err := cluster.Meshctl(ctx, "uninstall", "--yes"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	err := lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
+	err = lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
 		left, err := leftovers(ctx)
 		if err == nil && len(left) > 0 {
 			err = fmt.Errorf("left: %s", strings.Join(left, ", "))
@@ -36,7 +46,7 @@ func TestUninstallLeavesNothingAndAFailedInstallCanBeRunAgain(t *testing.T) {
 		t.Error(err)
 	}
 
-	out, err := cluster.Meshctl(ctx, "install", "--set", "image.tag=no-such-tag", "--set", "image.pullPolicy=Never", "--timeout=15s")
+	out, err = cluster.Meshctl(ctx, "install", "--set", "image.tag=no-such-tag", "--set", "image.pullPolicy=Never", "--timeout=15s")
 	if err == nil || !strings.Contains(err.Error(), "ErrImageNeverPull") || !strings.Contains(err.Error(), "meshctl install") {
 		t.Fatalf("installing what is not there: %v, want the reason and what to do\n%s", err, out)
 	}
@@ -47,6 +57,29 @@ func TestUninstallLeavesNothingAndAFailedInstallCanBeRunAgain(t *testing.T) {
 	if out, err := cluster.Meshctl(ctx, "verify"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+}
+
+// removeSamples deletes the namespaces of the tests and of the demo, and waits until they are gone.
+func removeSamples(ctx context.Context) error {
+	return lab.PollFor(ctx, 2*time.Minute, func(ctx context.Context) error {
+		namespaces, err := cluster.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		var left []string
+		for _, n := range namespaces.Items {
+			if strings.HasPrefix(n.Name, "e2e-") || n.Name == "finance" || n.Name == "finance-outside" {
+				left = append(left, n.Name)
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		if err := cluster.DeleteNamespaces(ctx, left...); err != nil {
+			return err
+		}
+		return fmt.Errorf("namespaces %s are still there", strings.Join(left, ", "))
+	})
 }
 
 // leftovers lists every object in the cluster, of every kind, that is Bulwark's by label, name or type.
