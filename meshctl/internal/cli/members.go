@@ -21,11 +21,19 @@ func membersEnding(ctx context.Context, client *kube.Client) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	namespaces, err := client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return "", err
+	}
+	terminating := map[string]bool{}
+	for _, n := range namespaces.Items {
+		terminating[n.Name] = n.DeletionTimestamp != nil
+	}
 	staying, ending := map[string]int{}, 0
 	for _, pod := range pods.Items {
 		switch {
 		case !slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.CSI != nil && v.CSI.Driver == mesh.CSIDriver }):
-		case pod.DeletionTimestamp == nil:
+		case pod.DeletionTimestamp == nil && !terminating[pod.Namespace]:
 			staying[pod.Namespace]++
 		default:
 			ending++
