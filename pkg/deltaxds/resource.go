@@ -11,6 +11,7 @@ import (
 	"fmt"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -32,6 +33,7 @@ type Resource struct {
 	Name    string
 	Version string // hash of the content, so that it survives a restart of the server
 	wire    *discovery.Resource
+	frame   mem.Buffer // wire as a field of a response; it holds the only copy of the body. Nil after FromWire.
 }
 
 // NewResource marshals msg. The same message always yields the same version.
@@ -40,9 +42,13 @@ func NewResource(name string, msg proto.Message) (*Resource, error) {
 	if err != nil {
 		return nil, fmt.Errorf("marshalling xDS resource %s: %w", name, err)
 	}
-	body := &anypb.Any{TypeUrl: "type.googleapis.com/" + string(msg.ProtoReflect().Descriptor().FullName()), Value: bytes}
+	body := &anypb.Any{TypeUrl: "type.googleapis.com/" + string(msg.ProtoReflect().Descriptor().FullName())}
 	sum := sha256.Sum256(bytes)
-	return FromWire(&discovery.Resource{Name: name, Version: hex.EncodeToString(sum[:12]), Resource: body}), nil
+	r := FromWire(&discovery.Resource{Name: name, Version: hex.EncodeToString(sum[:12]), Resource: body})
+	var field []byte
+	field, body.Value = frame(name, r.Version, body.TypeUrl, bytes)
+	r.frame = mem.SliceBuffer(field)
+	return r, nil
 }
 
 // FromWire wraps a resource that came from another server; a relay passes it on as it is.

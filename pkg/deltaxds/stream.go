@@ -28,6 +28,12 @@ type RPC interface {
 	Recv() (*discovery.DeltaDiscoveryRequest, error)
 }
 
+// Sharing is an RPC on a server that has Codec. It is sent responses by SendShared, and never by Send.
+type Sharing interface {
+	RPC
+	SendShared(*Response) error
+}
+
 // Status is what a client has of one type.
 type Status struct {
 	Subscribed int    `json:"subscribed"`
@@ -266,9 +272,9 @@ func (s *Stream) ordered() []string {
 }
 
 // additions builds a response of what is new or changed; it leaves removals in unsaid.
-func (s *Stream) additions(url string) *discovery.DeltaDiscoveryResponse {
+func (s *Stream) additions(url string) *Response {
 	sub := s.types[url]
-	resp := &discovery.DeltaDiscoveryResponse{TypeUrl: url}
+	resp := &Response{DeltaDiscoveryResponse: &discovery.DeltaDiscoveryResponse{TypeUrl: url}}
 	owed := false
 	if sub.wildcard && !sub.answered {
 		names, known := s.source.Wildcard(url)
@@ -297,7 +303,7 @@ func (s *Stream) additions(url string) *discovery.DeltaDiscoveryResponse {
 			continue
 		}
 		sub.versions[name] = r.Version
-		resp.Resources = append(resp.Resources, r.wire)
+		resp.add(r)
 		if url == ClusterType {
 			s.warm(name)
 		}
@@ -317,9 +323,9 @@ func (s *Stream) warm(cluster string) {
 	}
 }
 
-func (s *Stream) removals(url string) *discovery.DeltaDiscoveryResponse {
+func (s *Stream) removals(url string) *Response {
 	sub := s.types[url]
-	resp := &discovery.DeltaDiscoveryResponse{TypeUrl: url}
+	resp := &Response{DeltaDiscoveryResponse: &discovery.DeltaDiscoveryResponse{TypeUrl: url}}
 	for _, name := range slices.Sorted(maps.Keys(sub.unsaid)) {
 		delete(sub.unsaid, name)
 		_, had := sub.versions[name]
@@ -335,13 +341,15 @@ func (s *Stream) removals(url string) *discovery.DeltaDiscoveryResponse {
 }
 
 // send is called with mu held; Send may wait for the client's flow control, so mu is released meanwhile.
-func (s *Stream) send(rpc RPC, url string, resp *discovery.DeltaDiscoveryResponse) error {
+func (s *Stream) send(rpc RPC, url string, resp *Response) error {
 	s.nonce++
 	resp.Nonce = strconv.Itoa(s.nonce)
 	s.types[url].inFlight = resp.Nonce
 	s.types[url].status.Sent++
 	s.mu.Unlock()
-	err := rpc.Send(resp)
-	s.mu.Lock()
-	return err
+	defer s.mu.Lock()
+	if sharing, ok := rpc.(Sharing); ok {
+		return sharing.SendShared(resp)
+	}
+	return rpc.Send(resp.DeltaDiscoveryResponse)
 }

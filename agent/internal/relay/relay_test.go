@@ -70,7 +70,8 @@ func newPilot(t *testing.T, ca *svidtest.CA) *pilot {
 
 func (p *pilot) serve(l net.Listener) {
 	own := p.ca.SVID(p.ca.ID(mesh.Namespace, mesh.PilotAccount), time.Now().Add(time.Hour))
-	p.server = grpc.NewServer(mtls.ServerOptions(mtls.Server(own, p.ca.Bundle(), mtls.MemberOf("cluster.local")), mtls.Limits{})...)
+	options := mtls.ServerOptions(mtls.Server(own, p.ca.Bundle(), mtls.MemberOf("cluster.local")), mtls.Limits{})
+	p.server = grpc.NewServer(append(options, grpc.ForceServerCodecV2(deltaxds.Codec()))...)
 	discovery.RegisterAggregatedDiscoveryServiceServer(p.server, p)
 	server := p.server
 	go server.Serve(l)
@@ -105,11 +106,11 @@ type counting struct {
 	p *pilot
 }
 
-func (c *counting) Send(r *discovery.DeltaDiscoveryResponse) error {
+func (c *counting) SendShared(r *deltaxds.Response) error {
 	c.p.mu.Lock()
 	c.p.sent += len(r.GetResources())
 	c.p.mu.Unlock()
-	return c.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Send(r)
+	return c.SendMsg(r)
 }
 
 func (p *pilot) Resource(url, name string) (*deltaxds.Resource, bool) {

@@ -77,8 +77,8 @@ type unredirected struct {
 	application uint32
 }
 
-func (u *unredirected) Send(r *discovery.DeltaDiscoveryResponse) error {
-	out := proto.CloneOf(r)
+func (u *unredirected) SendMsg(sent any) error {
+	out := proto.CloneOf(sent.(*deltaxds.Response).DeltaDiscoveryResponse)
 	for _, res := range out.GetResources() {
 		msg, err := res.GetResource().UnmarshalNew()
 		if err != nil {

@@ -147,7 +147,7 @@ func (p *proxy) Recv() (*discovery.DeltaDiscoveryRequest, error) {
 func (p *proxy) SetHeader(metadata.MD) error  { return nil }
 func (p *proxy) SendHeader(metadata.MD) error { return nil }
 func (p *proxy) SetTrailer(metadata.MD)       {}
-func (p *proxy) SendMsg(any) error            { return nil }
+func (p *proxy) SendMsg(m any) error          { return p.Send(m.(*deltaxds.Response).DeltaDiscoveryResponse) }
 func (p *proxy) RecvMsg(any) error            { return nil }
 
 // take returns what came of a type since the last take, once at least n resources did.

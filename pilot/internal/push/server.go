@@ -36,8 +36,10 @@ func NewServer(store *Store, identify func(context.Context) (spiffe.ID, error), 
 	return &Server{store: store, identify: identify, maxProxies: maxProxies, log: log}
 }
 
+type adsStream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+
 // DeltaAggregatedResources serves one proxy.
-func (s *Server) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+func (s *Server) DeltaAggregatedResources(rpc adsStream) error {
 	id, err := s.identify(rpc.Context())
 	if err != nil {
 		s.store.metrics.refused.WithLabelValues("unauthenticated").Inc()
@@ -57,7 +59,7 @@ func (s *Server) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServi
 	return s.serve(rpc, first, pod, id, node)
 }
 
-func (s *Server) serve(rpc deltaxds.RPC, first *discovery.DeltaDiscoveryRequest, pod *registry.Pod, id spiffe.ID, node string) error {
+func (s *Server) serve(rpc adsStream, first *discovery.DeltaDiscoveryRequest, pod *registry.Pod, id spiffe.ID, node string) error {
 	ctx, cancel := context.WithCancel(rpc.Context())
 	defer cancel()
 	c := &client{store: s.store, node: node, pod: pod.ID, namespace: pod.Namespace, identity: id, since: time.Now(), end: cancel}
@@ -148,18 +150,19 @@ func (s *Store) podNow(id string) (*registry.Pod, <-chan struct{}) {
 
 // observed is a stream whose sending is measured and that the store can end.
 type observed struct {
-	deltaxds.RPC
+	adsStream
 	ctx    context.Context
 	client *client
 }
 
 func (o *observed) Context() context.Context { return o.ctx }
 
-func (o *observed) Send(r *discovery.DeltaDiscoveryResponse) error {
+// SendShared implements deltaxds.Sharing.
+func (o *observed) SendShared(r *deltaxds.Response) error {
 	m := o.client.store.metrics
 	m.pushes.WithLabelValues(short(r.GetTypeUrl())).Inc()
 	m.pushed.WithLabelValues(short(r.GetTypeUrl())).Add(float64(len(r.GetResources())))
-	err := o.RPC.Send(r)
+	err := o.SendMsg(r)
 	if d, ok := o.client.sent(); ok {
 		m.convergence.Observe(d.Seconds())
 	}

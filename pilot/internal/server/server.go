@@ -30,6 +30,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/status"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/validate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/health"
 	"github.com/bulwark-mesh/bulwark/pkg/logging"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
@@ -167,7 +168,8 @@ func (p *Pilot) serveXDS(ctx context.Context) error {
 		return fmt.Errorf("xDS: %w", err)
 	}
 	secure := mtls.Server(p.identity, p.identity, mtls.MemberOf(p.settings.TrustDomain))
-	srv := grpc.NewServer(mtls.ServerOptions(secure, mtls.Limits{MaxConcurrentStreams: 8})...)
+	options := append(mtls.ServerOptions(secure, mtls.Limits{MaxConcurrentStreams: 8}), grpc.ForceServerCodecV2(deltaxds.Codec()))
+	srv := grpc.NewServer(options...)
 	discovery.RegisterAggregatedDiscoveryServiceServer(srv, push.NewServer(p.store, mtls.PeerID, p.settings.MaxProxies, p.log))
 	stop := context.AfterFunc(ctx, srv.Stop)
 	defer stop()
