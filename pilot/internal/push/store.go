@@ -175,7 +175,9 @@ func (s *Store) renewClass(id string, c *class, d dirt) {
 			s.renew(key{deltaxds.ClusterType, sc, n}, d)
 		}
 	}
-	s.renew(key{deltaxds.ListenerType, sc, translate.VirtualInbound}, d)
+	if old == nil || !translate.SameInboundListener(s.settings, old, now) {
+		s.renew(key{deltaxds.ListenerType, sc, translate.VirtualInbound}, d)
+	}
 	if old != nil && reflect.DeepEqual(old.Policies, now.Policies) {
 		return
 	}

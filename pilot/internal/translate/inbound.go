@@ -11,6 +11,7 @@ import (
 	originaldst "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	tlsinspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
@@ -40,6 +41,20 @@ func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listen
 	}
 	sniff(l, declared...)
 	return l
+}
+
+// SameInboundListener reports whether two workloads of one class have the same inbound listener, without making either.
+// Of the policies it holds next to nothing: they reach the proxy as resources of their own.
+func SameInboundListener(set compile.Settings, a, b *compile.Workload) bool {
+	if a.Identity != b.Identity || a.Labels != b.Labels || a.Other != b.Other || !slices.Equal(a.Ports, b.Ports) ||
+		enforced(a.Policies) != enforced(b.Policies) {
+		return false
+	}
+	if !slices.ContainsFunc(a.Ports, func(p compile.InboundPort) bool { return p.ServerFirst }) {
+		return true
+	}
+	return slices.EqualFunc(admitted(a.Policies, set.TrustDomain), admitted(b.Policies, set.TrustDomain),
+		func(x, y *matcher.StringMatcher) bool { return proto.Equal(x, y) })
 }
 
 // InboundClusters are the workload's own ports.
