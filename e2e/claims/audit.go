@@ -141,7 +141,6 @@ func (s *Scene) decisionsAreAudited(ctx context.Context) error {
 
 // mixerAway deletes Mixer's pod for a while under traffic and counts the events that come through.
 func (s *Scene) mixerAway(ctx context.Context, away time.Duration) (int, error) {
-	began := time.Now()
 	mark := fmt.Sprintf("/accounts/away-%d-", time.Now().UnixNano())
 	if err := s.scaleMixer(ctx, 0); err != nil {
 		return 0, err
@@ -155,26 +154,35 @@ func (s *Scene) mixerAway(ctx context.Context, away time.Duration) (int, error) 
 	if load.Outcomes["200"] != load.Requests || load.Requests == 0 {
 		return 0, fmt.Errorf("with Mixer away, outcomes %v of %d requests: %v", load.Outcomes, load.Requests, load.Errors)
 	}
-	err = lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
+	_, err = s.AuditedPaths(ctx, mark, load.Requests)
+	return load.Requests, err
+}
+
+// AuditedPaths waits until each of so many requests, whose paths differ after a prefix, is in the trail once. It returns
+// how many are.
+func (s *Scene) AuditedPaths(ctx context.Context, prefix string, requests int) (int, error) {
+	began := time.Now().Add(-5 * time.Minute)
+	count := 0
+	err := lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
 		events, err := s.events(ctx, began)
 		if err != nil {
 			return err
 		}
 		seen := map[string]int{}
 		for _, e := range events {
-			if e.Reporter == "REPORTER_DESTINATION" && strings.HasPrefix(e.Path, mark) {
+			if e.Reporter == "REPORTER_DESTINATION" && strings.HasPrefix(e.Path, prefix) {
 				seen[e.Path]++
 				if seen[e.Path] > 1 {
 					return lab.Stop(fmt.Errorf("the event of %s is there %d times", e.Path, seen[e.Path]))
 				}
 			}
 		}
-		if len(seen) != load.Requests {
-			return fmt.Errorf("%d of %d events are in the trail", len(seen), load.Requests)
+		if count = len(seen); count != requests {
+			return fmt.Errorf("%d of %d events are in the trail", count, requests)
 		}
 		return nil
 	})
-	return load.Requests, err
+	return count, err
 }
 
 // scaleMixer sets the number of Mixer's pods and waits until there are so many, ready.
