@@ -285,6 +285,9 @@ func (s *Stream) additions(url string) *Response {
 			}
 		}
 	}
+	if len(sub.unsaid) == 0 && !owed {
+		return nil
+	}
 	for _, name := range slices.Sorted(maps.Keys(sub.unsaid)) {
 		if !sub.wildcard && !sub.names[name] {
 			delete(sub.unsaid, name)
@@ -308,10 +311,19 @@ func (s *Stream) additions(url string) *Response {
 			s.warm(name)
 		}
 	}
+	sub.settle()
 	if len(resp.Resources) == 0 && !owed {
 		return nil
 	}
 	return resp
+}
+
+// settle drops the set of what was unsaid when nothing is: a map that once held every name of a mesh is as slow to list
+// as it was then.
+func (s *subscription) settle() {
+	if len(s.unsaid) == 0 {
+		s.unsaid = map[string]bool{}
+	}
 }
 
 // warm has the endpoints of a cluster sent again: Envoy makes a changed cluster anew, waits for its endpoints and, being
@@ -325,6 +337,9 @@ func (s *Stream) warm(cluster string) {
 
 func (s *Stream) removals(url string) *Response {
 	sub := s.types[url]
+	if len(sub.unsaid) == 0 {
+		return nil
+	}
 	resp := &Response{DeltaDiscoveryResponse: &discovery.DeltaDiscoveryResponse{TypeUrl: url}}
 	for _, name := range slices.Sorted(maps.Keys(sub.unsaid)) {
 		delete(sub.unsaid, name)
@@ -334,6 +349,7 @@ func (s *Stream) removals(url string) *Response {
 			resp.RemovedResources = append(resp.RemovedResources, name)
 		}
 	}
+	sub.settle()
 	if len(resp.RemovedResources) == 0 {
 		return nil
 	}

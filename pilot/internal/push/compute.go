@@ -239,28 +239,55 @@ func (s *Store) workload(class string) *compile.Workload {
 
 // names lists what a wildcard subscription of a client covers.
 func (s *Store) names(c *client, typeURL string) []string {
-	var out []string
+	out := slices.Clip(s.sharedNames(typeURL))
 	switch typeURL {
 	case deltaxds.ClusterType:
-		out = append(out, translate.PassthroughCluster, translate.AdminCluster)
-		for svc := range s.snap.Services() {
-			for _, p := range svc.Ports {
-				out = append(out, istiocompat.OutboundCluster(p.Number, "", compile.Host(svc)))
-			}
-		}
 		out = append(out, inboundNames(s.workload(c.class))...)
 		if p := s.pods[c.pod]; p != nil {
 			out = append(out, probeNames(p)...)
 		}
 	case deltaxds.ListenerType:
-		out = append(out, translate.VirtualOutbound, translate.VirtualInbound, translate.HealthListener, translate.StatsListener)
-		seen := map[string]bool{}
-		for svc := range s.snap.Services() {
-			for _, l := range compile.ListenersOf(s.snap, svc) {
-				if !seen[l] {
-					seen[l] = true
-					out = append(out, l)
-				}
+		out = append(out, translate.VirtualInbound, translate.HealthListener)
+	}
+	return out
+}
+
+// sharedNames are those that every client has. They are listed once for a snapshot.
+func (s *Store) sharedNames(typeURL string) []string {
+	if out, ok := s.everyone[typeURL]; ok {
+		return out
+	}
+	var out []string
+	switch typeURL {
+	case deltaxds.ClusterType:
+		out = s.sharedClusters()
+	case deltaxds.ListenerType:
+		out = s.sharedListeners()
+	default: // of the clients' choice, so nothing is kept for it
+		return nil
+	}
+	s.everyone[typeURL] = out
+	return out
+}
+
+func (s *Store) sharedClusters() []string {
+	out := []string{translate.PassthroughCluster, translate.AdminCluster}
+	for svc := range s.snap.Services() {
+		for _, p := range svc.Ports {
+			out = append(out, istiocompat.OutboundCluster(p.Number, "", compile.Host(svc)))
+		}
+	}
+	return out
+}
+
+func (s *Store) sharedListeners() []string {
+	out := []string{translate.VirtualOutbound, translate.StatsListener}
+	seen := map[string]bool{}
+	for svc := range s.snap.Services() {
+		for _, l := range compile.ListenersOf(s.snap, svc) {
+			if !seen[l] {
+				seen[l] = true
+				out = append(out, l)
 			}
 		}
 	}

@@ -25,13 +25,14 @@ type Store struct {
 	metrics  *Metrics
 	log      *slog.Logger
 
-	mu      sync.Mutex
-	snap    *registry.Snapshot
-	cache   map[key]*deltaxds.Resource // only what a proxy has asked for
-	classes map[string]*class          // of connected proxies
-	pods    map[string]*registry.Pod   // of connected proxies, as last known
-	clients map[*client]bool
-	arrived chan struct{} // closed at every change of pods
+	mu       sync.Mutex
+	snap     *registry.Snapshot
+	everyone map[string][]string        // of the snapshot, what sharedNames found, by type
+	cache    map[key]*deltaxds.Resource // only what a proxy has asked for
+	classes  map[string]*class          // of connected proxies
+	pods     map[string]*registry.Pod   // of connected proxies, as last known
+	clients  map[*client]bool
+	arrived  chan struct{} // closed at every change of pods
 }
 
 type class struct {
@@ -44,7 +45,7 @@ type class struct {
 func NewStore(settings compile.Settings, snap *registry.Snapshot, metrics *Metrics, log *slog.Logger) *Store {
 	return &Store{
 		settings: settings, metrics: metrics, log: log, snap: snap,
-		cache: map[key]*deltaxds.Resource{}, classes: map[string]*class{}, pods: map[string]*registry.Pod{},
+		everyone: map[string][]string{}, cache: map[key]*deltaxds.Resource{}, classes: map[string]*class{}, pods: map[string]*registry.Pod{},
 		clients: map[*client]bool{}, arrived: make(chan struct{}),
 	}
 }
@@ -56,6 +57,7 @@ func (s *Store) Apply(snap *registry.Snapshot, changes []registry.Change) {
 	}
 	s.mu.Lock()
 	s.snap = snap
+	clear(s.everyone)
 	d := dirt{}
 	effects := compile.EffectsOf(snap, s.settings, changes)
 	s.shared(effects, d)
