@@ -71,12 +71,15 @@ demo-down: cluster-down
 endif
 
 ##@ Checking
-.PHONY: check fmt-check vet lint test e2e
-check: fmt-check vet lint proto-check test e2e ## everything that a change must pass
+.PHONY: check fmt-check tidy-check vet lint test e2e
+check: fmt-check tidy-check vet lint proto-check test e2e ## everything that a change must pass
 	@echo "check: all passed"
 
 fmt-check:
 	@unformatted=$$(gofmt -l $(MODULES)); if [ -n "$$unformatted" ]; then echo "gofmt -w these:" >&2; echo "$$unformatted" >&2; exit 1; fi
+
+tidy-check:
+	@for m in $(MODULES) tools/cluster; do GOWORK=off go -C $$m mod tidy -diff >/dev/null || { echo "go mod tidy in $$m" >&2; exit 1; }; done
 
 vet: generate
 	go vet $(addsuffix /...,$(addprefix ./,$(MODULES)))
