@@ -47,7 +47,7 @@ func HTTPListener(port uint32) *listener.Listener {
 
 // ServiceListener takes the connections to one address of a service that does not speak HTTP, or may not.
 func ServiceListener(ip string, p *compile.ServicePort) *listener.Listener {
-	tcp := tcpProxy(forward(p.Cluster(), p.Cluster(), outboundTCPLogs()))
+	tcp := tcpProxy(forward(p.Cluster(), p.Cluster(), outboundTCPLogs(p)))
 	if p.Protocol != registry.Auto {
 		return outbound(ip, p.Number, &listener.FilterChain{Name: "tcp", Filters: []*listener.Filter{tcp}})
 	}
@@ -107,8 +107,9 @@ func refusedServer() *accesslog.AccessLog {
 	return auditHTTP(when(failedUpstream), outboundTags("http"))
 }
 
-func outboundTCPLogs() []*accesslog.AccessLog {
-	return append([]*accesslog.AccessLog{auditTCP(atEnd(when(failedUpstream)), outboundTags("tcp"))}, connectionMetrics(sourceReport())...)
+func outboundTCPLogs(p *compile.ServicePort) []*accesslog.AccessLog {
+	return append([]*accesslog.AccessLog{auditTCP(atEnd(when(failedUpstream)), outboundTags("tcp"))},
+		connectionMetrics(ofService(sourceReport(), p))...)
 }
 
 // opaque tells the server's proxy, by the ALPN of the connection, that these bytes are not HTTP.

@@ -15,7 +15,8 @@ import (
 )
 
 // Environment variables of a proxy that say what it stands for. They are in its environment, not in its configuration, so
-// that every proxy can share one outbound configuration. Injection sets them.
+// that every proxy can share one outbound configuration. Injection sets them, to something but for the cluster's name, which
+// is what the mesh's settings say.
 const (
 	EnvWorkload  = "BULWARK_WORKLOAD"
 	EnvNamespace = "BULWARK_NAMESPACE"
@@ -33,7 +34,7 @@ const MaxSeries = 2000
 // label is a label of Istio's standard metrics; its value is a format string of Envoy.
 type label struct {
 	name, format string
-	mayMiss      bool // an empty value is written as "unknown"
+	mayMiss      bool // an empty value is written as "unknown", which takes 260 bytes of configuration
 }
 
 func env(name string) string { return "%ENVIRONMENT(" + name + ")%" }
@@ -46,10 +47,10 @@ func ofHost(key string) string { return "%UPSTREAM_METADATA(" + metadataKey + ":
 func sourceReport() []label {
 	return []label{
 		{"reporter", "source", false},
-		{"source_workload", env(EnvWorkload), true}, {"source_workload_namespace", env(EnvNamespace), true},
-		{"source_canonical_service", env(EnvCanonical), true}, {"source_canonical_revision", env(EnvRevision), true},
-		{"source_app", env(EnvCanonical), true}, {"source_version", env(EnvRevision), true},
-		{"source_principal", env(EnvPrincipal), true}, {"source_cluster", env(EnvCluster), true},
+		{"source_workload", env(EnvWorkload), false}, {"source_workload_namespace", env(EnvNamespace), false},
+		{"source_canonical_service", env(EnvCanonical), false}, {"source_canonical_revision", env(EnvRevision), false},
+		{"source_app", env(EnvCanonical), false}, {"source_version", env(EnvRevision), false},
+		{"source_principal", env(EnvPrincipal), false}, {"source_cluster", env(EnvCluster), true},
 		{"destination_service", ofCluster("service"), true}, {"destination_service_name", ofCluster("name"), true},
 		{"destination_service_namespace", ofCluster("namespace"), true},
 		{"destination_workload", ofHost("workload"), true}, {"destination_workload_namespace", ofHost("namespace"), true},
@@ -60,6 +61,18 @@ func sourceReport() []label {
 		{"connection_security_policy", unknown, false},
 		{"response_flags", "%RESPONSE_FLAGS%", false},
 	}
+}
+
+// ofService fills in what is known of the server where connections go to one service.
+func ofService(labels []label, p *compile.ServicePort) []label {
+	known := map[string]string{"destination_service": p.Host, "destination_service_name": p.Service.Name,
+		"destination_service_namespace": p.Service.Namespace}
+	for i, l := range labels {
+		if value, ok := known[l.name]; ok {
+			labels[i] = label{l.name, value, false}
+		}
+	}
+	return labels
 }
 
 // destinationReport are the labels of a server's proxy. Of the client it knows the verified identity alone; Mixer joins the rest.
@@ -80,9 +93,9 @@ func destinationReport(w *compile.Workload, p compile.InboundPort, mutual bool) 
 		principal, {"source_cluster", env(EnvCluster), true},
 		{"destination_service", service, false}, {"destination_service_name", name, false},
 		{"destination_service_namespace", w.Class.Namespace, false},
-		{"destination_workload", env(EnvWorkload), true}, {"destination_workload_namespace", w.Class.Namespace, false},
-		{"destination_canonical_service", env(EnvCanonical), true}, {"destination_canonical_revision", env(EnvRevision), true},
-		{"destination_app", env(EnvCanonical), true}, {"destination_version", env(EnvRevision), true},
+		{"destination_workload", env(EnvWorkload), false}, {"destination_workload_namespace", w.Class.Namespace, false},
+		{"destination_canonical_service", env(EnvCanonical), false}, {"destination_canonical_revision", env(EnvRevision), false},
+		{"destination_app", env(EnvCanonical), false}, {"destination_version", env(EnvRevision), false},
 		{"destination_principal", w.Identity, false}, {"destination_cluster", env(EnvCluster), true},
 		{"connection_security_policy", security, false},
 		{"response_flags", "%RESPONSE_FLAGS%", false},
