@@ -2,13 +2,11 @@ package als
 
 import (
 	"fmt"
-	"net"
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	data "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
@@ -17,81 +15,90 @@ import (
 // maxText bounds every string that a client of the workload chose.
 const maxText = 4 << 10
 
-// httpEvent reads an HTTP entry by what Pilot's configuration of the log promises.
-func httpEvent(entry *data.HTTPAccessLogEntry) *telemetryv1.Event {
-	common, req, resp := entry.GetCommonProperties(), entry.GetRequest(), entry.GetResponse()
-	e := commonEvent(common)
-	e.Protocol = httpVersion(entry.GetProtocolVersion())
-	e.Method = req.GetRequestMethod().String()
-	if req.GetRequestMethod() == core.RequestMethod_METHOD_UNSPECIFIED {
-		e.Method = ""
+// record is one entry of the log.
+type record struct {
+	time time.Time
+	text map[string]string
+}
+
+// get returns an attribute, or nothing for what Envoy did not know.
+func (r record) get(name string) string {
+	if v := r.text[name]; v != "-" {
+		return clip(v)
 	}
-	e.Path, e.Authority, e.RequestId = clip(req.GetPath()), clip(req.GetAuthority()), clip(req.GetRequestId())
-	e.ResponseCode = resp.GetResponseCode().GetValue()
-	decide(e, common, resp.GetResponseCodeDetails())
-	return e
+	return ""
 }
 
-// tcpEvent reads an entry about a connection.
-func tcpEvent(entry *data.TCPAccessLogEntry) *telemetryv1.Event {
-	common := entry.GetCommonProperties()
-	e := commonEvent(common)
-	e.Protocol = "TCP"
-	decide(e, common, common.GetConnectionTerminationDetails())
-	return e
-}
+func (r record) tag(name string) string { return r.get("bulwark." + name) }
 
-func commonEvent(c *data.AccessLogCommon) *telemetryv1.Event {
+// event reads an entry by what Pilot's configuration of the log promises.
+func (r record) event() *telemetryv1.Event {
 	e := &telemetryv1.Event{
-		Time:               c.GetStartTime(),
+		Time:               timestamppb.New(r.time),
 		Reporter:           telemetryv1.Reporter_REPORTER_DESTINATION,
-		SourceAddress:      address(c.GetDownstreamDirectRemoteAddress()),
-		DestinationAddress: address(c.GetDownstreamLocalAddress()),
-		DestinationService: clip(tag(c, "destination_service")),
-		TlsVersion:         tag(c, "tls_version"),
-		ResponseFlags:      flags(c.GetResponseFlags()),
+		SourceAddress:      r.get("source_address"),
+		DestinationAddress: r.get("local_address"),
+		DestinationService: r.tag("destination_service"),
+		TlsVersion:         r.tag("tls_version"),
+		ResponseFlags:      r.get("response_flags"),
+		Protocol:           "TCP",
 	}
-	if e.Time == nil {
+	if r.time.IsZero() {
 		e.Time = timestamppb.Now()
 	}
-	if tag(c, "direction") == "outbound" {
+	if r.tag("direction") == "outbound" {
 		e.Reporter = telemetryv1.Reporter_REPORTER_SOURCE
-		e.DestinationIdentity = clip(tag(c, "destination_principal"))
-		if server := address(c.GetUpstreamRemoteAddress()); server != "" {
+		e.DestinationIdentity = r.tag("destination_principal")
+		if server := r.get("upstream_address"); server != "" {
 			e.DestinationAddress = server // whoever was behind the service's address
 		}
 	} else {
-		e.SourceIdentity = clip(tag(c, "source_principal"))
+		e.SourceIdentity = r.tag("source_principal")
 	}
+	details := r.get("termination_details")
+	if r.tag("kind") == "http" {
+		e.Protocol, e.Method, e.Path, e.Authority = r.get("protocol"), r.get("method"), r.get("path"), r.get("authority")
+		e.RequestId, e.ResponseCode = r.get("request_id"), number(r.get("response_code"))
+		details = r.get("response_code_details")
+	}
+	decide(e, r, details)
 	return e
+}
+
+func number(s string) uint32 {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil {
+		return 0 // there was no response
+	}
+	return uint32(n)
 }
 
 // matched finds the rule in what Envoy's RBAC says of a refusal.
 var matched = regexp.MustCompile(`^rbac_access_denied_matched_policy\[(.*)\]`)
 
 // decide fills in the verdict, who decided, and why.
-func decide(e *telemetryv1.Event, c *data.AccessLogCommon, details string) {
+func decide(e *telemetryv1.Event, r record, details string) {
 	if m := matched.FindStringSubmatch(details); m != nil {
 		e.Verdict = telemetryv1.Verdict_VERDICT_DENIED
 		if m[1] == "none" {
 			e.Reason = "no ALLOW policy matched"
 			return
 		}
-		e.Policy = Policy(firstOf(tag(c, "deny_policy"), m[1]))
+		e.Policy = Policy(firstOf(r.tag("deny_policy"), m[1]))
 		e.Reason = "a DENY policy matched"
 		return
 	}
-	upstream, downstream := c.GetUpstreamTransportFailureReason(), c.GetDownstreamTransportFailureReason()
+	upstream, downstream := r.get("upstream_failure"), r.get("downstream_failure")
 	switch {
-	case tag(c, "direction") == "outbound" && upstream != "":
+	case r.tag("direction") == "outbound" && upstream != "":
 		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, clip("server's identity or certificate refused: "+upstream)
 	case downstream != "":
 		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, clip("TLS handshake failed: "+downstream)
-	case tag(c, "kind") == "refused":
+	case r.tag("kind") == "refused":
 		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, "no mutual TLS where it is required"
 	default:
 		e.Verdict = telemetryv1.Verdict_VERDICT_ALLOWED
-		e.Policy = Policy(tag(c, "allow_policy"))
+		e.Policy = Policy(r.tag("allow_policy"))
 	}
 }
 
@@ -115,65 +122,10 @@ func firstOf(texts ...string) string {
 	return ""
 }
 
-func tag(c *data.AccessLogCommon, name string) string {
-	if v := c.GetCustomTags()["bulwark."+name]; v != "-" {
-		return v
-	}
-	return ""
-}
-
-func address(a *core.Address) string {
-	s := a.GetSocketAddress()
-	if s == nil {
-		return ""
-	}
-	return net.JoinHostPort(s.GetAddress(), strconv.FormatUint(uint64(s.GetPortValue()), 10))
-}
-
-func httpVersion(v data.HTTPAccessLogEntry_HTTPVersion) string {
-	switch v {
-	case data.HTTPAccessLogEntry_HTTP10:
-		return "HTTP/1.0"
-	case data.HTTPAccessLogEntry_HTTP11:
-		return "HTTP/1.1"
-	case data.HTTPAccessLogEntry_HTTP2:
-		return "HTTP/2"
-	case data.HTTPAccessLogEntry_HTTP3:
-		return "HTTP/3"
-	}
-	return ""
-}
-
 // clip shortens what a client could have made as long as it liked, and drops what is no UTF-8 (protobuf would refuse it).
 func clip(s string) string {
 	if len(s) > maxText {
 		s = s[:maxText]
 	}
 	return strings.ToValidUTF8(s, "\uFFFD")
-}
-
-// flags writes Envoy's response flags in their short form.
-func flags(f *data.ResponseFlags) string {
-	if f == nil {
-		return ""
-	}
-	var out []string
-	for _, x := range []struct {
-		set  bool
-		name string
-	}{
-		{f.GetFailedLocalHealthcheck(), "LH"}, {f.GetNoHealthyUpstream(), "UH"}, {f.GetUpstreamRequestTimeout(), "UT"},
-		{f.GetLocalReset(), "LR"}, {f.GetUpstreamRemoteReset(), "UR"}, {f.GetUpstreamConnectionFailure(), "UF"},
-		{f.GetUpstreamConnectionTermination(), "UC"}, {f.GetUpstreamOverflow(), "UO"}, {f.GetNoRouteFound(), "NR"},
-		{f.GetDelayInjected(), "DI"}, {f.GetFaultInjected(), "FI"}, {f.GetRateLimited(), "RL"}, {f.GetUnauthorizedDetails() != nil, "UAEX"},
-		{f.GetRateLimitServiceError(), "RLSE"}, {f.GetDownstreamConnectionTermination(), "DC"}, {f.GetUpstreamRetryLimitExceeded(), "URX"},
-		{f.GetStreamIdleTimeout(), "SI"}, {f.GetInvalidEnvoyRequestHeaders(), "IH"}, {f.GetDownstreamProtocolError(), "DPE"},
-		{f.GetUpstreamProtocolError(), "UPE"}, {f.GetNoClusterFound(), "NC"}, {f.GetNoFilterConfigFound(), "NFCF"},
-		{f.GetDurationTimeout(), "DT"}, {f.GetOverloadManager(), "OM"}, {f.GetDnsResolutionFailure(), "DF"},
-	} {
-		if x.set {
-			out = append(out, x.name)
-		}
-	}
-	return strings.Join(out, ",")
 }

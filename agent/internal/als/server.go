@@ -3,13 +3,12 @@ package als
 
 import (
 	"context"
-	"errors"
-	"io"
-	"log/slog"
 
-	alsservice "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
@@ -21,22 +20,20 @@ type Sink interface {
 }
 
 type server struct {
-	alsservice.UnimplementedAccessLogServiceServer
 	observer *telemetryv1.Workload
 	sink     Sink
 	received prometheus.Counter
 	dropped  prometheus.Counter
-	log      *slog.Logger
 }
 
 // Attach adds the access log service to a pod's socket. Who an event's observer is comes from the socket, not from what
 // the proxy says of itself.
-func Attach(sink Sink, node string, reg prometheus.Registerer, log *slog.Logger) func(*identity.Identity, grpc.ServiceRegistrar) func(context.Context) {
+func Attach(sink Sink, node string, reg prometheus.Registerer) func(*identity.Identity, grpc.ServiceRegistrar) func(context.Context) {
 	received := prometheus.NewCounter(prometheus.CounterOpts{Name: "bulwark_agent_audit_events_total", Help: "Audit events received from proxies."})
 	dropped := prometheus.NewCounter(prometheus.CounterOpts{Name: "bulwark_agent_audit_events_dropped_total", Help: "Audit events that could not be spooled."})
 	reg.MustRegister(received, dropped)
 	return func(p *identity.Identity, s grpc.ServiceRegistrar) func(context.Context) {
-		alsservice.RegisterAccessLogServiceServer(s, &server{observer: Observer(p, node), sink: sink, received: received, dropped: dropped, log: log})
+		s.RegisterService(&logs, &server{observer: Observer(p, node), sink: sink, received: received, dropped: dropped})
 		return nil
 	}
 }
@@ -49,23 +46,17 @@ func Observer(p *identity.Identity, node string) *telemetryv1.Workload {
 	}
 }
 
-// StreamAccessLogs implements AccessLogService.
-func (s *server) StreamAccessLogs(rpc alsservice.AccessLogService_StreamAccessLogsServer) error {
-	for {
-		msg, err := rpc.Recv()
-		if errors.Is(err, io.EOF) {
-			return rpc.SendAndClose(&alsservice.StreamAccessLogsResponse{})
-		}
-		if err != nil {
-			return err
-		}
-		for _, entry := range msg.GetHttpLogs().GetLogEntry() {
-			s.keep(httpEvent(entry))
-		}
-		for _, entry := range msg.GetTcpLogs().GetLogEntry() {
-			s.keep(tcpEvent(entry))
-		}
+// export spools a batch before it answers. Envoy repeats a batch whose answer it did not get, so that an entry comes at
+// least once. That it is spooled, not synced, is enough: a node that goes down takes its proxies' buffers along as well.
+func (s *server) export(request []byte) (*emptypb.Empty, error) {
+	batch, err := records(request)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	for _, r := range batch {
+		s.keep(r.event())
+	}
+	return &emptypb.Empty{}, nil
 }
 
 func (s *server) keep(e *telemetryv1.Event) {

@@ -82,7 +82,7 @@ func Run(ctx context.Context, s Settings) (err error) {
 		sds.Attach(source.Bundle, log),
 		relay.Attach(relay.Config{Pilot: s.Pilot, TrustDomain: s.TrustDomain, Bundle: source.Bundle, Clock: clock.RealClock{}, Log: log}),
 		workloadapi.Attach(source.Bundle),
-		als.Attach(events, s.NodeName, registry, log),
+		als.Attach(events, s.NodeName, registry),
 		counters.Attach)
 	if err != nil {
 		return err

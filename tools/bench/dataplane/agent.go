@@ -14,11 +14,11 @@ import (
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
-	als "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	metrics "github.com/envoyproxy/go-control-plane/envoy/service/metrics/v3"
 	secret "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	logs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	"google.golang.org/grpc"
 
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
@@ -31,7 +31,7 @@ import (
 type agent struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
 	secret.UnimplementedSecretDiscoveryServiceServer
-	als.UnimplementedAccessLogServiceServer
+	logs.UnimplementedLogsServiceServer
 	metrics.UnimplementedMetricsServiceServer
 	resources
 	Metrics atomic.Int64 // messages of metrics taken
@@ -54,7 +54,7 @@ func startAgent(socket string, r resources, authority *ca.CA, svid *x509svid.SVI
 	}
 	discovery.RegisterAggregatedDiscoveryServiceServer(a.server, a)
 	secret.RegisterSecretDiscoveryServiceServer(a.server, a)
-	als.RegisterAccessLogServiceServer(a.server, a)
+	logs.RegisterLogsServiceServer(a.server, a)
 	metrics.RegisterMetricsServiceServer(a.server, a)
 	go func() { _ = a.server.Serve(l) }() // ends with stop
 	return a, nil
@@ -114,13 +114,9 @@ func (a *agent) DeltaSecrets(rpc secret.SecretDiscoveryService_DeltaSecretsServe
 	return deltaxds.NewStream(a.resources).Serve(rpc, nil)
 }
 
-// StreamAccessLogs implements AccessLogService.
-func (a *agent) StreamAccessLogs(rpc als.AccessLogService_StreamAccessLogsServer) error {
-	for {
-		if _, err := rpc.Recv(); err != nil {
-			return ended(rpc.Context(), err)
-		}
-	}
+// Export implements LogsService.
+func (a *agent) Export(context.Context, *logs.ExportLogsServiceRequest) (*logs.ExportLogsServiceResponse, error) {
+	return &logs.ExportLogsServiceResponse{}, nil
 }
 
 // StreamMetrics implements MetricsService.
