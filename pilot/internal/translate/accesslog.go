@@ -7,9 +7,10 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	data "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	cel "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
-	als "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
+	otel "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	tracing "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
+	otlp "go.opentelemetry.io/proto/otlp/common/v1"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
@@ -57,21 +58,47 @@ func outboundTags(kind string) []*tracing.CustomTag {
 		"destination_service", "%CLUSTER_METADATA("+metadataKey+":service)%", "destination_port", "%DOWNSTREAM_LOCAL_PORT%")
 }
 
-func grpcLog(custom []*tracing.CustomTag) *als.CommonGrpcAccessLogConfig {
-	return &als.CommonGrpcAccessLogConfig{
-		LogName: "audit", GrpcService: agentService(), TransportApiVersion: core.ApiVersion_V3,
-		BufferFlushInterval: seconds(0.2), BufferSizeBytes: u32(16 << 10), CustomTags: custom,
+// attributes are what an entry says beside its tags. A client chooses some of these, and a batch that outgrows Envoy's
+// buffer for retries is not sent again: hence the limits.
+func attributes(custom []*tracing.CustomTag) *otlp.KeyValueList {
+	out := &otlp.KeyValueList{}
+	add := func(key, format string) {
+		out.Values = append(out.Values, &otlp.KeyValue{Key: key, Value: &otlp.AnyValue{Value: &otlp.AnyValue_StringValue{StringValue: format}}})
 	}
+	add("source_address", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%")
+	add("local_address", "%DOWNSTREAM_LOCAL_ADDRESS%")
+	add("upstream_address", "%UPSTREAM_HOST%") // which is known also where the handshake failed
+	add("protocol", "%PROTOCOL%")
+	add("method", "%REQ(:METHOD):256%")
+	add("path", "%REQ(:PATH):4096%")
+	add("authority", "%REQ(:AUTHORITY):4096%")
+	add("request_id", "%REQ(X-REQUEST-ID):256%")
+	add("response_code", "%RESPONSE_CODE%")
+	add("response_code_details", "%RESPONSE_CODE_DETAILS%")
+	add("response_flags", "%RESPONSE_FLAGS%")
+	add("termination_details", "%CONNECTION_TERMINATION_DETAILS%")
+	add("upstream_failure", "%UPSTREAM_TRANSPORT_FAILURE_REASON%")
+	add("downstream_failure", "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%")
+	for _, t := range custom {
+		add(t.GetTag(), t.GetValue())
+	}
+	return out
 }
 
-func auditHTTP(filter *accesslog.AccessLogFilter, custom []*tracing.CustomTag) *accesslog.AccessLog {
-	return &accesslog.AccessLog{Name: "envoy.access_loggers.http_grpc", Filter: filter,
-		ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: typed(&als.HttpGrpcAccessLogConfig{CommonConfig: grpcLog(custom)})}}
-}
-
-func auditTCP(filter *accesslog.AccessLogFilter, custom []*tracing.CustomTag) *accesslog.AccessLog {
-	return &accesslog.AccessLog{Name: "envoy.access_loggers.tcp_grpc", Filter: filter,
-		ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: typed(&als.TcpGrpcAccessLogConfig{CommonConfig: grpcLog(custom)})}}
+// audit sends entries in calls of their own, which Envoy repeats while the agent is away. It does not repeat what it wrote
+// to a stream, which the loggers http_grpc and tcp_grpc do.
+func audit(filter *accesslog.AccessLogFilter, custom []*tracing.CustomTag) *accesslog.AccessLog {
+	to := agentService()
+	to.RetryPolicy = &core.RetryPolicy{
+		RetryOn:      "connect-failure,refused-stream,reset,cancelled,unavailable",
+		NumRetries:   u32(120), // with the pauses, about two minutes
+		RetryBackOff: &core.BackoffStrategy{BaseInterval: seconds(0.1), MaxInterval: seconds(2)},
+	}
+	return &accesslog.AccessLog{Name: "envoy.access_loggers.open_telemetry", Filter: filter,
+		ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: typed(&otel.OpenTelemetryAccessLogConfig{
+			LogName: "audit", GrpcService: to, DisableBuiltinLabels: true,
+			BufferFlushInterval: seconds(0.2), BufferSizeBytes: u32(16 << 10), Attributes: attributes(custom),
+		})}}
 }
 
 // audited passes what an AUDIT policy selected.

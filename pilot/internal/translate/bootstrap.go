@@ -51,6 +51,9 @@ func agentCluster() *cluster.Cluster {
 	pipe := &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: path.Join(mesh.IdentityMountPath, mesh.AgentSocket)}}}
 	return &cluster.Cluster{
 		Name: mesh.AgentClusterName, ConnectTimeout: seconds(5), ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
+		// Every batch of the audit log that waits for the agent is a retry of up to 16 KB or so, held in memory; more are lost.
+		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
+			MaxRetries: u32(2048), MaxRequests: u32(8192), MaxPendingRequests: u32(8192)}}},
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpOptions: typed(explicitHTTP2())},
 		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: mesh.AgentClusterName, Endpoints: []*endpoint.LocalityLbEndpoints{{
 			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: pipe}}}}}}},

@@ -29,7 +29,7 @@ func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listen
 			listenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{}),
 			listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspector.TlsInspector{}),
 		},
-		AccessLog: []*accesslog.AccessLog{auditTCP(when(refusedInbound), inboundTags("refused", 0))},
+		AccessLog: []*accesslog.AccessLog{audit(when(refusedInbound), inboundTags("refused", 0))},
 	}
 	c := chains{set, w}
 	var declared []uint32
@@ -149,12 +149,12 @@ func (c chains) chain(p compile.InboundPort, kind string, m *listener.FilterChai
 	}
 	labels := destinationReport(c.w, p, mutual)
 	if http {
-		logs := []*accesslog.AccessLog{auditHTTP(either(audited(), when(deniedRequest)), inboundTags("http", p.Number)), requestMetrics(labels)}
+		logs := []*accesslog.AccessLog{audit(either(audited(), when(deniedRequest)), inboundTags("http", p.Number)), requestMetrics(labels)}
 		manager := connectionManager("inbound_"+name, httpAuthorizationFilters(), logs)
 		out.Filters = []*listener.Filter{httpManager(normalized(withRoutes(manager, InboundRoutes(p.Number))))}
 		return out
 	}
-	logs := append([]*accesslog.AccessLog{auditTCP(atEnd(either(audited(), when(deniedConnection))), inboundTags("tcp", p.Number))}, connectionMetrics(labels)...)
+	logs := append([]*accesslog.AccessLog{audit(atEnd(either(audited(), when(deniedConnection))), inboundTags("tcp", p.Number))}, connectionMetrics(labels)...)
 	proxy := forward(name, "inbound_"+name, logs)
 	switch {
 	case mutual && (p.ServerFirst || !enforced(c.w.Policies)):

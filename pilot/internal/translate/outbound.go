@@ -104,11 +104,11 @@ func oneServiceHTTP(p *compile.ServicePort) *listener.Filter {
 
 // refusedServer audits a server that is not one of the service's identities, also when another one answers in the end.
 func refusedServer() *accesslog.AccessLog {
-	return auditHTTP(when(failedUpstream), outboundTags("http"))
+	return audit(when(failedUpstream), outboundTags("http"))
 }
 
 func outboundTCPLogs(p *compile.ServicePort) []*accesslog.AccessLog {
-	return append([]*accesslog.AccessLog{auditTCP(atEnd(when(failedUpstream)), outboundTags("tcp"))},
+	return append([]*accesslog.AccessLog{audit(atEnd(when(failedUpstream)), outboundTags("tcp"))},
 		connectionMetrics(ofService(sourceReport(), p))...)
 }
 
