@@ -154,13 +154,13 @@ func (s *Scene) mixerAway(ctx context.Context, away time.Duration) (int, error) 
 	if load.Outcomes["200"] != load.Requests || load.Requests == 0 {
 		return 0, fmt.Errorf("with Mixer away, outcomes %v of %d requests: %v", load.Outcomes, load.Requests, load.Errors)
 	}
-	_, err = s.AuditedPaths(ctx, mark, load.Requests)
+	_, err = s.AuditedPaths(ctx, mark, load.Requests, 1)
 	return load.Requests, err
 }
 
-// AuditedPaths waits until each of so many requests, whose paths differ after a prefix, is in the trail once. It returns
-// how many are.
-func (s *Scene) AuditedPaths(ctx context.Context, prefix string, requests int) (int, error) {
+// AuditedPaths waits until each of so many requests, whose paths differ after a prefix, is in the trail, at most so many
+// times each. It returns how many are.
+func (s *Scene) AuditedPaths(ctx context.Context, prefix string, requests, times int) (int, error) {
 	began := time.Now().Add(-5 * time.Minute)
 	count := 0
 	err := lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
@@ -172,7 +172,7 @@ func (s *Scene) AuditedPaths(ctx context.Context, prefix string, requests int) (
 		for _, e := range events {
 			if e.Reporter == "REPORTER_DESTINATION" && strings.HasPrefix(e.Path, prefix) {
 				seen[e.Path]++
-				if seen[e.Path] > 1 {
+				if seen[e.Path] > times {
 					return lab.Stop(fmt.Errorf("the event of %s is there %d times", e.Path, seen[e.Path]))
 				}
 			}
