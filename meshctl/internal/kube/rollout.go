@@ -28,7 +28,8 @@ func (c *Client) Rollout(ctx context.Context, kind, name string) (missing string
 		generation, observed = d.Generation, d.Status.ObservedGeneration
 		updated, ready = d.Status.UpdatedReplicas, min(d.Status.ReadyReplicas, d.Status.AvailableReplicas)
 		if d.Status.Replicas > updated {
-			return fmt.Sprintf("%s: old pods are still running", name), nil
+			reason, err := c.whyNotReady(ctx, strings.TrimPrefix(name, "bulwark-"))
+			return fmt.Sprintf("%s: old pods are still running%s", name, reason), err
 		}
 	case "DaemonSet":
 		d, err := c.AppsV1().DaemonSets(mesh.Namespace).Get(ctx, name, metav1.GetOptions{})
