@@ -63,11 +63,9 @@ const (
 const (
 	SecretsLabel         = "bulwark.dev/secrets"   // on a namespace; "disabled" opts out of workload Secrets
 	InjectionLabel       = "bulwark.dev/injection" // on a namespace; "enabled"
-	IdentityLabel        = "bulwark.dev/identity"  // on a namespace or pod; "agent" or "secret"
 	ProbesAnnotation     = "bulwark.dev/probes"    // on a pod: its original probes as JSON, written by injection
 	PartOfLabel          = "app.kubernetes.io/part-of"
 	PartOfValue          = "bulwark"
-	ManagedByLabel       = "app.kubernetes.io/managed-by"
 	ProxyContainer       = "istio-proxy"
 	RedirectContainer    = "bulwark-init"
 	IdentityVolume       = "bulwark-identity"

@@ -109,9 +109,7 @@ func Run(ctx context.Context, s Settings) error {
 		}
 		return serve(ctx, s, log, registry, client, identity, trail)
 	})
-	if err := group.Wait(); err != nil && ctx.Err() == nil {
-		return err
-	} else if err != nil && !errors.Is(err, context.Canceled) {
+	if err := group.Wait(); !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
