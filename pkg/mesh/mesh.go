@@ -57,6 +57,10 @@ const (
 	CACertKey         = "ca-cert.pem"
 	CAKeyKey          = "ca-key.pem"
 	TrustBundleConfig = "bulwark-trust-bundle"
+	BundleKey         = "bundle.json"            // in the trust bundle's ConfigMap beside RootCertKey: the SPIFFE bundle
+	PluggedCASecret   = "cacerts"                // an operator's own CA, as Istio has it
+	RevocationsConfig = "bulwark-revocations"    // identities and certificates that are denied
+	CitadelLeader     = "bulwark-citadel-leader" // Service of the Citadel that holds the Lease
 )
 
 // Labels and annotations.

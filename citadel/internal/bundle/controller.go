@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -29,14 +30,14 @@ const writeTimeout = 15 * time.Second
 // Controller publishes while its Run lasts; it may be run again.
 type Controller struct {
 	client  kubernetes.Interface
-	bundle  []byte
+	trust   *ca.Keeper
 	log     *slog.Logger
 	written *prometheus.CounterVec
 }
 
-// New returns a controller that publishes the bundle; its metrics go to the registerer.
-func New(client kubernetes.Interface, bundle []byte, reg prometheus.Registerer, log *slog.Logger) *Controller {
-	c := &Controller{client: client, bundle: bundle, log: log,
+// New returns a controller that publishes the trust bundle; its metrics go to the registerer.
+func New(client kubernetes.Interface, trust *ca.Keeper, reg prometheus.Registerer, log *slog.Logger) *Controller {
+	c := &Controller{client: client, trust: trust, log: log,
 		written: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_citadel_bundles_written_total", Help: "Writes of the trust bundle, by kind of object."}, []string{"kind"})}
 	reg.MustRegister(c.written)
 	return c
@@ -165,7 +166,7 @@ func (s *session) sync(ctx context.Context, t task) error {
 	if err != nil && !apierrors.IsNotFound(err) {
 		return err
 	}
-	if err == nil && existing.Data[mesh.RootCertKey] == string(s.bundle) {
+	if err == nil && existing.Data[mesh.RootCertKey] == string(s.trust.Current().RootsPEM) {
 		return nil
 	}
 	return s.Publish(ctx, t.name)
@@ -177,7 +178,7 @@ func (c *Controller) Publish(ctx context.Context, namespace string) error {
 	configMaps := c.client.CoreV1().ConfigMaps(namespace)
 	want := &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Name: mesh.TrustBundleConfig, Namespace: namespace, Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue}},
-		Data:       map[string]string{mesh.RootCertKey: string(c.bundle)},
+		Data:       map[string]string{mesh.RootCertKey: string(c.trust.Current().RootsPEM)},
 	}
 	_, err := configMaps.Create(ctx, want, metav1.CreateOptions{FieldManager: mesh.FieldManager})
 	if apierrors.IsAlreadyExists(err) {

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -26,7 +27,7 @@ var roots = []byte("the roots")
 
 func start(t *testing.T, client *fake.Clientset) {
 	t.Helper()
-	c := New(client, roots, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil)))
+	c := New(client, ca.NewKeeper(&ca.State{RootsPEM: roots}), prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil)))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- c.Run(ctx) }()

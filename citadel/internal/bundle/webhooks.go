@@ -54,10 +54,11 @@ func (s *session) syncMutating(ctx context.Context, name string) error {
 
 // setBundle gives the API server the roots to verify Pilot's webhook service with, and reports whether that is a change.
 func (s *session) setBundle(c *admissionv1.WebhookClientConfig) bool {
-	if c.Service == nil || bytes.Equal(c.CABundle, s.bundle) {
+	roots := s.trust.Current().RootsPEM
+	if c.Service == nil || bytes.Equal(c.CABundle, roots) {
 		return false
 	}
-	c.CABundle = s.bundle
+	c.CABundle = roots
 	return true
 }
 

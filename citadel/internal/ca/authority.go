@@ -78,6 +78,9 @@ func (a *Authority) check() error {
 	if !a.cert.IsCA || a.cert.KeyUsage&x509.KeyUsageCertSign == 0 {
 		return errors.New("CA certificate may not sign certificates (it needs CA:TRUE and keyCertSign)")
 	}
+	if len(a.cert.SubjectKeyId) == 0 {
+		return errors.New("CA certificate has no subject key identifier (RFC 5280, 4.2.1.2), by which what it signs is told apart")
+	}
 	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
 	for _, c := range a.roots {
 		roots.AddCert(c)
@@ -150,6 +153,11 @@ func (a *Authority) Roots() []*x509.Certificate { return a.roots }
 
 // RootsPEM returns the trust bundle as it is published.
 func (a *Authority) RootsPEM() []byte { return EncodeCerts(a.roots) }
+
+// Signed reports whether a certificate was issued by this key.
+func (a *Authority) Signed(c *x509.Certificate) bool {
+	return len(c.AuthorityKeyId) > 0 && bytes.Equal(c.AuthorityKeyId, a.cert.SubjectKeyId)
+}
 
 // Certificate returns the certificate of the key that signs.
 func (a *Authority) Certificate() *x509.Certificate { return a.cert }

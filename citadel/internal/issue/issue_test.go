@@ -125,7 +125,7 @@ func newService(t *testing.T, c *cluster) (*Service, *testclock.FakePassiveClock
 	if err != nil {
 		t.Fatal(err)
 	}
-	return NewService(authority, &Authorizer{Reviewer: NewReviewer(c.AuthenticationV1().TokenReviews(), clock), Pods: c.CoreV1()},
+	return NewService(ca.NewKeeper(ca.NewState(authority, nil)), &Authorizer{Reviewer: NewReviewer(c.AuthenticationV1().TokenReviews(), clock), Pods: c.CoreV1()},
 		Policy{TrustDomain: "cluster.local", TTL: time.Hour, MaxTTL: 2 * time.Hour, DNSNames: map[string][]string{mesh.PilotAccount: {"bulwark-pilot.bulwark-system.svc"}}},
 		prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil))), clock
 }

@@ -104,7 +104,7 @@ func TestTokensOfARealAPIServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := NewService(authority, &Authorizer{Reviewer: NewReviewer(l.client.AuthenticationV1().TokenReviews(), clock.RealClock{}), Pods: l.client.CoreV1()},
+	s := NewService(ca.NewKeeper(ca.NewState(authority, nil)), &Authorizer{Reviewer: NewReviewer(l.client.AuthenticationV1().TokenReviews(), clock.RealClock{}), Pods: l.client.CoreV1()},
 		Policy{TrustDomain: "cluster.local", TTL: time.Minute, MaxTTL: time.Hour}, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil)))
 	var nodes []string
 	for node := range l.agents {

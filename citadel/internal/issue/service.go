@@ -30,7 +30,7 @@ type Policy struct {
 // Service issues certificates.
 type Service struct {
 	securityapi.UnimplementedIstioCertificateServiceServer
-	authority  *ca.Authority
+	authority  *ca.Keeper
 	authorizer *Authorizer
 	policy     Policy
 	slots      chan struct{}
@@ -45,7 +45,7 @@ type Service struct {
 const concurrent = 64
 
 // NewService returns the service; its metrics go to the registerer.
-func NewService(authority *ca.Authority, authorizer *Authorizer, p Policy, reg prometheus.Registerer, log *slog.Logger) *Service {
+func NewService(authority *ca.Keeper, authorizer *Authorizer, p Policy, reg prometheus.Registerer, log *slog.Logger) *Service {
 	s := &Service{
 		authority: authority, authorizer: authorizer, policy: p, slots: make(chan struct{}, concurrent), log: log,
 		issued:   prometheus.NewCounter(prometheus.CounterOpts{Name: "bulwark_citadel_certificates_issued_total", Help: "Certificates issued to CSRs."}),
@@ -81,7 +81,7 @@ func (s *Service) CreateCertificate(ctx context.Context, req *securityapi.IstioC
 	for _, c := range chain {
 		resp.CertChain = append(resp.CertChain, string(ca.EncodeCerts([]*x509.Certificate{c})))
 	}
-	resp.CertChain = append(resp.CertChain, string(ca.EncodeCerts(s.authority.Roots()[:1])))
+	resp.CertChain = append(resp.CertChain, string(ca.EncodeCerts(s.authority.Current().Signer.Roots()[:1])))
 	return resp, nil
 }
 
@@ -115,5 +115,5 @@ func (s *Service) Issue(id spiffe.ID, key crypto.PublicKey, ttl time.Duration) (
 	if id.Namespace == mesh.Namespace {
 		r.DNSNames = s.policy.DNSNames[id.ServiceAccount]
 	}
-	return s.authority.Issue(r)
+	return s.authority.Current().Signer.Issue(r)
 }

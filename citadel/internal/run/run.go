@@ -94,11 +94,12 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) error {
 	if err != nil {
 		return errors.Join(err, group.Wait())
 	}
+	keeper := ca.NewKeeper(ca.NewState(authority, nil))
 	dns, err := s.dnsNames()
 	if err != nil {
 		return err
 	}
-	service := issue.NewService(authority,
+	service := issue.NewService(keeper,
 		&issue.Authorizer{Reviewer: issue.NewReviewer(k.issue.AuthenticationV1().TokenReviews(), clock.RealClock{}), Pods: k.issue.CoreV1()},
 		issue.Policy{TrustDomain: s.TrustDomain, TTL: s.WorkloadTTL, MaxTTL: max(s.WorkloadTTL, s.MaxWorkloadTTL), DNSNames: dns}, registry, log)
 	self, err := newSelf(service, s.TrustDomain, log)
@@ -111,7 +112,7 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) error {
 	var leading atomic.Bool
 	operator.HandleJSON("GET /v1/ca", describe(authority, &leading))
 	group.Go(func() error { return operator.Serve(ctx, s.OperatorAddress, mtls.ServerWithoutClientCert(self)) })
-	group.Go(func() error { return reconcile(ctx, s, k, authority, registry, log, &leading) })
+	group.Go(func() error { return reconcile(ctx, s, k, keeper, registry, log, &leading) })
 	err = group.Wait()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
@@ -171,14 +172,14 @@ func serveCSR(ctx context.Context, addr string, service *issue.Service, self *se
 }
 
 // reconcile does what only one replica at a time does.
-func reconcile(ctx context.Context, s Settings, k clients, authority *ca.Authority, reg prometheus.Registerer, log *slog.Logger, leading *atomic.Bool) error {
+func reconcile(ctx context.Context, s Settings, k clients, keeper *ca.Keeper, reg prometheus.Registerer, log *slog.Logger, leading *atomic.Bool) error {
 	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: k.lease.EventsV1()})
 	if err := broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
 		return fmt.Errorf("recording events: %w", err)
 	}
 	defer broadcaster.Shutdown()
-	bundles := bundle.New(k.bulk, authority.RootsPEM(), reg, log)
-	workloads := secrets.New(k.bulk, authority, secrets.Config{TrustDomain: s.TrustDomain, TTL: s.SecretTTL, Fraction: s.RotationFraction},
+	bundles := bundle.New(k.bulk, keeper, reg, log)
+	workloads := secrets.New(k.bulk, keeper, secrets.Config{TrustDomain: s.TrustDomain, TTL: s.SecretTTL, Fraction: s.RotationFraction},
 		clock.RealClock{}, broadcaster.NewRecorder(scheme.Scheme, "bulwark-citadel"), reg, log)
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulwark_citadel_leading", Help: "1 on the replica that reconciles."}, func() float64 {
 		if leading.Load() {
@@ -192,7 +193,7 @@ func reconcile(ctx context.Context, s Settings, k clients, authority *ca.Authori
 		}
 		group, ctx := errgroup.WithContext(ctx)
 		group.Go(func() error { return bundles.Run(ctx) })
-		group.Go(func() error { keepCA(ctx, k, authority, log); return nil })
+		group.Go(func() error { keepCA(ctx, k, keeper.Current().Signer, log); return nil })
 		if s.Secrets {
 			group.Go(func() error { return workloads.Run(ctx) })
 		}

@@ -26,7 +26,7 @@ type Config struct {
 }
 
 // build returns a Secret with a new key and certificate for the service account.
-func build(sa *corev1.ServiceAccount, authority *ca.Authority, c Config) (*corev1.Secret, error) {
+func build(sa *corev1.ServiceAccount, state *ca.State, c Config) (*corev1.Secret, error) {
 	id, err := spiffe.New(c.TrustDomain, sa.Namespace, sa.Name)
 	if err != nil {
 		return nil, err
@@ -35,7 +35,7 @@ func build(sa *corev1.ServiceAccount, authority *ca.Authority, c Config) (*corev
 	if err != nil {
 		return nil, fmt.Errorf("making a key for %s: %w", id, err)
 	}
-	chain, err := authority.Issue(ca.Request{ID: id, PublicKey: key.Public(), TTL: c.TTL})
+	chain, err := state.Signer.Issue(ca.Request{ID: id, PublicKey: key.Public(), TTL: c.TTL})
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +53,7 @@ func build(sa *corev1.ServiceAccount, authority *ca.Authority, c Config) (*corev
 		Data: map[string][]byte{
 			mesh.CertChainKey:  ca.EncodeCerts(chain),
 			mesh.PrivateKeyKey: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
-			mesh.RootCertKey:   authority.RootsPEM(),
+			mesh.RootCertKey:   state.RootsPEM,
 		},
 	}, nil
 }
@@ -64,7 +64,7 @@ func owner(sa *corev1.ServiceAccount) metav1.OwnerReference {
 }
 
 // inspect returns when the Secret of the account is due for renewal, or what is wrong with it now.
-func inspect(s *corev1.Secret, sa *corev1.ServiceAccount, authority *ca.Authority, c Config, now time.Time) (time.Time, error) {
+func inspect(s *corev1.Secret, sa *corev1.ServiceAccount, state *ca.State, c Config, now time.Time) (time.Time, error) {
 	switch {
 	case len(s.OwnerReferences) != 1 || s.OwnerReferences[0] != owner(sa):
 		return time.Time{}, errors.New("owner is not the service account")
@@ -72,7 +72,7 @@ func inspect(s *corev1.Secret, sa *corev1.ServiceAccount, authority *ca.Authorit
 		return time.Time{}, errors.New("label is missing")
 	case len(s.Data) != 3:
 		return time.Time{}, fmt.Errorf("has %d entries, not 3", len(s.Data))
-	case !bytes.Equal(s.Data[mesh.RootCertKey], authority.RootsPEM()):
+	case !bytes.Equal(s.Data[mesh.RootCertKey], state.RootsPEM):
 		return time.Time{}, errors.New("trust bundle is not the current one")
 	}
 	pair, err := tls.X509KeyPair(s.Data[mesh.CertChainKey], s.Data[mesh.PrivateKeyKey])
@@ -81,7 +81,7 @@ func inspect(s *corev1.Secret, sa *corev1.ServiceAccount, authority *ca.Authorit
 	}
 	leaf := pair.Leaf
 	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
-	for _, r := range authority.Roots() {
+	for _, r := range state.Roots {
 		roots.AddCert(r)
 	}
 	for _, der := range pair.Certificate[1:] {

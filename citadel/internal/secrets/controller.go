@@ -34,7 +34,7 @@ const Workers = 8
 // it back.
 type Controller struct {
 	client    kubernetes.Interface
-	authority *ca.Authority
+	authority *ca.Keeper
 	config    Config
 	clock     clock.WithTicker
 	events    events.EventRecorder
@@ -44,7 +44,7 @@ type Controller struct {
 }
 
 // New returns a controller; its metrics go to the registerer.
-func New(client kubernetes.Interface, authority *ca.Authority, c Config, cl clock.WithTicker, rec events.EventRecorder, reg prometheus.Registerer, log *slog.Logger) *Controller {
+func New(client kubernetes.Interface, authority *ca.Keeper, c Config, cl clock.WithTicker, rec events.EventRecorder, reg prometheus.Registerer, log *slog.Logger) *Controller {
 	ctl := &Controller{
 		client: client, authority: authority, config: c, clock: cl, events: rec, log: log,
 		written: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_citadel_secrets_written_total", Help: "Workload Secrets written, by reason: created, renewed, repaired or removed."}, []string{"reason"}),

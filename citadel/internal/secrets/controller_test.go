@@ -33,7 +33,7 @@ type world struct {
 	t         *testing.T
 	client    *fake.Clientset
 	clock     *testclock.FakeClock
-	authority *ca.Authority
+	authority *ca.Keeper
 	ctl       *Controller
 	events    *events.FakeRecorder
 	stop      func()
@@ -54,10 +54,11 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	authority, err := ca.New(m, clock)
+	signer, err := ca.New(m, clock)
 	if err != nil {
 		t.Fatal(err)
 	}
+	authority := ca.NewKeeper(ca.NewState(signer, nil))
 	w := &world{t: t, clock: clock, authority: authority, events: events.NewFakeRecorder(100),
 		client: fake.NewClientset(namespace("finance", nil), namespace("quiet", map[string]string{mesh.SecretsLabel: "disabled"}),
 			account("finance", "payroll", "u1"), account("quiet", "default", "u2"))}
@@ -109,7 +110,7 @@ func (w *world) good(ns, name, uid string) bool {
 	if s == nil {
 		return false
 	}
-	_, err := inspect(s, account(ns, name, uid), w.authority, w.ctl.config, w.clock.Now())
+	_, err := inspect(s, account(ns, name, uid), w.authority.Current(), w.ctl.config, w.clock.Now())
 	return err == nil && s.Type == mesh.SecretType
 }
 
@@ -152,7 +153,7 @@ func TestEveryAccountHasASecretExistingAndNew(t *testing.T) {
 func TestDeletedAndDamagedSecretsAreRestored(t *testing.T) {
 	w := newWorld(t)
 	eventually(t, "the first", func() bool { return w.good("finance", "payroll", "u1") })
-	other, err := build(account("finance", "admin", "u9"), w.authority, w.ctl.config)
+	other, err := build(account("finance", "admin", "u9"), w.authority.Current(), w.ctl.config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +165,7 @@ func TestDeletedAndDamagedSecretsAreRestored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := build(account("finance", "payroll", "u1"), foreignCA, w.ctl.config)
+	foreign, err := build(account("finance", "payroll", "u1"), ca.NewState(foreignCA, nil), w.ctl.config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -304,7 +305,7 @@ func TestRenewalsAreSpread(t *testing.T) {
 	issued := w.clock.Now()
 	var early, late int
 	for range 60 {
-		s, err := build(account("finance", "payroll", "u1"), w.authority, w.ctl.config)
+		s, err := build(account("finance", "payroll", "u1"), w.authority.Current(), w.ctl.config)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -53,7 +53,7 @@ func (s *session) sync(ctx context.Context, k key) (time.Time, error) {
 	if existing == nil {
 		return s.create(ctx, k, sa)
 	}
-	due, wrong := inspect(existing, sa, s.authority, s.config, s.clock.Now())
+	due, wrong := inspect(existing, sa, s.authority.Current(), s.config, s.clock.Now())
 	if wrong == nil {
 		return due, nil
 	}
@@ -73,7 +73,7 @@ func (s *session) wanted(namespace string) (bool, error) {
 }
 
 func (s *session) create(ctx context.Context, k key, sa *corev1.ServiceAccount) (time.Time, error) {
-	fresh, err := build(sa, s.authority, s.config)
+	fresh, err := build(sa, s.authority.Current(), s.config)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -109,7 +109,7 @@ func (s *session) nameTaken(ctx context.Context, k key, sa *corev1.ServiceAccoun
 }
 
 func (s *session) rewrite(ctx context.Context, sa *corev1.ServiceAccount, existing *corev1.Secret, why error) (time.Time, error) {
-	fresh, err := build(sa, s.authority, s.config)
+	fresh, err := build(sa, s.authority.Current(), s.config)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -129,7 +129,7 @@ func (s *session) rewrite(ctx context.Context, sa *corev1.ServiceAccount, existi
 
 func (s *session) wrote(secret *corev1.Secret, sa *corev1.ServiceAccount, reason string, why error) (time.Time, error) {
 	s.written.WithLabelValues(reason).Inc()
-	due, err := inspect(secret, sa, s.authority, s.config, s.clock.Now())
+	due, err := inspect(secret, sa, s.authority.Current(), s.config, s.clock.Now())
 	if err != nil {
 		return time.Time{}, fmt.Errorf("Secret %s/%s after it was written: %w", secret.Namespace, secret.Name, err)
 	}
