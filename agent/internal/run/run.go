@@ -28,14 +28,15 @@ import (
 	"github.com/bulwark-mesh/bulwark/agent/internal/pods"
 	"github.com/bulwark-mesh/bulwark/agent/internal/relay"
 	"github.com/bulwark-mesh/bulwark/agent/internal/sds"
-	"github.com/bulwark-mesh/bulwark/agent/internal/spool"
 	"github.com/bulwark-mesh/bulwark/agent/internal/workloadapi"
+	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/health"
 	"github.com/bulwark-mesh/bulwark/pkg/logging"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 	"github.com/bulwark-mesh/bulwark/pkg/operatorapi"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+	"github.com/bulwark-mesh/bulwark/pkg/spool"
 	"github.com/bulwark-mesh/bulwark/pkg/svid"
 )
 
@@ -68,7 +69,7 @@ func Run(ctx context.Context, s Settings) (err error) {
 		return err
 	}
 	defer mixer.Close()
-	events, err := spool.Open(filepath.Join(s.StateDir, "spool"), int64(s.SpoolBytes), s.NodeName, time.Now)
+	events, err := spool.Open(filepath.Join(s.StateDir, "spool"), int64(s.SpoolBytes), &telemetryv1.Workload{Node: s.NodeName}, time.Now)
 	if err != nil {
 		return err
 	}

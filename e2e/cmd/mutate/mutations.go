@@ -31,5 +31,5 @@ var mutations = []mutation{
 	{8, "only denials are audited", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
 		{"pilot/internal/translate/inbound.go", "either(audited(), when(deniedRequest))", "when(deniedRequest)"}}},
 	{8, "agents do not keep what Mixer has not taken", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
-		{"agent/internal/spool/sender.go", "next: s.Spool.firstUnacked()}}", "next: s.Spool.firstUnacked() + s.Spool.Stats().Unacked}}"}}},
+		{"pkg/spool/sender.go", "next: s.Spool.firstUnacked()}}", "next: s.Spool.firstUnacked() + s.Spool.Stats().Unacked}}"}}},
 }

@@ -1,7 +1,7 @@
 // Package spool keeps audit events on disk until Mixer has them on its own.
 //
 // An event is appended to the operating system's cache at once and forced to the disk (fsync) within SyncEvery, together
-// with those that came meanwhile. Only what is on the disk is sent. So a killed agent loses nothing; a node that loses
+// with those that came meanwhile. Only what is on the disk is sent. So a killed process loses nothing; a node that loses
 // power loses at most the events of the last SyncEvery, and never sends two events under one sequence.
 package spool
 
@@ -30,7 +30,7 @@ const SyncEvery = 100 * time.Millisecond
 // not be confused with what comes.
 const afterDamage = 1 << 20
 
-// Spool is one node's. One process uses it.
+// Spool belongs to one process.
 type Spool struct {
 	dir      string
 	id       string
@@ -50,12 +50,12 @@ type Spool struct {
 	wake     chan struct{}
 }
 
-// Open returns the spool in dir, which holds at most maxBytes.
-func Open(dir string, maxBytes int64, node string, now func() time.Time) (*Spool, error) {
+// Open returns the spool in dir, which holds at most maxBytes. The observer is named in events about the spool itself.
+func Open(dir string, maxBytes int64, observer *telemetryv1.Workload, now func() time.Time) (*Spool, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
-	s := &Spool{dir: dir, maxBytes: maxBytes, now: now, observer: &telemetryv1.Workload{Node: node}, wake: make(chan struct{}, 1)}
+	s := &Spool{dir: dir, maxBytes: maxBytes, now: now, observer: observer, wake: make(chan struct{}, 1)}
 	var err error
 	if s.id, err = readOrMakeID(filepath.Join(dir, "id")); err != nil {
 		return nil, err
@@ -182,7 +182,7 @@ func (s *Spool) Sync() error {
 	if !pending {
 		return nil
 	}
-	// Not under the lock: proxies go on reporting while the disk works. A roll meanwhile syncs and closes this file.
+	// Not under the lock: events go on coming while the disk works. A roll meanwhile syncs and closes this file.
 	if err := file.Sync(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("spool: %w", err)
 	}

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func open(t *testing.T, dir string, max int64) *Spool {
 	t.Helper()
-	s, err := Open(dir, max, "node1", time.Now)
+	s, err := Open(dir, max, &telemetryv1.Workload{Node: "node1"}, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
