@@ -125,6 +125,43 @@ func (a *Authority) Issue(r Request) ([]*x509.Certificate, error) {
 	return append([]*x509.Certificate{leaf}, a.intermediates()...), nil
 }
 
+// Try issues a certificate to nobody and verifies it as a peer would: a CA whose path length or name constraints forbid
+// what it is needed for is found out before anyone depends on it.
+func (a *Authority) Try(id spiffe.ID) error {
+	key, err := NewKey()
+	if err != nil {
+		return err
+	}
+	chain, err := a.Issue(Request{ID: id, PublicKey: key.Public(), TTL: time.Hour})
+	if err != nil {
+		return err
+	}
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
+	for _, c := range a.roots {
+		roots.AddCert(c)
+	}
+	for _, c := range chain[1:] {
+		intermediates.AddCert(c)
+	}
+	_, err = chain[0].Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: intermediates, CurrentTime: a.clock.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return fmt.Errorf("a certificate for %s of this CA does not verify: %w", id, err)
+	}
+	return nil
+}
+
+// Constrained reports whether the CA, or one above it, is limited to certain trust domains.
+func (a *Authority) Constrained() bool {
+	for _, c := range append([]*x509.Certificate{a.cert}, a.chain...) {
+		if len(c.PermittedURIDomains) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // intermediates are what a leaf needs beside the root: nothing when the root itself signs.
 func (a *Authority) intermediates() []*x509.Certificate {
 	if isRoot(a.cert, a.roots) {

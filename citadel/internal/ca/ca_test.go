@@ -2,7 +2,6 @@ package ca
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -16,21 +15,14 @@ import (
 	"net"
 	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes/fake"
-	clienttesting "k8s.io/client-go/testing"
 	testclock "k8s.io/utils/clock/testing"
 
-	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -39,7 +31,7 @@ var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 func newAuthority(t testing.TB, ttl time.Duration) (*Authority, *testclock.FakePassiveClock) {
 	t.Helper()
 	clock := testclock.NewFakePassiveClock(start)
-	m, err := NewRoot("cluster.local", start, ttl)
+	m, err := NewRoot("cluster.local", P256, start, ttl)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,11 +250,11 @@ func rocaModulus(t *testing.T) *big.Int {
 }
 
 func TestMaterialThatDoesNotFitIsRefused(t *testing.T) {
-	one, err := NewRoot("cluster.local", start, time.Hour)
+	one, err := NewRoot("cluster.local", P256, start, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	two, err := NewRoot("cluster.local", start, time.Hour)
+	two, err := NewRoot("cluster.local", P256, start, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,7 +299,7 @@ func TestPluggedInIntermediateIsSentWithTheLeaf(t *testing.T) {
 		t.Fatal(err)
 	}
 	interCert, _ := x509.ParseCertificate(interDER)
-	keyPEM, err := NewRoot("cluster.local", start, time.Hour)
+	keyPEM, err := NewRoot("cluster.local", P256, start, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -331,70 +323,6 @@ func TestPluggedInIntermediateIsSentWithTheLeaf(t *testing.T) {
 	bundle := x509bundle.FromX509Authorities(spiffeid.RequireTrustDomainFromString("cluster.local"), a.Roots())
 	if _, _, err := x509svid.Verify(chain, bundle, x509svid.WithTime(start)); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// All replicas of a first start end up with one CA, whichever was first.
-func TestReplicasThatStartTogetherShareOneCA(t *testing.T) {
-	client := fake.NewClientset()
-	got := make([]Material, 8)
-	var wg sync.WaitGroup
-	for i := range got {
-		wg.Go(func() {
-			m, _, err := LoadOrCreate(context.Background(), client.CoreV1().Secrets(mesh.Namespace), func() (Material, error) {
-				return NewRoot("cluster.local", start, time.Hour)
-			})
-			if err != nil {
-				t.Error(err)
-			}
-			got[i] = m
-		})
-	}
-	wg.Wait()
-	for i := range got {
-		if !bytes.Equal(got[i].Key, got[0].Key) || len(got[i].Key) == 0 {
-			t.Fatalf("replica %d has another CA", i)
-		}
-	}
-}
-
-func TestUnreadableSecretIsNotOverwritten(t *testing.T) {
-	client := fake.NewClientset()
-	client.PrependReactor("get", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
-		return true, nil, errors.New("the API server is away")
-	})
-	_, _, err := LoadOrCreate(context.Background(), client.CoreV1().Secrets(mesh.Namespace), func() (Material, error) {
-		t.Fatal("made a new CA")
-		return Material{}, nil
-	})
-	if err == nil {
-		t.Fatal("no error")
-	}
-	damaged := fake.NewClientset(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: mesh.CASecret, Namespace: mesh.Namespace}})
-	m, created, err := LoadOrCreate(context.Background(), damaged.CoreV1().Secrets(mesh.Namespace), func() (Material, error) {
-		t.Fatal("made a new CA over a damaged one")
-		return Material{}, nil
-	})
-	if err != nil || created {
-		t.Fatalf("%v %v", created, err)
-	}
-	if _, err := New(m, testclock.NewFakePassiveClock(start)); err == nil {
-		t.Fatal("an empty CA was accepted")
-	}
-}
-
-func TestDeletedSecretIsRestoredFromMemory(t *testing.T) {
-	client := fake.NewClientset()
-	secrets := client.CoreV1().Secrets(mesh.Namespace)
-	a, _ := newAuthority(t, time.Hour)
-	for _, want := range []bool{true, false} {
-		if restored, err := a.Restore(context.Background(), secrets); err != nil || restored != want {
-			t.Fatalf("restored %v, %v", restored, err)
-		}
-	}
-	s, err := secrets.Get(context.Background(), mesh.CASecret, metav1.GetOptions{})
-	if err != nil || !bytes.Equal(s.Data[mesh.CAKeyKey], a.material.Key) {
-		t.Fatalf("%v", err)
 	}
 }
 

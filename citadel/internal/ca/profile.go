@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net"
 	"net/url"
 	"time"
 )
@@ -53,14 +54,23 @@ func profile(r Request, now, issuerEnd time.Time) (*x509.Certificate, error) {
 	}, nil
 }
 
-// rootProfile is a self-signed root that may sign leaves and nothing else. Its URI SAN is the trust domain, as the
-// specification asks of signing certificates.
+// Constrain limits a CA certificate, or the request for one, to leaves of the trust domain: a stolen key is worth nothing
+// anywhere else. A trust domain that looks like an address cannot be named in such a constraint (RFC 5280, 4.2.1.10).
+func Constrain(template *x509.Certificate, trustDomain string) {
+	template.MaxPathLenZero = true
+	if net.ParseIP(trustDomain) == nil {
+		template.PermittedURIDomains, template.PermittedDNSDomainsCritical = []string{trustDomain}, true
+	}
+}
+
+// rootProfile is a self-signed root that may sign leaves of its trust domain and nothing else. Its URI SAN is the trust
+// domain, as the specification asks of signing certificates.
 func rootProfile(trustDomain string, now time.Time, ttl time.Duration) (*x509.Certificate, error) {
 	serial, err := newSerial()
 	if err != nil {
 		return nil, err
 	}
-	return &x509.Certificate{
+	root := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{Organization: []string{"Bulwark"}, CommonName: "Bulwark root of " + trustDomain + " " + now.UTC().Format("2006-01-02")},
 		NotBefore:             now.Add(-Backdate),
@@ -68,9 +78,10 @@ func rootProfile(trustDomain string, now time.Time, ttl time.Duration) (*x509.Ce
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		IsCA:                  true,
 		BasicConstraintsValid: true,
-		MaxPathLenZero:        true,
 		URIs:                  []*url.URL{{Scheme: "spiffe", Host: trustDomain}},
-	}, nil
+	}
+	Constrain(root, trustDomain)
+	return root, nil
 }
 
 // newSerial returns 128 random bits (never zero).

@@ -117,7 +117,7 @@ func newCluster() *cluster {
 func newService(t *testing.T, c *cluster) (*Service, *testclock.FakePassiveClock) {
 	t.Helper()
 	clock := testclock.NewFakePassiveClock(start)
-	m, err := ca.NewRoot("cluster.local", start, 100*time.Hour)
+	m, err := ca.NewRoot("cluster.local", ca.P256, start, 100*time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}

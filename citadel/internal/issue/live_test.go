@@ -96,7 +96,7 @@ func (l *live) token(audience string, p *corev1.Pod) string {
 
 func TestTokensOfARealAPIServer(t *testing.T) {
 	l := connect(t)
-	m, err := ca.NewRoot("cluster.local", time.Now(), time.Hour)
+	m, err := ca.NewRoot("cluster.local", ca.P256, time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,17 +16,13 @@ import (
 	"google.golang.org/grpc"
 	securityapi "istio.io/api/security/v1alpha1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/tools/events"
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 
-	"github.com/bulwark-mesh/bulwark/citadel/internal/bundle"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/issue"
-	"github.com/bulwark-mesh/bulwark/citadel/internal/secrets"
 	"github.com/bulwark-mesh/bulwark/pkg/health"
 	"github.com/bulwark-mesh/bulwark/pkg/logging"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
@@ -90,11 +86,12 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return monitor.Serve(ctx, s.HealthAddress) })
 
-	authority, err := loadAuthority(ctx, s, k, log)
-	if err != nil {
+	vault := store.New(k.issue, s.rotation(), clock.RealClock{}, registry, log)
+	if err := open(ctx, vault, log); err != nil {
 		return errors.Join(err, group.Wait())
 	}
-	keeper := ca.NewKeeper(ca.NewState(authority, nil))
+	keeper := vault.Keeper()
+	group.Go(func() error { return vault.Run(ctx) })
 	dns, err := s.dnsNames()
 	if err != nil {
 		return err
@@ -110,39 +107,14 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) error {
 	group.Go(func() error { return serveCSR(ctx, s.CSRAddress, service, self, &serving) })
 	operator := operatorapi.New(k.issue.AuthenticationV1().TokenReviews(), log)
 	var leading atomic.Bool
-	operator.HandleJSON("GET /v1/ca", describe(authority, &leading))
+	operator.HandleJSON("GET /v1/ca", describe(keeper, &leading))
 	group.Go(func() error { return operator.Serve(ctx, s.OperatorAddress, mtls.ServerWithoutClientCert(self)) })
-	group.Go(func() error { return reconcile(ctx, s, k, keeper, registry, log, &leading) })
+	group.Go(func() error { return reconcile(ctx, s, k, vault, registry, log, &leading) })
 	err = group.Wait()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return err
-}
-
-// loadAuthority returns the CA of the cluster, making one if there is none. The API server may be away at a start.
-func loadAuthority(ctx context.Context, s Settings, k clients, log *slog.Logger) (*ca.Authority, error) {
-	for delay := 100 * time.Millisecond; ; delay = min(2*delay, 5*time.Second) {
-		material, created, err := ca.LoadOrCreate(ctx, k.issue.CoreV1().Secrets(mesh.Namespace), func() (ca.Material, error) {
-			return ca.NewRoot(s.TrustDomain, time.Now(), s.RootTTL)
-		})
-		if err == nil {
-			authority, err := ca.New(material, clock.RealClock{})
-			if err != nil {
-				// Making another CA would cut every workload off from every other; a person must look.
-				return nil, fmt.Errorf("Secret %s/%s is damaged (restore it, or delete it to start the mesh anew): %w", mesh.Namespace, mesh.CASecret, err)
-			}
-			cert := authority.Certificate()
-			log.Info("CA loaded", "created", created, "subject", cert.Subject.String(), "notAfter", cert.NotAfter, "roots", len(authority.Roots()))
-			return authority, nil
-		}
-		log.Warn("CA not loaded", "error", err, "retryIn", delay.String())
-		select {
-		case <-ctx.Done():
-			return nil, err
-		case <-time.After(delay):
-		}
-	}
 }
 
 func serveCSR(ctx context.Context, addr string, service *issue.Service, self *self, serving *atomic.Bool) error {
@@ -169,56 +141,4 @@ func serveCSR(ctx context.Context, addr string, service *issue.Service, self *se
 		return fmt.Errorf("CSR service: %w", err)
 	}
 	return nil
-}
-
-// reconcile does what only one replica at a time does.
-func reconcile(ctx context.Context, s Settings, k clients, keeper *ca.Keeper, reg prometheus.Registerer, log *slog.Logger, leading *atomic.Bool) error {
-	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: k.lease.EventsV1()})
-	if err := broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
-		return fmt.Errorf("recording events: %w", err)
-	}
-	defer broadcaster.Shutdown()
-	bundles := bundle.New(k.bulk, keeper, reg, log)
-	workloads := secrets.New(k.bulk, keeper, secrets.Config{TrustDomain: s.TrustDomain, TTL: s.SecretTTL, Fraction: s.RotationFraction},
-		clock.RealClock{}, broadcaster.NewRecorder(scheme.Scheme, "bulwark-citadel"), reg, log)
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulwark_citadel_leading", Help: "1 on the replica that reconciles."}, func() float64 {
-		if leading.Load() {
-			return 1
-		}
-		return 0
-	}))
-	return lead(ctx, k.lease, log, leading, func(ctx context.Context) {
-		if err := bundles.Publish(ctx, mesh.Namespace); err != nil {
-			log.Warn("publishing the trust bundle", "error", err)
-		}
-		group, ctx := errgroup.WithContext(ctx)
-		group.Go(func() error { return bundles.Run(ctx) })
-		group.Go(func() error { keepCA(ctx, k, keeper.Current().Signer, log); return nil })
-		if s.Secrets {
-			group.Go(func() error { return workloads.Run(ctx) })
-		}
-		if err := group.Wait(); err != nil {
-			log.Error("reconciling", "error", err)
-		}
-	})
-}
-
-// keepCA puts the CA Secret back when it is deleted while Citadel runs: a restart would otherwise make a new root.
-func keepCA(ctx context.Context, k clients, authority *ca.Authority, log *slog.Logger) {
-	ticker := time.NewTicker(10 * time.Second)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		restored, err := authority.Restore(ctx, k.issue.CoreV1().Secrets(mesh.Namespace))
-		if err != nil && ctx.Err() == nil {
-			log.Warn("looking after the CA Secret", "error", err)
-		}
-		if restored {
-			log.Error("the CA Secret was deleted; it has been restored from memory")
-		}
-	}
 }

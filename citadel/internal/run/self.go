@@ -59,10 +59,11 @@ type certView struct {
 	NotAfter  string `json:"notAfter"`
 }
 
-func describe(authority *ca.Authority, leading *atomic.Bool) func(*http.Request) (any, error) {
+func describe(keeper *ca.Keeper, leading *atomic.Bool) func(*http.Request) (any, error) {
 	return func(*http.Request) (any, error) {
-		view := caView{Signer: viewOf(authority.Certificate()), Leading: leading.Load()}
-		for _, root := range authority.Roots() {
+		state := keeper.Current()
+		view := caView{Signer: viewOf(state.Signer.Certificate()), Leading: leading.Load()}
+		for _, root := range state.Roots {
 			view.Roots = append(view.Roots, viewOf(root))
 		}
 		return view, nil

@@ -11,6 +11,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/rotate"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -22,6 +24,10 @@ type Settings struct {
 	MaxWorkloadTTL   time.Duration     `mapstructure:"maxWorkloadTTL" usage:"the longest lifetime a caller gets; 0 is workloadTTL"`
 	SecretTTL        time.Duration     `mapstructure:"secretTTL" usage:"lifetime of certificates in workload Secrets"`
 	RotationFraction float64           `mapstructure:"rotationFraction" usage:"part of its life after which a certificate in a Secret is renewed (jittered by a tenth)"`
+	KeyType          string            `mapstructure:"keyType" usage:"kind of the keys that Citadel makes, for its root and for workload Secrets: ecdsa-p256, ecdsa-p384 or rsa-3072"`
+	KubeletSync      time.Duration     `mapstructure:"kubeletSync" usage:"how long kubelet takes at most to bring a changed Secret or ConfigMap into pods that mount it; a root rotation waits for it"`
+	UpstreamSigner   string            `mapstructure:"upstreamSigner" usage:"signer of the CertificateSigningRequest API that signs Citadel's own certificate, such as clusterissuers.cert-manager.io/corporate; empty for none"`
+	UpstreamRoots    string            `mapstructure:"upstreamRoots" usage:"ConfigMap of bulwark-system whose root-cert.pem holds that signer's roots; empty if its answers end with the root"`
 	DNSNames         map[string]string `mapstructure:"dnsNames" usage:"DNS names in the certificate of a control plane's service account: account=name,name"`
 	Secrets          bool              `mapstructure:"secrets" usage:"keep a Secret with key and certificate for every service account"`
 	KubeQPS          float64           `mapstructure:"kubeQPS" usage:"requests a second to the API server for Secrets and bundles"`
@@ -37,6 +43,7 @@ func Defaults() Settings {
 	return Settings{
 		TrustDomain: mesh.DefaultTrustDomain, RootTTL: 10 * 365 * 24 * time.Hour,
 		WorkloadTTL: 24 * time.Hour, SecretTTL: 24 * time.Hour, RotationFraction: 0.5,
+		KeyType: string(ca.P256), KubeletSync: 2 * time.Minute,
 		DNSNames: map[string]string{mesh.PilotAccount: mesh.ServiceHost(mesh.PilotAccount)}, Secrets: true, KubeQPS: 300, LogLevel: "info",
 		CSRAddress: fmt.Sprintf(":%d", mesh.CSRPort), HealthAddress: fmt.Sprintf(":%d", mesh.MonitoringPort), OperatorAddress: fmt.Sprintf(":%d", mesh.OperatorPort),
 	}
@@ -65,6 +72,12 @@ func (s Settings) Validate() error {
 	if s.RotationFraction < 0.2 || s.RotationFraction > 0.8 {
 		errs = append(errs, fmt.Errorf("rotationFraction %g is outside 0.2 to 0.8", s.RotationFraction))
 	}
+	if !ca.KeyType(s.KeyType).Valid() {
+		errs = append(errs, fmt.Errorf("keyType %q; use %s, %s or %s", s.KeyType, ca.P256, ca.P384, ca.RSA))
+	}
+	if s.KubeletSync < 0 || s.KubeletSync > time.Hour {
+		errs = append(errs, fmt.Errorf("kubeletSync %s is outside 0 to 1h", s.KubeletSync))
+	}
 	if s.KubeQPS < 1 {
 		errs = append(errs, fmt.Errorf("kubeQPS %g is less than 1", s.KubeQPS))
 	}
@@ -72,6 +85,15 @@ func (s Settings) Validate() error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// rotation is what the settings say about the CA itself. Certificates of an earlier signer are renewed within a tenth of
+// their life, an hour at most.
+func (s Settings) rotation() rotate.Config {
+	return rotate.Config{
+		TrustDomain: s.TrustDomain, RootTTL: s.RootTTL, KeyType: ca.KeyType(s.KeyType),
+		RenewWithin: min(time.Hour, s.WorkloadTTL/10), Settle: s.KubeletSync,
+	}
 }
 
 // dnsNames splits the lists. Only names of the control plane's own services may be given away here.

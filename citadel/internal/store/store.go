@@ -1,0 +1,321 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/retry"
+	"k8s.io/utils/clock"
+
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/rotate"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+const (
+	callTimeout = 10 * time.Second
+	// rederive is how often the state is made anew from what is stored: which key signs JWT-SVIDs depends on the time.
+	rederive = time.Minute
+)
+
+// Store follows the CA Secret and makes it this replica's State. It is safe for concurrent use.
+type Store struct {
+	client kubernetes.Interface
+	config rotate.Config
+	clock  clock.WithTicker
+	log    *slog.Logger
+	good   prometheus.Gauge
+
+	gone chan struct{} // capacity one: the Secret was deleted
+
+	mu     sync.Mutex
+	ca     rotate.CA
+	keeper *ca.Keeper
+}
+
+// New returns a store that holds nothing until it is opened; its metric goes to the registerer.
+func New(client kubernetes.Interface, config rotate.Config, clk clock.WithTicker, reg prometheus.Registerer, log *slog.Logger) *Store {
+	s := &Store{client: client, config: config, clock: clk, log: log, gone: make(chan struct{}, 1),
+		good: prometheus.NewGauge(prometheus.GaugeOpts{Name: "bulwark_citadel_ca_secret_good", Help: "0 while Secret bulwark-ca is damaged and Citadel goes on with what it had read before."})}
+	reg.MustRegister(s.good)
+	return s
+}
+
+// Open loads the CA, making one if there is none; then that is stored, unless another replica was faster: then that
+// one's is used by all. A Secret that is there is never overwritten: one that cannot be read is Damaged, and a person
+// must look, as another CA would cut every workload off from every other.
+func (s *Store) Open(ctx context.Context) error {
+	c, created, err := s.loadOrCreate(ctx)
+	if err != nil {
+		return err
+	}
+	state, err := c.State(s.config, s.clock)
+	if err != nil {
+		return Damaged{err}
+	}
+	s.ca, s.keeper = c, ca.NewKeeper(state)
+	s.good.Set(1)
+	cert := state.Signer.Certificate()
+	s.log.Info("CA loaded", "created", created, "subject", cert.Subject.String(), "notAfter", cert.NotAfter, "roots", len(state.Roots), "bundle", state.Sequence)
+	return nil
+}
+
+// Damaged says that the CA Secret is there and of no use.
+type Damaged struct{ Err error }
+
+func (d Damaged) Error() string {
+	return fmt.Sprintf("Secret %s/%s is damaged (restore it, or delete it to start the mesh anew): %v", mesh.Namespace, mesh.CASecret, d.Err)
+}
+
+// Unwrap returns what is wrong.
+func (d Damaged) Unwrap() error { return d.Err }
+
+// Keeper returns the holder of the state that the Secret stands for.
+func (s *Store) Keeper() *ca.Keeper { return s.keeper }
+
+// CA returns what is stored, as this replica has last seen it.
+func (s *Store) CA() rotate.CA {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ca
+}
+
+func (s *Store) loadOrCreate(ctx context.Context) (rotate.CA, bool, error) {
+	secrets := s.client.CoreV1().Secrets(mesh.Namespace)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	got, err := secrets.Get(ctx, mesh.CASecret, metav1.GetOptions{})
+	if err == nil {
+		c, err := decode(got.Data)
+		if err != nil {
+			err = Damaged{err}
+		}
+		return c, false, err
+	}
+	if !apierrors.IsNotFound(err) {
+		return rotate.CA{}, false, fmt.Errorf("reading Secret %s: %w", mesh.CASecret, err)
+	}
+	c, err := s.fresh()
+	if err != nil {
+		return rotate.CA{}, false, err
+	}
+	err = s.create(ctx, c)
+	if apierrors.IsAlreadyExists(err) {
+		c, _, err := s.loadOrCreate(ctx)
+		return c, false, err
+	}
+	return c, err == nil, err
+}
+
+func (s *Store) fresh() (rotate.CA, error) {
+	now := s.clock.Now()
+	root, err := ca.NewRoot(s.config.TrustDomain, s.config.KeyType, now, s.config.RootTTL)
+	if err != nil {
+		return rotate.CA{}, err
+	}
+	tokens, _, err := rotate.RotateTokens(nil, now, ca.NewTokenKey)
+	return rotate.CA{Current: rotate.Signer{Material: root, Origin: rotate.SelfSigned}, Sequence: 1, Tokens: tokens}, err
+}
+
+func (s *Store) create(ctx context.Context, c rotate.CA) error {
+	data, err := encode(c)
+	if err != nil {
+		return err
+	}
+	_, err = s.client.CoreV1().Secrets(mesh.Namespace).Create(ctx, &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: mesh.CASecret, Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue}},
+		Type:       corev1.SecretTypeOpaque, Data: data,
+	}, metav1.CreateOptions{FieldManager: mesh.FieldManager})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("storing Secret %s: %w", mesh.CASecret, err)
+	}
+	return err
+}
+
+// Update changes what is stored by a function of it, which is called again when somebody else was faster. The state
+// follows at once on this replica, and on the others when they see the Secret. A change that returns an error stores
+// nothing.
+func (s *Store) Update(ctx context.Context, change func(rotate.CA) (rotate.CA, error)) error {
+	secrets := s.client.CoreV1().Secrets(mesh.Namespace)
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		got, err := secrets.Get(ctx, mesh.CASecret, metav1.GetOptions{})
+		if err != nil {
+			return fmt.Errorf("reading Secret %s: %w", mesh.CASecret, err)
+		}
+		now, err := decode(got.Data)
+		if err != nil {
+			return Damaged{err}
+		}
+		next, err := change(now)
+		if err != nil {
+			return err
+		}
+		// What could not be signed with after a restart must not be stored.
+		if _, err := next.State(s.config, s.clock); err != nil {
+			return err
+		}
+		out := got.DeepCopy()
+		if out.Data, err = encode(next); err != nil {
+			return err
+		}
+		if _, err := secrets.Update(ctx, out, metav1.UpdateOptions{FieldManager: mesh.FieldManager}); err != nil {
+			return err
+		}
+		return s.adopt(next)
+	})
+}
+
+// Run follows the Secret until ctx ends.
+func (s *Store) Run(ctx context.Context) error {
+	factory := informers.NewSharedInformerFactoryWithOptions(s.client, 0, informers.WithNamespace(mesh.Namespace),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+			o.FieldSelector = fields.OneTermEqualSelector("metadata.name", mesh.CASecret).String()
+		}))
+	informer := factory.Core().V1().Secrets().Informer()
+	take := func(obj any) {
+		if secret, ok := obj.(*corev1.Secret); ok && secret.Name == mesh.CASecret {
+			s.take(secret)
+		}
+	}
+	deleted := func(any) {
+		select {
+		case s.gone <- struct{}{}:
+		default:
+		}
+	}
+	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: take, UpdateFunc: func(_, obj any) { take(obj) }, DeleteFunc: deleted}); err != nil {
+		return fmt.Errorf("watching the CA Secret: %w", err)
+	}
+	factory.StartWithContext(ctx)
+	defer factory.Shutdown()
+	ticker := s.clock.NewTicker(rederive)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C():
+			if err := s.adopt(s.CA()); err != nil {
+				s.log.Error("the CA can no longer sign", "error", err)
+			}
+		}
+	}
+}
+
+// take reads the Secret as somebody, another replica as a rule, has left it. A damaged one changes nothing.
+func (s *Store) take(secret *corev1.Secret) {
+	c, err := decode(secret.Data)
+	if err == nil {
+		err = s.adopt(c)
+	}
+	if err != nil {
+		s.good.Set(0)
+		s.log.Error("the CA Secret was damaged; going on with what it was", "secret", mesh.Namespace+"/"+mesh.CASecret, "error", err)
+		return
+	}
+	s.good.Set(1)
+}
+
+// adopt makes c what this replica signs with and publishes.
+func (s *Store) adopt(c rotate.CA) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next, err := c.State(s.config, s.clock)
+	if err != nil {
+		return err
+	}
+	now := s.keeper.Current()
+	s.ca = c
+	if same(now, next) {
+		return nil
+	}
+	if next.Sequence < now.Sequence {
+		s.log.Warn("the CA Secret holds an older bundle than was published: restored from a backup?", "published", now.Sequence, "found", next.Sequence)
+	}
+	s.keeper.Set(next)
+	s.log.Info("the CA changed", "phase", c.Rotation.Phase, "subject", next.Signer.Certificate().Subject.String(), "roots", len(next.Roots), "bundle", next.Sequence)
+	return nil
+}
+
+func same(a, b *ca.State) bool {
+	return a.Sequence == b.Sequence && bytes.Equal(a.RootsPEM, b.RootsPEM) && a.Signer.Certificate().Equal(b.Signer.Certificate()) && sameTokens(a.Tokens, b.Tokens)
+}
+
+func sameTokens(a, b *ca.TokenKeys) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	if a.Signer.ID != b.Signer.ID || len(a.Published) != len(b.Published) {
+		return false
+	}
+	for i := range a.Published {
+		if a.Published[i].ID != b.Published[i].ID {
+			return false
+		}
+	}
+	return true
+}
+
+// Keep looks after the Secret on the replica that holds the Lease, until ctx ends: one that was deleted is put back from
+// memory, as a restart would otherwise make a new root, and the keys for JWT-SVIDs are rotated.
+func (s *Store) Keep(ctx context.Context) {
+	ticker := s.clock.NewTicker(rederive)
+	defer ticker.Stop()
+	for {
+		if err := s.look(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("looking after the CA Secret", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.gone:
+		case <-ticker.C():
+		}
+	}
+}
+
+func (s *Store) look(ctx context.Context) error {
+	_, due, err := rotate.RotateTokens(s.CA().Tokens, s.clock.Now(), ca.NewTokenKey)
+	if err != nil {
+		return err
+	}
+	if due {
+		err = s.Update(ctx, func(c rotate.CA) (rotate.CA, error) {
+			keys, changed, err := rotate.RotateTokens(c.Tokens, s.clock.Now(), ca.NewTokenKey)
+			if changed {
+				c.Tokens = keys
+				c.Sequence++
+			}
+			return c, err
+		})
+		if err == nil || !apierrors.IsNotFound(err) {
+			return err
+		}
+	}
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err = s.client.CoreV1().Secrets(mesh.Namespace).Get(call, mesh.CASecret, metav1.GetOptions{})
+	if !apierrors.IsNotFound(err) {
+		return err
+	}
+	if err := s.create(call, s.CA()); err != nil {
+		return errors.Join(errors.New("the CA Secret was deleted"), err)
+	}
+	s.log.Error("the CA Secret was deleted; it has been restored from memory")
+	return nil
+}
