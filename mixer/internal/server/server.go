@@ -122,9 +122,13 @@ func serve(ctx context.Context, s Settings, log *slog.Logger, registry *promethe
 	if err != nil {
 		return err
 	}
-	tlsConfig := mtls.Server(identity, identity, mtls.OneOf(agent))
+	citadel, err := spiffe.New(s.TrustDomain, mesh.Namespace, mesh.CitadelAccount)
+	if err != nil {
+		return err
+	}
+	tlsConfig := mtls.Server(identity, identity, mtls.OneOf(agent, citadel))
 	intake := grpc.NewServer(mtls.ServerOptions(tlsConfig, mtls.Limits{})...)
-	telemetryv1.RegisterIntakeServer(intake, ingest.New(trail, table, log, registry))
+	telemetryv1.RegisterIntakeServer(intake, ingest.New(ingest.Peers{Agent: agent, Citadel: citadel}, trail, table, log, registry))
 
 	operator := operatorapi.New(client.AuthenticationV1().TokenReviews(), log)
 	operator.Handle("GET /v1/audit", trail)
