@@ -8,7 +8,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -30,7 +29,6 @@ type Authority struct {
 	chain    []*x509.Certificate
 	roots    []*x509.Certificate
 	key      crypto.Signer
-	lintKey  crypto.Signer // throw-away key of the same kind, which signs what is linted
 	clock    clock.PassiveClock
 }
 
@@ -40,6 +38,7 @@ type Request struct {
 	PublicKey crypto.PublicKey
 	TTL       time.Duration
 	DNSNames  []string // only those which configuration gives to ID
+	Pod       Pod      // for which pod it is; the zero Pod for none
 }
 
 // New returns the authority of the material after checking that its parts fit each other.
@@ -63,9 +62,6 @@ func New(m Material, c clock.PassiveClock) (*Authority, error) {
 	}
 	if err := a.check(); err != nil {
 		return nil, err
-	}
-	if a.lintKey, err = keyLike(a.key.Public()); err != nil {
-		return nil, fmt.Errorf("making the throw-away key: %w", err)
 	}
 	return a, nil
 }
@@ -107,22 +103,20 @@ func (a *Authority) Issue(r Request) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	linted, err := a.lint(template, r)
+	leaf, err := a.sign(template, r)
 	if err != nil {
 		return nil, fmt.Errorf("certificate for %s is not signed: %w", r.ID, err)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, r.PublicKey, a.key)
-	if err != nil {
-		return nil, fmt.Errorf("signing a certificate for %s: %w", r.ID, err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, fmt.Errorf("reading the certificate for %s: %w", r.ID, err)
-	}
-	if !bytes.Equal(leaf.RawTBSCertificate, linted.RawTBSCertificate) {
-		return nil, fmt.Errorf("certificate for %s differs from the one that was linted", r.ID)
-	}
 	return append([]*x509.Certificate{leaf}, a.intermediates()...), nil
+}
+
+func (a *Authority) sign(template *x509.Certificate, r Request) (*x509.Certificate, error) {
+	key := lintedKey{a.key, func(c *x509.Certificate) error { return lintSVID(c, a.cert, r) }}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, r.PublicKey, key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
 }
 
 // Try issues a certificate to nobody and verifies it as a peer would: a CA whose path length or name constraints forbid
@@ -258,17 +252,6 @@ func parseKey(b []byte) (crypto.Signer, error) {
 		return nil, fmt.Errorf("key of type %T cannot sign", key)
 	}
 	return signer, CheckKey(signer.Public())
-}
-
-func keyLike(public crypto.PublicKey) (crypto.Signer, error) {
-	switch p := public.(type) {
-	case *ecdsa.PublicKey:
-		return ecdsa.GenerateKey(p.Curve, rand.Reader)
-	case *rsa.PublicKey:
-		return rsa.GenerateKey(rand.Reader, p.N.BitLen())
-	default:
-		return nil, fmt.Errorf("keys of type %T are not supported", public)
-	}
 }
 
 // NewKey returns a key of the kind that workloads have.

@@ -9,8 +9,10 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"io"
 	"math/big"
 	"net"
 	"net/url"
@@ -125,7 +127,16 @@ func TestRootMaySignLeavesOnly(t *testing.T) {
 // Each change is one that the linter has to stop before the CA's key signs it.
 func TestLintStopsWhatBreaksTheSpecification(t *testing.T) {
 	a, _ := newAuthority(t, 24*time.Hour)
-	r := Request{ID: identity(t), PublicKey: newKey(t).Public(), TTL: time.Hour}
+	r := Request{ID: identity(t), PublicKey: newKey(t).Public(), TTL: time.Hour, Pod: Pod{Name: "payroll-1", UID: "u1", Node: "node1"}}
+	counted := &countedKey{Signer: a.key}
+	a.key = counted
+	extension := func(p Pod) pkix.Extension {
+		e, err := p.extension()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
 	foreign := &url.URL{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/finance/sa/admin"}
 	for name, spoil := range map[string]func(*x509.Certificate){
 		"another identity":     func(c *x509.Certificate) { c.URIs = []*url.URL{foreign} },
@@ -141,17 +152,62 @@ func TestLintStopsWhatBreaksTheSpecification(t *testing.T) {
 		"e-mail address":       func(c *x509.Certificate) { c.EmailAddresses = []string{"a@b.c"} },
 		"subject":              func(c *x509.Certificate) { c.Subject.CommonName = "root" },
 		"longer than the CA":   func(c *x509.Certificate) { c.NotAfter = start.Add(25 * time.Hour) },
+		"no pod":               func(c *x509.Certificate) { c.ExtraExtensions = nil },
+		"another pod": func(c *x509.Certificate) {
+			c.ExtraExtensions = []pkix.Extension{extension(Pod{Name: "payroll-2", UID: "u1", Node: "node1"})}
+		},
+		"a critical pod":      func(c *x509.Certificate) { c.ExtraExtensions[0].Critical = true },
+		"bytes after the pod": func(c *x509.Certificate) { c.ExtraExtensions[0].Value = append(c.ExtraExtensions[0].Value, 5, 0) },
+		"an unknown extension": func(c *x509.Certificate) {
+			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: []int{1, 2, 3, 4}, Value: []byte{5, 0}})
+		},
 	} {
 		template, err := profile(r, start, a.cert.NotAfter)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := a.lint(template, r); err != nil {
+		if _, err := a.sign(template, r); err != nil {
 			t.Fatalf("unspoiled: %v", err)
 		}
 		spoil(template)
-		if _, err := a.lint(template, r); err == nil {
+		before := counted.signatures
+		if _, err := a.sign(template, r); err == nil {
 			t.Errorf("%s: passed", name)
+		}
+		if counted.signatures != before {
+			t.Errorf("%s: signed with the CA's key", name)
+		}
+	}
+}
+
+// countedKey counts what is signed with it.
+type countedKey struct {
+	crypto.Signer
+	signatures int
+}
+
+func (k *countedKey) Sign(r io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	k.signatures++
+	return k.Signer.Sign(r, digest, opts)
+}
+
+func TestCertificateNamesItsPod(t *testing.T) {
+	a, _ := newAuthority(t, 24*time.Hour)
+	r := Request{ID: identity(t), PublicKey: newKey(t).Public(), TTL: time.Hour}
+	for _, pod := range []Pod{{}, {Name: "payroll-1", UID: "0a1b", Node: "node1"}, {Name: strings.Repeat("n", 253), UID: "ü", Node: "n"}} {
+		r.Pod = pod
+		chain, err := a.Issue(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := PodOf(chain[0]); err != nil || got != pod {
+			t.Errorf("%v, %v; want %v", got, err, pod)
+		}
+	}
+	for _, pod := range []Pod{{Name: "payroll-1"}, {Name: "p", UID: "u"}, {Name: "p", UID: "u", Node: strings.Repeat("n", 300)}, {Name: "\xff", UID: "u", Node: "n"}} {
+		r.Pod = pod
+		if _, err := a.Issue(r); err == nil {
+			t.Errorf("%q: issued", pod)
 		}
 	}
 }

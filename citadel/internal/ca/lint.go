@@ -1,35 +1,79 @@
 package ca
 
 import (
-	"crypto/rand"
+	"bytes"
+	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/asn1"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
-// lint signs the template with the throw-away key and checks the result as a stranger would. Only what passes is signed
-// with the real key, so a certificate that breaks the specification never exists.
-func (a *Authority) lint(template *x509.Certificate, r Request) (*x509.Certificate, error) {
-	issuer := *a.cert
-	issuer.PublicKey = a.lintKey.Public()
-	der, err := x509.CreateCertificate(rand.Reader, template, &issuer, r.PublicKey, a.lintKey)
-	if err != nil {
-		return nil, err
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, err
-	}
-	return cert, lintSVID(cert, a.cert, r)
+// lintedKey is the CA's key in front of which the linter stands: the very bytes that are to be signed are first read as
+// a stranger would read the certificate, and only what passes is signed. So a certificate that breaks the specification
+// never exists.
+type lintedKey struct {
+	crypto.Signer
+	lint func(*x509.Certificate) error
 }
+
+// SignMessage implements crypto.MessageSigner, which is how x509 hands over the whole of what is signed.
+func (k lintedKey) SignMessage(rand io.Reader, tbs []byte, opts crypto.SignerOpts) ([]byte, error) {
+	c, err := unsigned(tbs)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.lint(c); err != nil {
+		return nil, err
+	}
+	return crypto.SignMessage(k.Signer, rand, tbs, opts)
+}
+
+// Sign implements crypto.Signer. A digest says nothing about what is signed, so it is refused.
+func (k lintedKey) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
+	return nil, errors.New("what cannot be linted is not signed")
+}
+
+// unsigned reads the to-be-signed part of a certificate (RFC 5280, 4.1), with an empty signature around it.
+func unsigned(tbs []byte) (*x509.Certificate, error) {
+	var head struct {
+		Version   int `asn1:"optional,explicit,default:0,tag:0"`
+		Serial    asn1.RawValue
+		Algorithm asn1.RawValue
+	}
+	if _, err := asn1.Unmarshal(tbs, &head); err != nil {
+		return nil, fmt.Errorf("reading what is to be signed: %w", err)
+	}
+	der, err := asn1.Marshal(struct {
+		TBS, Algorithm asn1.RawValue
+		Signature      asn1.BitString
+	}{asn1.RawValue{FullBytes: tbs}, asn1.RawValue{FullBytes: head.Algorithm.FullBytes}, asn1.BitString{}})
+	if err != nil {
+		return nil, fmt.Errorf("reading what is to be signed: %w", err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("reading what is to be signed: %w", err)
+	}
+	return c, nil
+}
+
+// leafExtensions are those that a leaf may have: key usage, subject alternative name, basic constraints, authority key
+// identifier, extended key usage (RFC 5280, 4.2.1), and the pod.
+var leafExtensions = []asn1.ObjectIdentifier{{2, 5, 29, 15}, {2, 5, 29, 17}, {2, 5, 29, 19}, {2, 5, 29, 35}, {2, 5, 29, 37}, oidPod}
 
 // lintSVID checks every MUST that the X509-SVID specification has for a leaf, and that the leaf says what was asked.
 func lintSVID(c, issuer *x509.Certificate, r Request) error {
 	id, err := spiffe.FromCertificate(c)
+	if err != nil {
+		return err
+	}
+	pod, err := PodOf(c)
 	if err != nil {
 		return err
 	}
@@ -45,6 +89,7 @@ func lintSVID(c, issuer *x509.Certificate, r Request) error {
 		}
 	}
 	require(id == r.ID, "identity %s where %s was asked for", id, r.ID)
+	require(pod == r.Pod, "pod %v where %v was asked for", pod, r.Pod)
 	require(c.Version == 3, "version %d", c.Version)
 	require(c.SerialNumber.Sign() > 0 && len(c.SerialNumber.Bytes()) <= 20, "serial number out of range")
 	require(!c.IsCA && c.BasicConstraintsValid, "a leaf must be CA:FALSE")
@@ -55,8 +100,14 @@ func lintSVID(c, issuer *x509.Certificate, r Request) error {
 	require(slices.Equal(c.DNSNames, r.DNSNames), "DNS names %v where %v were asked for", c.DNSNames, r.DNSNames)
 	require(len(c.EmailAddresses)+len(c.IPAddresses) == 0, "SANs other than URI and DNS")
 	require(c.Subject.String() == "", "subject %q where none should be", c.Subject)
+	require(bytes.Equal(c.RawIssuer, issuer.RawSubject) && bytes.Equal(c.AuthorityKeyId, issuer.SubjectKeyId), "another issuer")
 	require(c.NotBefore.Before(c.NotAfter) && !c.NotAfter.After(issuer.NotAfter), "validity outside the issuer's")
 	require(len(c.UnhandledCriticalExtensions) == 0, "unknown critical extension")
+	for _, e := range c.Extensions {
+		require(slices.ContainsFunc(leafExtensions, e.Id.Equal), "unknown extension %s", e.Id)
+	}
 	require(c.SignatureAlgorithm != x509.SHA1WithRSA && c.SignatureAlgorithm != x509.ECDSAWithSHA1, "signature with SHA-1")
+	public, ok := c.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
+	require(ok && public.Equal(r.PublicKey), "another key")
 	return errors.Join(errs...)
 }

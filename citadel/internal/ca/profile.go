@@ -42,6 +42,14 @@ func profile(r Request, now, issuerEnd time.Time) (*x509.Certificate, error) {
 	if _, ok := r.PublicKey.(*rsa.PublicKey); ok {
 		usage |= x509.KeyUsageKeyEncipherment
 	}
+	var extra []pkix.Extension
+	if r.Pod != (Pod{}) {
+		pod, err := r.Pod.extension()
+		if err != nil {
+			return nil, err
+		}
+		extra = append(extra, pod)
+	}
 	return &x509.Certificate{
 		SerialNumber:          serial,
 		NotBefore:             now.Add(-Backdate),
@@ -51,6 +59,7 @@ func profile(r Request, now, issuerEnd time.Time) (*x509.Certificate, error) {
 		BasicConstraintsValid: true,
 		URIs:                  []*url.URL{uri},
 		DNSNames:              r.DNSNames,
+		ExtraExtensions:       extra,
 	}, nil
 }
 
