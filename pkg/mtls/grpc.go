@@ -73,7 +73,8 @@ func PeerID(ctx context.Context) (spiffe.ID, error) {
 }
 
 // PeerCertificate returns the verified leaf certificate of a gRPC call's client. Servers made by ServerOptions with a
-// configuration from Server verify it during the handshake; no other server's calls have one.
+// configuration from Server or ServerWithOptionalClientCert verify it during the handshake; no other server's calls have
+// one.
 func PeerCertificate(ctx context.Context) (*x509.Certificate, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {

@@ -95,6 +95,40 @@ func TestPeersAreAuthorizedByIdentity(t *testing.T) {
 	}
 }
 
+func TestOptionalCertificateIsVerifiedIfItIsGiven(t *testing.T) {
+	ca, other := svidtest.New(t, "cluster.local"), svidtest.New(t, "cluster.local")
+	end := time.Now().Add(time.Hour)
+	citadel, agent, stranger := ca.ID("bulwark-system", "bulwark-citadel"), ca.ID("bulwark-system", "bulwark-agent"), ca.ID("finance", "stranger")
+	e, address := serve(t, mtls.ServerWithOptionalClientCert(ca.SVID(citadel, end), ca.Bundle(), mtls.OneOf(agent)))
+	client := func(c *svidtest.CA, id spiffe.ID, until time.Time) *tls.Config {
+		return mtls.Client(c.SVID(id, until), ca.Bundle(), mtls.OneOf(citadel))
+	}
+	if err := call(t, address, client(ca, agent, end)); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-e.seen; got != agent {
+		t.Fatalf("peer is %s", got)
+	}
+	// The echo itself refuses whom it does not know, so the call has got through the handshake.
+	if err := call(t, address, mtls.ClientWithoutCert(ca.Bundle(), mtls.OneOf(citadel))); status.Code(err) != codes.Unauthenticated {
+		t.Fatalf("without a certificate: %v", err)
+	}
+	for name, c := range map[string]*tls.Config{
+		"another identity":       client(ca, stranger, end),
+		"another CA":             client(other, agent, end),
+		"an expired certificate": client(ca, agent, time.Now().Add(-time.Minute)),
+	} {
+		if err := call(t, address, c); status.Code(err) != codes.Unavailable {
+			t.Errorf("%s: %v; want no connection", name, err)
+		}
+	}
+	old := client(ca, agent, end)
+	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
+	if err := call(t, address, old); status.Code(err) != codes.Unavailable {
+		t.Errorf("TLS 1.2: %v", err)
+	}
+}
+
 func TestMemberOfHoldsToTheTrustDomainAndForm(t *testing.T) {
 	ca := svidtest.New(t, "cluster.local")
 	end := time.Now().Add(time.Hour)
@@ -111,9 +145,19 @@ func TestMemberOfHoldsToTheTrustDomainAndForm(t *testing.T) {
 // A resumed session skips the verification of the peer, so it would outlive its bundle.
 func TestSessionsAreNotResumed(t *testing.T) {
 	ca := svidtest.New(t, "cluster.local")
-	end := time.Now().Add(time.Hour)
 	id := ca.ID("a", "b")
-	l, err := tls.Listen("tcp", "127.0.0.1:0", mtls.Server(ca.SVID(id, end), ca.Bundle(), mtls.OneOf(id)))
+	svid := ca.SVID(id, time.Now().Add(time.Hour))
+	t.Run("certificate demanded", func(t *testing.T) {
+		sessionsAreNotResumed(t, ca, id, mtls.Server(svid, ca.Bundle(), mtls.OneOf(id)))
+	})
+	t.Run("certificate optional", func(t *testing.T) {
+		sessionsAreNotResumed(t, ca, id, mtls.ServerWithOptionalClientCert(svid, ca.Bundle(), mtls.OneOf(id)))
+	})
+}
+
+func sessionsAreNotResumed(t *testing.T, ca *svidtest.CA, id spiffe.ID, server *tls.Config) {
+	end := time.Now().Add(time.Hour)
+	l, err := tls.Listen("tcp", "127.0.0.1:0", server)
 	if err != nil {
 		t.Fatal(err)
 	}

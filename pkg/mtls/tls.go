@@ -67,6 +67,21 @@ func ServerWithoutClientCert(svid x509svid.Source) *tls.Config {
 	return harden(tlsconfig.TLSServerConfig(svid))
 }
 
+// ServerWithOptionalClientCert returns the configuration of a server whose callers prove themselves by a token or by a
+// certificate: a certificate that is presented and that authorize does not accept ends the handshake.
+func ServerWithOptionalClientCert(svid x509svid.Source, bundle x509bundle.Source, authorize Authorizer) *tls.Config {
+	c := tlsconfig.TLSServerConfig(svid)
+	verify := tlsconfig.VerifyPeerCertificate(bundle, authorize)
+	c.ClientAuth = tls.RequestClientCert
+	c.VerifyPeerCertificate = func(raw [][]byte, verified [][]*x509.Certificate) error {
+		if len(raw) == 0 {
+			return nil
+		}
+		return verify(raw, verified)
+	}
+	return harden(c)
+}
+
 // Client returns the configuration of a client that has an SVID and talks only to servers that authorize accepts.
 func Client(svid x509svid.Source, bundle x509bundle.Source, authorize Authorizer) *tls.Config {
 	return harden(tlsconfig.MTLSClientConfig(svid, bundle, authorize))
