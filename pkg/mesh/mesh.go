@@ -27,6 +27,7 @@ const (
 	TelemetryPort     = 15011
 	XDSPort           = 15012
 	CSRPort           = 15012
+	BundlePort        = 15013 // SPIFFE bundle endpoint
 	MonitoringPort    = 15014
 	OperatorPort      = 15016
 	WebhookPort       = 15017

@@ -1,11 +1,13 @@
-// Package bundle publishes the trust bundle: in a ConfigMap of every namespace, for whoever verifies the mesh's
-// certificates, and as the caBundle of the mesh's webhooks, for the API server.
+// Package bundle publishes the trust bundle: in a ConfigMap of every namespace and, where the API server has them, a
+// ClusterTrustBundle, for whoever verifies the mesh's certificates; as the caBundle of the mesh's webhooks, for the API
+// server; and on an HTTPS endpoint for other trust domains (SPIFFE Trust Domain and Bundle, section 5).
 package bundle
 
 import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	admissionlisters "k8s.io/client-go/listers/admissionregistration/v1"
@@ -29,15 +32,20 @@ const writeTimeout = 15 * time.Second
 
 // Controller publishes while its Run lasts; it may be run again.
 type Controller struct {
-	client  kubernetes.Interface
-	trust   *ca.Keeper
-	log     *slog.Logger
-	written *prometheus.CounterVec
+	client      kubernetes.Interface
+	trust       *ca.Keeper
+	trustDomain string
+	log         *slog.Logger
+	written     *prometheus.CounterVec
+
+	mu      sync.Mutex
+	session *session  // while Run lasts and its caches are synced
+	last    time.Time // when something was written last
 }
 
 // New returns a controller that publishes the trust bundle; its metrics go to the registerer.
-func New(client kubernetes.Interface, trust *ca.Keeper, reg prometheus.Registerer, log *slog.Logger) *Controller {
-	c := &Controller{client: client, trust: trust, log: log,
+func New(client kubernetes.Interface, trust *ca.Keeper, trustDomain string, reg prometheus.Registerer, log *slog.Logger) *Controller {
+	c := &Controller{client: client, trust: trust, trustDomain: trustDomain, log: log,
 		written: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_citadel_bundles_written_total", Help: "Writes of the trust bundle, by kind of object."}, []string{"kind"})}
 	reg.MustRegister(c.written)
 	return c
@@ -50,15 +58,17 @@ const (
 	inNamespace = "ConfigMap"
 	validating  = "ValidatingWebhookConfiguration"
 	mutating    = "MutatingWebhookConfiguration"
+	clusterWide = "ClusterTrustBundle"
 )
 
 type session struct {
 	*Controller
-	queue      workqueue.TypedRateLimitingInterface[task]
-	namespaces corelisters.NamespaceLister
-	configMaps corelisters.ConfigMapLister
-	validating admissionlisters.ValidatingWebhookConfigurationLister
-	mutating   admissionlisters.MutatingWebhookConfigurationLister
+	hasClusterBundles bool
+	queue             workqueue.TypedRateLimitingInterface[task]
+	namespaces        corelisters.NamespaceLister
+	configMaps        corelisters.ConfigMapLister
+	validating        admissionlisters.ValidatingWebhookConfigurationLister
+	mutating          admissionlisters.MutatingWebhookConfigurationLister
 }
 
 // Run publishes until ctx ends.
@@ -98,14 +108,103 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
 		return nil
 	}
+	s.hasClusterBundles = c.servesClusterBundles()
+	c.setSession(s)
+	defer c.setSession(nil)
 	for range 4 {
 		wg.Go(func() {
 			for s.next(ctx) {
 			}
 		})
 	}
-	<-ctx.Done()
-	return nil
+	for {
+		changed := c.trust.Changed()
+		s.enqueueAll()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (c *Controller) setSession(s *session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.session = s
+}
+
+func (s *session) enqueueAll() {
+	if s.hasClusterBundles {
+		s.queue.Add(task{clusterWide, clusterBundleName})
+	}
+	for _, kind := range []string{validating, mutating} {
+		s.queue.Add(task{kind, mesh.WebhookConfiguration})
+	}
+	for _, name := range s.names() {
+		s.queue.Add(task{inNamespace, name})
+	}
+}
+
+// names returns the namespaces that have a bundle.
+func (s *session) names() []string {
+	all, err := s.namespaces.List(labels.Everything())
+	if err != nil {
+		return nil // a lister reads memory; it has no errors
+	}
+	var out []string
+	for _, ns := range all {
+		if ns.DeletionTimestamp == nil {
+			out = append(out, ns.Name)
+		}
+	}
+	return out
+}
+
+// Progress says how far the current bundle has got.
+type Progress struct {
+	Settling bool      // the caches are not synced: Behind says nothing
+	Behind   int       // objects without it
+	Written  time.Time // the last write of one by this replica
+}
+
+// Progress returns how far the current bundle has got.
+func (c *Controller) Progress() Progress {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := Progress{Settling: c.session == nil, Written: c.last}
+	if c.session == nil {
+		return p
+	}
+	want, err := c.data()
+	if err != nil {
+		p.Settling = true
+		return p
+	}
+	for _, name := range c.session.names() {
+		if cm, err := c.session.configMaps.ConfigMaps(name).Get(mesh.TrustBundleConfig); err != nil || !maps.Equal(cm.Data, want) {
+			p.Behind++
+		}
+	}
+	p.Behind += c.session.webhooksBehind()
+	return p
+}
+
+// data is what a ConfigMap holds: the roots, and the whole bundle as SPIFFE writes it.
+func (c *Controller) data() (map[string]string, error) {
+	state := c.trust.Current()
+	document, err := Document(c.trustDomain, state)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{mesh.RootCertKey: string(state.RootsPEM), mesh.BundleKey: string(document)}, nil
+}
+
+func (c *Controller) wrote(kind string) {
+	c.written.WithLabelValues(kind).Inc()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = time.Now()
 }
 
 func named(client kubernetes.Interface, name string) informers.SharedInformerFactory {
@@ -150,6 +249,8 @@ func (s *session) sync(ctx context.Context, t task) error {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	switch t.kind {
+	case clusterWide:
+		return s.syncClusterBundle(ctx)
 	case validating:
 		return s.syncValidating(ctx, t.name)
 	case mutating:
@@ -166,8 +267,9 @@ func (s *session) sync(ctx context.Context, t task) error {
 	if err != nil && !apierrors.IsNotFound(err) {
 		return err
 	}
-	if err == nil && existing.Data[mesh.RootCertKey] == string(s.trust.Current().RootsPEM) {
-		return nil
+	want, wrong := s.data()
+	if wrong != nil || (err == nil && maps.Equal(existing.Data, want)) {
+		return wrong
 	}
 	return s.Publish(ctx, t.name)
 }
@@ -175,12 +277,16 @@ func (s *session) sync(ctx context.Context, t task) error {
 // Publish writes the bundle into one namespace. Citadel does it for its own before anything else, because the other
 // components wait for it.
 func (c *Controller) Publish(ctx context.Context, namespace string) error {
+	data, err := c.data()
+	if err != nil {
+		return err
+	}
 	configMaps := c.client.CoreV1().ConfigMaps(namespace)
 	want := &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Name: mesh.TrustBundleConfig, Namespace: namespace, Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue}},
-		Data:       map[string]string{mesh.RootCertKey: string(c.trust.Current().RootsPEM)},
+		Data:       data,
 	}
-	_, err := configMaps.Create(ctx, want, metav1.CreateOptions{FieldManager: mesh.FieldManager})
+	_, err = configMaps.Create(ctx, want, metav1.CreateOptions{FieldManager: mesh.FieldManager})
 	if apierrors.IsAlreadyExists(err) {
 		err = c.replace(ctx, want)
 	}
@@ -190,6 +296,7 @@ func (c *Controller) Publish(ctx context.Context, namespace string) error {
 	if err != nil {
 		return fmt.Errorf("ConfigMap %s/%s: %w", namespace, want.Name, err)
 	}
+	c.wrote(inNamespace)
 	return nil
 }
 
@@ -199,7 +306,7 @@ func (c *Controller) replace(ctx context.Context, want *corev1.ConfigMap) error 
 	if err != nil {
 		return err
 	}
-	if existing.Data[mesh.RootCertKey] == want.Data[mesh.RootCertKey] {
+	if maps.Equal(existing.Data, want.Data) {
 		return nil
 	}
 	if existing.Immutable != nil && *existing.Immutable {
@@ -218,7 +325,6 @@ func (c *Controller) replace(ctx context.Context, want *corev1.ConfigMap) error 
 	if _, err = configMaps.Update(ctx, out, metav1.UpdateOptions{FieldManager: mesh.FieldManager}); err != nil {
 		return err
 	}
-	c.written.WithLabelValues(inNamespace).Inc()
-	c.log.Info("trust bundle restored", "namespace", want.Namespace)
+	c.log.Debug("trust bundle written", "namespace", want.Namespace)
 	return nil
 }

@@ -27,7 +27,7 @@ var roots = []byte("the roots")
 
 func start(t *testing.T, client *fake.Clientset) {
 	t.Helper()
-	c := New(client, ca.NewKeeper(&ca.State{RootsPEM: roots}), prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil)))
+	c := New(client, ca.NewKeeper(&ca.State{RootsPEM: roots}), "cluster.local", prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil)))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- c.Run(ctx) }()
@@ -51,7 +51,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 
 func published(client *fake.Clientset, namespace string) bool {
 	cm, err := client.CoreV1().ConfigMaps(namespace).Get(context.Background(), mesh.TrustBundleConfig, metav1.GetOptions{})
-	return err == nil && cm.Data[mesh.RootCertKey] == string(roots) && len(cm.Data) == 1
+	return err == nil && cm.Data[mesh.RootCertKey] == string(roots) && len(cm.Data) == 2
 }
 
 func ns(name string) *corev1.Namespace {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -66,7 +67,26 @@ func (s *session) wroteWebhook(kind, name string, err error) error {
 	if err != nil {
 		return fmt.Errorf("caBundle of %s %s: %w", kind, name, err)
 	}
-	s.written.WithLabelValues(kind).Inc()
+	s.wrote(kind)
 	s.log.Info("caBundle of the webhooks set", "kind", kind, "name", name)
 	return nil
+}
+
+// webhooksBehind counts the webhook configurations without the current roots.
+func (s *session) webhooksBehind() int {
+	roots, n := s.trust.Current().RootsPEM, 0
+	stale := func(c admissionv1.WebhookClientConfig) bool {
+		return c.Service != nil && !bytes.Equal(c.CABundle, roots)
+	}
+	if c, err := s.validating.Get(mesh.WebhookConfiguration); err == nil {
+		if slices.ContainsFunc(c.Webhooks, func(w admissionv1.ValidatingWebhook) bool { return stale(w.ClientConfig) }) {
+			n++
+		}
+	}
+	if c, err := s.mutating.Get(mesh.WebhookConfiguration); err == nil {
+		if slices.ContainsFunc(c.Webhooks, func(w admissionv1.MutatingWebhook) bool { return stale(w.ClientConfig) }) {
+			n++
+		}
+	}
+	return n
 }

@@ -2,6 +2,7 @@ package run
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,11 +22,15 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 
-	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/bundle"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/holdings"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/issue"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/origin"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/podwatch"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/store"
+	identityv1 "github.com/bulwark-mesh/bulwark/pkg/api/identity/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/health"
 	"github.com/bulwark-mesh/bulwark/pkg/logging"
-	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 	"github.com/bulwark-mesh/bulwark/pkg/operatorapi"
 )
@@ -86,12 +91,18 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return monitor.Serve(ctx, s.HealthAddress) })
 
-	vault := store.New(k.issue, s.rotation(), clock.RealClock{}, registry, log)
+	origins := &origin.Origins{Client: k.issue, Rotation: s.rotation(), Upstream: s.upstream(), Clock: clock.RealClock{}}
+	vault := store.New(k.issue, s.rotation(), clock.RealClock{}, origins.First, registry, log)
 	if err := open(ctx, vault, log); err != nil {
 		return errors.Join(err, group.Wait())
 	}
 	keeper := vault.Keeper()
 	group.Go(func() error { return vault.Run(ctx) })
+	pods, err := podwatch.New(k.issue, log)
+	if err != nil {
+		return err
+	}
+	group.Go(func() error { return pods.Run(ctx) })
 	dns, err := s.dnsNames()
 	if err != nil {
 		return err
@@ -103,13 +114,34 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	trust, err := newRoots(keeper, s.TrustDomain)
+	if err != nil {
+		return err
+	}
+	held := holdings.New(keeper, pods, s.TrustDomain, log)
+	leader, err := newLeader(ctx, s, k, vault, origins, held, pods, registry, log)
+	if err != nil {
+		return err
+	}
+	peer, err := newPeer(trust, self, held, &leader.leading, log)
+	if err != nil {
+		return err
+	}
+	api := operatorapi.New(k.issue.AuthenticationV1().TokenReviews(), log)
+	(&operator{leader: leader, origins: origins}).register(api)
 	group.Go(func() error { self.Run(ctx); return nil })
-	group.Go(func() error { return serveCSR(ctx, s.CSRAddress, service, self, &serving) })
-	operator := operatorapi.New(k.issue.AuthenticationV1().TokenReviews(), log)
-	var leading atomic.Bool
-	operator.HandleJSON("GET /v1/ca", describe(keeper, &leading))
-	group.Go(func() error { return operator.Serve(ctx, s.OperatorAddress, mtls.ServerWithoutClientCert(self)) })
-	group.Go(func() error { return reconcile(ctx, s, k, vault, registry, log, &leading) })
+	group.Go(func() error {
+		return serveCSR(ctx, s.CSRAddress, mtls.ServerWithOptionalClientCert(self, trust, mtls.MemberOf(s.TrustDomain)), self, &serving, func(r grpc.ServiceRegistrar) {
+			securityapi.RegisterIstioCertificateServiceServer(r, service)
+			identityv1.RegisterTrustBundlesServer(r, held)
+		})
+	})
+	group.Go(func() error { return api.Serve(ctx, s.OperatorAddress, mtls.ServerWithoutClientCert(self)) })
+	group.Go(func() error {
+		return bundle.ServeEndpoint(ctx, s.BundleAddress, mtls.ServerWithoutClientCert(self), s.TrustDomain, keeper, log)
+	})
+	group.Go(func() error { return peer.run(ctx) })
+	group.Go(func() error { return leader.run(ctx) })
 	err = group.Wait()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
@@ -117,7 +149,7 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) error {
 	return err
 }
 
-func serveCSR(ctx context.Context, addr string, service *issue.Service, self *self, serving *atomic.Bool) error {
+func serveCSR(ctx context.Context, addr string, config *tls.Config, self *self, serving *atomic.Bool, register func(grpc.ServiceRegistrar)) error {
 	select {
 	case <-self.Ready():
 	case <-ctx.Done():
@@ -127,8 +159,8 @@ func serveCSR(ctx context.Context, addr string, service *issue.Service, self *se
 	if err != nil {
 		return fmt.Errorf("CSR service: %w", err)
 	}
-	server := grpc.NewServer(mtls.ServerOptions(mtls.ServerWithoutClientCert(self), mtls.Limits{MaxRecvMsgSize: 64 << 10})...)
-	securityapi.RegisterIstioCertificateServiceServer(server, service)
+	server := grpc.NewServer(mtls.ServerOptions(config, mtls.Limits{MaxRecvMsgSize: 64 << 10})...)
+	register(server)
 	stop := context.AfterFunc(ctx, func() {
 		serving.Store(false)
 		force := time.AfterFunc(5*time.Second, server.Stop)

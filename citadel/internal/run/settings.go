@@ -12,7 +12,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/origin"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/rotate"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/secrets"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -23,17 +25,20 @@ type Settings struct {
 	WorkloadTTL      time.Duration     `mapstructure:"workloadTTL" usage:"lifetime of certificates, when the caller asks for none"`
 	MaxWorkloadTTL   time.Duration     `mapstructure:"maxWorkloadTTL" usage:"the longest lifetime a caller gets; 0 is workloadTTL"`
 	SecretTTL        time.Duration     `mapstructure:"secretTTL" usage:"lifetime of certificates in workload Secrets"`
-	RotationFraction float64           `mapstructure:"rotationFraction" usage:"part of its life after which a certificate in a Secret is renewed (jittered by a tenth)"`
+	RotationFraction float64           `mapstructure:"rotationFraction" usage:"part of its life after which a certificate in a Secret is renewed "`
 	KeyType          string            `mapstructure:"keyType" usage:"kind of the keys that Citadel makes, for its root and for workload Secrets: ecdsa-p256, ecdsa-p384 or rsa-3072"`
 	KubeletSync      time.Duration     `mapstructure:"kubeletSync" usage:"how long kubelet takes at most to bring a changed Secret or ConfigMap into pods that mount it; a root rotation waits for it"`
 	UpstreamSigner   string            `mapstructure:"upstreamSigner" usage:"signer of the CertificateSigningRequest API that signs Citadel's own certificate, such as clusterissuers.cert-manager.io/corporate; empty for none"`
 	UpstreamRoots    string            `mapstructure:"upstreamRoots" usage:"ConfigMap of bulwark-system whose root-cert.pem holds that signer's roots; empty if its answers end with the root"`
 	DNSNames         map[string]string `mapstructure:"dnsNames" usage:"DNS names in the certificate of a control plane's service account: account=name,name"`
+	RotationJitter   float64           `mapstructure:"rotationJitter" usage:"part of its life by which that moment is shifted at most, either way, so that what was issued together is not renewed together"`
+	SecretsOptIn     bool              `mapstructure:"secretsOptIn" usage:"keep Secrets only in namespaces labelled bulwark.dev/secrets=enabled"`
 	Secrets          bool              `mapstructure:"secrets" usage:"keep a Secret with key and certificate for every service account"`
 	KubeQPS          float64           `mapstructure:"kubeQPS" usage:"requests a second to the API server for Secrets and bundles"`
 	Kubeconfig       string            `mapstructure:"kubeconfig" usage:"kubeconfig file; empty inside a cluster"`
 	LogLevel         string            `mapstructure:"logLevel" usage:"debug, info, warn or error"`
 	CSRAddress       string            `mapstructure:"csrAddress" usage:"address of the CSR service"`
+	BundleAddress    string            `mapstructure:"bundleAddress" usage:"address of the SPIFFE bundle endpoint"`
 	HealthAddress    string            `mapstructure:"healthAddress" usage:"address of /metrics, /healthz and /readyz"`
 	OperatorAddress  string            `mapstructure:"operatorAddress" usage:"address of the operator API"`
 }
@@ -42,10 +47,10 @@ type Settings struct {
 func Defaults() Settings {
 	return Settings{
 		TrustDomain: mesh.DefaultTrustDomain, RootTTL: 10 * 365 * 24 * time.Hour,
-		WorkloadTTL: 24 * time.Hour, SecretTTL: 24 * time.Hour, RotationFraction: 0.5,
+		WorkloadTTL: 24 * time.Hour, SecretTTL: 24 * time.Hour, RotationFraction: 0.5, RotationJitter: 0.1,
 		KeyType: string(ca.P256), KubeletSync: 2 * time.Minute,
 		DNSNames: map[string]string{mesh.PilotAccount: mesh.ServiceHost(mesh.PilotAccount)}, Secrets: true, KubeQPS: 300, LogLevel: "info",
-		CSRAddress: fmt.Sprintf(":%d", mesh.CSRPort), HealthAddress: fmt.Sprintf(":%d", mesh.MonitoringPort), OperatorAddress: fmt.Sprintf(":%d", mesh.OperatorPort),
+		CSRAddress: fmt.Sprintf(":%d", mesh.CSRPort), HealthAddress: fmt.Sprintf(":%d", mesh.MonitoringPort), BundleAddress: fmt.Sprintf(":%d", mesh.BundlePort), OperatorAddress: fmt.Sprintf(":%d", mesh.OperatorPort),
 	}
 }
 
@@ -69,8 +74,8 @@ func (s Settings) Validate() error {
 	if s.RootTTL < s.WorkloadTTL || s.RootTTL < s.SecretTTL {
 		errs = append(errs, errors.New("rootTTL is shorter than the certificates it should sign"))
 	}
-	if s.RotationFraction < 0.2 || s.RotationFraction > 0.8 {
-		errs = append(errs, fmt.Errorf("rotationFraction %g is outside 0.2 to 0.8", s.RotationFraction))
+	if err := s.workloadSecrets().Validate(); err != nil {
+		errs = append(errs, err)
 	}
 	if !ca.KeyType(s.KeyType).Valid() {
 		errs = append(errs, fmt.Errorf("keyType %q; use %s, %s or %s", s.KeyType, ca.P256, ca.P384, ca.RSA))
@@ -94,6 +99,15 @@ func (s Settings) rotation() rotate.Config {
 		TrustDomain: s.TrustDomain, RootTTL: s.RootTTL, KeyType: ca.KeyType(s.KeyType),
 		RenewWithin: min(time.Hour, s.WorkloadTTL/10), Settle: s.KubeletSync,
 	}
+}
+
+func (s Settings) workloadSecrets() secrets.Config {
+	return secrets.Config{TrustDomain: s.TrustDomain, TTL: s.SecretTTL, Fraction: s.RotationFraction, Jitter: s.RotationJitter, OptIn: s.SecretsOptIn}
+}
+
+// upstream is the signer above Citadel. A tenth of a root's life, a year as a rule, is asked for.
+func (s Settings) upstream() origin.UpstreamConfig {
+	return origin.UpstreamConfig{Signer: s.UpstreamSigner, Roots: s.UpstreamRoots, TTL: s.RootTTL / 10}
 }
 
 // dnsNames splits the lists. Only names of the control plane's own services may be given away here.

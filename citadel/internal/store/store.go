@@ -39,16 +39,21 @@ type Store struct {
 	log    *slog.Logger
 	good   prometheus.Gauge
 
-	gone chan struct{} // capacity one: the Secret was deleted
+	first First
+	gone  chan struct{} // capacity one: the Secret was deleted
 
-	mu     sync.Mutex
-	ca     rotate.CA
-	keeper *ca.Keeper
+	mu      sync.Mutex
+	ca      rotate.CA
+	keeper  *ca.Keeper
+	changed chan struct{} // closed and replaced whenever the Secret was read or written
 }
 
+// First returns the CA that a mesh begins with.
+type First func(context.Context) (rotate.Signer, error)
+
 // New returns a store that holds nothing until it is opened; its metric goes to the registerer.
-func New(client kubernetes.Interface, config rotate.Config, clk clock.WithTicker, reg prometheus.Registerer, log *slog.Logger) *Store {
-	s := &Store{client: client, config: config, clock: clk, log: log, gone: make(chan struct{}, 1),
+func New(client kubernetes.Interface, config rotate.Config, clk clock.WithTicker, first First, reg prometheus.Registerer, log *slog.Logger) *Store {
+	s := &Store{client: client, config: config, clock: clk, log: log, gone: make(chan struct{}, 1), changed: make(chan struct{}), first: first,
 		good: prometheus.NewGauge(prometheus.GaugeOpts{Name: "bulwark_citadel_ca_secret_good", Help: "0 while Secret bulwark-ca is damaged and Citadel goes on with what it had read before."})}
 	reg.MustRegister(s.good)
 	return s
@@ -93,6 +98,13 @@ func (s *Store) CA() rotate.CA {
 	return s.ca
 }
 
+// Changed returns a channel that is closed when what is stored may have changed. Take it before looking at CA.
+func (s *Store) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
 func (s *Store) loadOrCreate(ctx context.Context) (rotate.CA, bool, error) {
 	secrets := s.client.CoreV1().Secrets(mesh.Namespace)
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
@@ -108,7 +120,7 @@ func (s *Store) loadOrCreate(ctx context.Context) (rotate.CA, bool, error) {
 	if !apierrors.IsNotFound(err) {
 		return rotate.CA{}, false, fmt.Errorf("reading Secret %s: %w", mesh.CASecret, err)
 	}
-	c, err := s.fresh()
+	c, err := s.begin(ctx)
 	if err != nil {
 		return rotate.CA{}, false, err
 	}
@@ -120,14 +132,13 @@ func (s *Store) loadOrCreate(ctx context.Context) (rotate.CA, bool, error) {
 	return c, err == nil, err
 }
 
-func (s *Store) fresh() (rotate.CA, error) {
-	now := s.clock.Now()
-	root, err := ca.NewRoot(s.config.TrustDomain, s.config.KeyType, now, s.config.RootTTL)
+func (s *Store) begin(ctx context.Context) (rotate.CA, error) {
+	signer, err := s.first(ctx)
 	if err != nil {
 		return rotate.CA{}, err
 	}
-	tokens, _, err := rotate.RotateTokens(nil, now, ca.NewTokenKey)
-	return rotate.CA{Current: rotate.Signer{Material: root, Origin: rotate.SelfSigned}, Sequence: 1, Tokens: tokens}, err
+	tokens, _, err := rotate.RotateTokens(nil, s.clock.Now(), ca.NewTokenKey)
+	return rotate.CA{Current: signer, Sequence: 1, Tokens: tokens}, err
 }
 
 func (s *Store) create(ctx context.Context, c rotate.CA) error {
@@ -241,6 +252,8 @@ func (s *Store) adopt(c rotate.CA) error {
 	}
 	now := s.keeper.Current()
 	s.ca = c
+	close(s.changed)
+	s.changed = make(chan struct{})
 	if same(now, next) {
 		return nil
 	}

@@ -28,8 +28,12 @@ import (
 var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 func newStore(client kubernetes.Interface, clk *testclock.FakeClock) *Store {
-	config := rotate.Config{TrustDomain: "cluster.local", KeyType: ca.P256, RootTTL: 1000 * time.Hour}
-	return New(client, config, clk, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil)))
+	config := rotate.Config{TrustDomain: "cluster.local", KeyType: ca.P256, RootTTL: time.Hour}
+	first := func(context.Context) (rotate.Signer, error) {
+		m, err := ca.NewRoot("cluster.local", ca.P256, start, 1000*time.Hour)
+		return rotate.Signer{Material: m, Origin: rotate.SelfSigned}, err
+	}
+	return New(client, config, clk, first, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil)))
 }
 
 func opened(t *testing.T, client kubernetes.Interface, clk *testclock.FakeClock) *Store {

@@ -1,0 +1,49 @@
+package bundle
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+)
+
+// refreshHint is how often those that fetch the bundle should look. A rotation does not wait for them, so it is short.
+const refreshHint = 5 * time.Minute
+
+// Of returns the SPIFFE bundle of a state: its roots, and the public halves of the keys for JWT-SVIDs.
+func Of(trustDomain string, state *ca.State) (*spiffebundle.Bundle, error) {
+	td, err := spiffeid.TrustDomainFromString(trustDomain)
+	if err != nil {
+		return nil, fmt.Errorf("trust domain of the bundle: %w", err)
+	}
+	b := spiffebundle.New(td)
+	for _, root := range state.Roots {
+		b.AddX509Authority(root)
+	}
+	if state.Tokens != nil {
+		for _, k := range state.Tokens.Published {
+			if err := b.AddJWTAuthority(k.ID, k.Key.Public()); err != nil {
+				return nil, fmt.Errorf("key %s of the bundle: %w", k.ID, err)
+			}
+		}
+	}
+	b.SetSequenceNumber(state.Sequence)
+	b.SetRefreshHint(refreshHint)
+	return b, nil
+}
+
+// Document returns the bundle of a state as a JWK set (SPIFFE Trust Domain and Bundle, section 4).
+func Document(trustDomain string, state *ca.State) ([]byte, error) {
+	b, err := Of(trustDomain, state)
+	if err != nil {
+		return nil, err
+	}
+	document, err := b.Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("encoding the trust bundle: %w", err)
+	}
+	return document, nil
+}
