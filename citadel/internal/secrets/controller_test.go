@@ -47,23 +47,20 @@ func account(ns, name, uid string) *corev1.ServiceAccount {
 	return &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: types.UID(uid)}}
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { return newWorldOf(t, func(*Config) {}) }
+
+func newWorldOf(t *testing.T, change func(*Config)) *world {
 	t.Helper()
 	clock := testclock.NewFakeClock(time.Now())
-	m, err := ca.NewRoot("cluster.local", clock.Now(), 10000*time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ca.New(m, clock)
-	if err != nil {
-		t.Fatal(err)
-	}
-	authority := ca.NewKeeper(ca.NewState(signer, nil))
+	config := dayLong
+	change(&config)
+	authority := ca.NewKeeper(newState(t, clock))
 	w := &world{t: t, clock: clock, authority: authority, events: events.NewFakeRecorder(100),
 		client: fake.NewClientset(namespace("finance", nil), namespace("quiet", map[string]string{mesh.SecretsLabel: "disabled"}),
 			account("finance", "payroll", "u1"), account("quiet", "default", "u2"))}
-	w.ctl = New(w.client, authority, Config{TrustDomain: "cluster.local", TTL: 24 * time.Hour, Fraction: 0.5}, clock, w.events,
+	w.ctl = New(w.client, authority, config, clock, w.events,
 		prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil)))
+	w.ctl.retry = time.Millisecond
 	w.start()
 	t.Cleanup(func() { w.stop() })
 	return w
@@ -110,8 +107,8 @@ func (w *world) good(ns, name, uid string) bool {
 	if s == nil {
 		return false
 	}
-	_, err := inspect(s, account(ns, name, uid), w.authority.Current(), w.ctl.config, w.clock.Now())
-	return err == nil && s.Type == mesh.SecretType
+	_, wrong := inspect(s, account(ns, name, uid), view{State: w.authority.Current()}, w.ctl.config, w.clock.Now())
+	return wrong == "" && s.Type == mesh.SecretType
 }
 
 func (w *world) update(s *corev1.Secret) {
@@ -157,7 +154,7 @@ func TestDeletedAndDamagedSecretsAreRestored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreignRoot, err := ca.NewRoot("cluster.local", w.clock.Now(), time.Hour)
+	foreignRoot, err := ca.NewRoot("cluster.local", ca.P256, w.clock.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +215,7 @@ func TestSecretsAreRenewedAroundHalfOfTheirLife(t *testing.T) {
 	w.advance(6 * time.Hour)
 	eventually(t, "renewed after 15 of 24 hours", func() bool { return serial(t, w.get("finance", "payroll")) != first })
 	eventually(t, "valid", func() bool { return w.good("finance", "payroll", "u1") })
-	if n := testutil.ToFloat64(w.ctl.written.WithLabelValues("renewed")); n != 1 {
+	if n := testutil.ToFloat64(w.ctl.written.WithLabelValues(string(Renewed))); n != 1 {
 		t.Fatalf("%v renewals", n)
 	}
 }
@@ -280,7 +277,7 @@ func TestForeignSecretOfTheSameNameIsLeftAloneAndReported(t *testing.T) {
 	if s := w.get("finance", "web"); string(s.Data["mine"]) != "x" {
 		t.Fatal("the foreign Secret was changed")
 	}
-	eventually(t, "metric", func() bool { return testutil.ToFloat64(w.ctl.foreign) == 1 })
+	eventually(t, "metric", func() bool { return w.ctl.Progress().Foreign == 1 })
 	if err := w.client.CoreV1().Secrets("finance").Delete(ctx, "bulwark.web", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -313,7 +310,7 @@ func TestRenewalsAreSpread(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		after := dueAt(pair.Leaf, 0.5).Sub(issued)
+		after := dueAt(pair.Leaf, w.ctl.config).Sub(issued)
 		if after < 9*time.Hour || after > 15*time.Hour {
 			t.Fatalf("due after %s", after)
 		}

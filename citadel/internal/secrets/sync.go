@@ -4,21 +4,32 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 // writeTimeout bounds one write to the API server.
 const writeTimeout = 15 * time.Second
 
-// sync makes the Secret of one service account what it should be and returns when it is due for renewal; the zero time
-// if there should be none.
+// How often one Secret is repaired. Something that spoils it whenever it is written must not keep Citadel and the API
+// server busy; a person who tries things out must not wait.
+const (
+	repairBurst = 20
+	repairEvery = 10 * time.Second
+)
+
+// sync makes the Secret of one service account what it should be and returns when it is to be written next; the zero
+// time if there should be none. What is routine it leaves to the account's routine turn.
 func (s *session) sync(ctx context.Context, k key) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
@@ -38,7 +49,6 @@ func (s *session) sync(ctx context.Context, k key) (time.Time, error) {
 		return time.Time{}, err
 	}
 	if sa == nil || sa.DeletionTimestamp != nil || !wanted {
-		s.note(k, false)
 		if sa != nil && wanted {
 			return time.Time{}, nil // it is going; the garbage collector takes its Secret along
 		}
@@ -48,19 +58,60 @@ func (s *session) sync(ctx context.Context, k key) (time.Time, error) {
 				return time.Time{}, fmt.Errorf("service account %s is missing from the cache, and not known to be gone (%v)", k, err)
 			}
 		}
+		s.drop(k)
 		return time.Time{}, s.remove(ctx, existing)
 	}
 	if existing == nil {
 		return s.create(ctx, k, sa)
 	}
-	due, wrong := inspect(existing, sa, s.authority.Current(), s.config, s.clock.Now())
-	if wrong == nil {
-		return due, nil
-	}
-	return s.rewrite(ctx, sa, existing, wrong)
+	return s.keep(ctx, k, sa, existing)
 }
 
-// wanted says whether accounts of the namespace have Secrets: not when it opted out, and not while it is going.
+// keep leaves a Secret as it is, or writes it anew.
+func (s *session) keep(ctx context.Context, k key, sa *corev1.ServiceAccount, existing *corev1.Secret) (time.Time, error) {
+	view := s.current()
+	found, reason := inspect(existing, sa, view, s.config, s.now())
+	if reason == "" || reason.routine() {
+		s.learn(k, found)
+		if reason == "" {
+			return found.due, nil
+		}
+		if s.order.rankOf(k) != routine {
+			return s.now(), nil
+		}
+	} else {
+		s.forget(k)
+		if !s.mayRepair(k) {
+			return time.Time{}, fmt.Errorf("Secret is %s again and again; it is repaired once in %s", reason, repairEvery)
+		}
+	}
+	next, err := s.replacement(existing, sa, view.State, reason)
+	if err != nil {
+		return time.Time{}, err
+	}
+	updated, err := s.client.CoreV1().Secrets(sa.Namespace).Update(ctx, next, metav1.UpdateOptions{FieldManager: mesh.FieldManager})
+	if apierrors.IsInvalid(err) { // somebody made it immutable; then it must go and come again
+		return time.Time{}, errors.Join(s.remove(ctx, existing), fmt.Errorf("replacing Secret %s/%s: %w", existing.Namespace, existing.Name, err))
+	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("writing Secret %s/%s: %w", existing.Namespace, existing.Name, err)
+	}
+	return s.wrote(k, updated, sa, reason)
+}
+
+// replacement has a new key and certificate, unless only the bundle has changed.
+func (s *session) replacement(existing *corev1.Secret, sa *corev1.ServiceAccount, state *ca.State, reason Reason) (*corev1.Secret, error) {
+	if reason == BundleChanged {
+		return withBundle(existing, state), nil
+	}
+	fresh, err := build(sa, state, s.config)
+	if err != nil {
+		return nil, err
+	}
+	return merge(existing, fresh), nil
+}
+
+// wanted says whether accounts of the namespace have Secrets.
 func (s *session) wanted(namespace string) (bool, error) {
 	ns, err := s.namespaces.Get(namespace)
 	if apierrors.IsNotFound(err) {
@@ -69,11 +120,24 @@ func (s *session) wanted(namespace string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("namespace %s: %w", namespace, err)
 	}
-	return ns.Labels[mesh.SecretsLabel] != "disabled" && ns.DeletionTimestamp == nil, nil
+	return s.takesPart(ns), nil
+}
+
+// takesPart: not when it opted out, nor while it is going, nor, where namespaces opt in, before it did.
+func (s *session) takesPart(ns *corev1.Namespace) bool {
+	label := ns.Labels[mesh.SecretsLabel]
+	return ns.DeletionTimestamp == nil && label != "disabled" && (!s.config.OptIn || label == "enabled")
 }
 
 func (s *session) create(ctx context.Context, k key, sa *corev1.ServiceAccount) (time.Time, error) {
-	fresh, err := build(sa, s.authority.Current(), s.config)
+	reason := Created
+	if was := s.forget(k); was.account == string(sa.UID) {
+		reason = Deleted
+		if !s.mayRepair(k) {
+			return time.Time{}, fmt.Errorf("Secret is deleted again and again; it is restored once in %s", repairEvery)
+		}
+	}
+	fresh, err := build(sa, s.current().State, s.config)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -88,7 +152,7 @@ func (s *session) create(ctx context.Context, k key, sa *corev1.ServiceAccount) 
 		return time.Time{}, fmt.Errorf("creating Secret %s/%s: %w", fresh.Namespace, fresh.Name, err)
 	}
 	s.note(k, false)
-	return s.wrote(made, sa, "created", nil)
+	return s.wrote(k, made, sa, reason)
 }
 
 // nameTaken tells an informer that is behind from a name that another object has.
@@ -108,33 +172,40 @@ func (s *session) nameTaken(ctx context.Context, k key, sa *corev1.ServiceAccoun
 	return nil
 }
 
-func (s *session) rewrite(ctx context.Context, sa *corev1.ServiceAccount, existing *corev1.Secret, why error) (time.Time, error) {
-	fresh, err := build(sa, s.authority.Current(), s.config)
-	if err != nil {
-		return time.Time{}, err
+// wrote tells everybody that a Secret was written. Faults and deletions are Events of the account, too; the usual course
+// of things is not, as a root rotation would fill the API server with Events.
+func (s *session) wrote(k key, secret *corev1.Secret, sa *corev1.ServiceAccount, reason Reason) (time.Time, error) {
+	now := s.now()
+	s.written.WithLabelValues(string(reason)).Inc()
+	s.lastWrite.Store(&now)
+	if reason.repair() {
+		s.repaired(k)
 	}
-	updated, err := s.client.CoreV1().Secrets(sa.Namespace).Update(ctx, merge(existing, fresh), metav1.UpdateOptions{FieldManager: mesh.FieldManager})
-	if apierrors.IsInvalid(err) { // somebody made it immutable; then it must go and come again
-		return time.Time{}, errors.Join(s.remove(ctx, existing), fmt.Errorf("replacing Secret %s/%s: %w", existing.Namespace, existing.Name, err))
+	found, wrong := inspect(secret, sa, s.current(), s.config, now)
+	if wrong != "" && !wrong.routine() {
+		return time.Time{}, fmt.Errorf("Secret %s/%s after it was written: %s", secret.Namespace, secret.Name, wrong)
 	}
-	if err != nil {
-		return time.Time{}, fmt.Errorf("writing Secret %s/%s: %w", existing.Namespace, existing.Name, err)
+	s.learn(k, found)
+	s.log.Info("workload Secret written", "secret", secret.Namespace+"/"+secret.Name, "reason", reason, "serial", found.serial, "renewAt", found.due)
+	if id, err := spiffe.New(s.config.TrustDomain, sa.Namespace, sa.Name); err == nil && s.config.Audit != nil && reason != BundleChanged {
+		s.config.Audit(string(reason), id, found.serial)
 	}
-	reason := "repaired"
-	if errors.Is(why, errDue) {
-		reason = "renewed"
+	if reason.repair() {
+		s.events.Eventf(sa, secret, corev1.EventTypeWarning, "Secret"+string(reason), "IssueIdentity", "Secret %s was written anew, with a new key: %s", secret.Name, told[reason])
 	}
-	return s.wrote(updated, sa, reason, why)
+	return found.due, nil
 }
 
-func (s *session) wrote(secret *corev1.Secret, sa *corev1.ServiceAccount, reason string, why error) (time.Time, error) {
-	s.written.WithLabelValues(reason).Inc()
-	due, err := inspect(secret, sa, s.authority.Current(), s.config, s.clock.Now())
-	if err != nil {
-		return time.Time{}, fmt.Errorf("Secret %s/%s after it was written: %w", secret.Namespace, secret.Name, err)
-	}
-	s.log.Info("workload Secret written", "secret", secret.Namespace+"/"+secret.Name, "reason", reason, "why", why, "renewAt", due)
-	return due, nil
+// told says to people what a fault was.
+var told = map[Reason]string{
+	Corrupt:       "no certificate and key could be read from it",
+	KeyMismatch:   "its key was not that of its certificate",
+	WrongIdentity: "its certificate was for another identity",
+	Expired:       "its certificate had expired",
+	NotYetValid:   "its certificate was not valid yet",
+	Untrusted:     "its certificate did not verify with the mesh's trust bundle",
+	Edited:        "its owner, label or entries had been changed",
+	Deleted:       "it had been deleted",
 }
 
 // remove deletes the Secret only as it was seen.
@@ -149,7 +220,7 @@ func (s *session) remove(ctx context.Context, secret *corev1.Secret) error {
 	if err != nil {
 		return fmt.Errorf("removing Secret %s/%s: %w", secret.Namespace, secret.Name, err)
 	}
-	s.written.WithLabelValues("removed").Inc()
+	s.written.WithLabelValues(string(Removed)).Inc()
 	s.log.Info("workload Secret removed", "secret", secret.Namespace+"/"+secret.Name)
 	return nil
 }
@@ -169,6 +240,54 @@ func (s *session) note(k key, taken bool) bool {
 	return true
 }
 
+func (s *session) current() view {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.view
+}
+
+// learn records what a sound Secret holds.
+func (s *session) learn(k key, f facts) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.known[k] = f
+}
+
+// forget drops what was known of a Secret, and returns it.
+func (s *session) forget(k key) facts {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.known[k]
+	delete(s.known, k)
+	return was
+}
+
+// drop forgets an account that should have no Secret.
+func (s *session) drop(k key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.known, k)
+	delete(s.taken, k)
+	delete(s.repairs, k)
+}
+
+func (s *session) mayRepair(k key) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	limit := s.repairs[k]
+	return limit == nil || limit.TokensAt(s.now()) >= 1
+}
+
+// repaired counts a repair that was done, not one that was tried.
+func (s *session) repaired(k key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.repairs[k] == nil {
+		s.repairs[k] = rate.NewLimiter(rate.Every(repairEvery), repairBurst)
+	}
+	s.repairs[k].AllowN(s.now(), 1)
+}
+
 func (s *session) accountsIn(namespace string) []key {
 	accounts, err := s.accounts.ServiceAccounts(namespace).List(labels.Everything())
 	if err != nil {
@@ -177,6 +296,21 @@ func (s *session) accountsIn(namespace string) []key {
 	out := make([]key, 0, len(accounts))
 	for _, sa := range accounts {
 		out = append(out, key{Namespace: sa.Namespace, Name: sa.Name})
+	}
+	return out
+}
+
+// secretsOf returns the accounts, there or not, that the Secrets belong to.
+func (s *session) secretsOf() []key {
+	secrets, err := s.secrets.List(labels.Everything())
+	if err != nil {
+		return nil
+	}
+	out := make([]key, 0, len(secrets))
+	for _, secret := range secrets {
+		if account, ours := strings.CutPrefix(secret.Name, mesh.SecretPrefix); ours && account != "" {
+			out = append(out, key{Namespace: secret.Namespace, Name: account})
+		}
 	}
 	return out
 }

@@ -1,0 +1,47 @@
+package secrets
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+// Config is what configuration says about workload Secrets.
+type Config struct {
+	TrustDomain string
+	TTL         time.Duration // of the certificates
+	Fraction    float64       // of its life after which a certificate is renewed
+	Jitter      float64       // of its life by which that moment is shifted at most, either way
+	OptIn       bool          // only namespaces labelled mesh.SecretsLabel=enabled have Secrets; else all that are not labelled "disabled"
+
+	// Audit, if set, is told of every certificate that was written; serial is lower-case hexadecimal. It must not block.
+	Audit func(reason string, id spiffe.ID, serial string)
+}
+
+// Bounds of the settings. What remains of a certificate after its renewal is due must do for retries and for kubelet,
+// which takes up to two minutes to put a changed Secret into a volume; very short lives are for tests.
+const (
+	minTTL       = 30 * time.Second
+	maxJitter    = 0.2
+	minRemaining = 0.1
+)
+
+// Validate returns what is wrong with the configuration.
+func (c Config) Validate() error {
+	var errs []error
+	if c.TTL < minTTL {
+		errs = append(errs, fmt.Errorf("lifetime %s of certificates in Secrets is shorter than %s", c.TTL, minTTL))
+	}
+	if c.Fraction < 0.2 || c.Fraction > 0.8 {
+		errs = append(errs, fmt.Errorf("rotation fraction %g is outside 0.2 to 0.8", c.Fraction))
+	}
+	if c.Jitter < 0 || c.Jitter > maxJitter {
+		errs = append(errs, fmt.Errorf("rotation jitter %g is outside 0 to %g", c.Jitter, maxJitter))
+	}
+	if c.Fraction-c.Jitter < minRemaining || c.Fraction+c.Jitter > 1-minRemaining {
+		errs = append(errs, fmt.Errorf("rotation fraction %g with jitter %g renews before %g or after %g of a certificate's life", c.Fraction, c.Jitter, minRemaining, 1-minRemaining))
+	}
+	return errors.Join(errs...)
+}
