@@ -21,6 +21,17 @@ type Source interface {
 	Subscribed(typeURL string, added, removed []string)
 }
 
+// Witness is a Source that wants to know what the client really has. Like its other methods these are called from the
+// stream's goroutine.
+type Witness interface {
+	Source
+	// Took says which versions of resources the client has, by name: those it has just taken, or, when it opens the
+	// stream, those it says it had before.
+	Took(typeURL string, versions map[string]string)
+	// Refused says which versions the client will not have, and why. It keeps what it had.
+	Refused(typeURL string, versions map[string]string, reason string)
+}
+
 // RPC is the server's side of a delta discovery stream: DeltaAggregatedResources, DeltaSecrets and their kin.
 type RPC interface {
 	Context() context.Context
@@ -58,11 +69,12 @@ type Stream struct {
 
 type subscription struct {
 	wildcard bool
-	names    map[string]bool   // subscribed by name
-	versions map[string]string // what the client has, by our last word
-	unsaid   map[string]bool   // names to look at when the type may be sent
-	answered bool              // a wildcard subscription is answered even when there is nothing
-	inFlight string            // nonce of the response the client has not answered yet
+	names    map[string]bool       // subscribed by name
+	versions map[string]string     // what the client has, by our last word
+	unsaid   map[string]bool       // names to look at when the type may be sent
+	answered bool                  // a wildcard subscription is answered even when there is nothing
+	inFlight string                // nonce of the response the client has not answered yet
+	sent     []*discovery.Resource // what is in that response, if the source is a Witness
 	status   Status
 }
 
@@ -157,15 +169,22 @@ func (s *Stream) take(req *discovery.DeltaDiscoveryRequest) {
 		// A client that reconnects names what it has, and is not sent that again.
 		maps.Copy(sub.versions, req.GetInitialResourceVersions())
 	}
+	took, refused := map[string]string(nil), map[string]string(nil)
+	if !known && len(req.GetInitialResourceVersions()) > 0 {
+		took = req.GetInitialResourceVersions()
+	}
 	if req.GetResponseNonce() != "" && req.GetResponseNonce() == sub.inFlight {
 		sub.inFlight = ""
 		if req.GetErrorDetail() != nil {
 			sub.status.Nacked++
 			sub.status.Error = req.GetErrorDetail().GetMessage()
+			refused = versionsOf(sub.sent)
 		} else {
 			sub.status.Acked++
 			sub.status.Error = ""
+			took = versionsOf(sub.sent)
 		}
+		sub.sent = nil
 	}
 	var added, removed []string
 	subscribe := req.GetResourceNamesSubscribe()
@@ -203,6 +222,14 @@ func (s *Stream) take(req *discovery.DeltaDiscoveryRequest) {
 	s.mu.Unlock()
 	if len(added)+len(removed) > 0 || !known {
 		s.source.Subscribed(url, added, removed)
+	}
+	if w, ok := s.source.(Witness); ok {
+		if len(took) > 0 {
+			w.Took(url, took)
+		}
+		if len(refused) > 0 {
+			w.Refused(url, refused, req.GetErrorDetail().GetMessage())
+		}
 	}
 }
 
@@ -362,10 +389,21 @@ func (s *Stream) send(rpc RPC, url string, resp *Response) error {
 	resp.Nonce = strconv.Itoa(s.nonce)
 	s.types[url].inFlight = resp.Nonce
 	s.types[url].status.Sent++
+	if _, ok := s.source.(Witness); ok {
+		s.types[url].sent = resp.GetResources()
+	}
 	s.mu.Unlock()
 	defer s.mu.Lock()
 	if sharing, ok := rpc.(Sharing); ok {
 		return sharing.SendShared(resp)
 	}
 	return rpc.Send(resp.DeltaDiscoveryResponse)
+}
+
+func versionsOf(resources []*discovery.Resource) map[string]string {
+	out := make(map[string]string, len(resources))
+	for _, r := range resources {
+		out[r.GetName()] = r.GetVersion()
+	}
+	return out
 }

@@ -240,3 +240,58 @@ func TestChangedClusterGetsItsEndpointsAgain(t *testing.T) {
 	p.ack(p.expect(t, EndpointType, []string{"c"}, nil))
 	p.ack(clusters)
 }
+
+// witness hears what the client has.
+type witness struct {
+	*world
+	heard chan string
+}
+
+func (w *witness) Took(url string, versions map[string]string) {
+	for name, v := range versions {
+		w.heard <- "took " + name + " " + v
+	}
+}
+
+func (w *witness) Refused(url string, versions map[string]string, reason string) {
+	for name, v := range versions {
+		w.heard <- "refused " + name + " " + v + ": " + reason
+	}
+}
+
+func TestWitnessHearsWhatTheClientHas(t *testing.T) {
+	w := &witness{&world{have: map[string]map[string]*Resource{}}, make(chan string, 10)}
+	w.set(t, SecretType, "default", "1")
+	p := &pipe{ctx: t.Context(), in: make(chan *discovery.DeltaDiscoveryRequest), out: make(chan *discovery.DeltaDiscoveryResponse), done: make(chan error)}
+	s := NewStream(w)
+	go func() { p.done <- s.Serve(p, nil) }()
+	version := func() string { r, _ := w.Resource(SecretType, "default"); return r.Version }
+	expect := func(want string) {
+		t.Helper()
+		select {
+		case got := <-w.heard:
+			if got != want {
+				t.Fatalf("heard %q, want %q", got, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("heard nothing, want %q", want)
+		}
+	}
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: SecretType, ResourceNamesSubscribe: []string{"default"}, InitialResourceVersions: map[string]string{"default": "older"}}
+	expect("took default older")
+	r := p.expect(t, SecretType, []string{"default"}, nil)
+	if len(w.heard) > 0 {
+		t.Fatal("what was sent counts as taken")
+	}
+	p.ack(r)
+	expect("took default " + version())
+	w.set(t, SecretType, "default", "2")
+	s.Dirty(SecretType, "default")
+	r = p.expect(t, SecretType, []string{"default"}, nil)
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: SecretType, ResponseNonce: r.GetNonce(), ErrorDetail: &status.Status{Message: "no"}}
+	expect("refused default " + version() + ": no")
+	close(p.in)
+	if err := <-p.done; err != nil {
+		t.Fatal(err)
+	}
+}
