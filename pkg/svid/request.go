@@ -17,9 +17,14 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
+	grpcbackoff "google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	securityapi "istio.io/api/security/v1alpha1"
 
+	identityv1 "github.com/bulwark-mesh/bulwark/pkg/api/identity/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -31,17 +36,37 @@ var DefaultCitadel = fmt.Sprintf("%s:%d", mesh.ServiceHost(mesh.CitadelAccount),
 // requestTimeout bounds one request: a token review and a signature take milliseconds.
 const requestTimeout = 10 * time.Second
 
+// connecting spreads the connections that a mesh makes when Citadel returns after an outage. A request meanwhile fails
+// at once instead of waiting for the connection: all that waited would be sent in the moment it is there.
+var connecting = grpc.WithConnectParams(grpc.ConnectParams{
+	Backoff:           grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.5, MaxDelay: 15 * time.Second},
+	MinConnectTimeout: 5 * time.Second,
+})
+
 // Tokens are what a request is authenticated by.
 type Tokens struct {
-	Workload string // bound token of the identity that is asked for
-	Agent    string // the node agent's own token when it asks for a pod, else empty
+	Workload string    // bound token of the identity that is asked for
+	Expires  time.Time // its end; zero if it is not known
+	Agent    string    // the node agent's own token when it asks for a pod, else empty
 }
 
-// Requester asks Citadel for SVIDs over one connection.
+// Valid says whether there is a token that has not ended.
+func (t Tokens) Valid(now time.Time) bool {
+	return t.Workload != "" && (t.Expires.IsZero() || now.Before(t.Expires))
+}
+
+// String keeps tokens out of logs.
+func (t Tokens) String() string { return "tokens" }
+
+// GoString does for %#v what String does.
+func (t Tokens) GoString() string { return t.String() }
+
+// Requester asks Citadel for SVIDs: by token over one connection, by certificate over one for each call.
 type Requester struct {
-	conn   *grpc.ClientConn
-	client securityapi.IstioCertificateServiceClient
-	bundle x509bundle.Source
+	address string
+	citadel spiffe.ID
+	conn    *grpc.ClientConn
+	bundle  x509bundle.Source
 }
 
 // NewRequester returns a requester for the Citadel at address, whose own SVID is checked against the bundle.
@@ -51,19 +76,117 @@ func NewRequester(address, trustDomain string, bundle x509bundle.Source) (*Reque
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient(address, mtls.DialOptions(mtls.ClientWithoutCert(bundle, mtls.OneOf(citadel)))...)
+	conn, err := grpc.NewClient(address, append(mtls.DialOptions(mtls.ClientWithoutCert(bundle, mtls.OneOf(citadel))), connecting)...)
 	if err != nil {
 		return nil, fmt.Errorf("Citadel's address %q: %w", address, err)
 	}
-	return &Requester{conn: conn, client: securityapi.NewIstioCertificateServiceClient(conn), bundle: bundle}, nil
+	return &Requester{address: address, citadel: citadel, conn: conn, bundle: bundle}, nil
 }
 
 // Close ends the connection.
 func (r *Requester) Close() error { return r.conn.Close() }
 
+// ErrNoToken is why nothing can be asked for: there is no valid token, and no valid SVID in its place.
+var ErrNoToken = errors.New("no valid token")
+
+// Obtain returns a new SVID. It asks by the token; by the current SVID, which may be nil, when there is no valid token or
+// Citadel says that it cannot have it reviewed: so identities outlive the API server.
+func (r *Requester) Obtain(ctx context.Context, tokens Tokens, current *x509svid.SVID, ttl time.Duration, now time.Time) (*x509svid.SVID, error) {
+	var refused error = ErrNoToken
+	if tokens.Valid(now) {
+		got, err := r.Request(ctx, tokens, ttl, now)
+		if err == nil || !r.unreviewed(err) {
+			return got, err
+		}
+		refused = err
+	}
+	if !usable(current, now) {
+		return nil, refused
+	}
+	return r.Renew(ctx, current, ttl, now)
+}
+
+// unreviewed says whether Citadel was there and the API server, which reviews tokens, was not.
+func (r *Requester) unreviewed(err error) bool {
+	return status.Code(err) == codes.Unavailable && r.conn.GetState() == connectivity.Ready
+}
+
+func usable(s *x509svid.SVID, now time.Time) bool {
+	return s != nil && now.Before(s.Certificates[0].NotAfter)
+}
+
 // Request makes a new P-256 key and returns an SVID for it. A ttl of zero leaves the lifetime to Citadel. What Citadel
 // answers is used only if it verifies against the bundle at the time now and fits the key.
 func (r *Requester) Request(ctx context.Context, tokens Tokens, ttl time.Duration, now time.Time) (*x509svid.SVID, error) {
+	return r.request(withTokens(ctx, tokens), r.conn, ttl, now)
+}
+
+// Renew is Request by the current SVID instead of a token. Citadel answers for the same identity and no other.
+func (r *Requester) Renew(ctx context.Context, current *x509svid.SVID, ttl time.Duration, now time.Time) (*x509svid.SVID, error) {
+	conn, err := r.as(current)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	got, err := r.request(ctx, conn, ttl, now)
+	if err != nil {
+		return nil, fmt.Errorf("renewing by certificate: %w", err)
+	}
+	if got.ID != current.ID {
+		return nil, fmt.Errorf("Citadel answered a certificate for %s to %s", got.ID, current.ID)
+	}
+	return got, nil
+}
+
+// JWT asks for a JWT-SVID, authenticated as Obtain is. Citadel chooses its lifetime.
+func (r *Requester) JWT(ctx context.Context, tokens Tokens, current *x509svid.SVID, audience []string, now time.Time) (string, error) {
+	request := &identityv1.TokenRequest{Audience: audience}
+	call := func(ctx context.Context, conn *grpc.ClientConn) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+		defer cancel()
+		resp, err := identityv1.NewTokensClient(conn).CreateToken(ctx, request)
+		if err != nil {
+			return "", fmt.Errorf("asking Citadel for a JWT-SVID: %w", err)
+		}
+		return resp.GetToken(), nil
+	}
+	var refused error = ErrNoToken
+	if tokens.Valid(now) {
+		token, err := call(withTokens(ctx, tokens), r.conn)
+		if err == nil || !r.unreviewed(err) {
+			return token, err
+		}
+		refused = err
+	}
+	if !usable(current, now) {
+		return "", refused
+	}
+	conn, err := r.as(current)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	return call(ctx, conn)
+}
+
+// as returns a connection of the SVID's own, for one call. It is used for a few seconds every few hours.
+func (r *Requester) as(current *x509svid.SVID) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient(r.address, append(mtls.DialOptions(mtls.Client(current, r.bundle, mtls.OneOf(r.citadel))), connecting)...)
+	if err != nil {
+		return nil, fmt.Errorf("Citadel's address %q: %w", r.address, err)
+	}
+	return conn, nil
+}
+
+func withTokens(ctx context.Context, tokens Tokens) context.Context {
+	md := metadata.Pairs("authorization", "Bearer "+tokens.Workload)
+	if tokens.Agent != "" {
+		md.Set(mesh.AgentTokenHeader, "Bearer "+tokens.Agent)
+	}
+	return metadata.NewOutgoingContext(ctx, md)
+}
+
+func (r *Requester) request(ctx context.Context, conn *grpc.ClientConn, ttl time.Duration, now time.Time) (*x509svid.SVID, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("making a key: %w", err)
@@ -74,14 +197,10 @@ func (r *Requester) Request(ctx context.Context, tokens Tokens, ttl time.Duratio
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	md := metadata.Pairs("authorization", "Bearer "+tokens.Workload)
-	if tokens.Agent != "" {
-		md.Set(mesh.AgentTokenHeader, "Bearer "+tokens.Agent)
-	}
-	resp, err := r.client.CreateCertificate(metadata.NewOutgoingContext(ctx, md), &securityapi.IstioCertificateRequest{
+	resp, err := securityapi.NewIstioCertificateServiceClient(conn).CreateCertificate(ctx, &securityapi.IstioCertificateRequest{
 		Csr:              string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})),
 		ValidityDuration: int64(ttl / time.Second),
-	}, grpc.WaitForReady(true))
+	})
 	if err != nil {
 		return nil, fmt.Errorf("asking Citadel for a certificate: %w", err)
 	}

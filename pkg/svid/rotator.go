@@ -1,7 +1,9 @@
 package svid
 
 import (
+	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -10,6 +12,8 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"k8s.io/utils/clock"
 )
 
@@ -24,83 +28,144 @@ const (
 	Pending State = "pending" // no SVID yet
 	Valid   State = "valid"   // the SVID is valid and not due
 	Due     State = "due"     // the SVID is valid, and its renewal has failed so far
+	Late    State = "late"    // the same, for half of the life that was left when it became due
 	Expired State = "expired" // renewal failed until the SVID's end
 )
 
-// Status is what operators see of a rotator.
+// Status is what operators see of a rotator. The key is not in it.
 type Status struct {
-	State     State
-	SVID      *x509svid.SVID // nil while pending
-	LastError error          // why the last attempt failed; nil after a success
+	State        State
+	Since        time.Time           // when it came to be so
+	Certificates []*x509.Certificate // leaf first; nil while pending
+	NextRenewal  time.Time           // when Citadel is asked next
+	Failures     int                 // attempts that have failed since the last success
+	LastError    error               // why the last attempt failed; nil after a success
 }
 
-// Rotator obtains an SVID and renews it at a jittered half of its life. It keeps serving the one it has until that ends,
-// however long renewal fails.
+// Rotator obtains an SVID and renews it at a jittered half of its life, or when another key has come to sign. It keeps
+// serving the one it has until that ends, however long renewal fails.
 type Rotator struct {
 	fetch  func(context.Context) (*x509svid.SVID, error)
 	clock  clock.Clock
 	log    *slog.Logger
 	notify func(*x509svid.SVID)
-	nudge  chan struct{}
+	bundle *Bundle // says who signs; may be nil
+	wake   chan struct{}
 	ready  chan struct{} // closed when the first SVID is there
 
-	mu      sync.RWMutex
-	current *x509svid.SVID
-	due     time.Time
-	lastErr error
+	mu       sync.RWMutex
+	current  *x509svid.SVID
+	since    time.Time // of the current SVID; before there is one, of the rotator
+	due      time.Time
+	retryAt  time.Time // not before this, after a failure
+	failures int
+	lastErr  error
+	said     string // of the last failure in the log
+	retry    *backoff.ExponentialBackOff
+	mismatch *backoff.ExponentialBackOff
+	signer   []byte // as last heard
 }
 
 // NewRotator returns a rotator that obtains SVIDs by fetch. Notify, if not nil, is called with each new SVID, after it
 // has become the current one and never concurrently.
 func NewRotator(fetch func(context.Context) (*x509svid.SVID, error), c clock.Clock, log *slog.Logger, notify func(*x509svid.SVID)) *Rotator {
-	return &Rotator{fetch: fetch, clock: c, log: log, notify: notify, nudge: make(chan struct{}, 1), ready: make(chan struct{})}
+	return &Rotator{
+		fetch: fetch, clock: c, log: log, notify: notify, wake: make(chan struct{}, 1), ready: make(chan struct{}), since: c.Now().Round(0),
+		retry: retries(firstRetry, longestRetry), mismatch: retries(firstMismatch, longestMismatch),
+	}
 }
+
+// Follow has the SVID renewed when the bundle says that another key signs. It is called before Run.
+func (r *Rotator) Follow(b *Bundle) { r.bundle = b }
 
 // Run obtains and renews until ctx ends. It is called once.
 func (r *Rotator) Run(ctx context.Context) {
-	retry := backoff.NewExponentialBackOff()
-	retry.InitialInterval, retry.MaxInterval, retry.Multiplier, retry.RandomizationFactor = 100*time.Millisecond, 10*time.Second, 2, 0.5
 	for {
-		var wait time.Duration
-		if until := r.untilDue(); until > 0 {
-			wait = min(until, recheck)
-		} else if err := r.attempt(ctx); err != nil {
+		changed := r.heedSigner()
+		wait := r.untilNext()
+		if wait <= 0 {
+			r.attempt(ctx)
 			if ctx.Err() != nil {
 				return
 			}
-			wait = retry.NextBackOff()
-			r.log.Warn("no new SVID", "error", err, "retryIn", wait.String())
-		} else {
-			retry.Reset()
 			continue
 		}
-		timer := r.clock.NewTimer(wait)
+		timer := r.clock.NewTimer(min(wait, recheck))
 		select {
 		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-r.nudge:
-			timer.Stop()
-			retry.Reset()
+		case <-r.wake:
+		case <-changed:
 		case <-timer.C():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return
 		}
 	}
 }
 
-// Nudge makes the rotator try at once if it is waiting to retry, for when what failed it may have changed.
-func (r *Rotator) Nudge() {
-	select {
-	case r.nudge <- struct{}{}:
-	default:
+// Nudge brings the next attempt after a failure forward to a random moment within the time given, for when what failed
+// it may have changed. Only what cannot happen to a whole mesh at once may give no time at all.
+func (r *Rotator) Nudge(within time.Duration) {
+	r.mu.Lock()
+	if at := r.now().Add(someTime(within)); at.Before(r.retryAt) {
+		r.retryAt = at
 	}
+	r.retry.Reset()
+	r.mu.Unlock()
+	r.awake()
 }
 
 // Renew makes the current SVID due now.
 func (r *Rotator) Renew() {
 	r.mu.Lock()
-	r.due = time.Time{}
+	r.due, r.retryAt = r.now(), time.Time{}
 	r.mu.Unlock()
-	r.Nudge()
+	r.awake()
+}
+
+func (r *Rotator) awake() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// now has no monotonic reading: it is compared with the times of certificates.
+func (r *Rotator) now() time.Time { return r.clock.Now().Round(0) }
+
+// heedSigner makes the SVID due, at a random moment of the time that Citadel gives, if its signer is not the one that
+// signs now. It returns the channel that tells of the next change.
+func (r *Rotator) heedSigner() <-chan struct{} {
+	if r.bundle == nil {
+		return nil
+	}
+	trust, changed, err := r.bundle.Current()
+	if err != nil || len(trust.Signer) == 0 {
+		return changed
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if bytes.Equal(r.signer, trust.Signer) {
+		return changed
+	}
+	r.signer = trust.Signer
+	r.mismatch.Reset()
+	if r.current != nil && !r.fits(r.current) {
+		r.hasten(someTime(trust.RenewWithin))
+	}
+	return changed
+}
+
+// fits and hasten are called with mu held.
+func (r *Rotator) fits(s *x509svid.SVID) bool {
+	return len(r.signer) == 0 || bytes.Equal(s.Certificates[0].AuthorityKeyId, r.signer)
+}
+
+func (r *Rotator) hasten(wait time.Duration) {
+	if at := r.now().Add(wait); at.Before(r.due) {
+		r.due = at
+	}
 }
 
 // Ready is closed once there is an SVID.
@@ -123,55 +188,101 @@ func (r *Rotator) GetX509SVID() (*x509svid.SVID, error) {
 func (r *Rotator) Status() Status {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	s := Status{State: Valid, SVID: r.current, LastError: r.lastErr}
-	switch now := r.clock.Now(); {
-	case r.current == nil:
-		s.State = Pending
-	case !now.Before(r.current.Certificates[0].NotAfter):
-		s.State = Expired
-	case !now.Before(r.due):
-		s.State = Due
+	s := Status{NextRenewal: r.next(), Failures: r.failures, LastError: r.lastErr}
+	s.State, s.Since = r.state(r.now())
+	if r.current != nil {
+		s.Certificates = r.current.Certificates
 	}
 	return s
 }
 
-func (r *Rotator) untilDue() time.Duration {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
+// state and next are called with mu held.
+func (r *Rotator) state(now time.Time) (State, time.Time) {
 	if r.current == nil {
-		return 0
+		return Pending, r.since
 	}
-	return r.due.Sub(r.clock.Now())
+	notAfter := r.current.Certificates[0].NotAfter
+	late := lateAt(r.due, notAfter)
+	switch {
+	case !now.Before(notAfter):
+		return Expired, notAfter
+	case !now.Before(late):
+		return Late, late
+	case !now.Before(r.due):
+		return Due, r.due
+	}
+	return Valid, r.since
 }
 
-func (r *Rotator) attempt(ctx context.Context) error {
-	next, err := r.fetch(ctx)
-	r.mu.Lock()
-	r.lastErr = err
-	if err != nil {
-		r.mu.Unlock()
-		return err
+func (r *Rotator) next() time.Time {
+	if r.retryAt.After(r.due) {
+		return r.retryAt
 	}
-	first := r.current == nil
-	r.current = next
-	// Round drops the monotonic reading: due must be compared by the wall clock.
-	now := r.clock.Now().Round(0)
-	r.due = dueAt(now, next.Certificates[0].NotAfter, rand.Float64())
-	leaf := next.Certificates[0]
-	r.log.Info("new SVID", "identity", next.ID.String(), "serial", leaf.SerialNumber.Text(16), "notAfter", leaf.NotAfter, "renewAt", r.due)
-	r.mu.Unlock()
+	return r.due
+}
+
+func (r *Rotator) untilNext() time.Duration {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.next().Sub(r.now())
+}
+
+func (r *Rotator) attempt(ctx context.Context) {
+	next, err := r.fetch(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		r.failed(err)
+		return
+	}
+	first := r.succeeded(next)
 	if r.notify != nil {
 		r.notify(next)
 	}
 	if first {
 		close(r.ready)
 	}
-	return nil
 }
 
-// dueAt is half of the life that remains at the time of receipt, ±10 % by the random number in [0,1). The certificate's
-// own notBefore is not used: it is dated back for skewed clocks, which a short life would not survive.
-func dueAt(received, notAfter time.Time, random float64) time.Time {
-	life := notAfter.Sub(received)
-	return received.Add(time.Duration(float64(life) * (0.45 + 0.1*random)))
+func (r *Rotator) failed(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.now()
+	wait := r.retry.NextBackOff()
+	r.failures++
+	r.lastErr, r.retryAt = err, now.Add(wait)
+	// An outage has one cause and a thousand failures. It is said again when it has become another, or graver.
+	state, since := r.state(now)
+	level, saying := slog.LevelDebug, string(state)+codeOf(err)
+	if saying != r.said {
+		level, r.said = slog.LevelWarn, saying
+	}
+	r.log.Log(context.Background(), level, "no new SVID", "state", state, "since", since, "failures", r.failures, "error", err, "retryIn", wait.String())
+}
+
+func (r *Rotator) succeeded(next *x509svid.SVID) (first bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now, leaf := r.now(), next.Certificates[0]
+	failures := r.failures
+	first = r.current == nil
+	r.current, r.since, r.due = next, now, dueAt(now, leaf.NotAfter, rand.Float64())
+	r.failures, r.lastErr, r.retryAt, r.said = 0, nil, time.Time{}, ""
+	r.retry.Reset()
+	if r.fits(next) {
+		r.mismatch.Reset()
+	} else {
+		r.hasten(r.mismatch.NextBackOff())
+	}
+	r.log.Info("new SVID", "identity", next.ID.String(), "serial", leaf.SerialNumber.Text(16), "notAfter", leaf.NotAfter, "renewAt", r.due, "afterFailures", failures)
+	return first
+}
+
+// codeOf tells causes apart without their wording, which may change with each attempt.
+func codeOf(err error) string {
+	if c := status.Code(err); c != codes.Unknown {
+		return c.String()
+	}
+	return err.Error()
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -138,20 +139,142 @@ func TestServesTheOldOneWhileRenewalFails(t *testing.T) {
 	eventually(t, "recovery", func() bool { return h.rotator.Status().State == Valid })
 }
 
-func TestRetriesBackOffAndANudgeIsImmediate(t *testing.T) {
+func TestRetriesBackOffAndANudgeBringsTheNextForward(t *testing.T) {
 	h := newHarness(t, time.Hour)
 	<-h.rotator.Ready()
 	h.fail(errors.New("no"))
 	h.rotator.Renew()
 	eventually(t, "an attempt", func() bool { return h.count() == 2 })
 	h.pass(10*time.Minute, time.Second)
-	if n := h.count(); n < 30 || n > 200 {
-		t.Fatalf("%d attempts in ten minutes; they should back off to one each ten seconds", n)
+	if n := h.count(); n < 15 || n > 60 {
+		t.Fatalf("%d attempts in ten minutes; they should back off to two each minute", n)
 	}
 	before := h.count()
 	h.fail(nil)
-	h.rotator.Nudge()
+	h.rotator.Nudge(0)
 	eventually(t, "an attempt without any time passing", func() bool { return h.count() == before+1 })
+}
+
+func TestNudgeIsSpread(t *testing.T) {
+	now := time.Now()
+	c := testclock.NewFakeClock(now)
+	early := 0
+	for range 1000 {
+		r := NewRotator(nil, c, quiet, nil)
+		r.failures, r.retryAt = 1, now.Add(time.Hour)
+		r.Nudge(10 * time.Second)
+		at := r.Status().NextRenewal
+		if at.Before(now.Round(0)) || at.After(now.Add(10*time.Second)) {
+			t.Fatalf("next attempt in %s", at.Sub(now))
+		}
+		if at.Before(now.Add(time.Second)) {
+			early++
+		}
+	}
+	if early > 200 {
+		t.Fatalf("%d of 1000 within the first of ten seconds", early)
+	}
+}
+
+// TestReturnAfterAnOutageIsNoStampede plays the schedule of ten thousand rotators that are all due while Citadel is away.
+func TestReturnAfterAnOutageIsNoStampede(t *testing.T) {
+	const rotators = 10_000
+	for _, outage := range []time.Duration{5 * time.Minute, time.Hour} {
+		for name, due := range map[string]func() time.Duration{
+			"due one by one":       func() time.Duration { return someTime(outage) },
+			"due at the same time": func() time.Duration { return 0 },
+		} {
+			perSecond, last := map[int]int{}, time.Duration(0)
+			for range rotators {
+				schedule := retries(firstRetry, longestRetry)
+				at := due()
+				for at < outage {
+					at += schedule.NextBackOff()
+				}
+				perSecond[int((at-outage)/time.Second)]++
+				last = max(last, at-outage)
+			}
+			most := 0
+			for _, n := range perSecond {
+				most = max(most, n)
+			}
+			t.Logf("outage of %s, %s: at most %d of %d in a second, the last after %s", outage, name, most, rotators, last.Round(time.Millisecond))
+			if most > rotators/10 || last > 2*longestRetry {
+				t.Errorf("outage of %s, %s: %d in one second, the last after %s", outage, name, most, last)
+			}
+		}
+	}
+}
+
+func TestLateFromHalfOfWhatWasLeft(t *testing.T) {
+	h := newHarness(t, 10*time.Hour)
+	<-h.rotator.Ready()
+	h.fail(errors.New("Citadel is away"))
+	start := h.clock.Now()
+	var states []State
+	for h.clock.Now().Sub(start) < 11*time.Hour {
+		h.pass(10*time.Minute, time.Minute)
+		st := h.rotator.Status()
+		if len(states) == 0 || states[len(states)-1] != st.State {
+			states = append(states, st.State)
+			if d := st.Since.Sub(start); st.State == Late && (d < 7*time.Hour || d > 8*time.Hour) {
+				t.Errorf("late since %s of ten hours", d)
+			}
+		}
+		if st.State != Valid && (st.Failures == 0 || st.LastError == nil || !st.NextRenewal.After(h.clock.Now())) {
+			t.Fatalf("%+v", st)
+		}
+	}
+	if want := []State{Valid, Due, Late, Expired}; !slices.Equal(states, want) {
+		t.Fatalf("states %v", states)
+	}
+}
+
+func TestSignerThatChangesHasEveryoneRenewOverTheTimeGiven(t *testing.T) {
+	old, next := svidtest.New(t, "cluster.local"), svidtest.New(t, "cluster.local")
+	now := time.Now()
+	c := testclock.NewFakeClock(now)
+	b, _ := newBundle(t)
+	if err := b.hear(old.Document(1), old.Cert.SubjectKeyId, time.Hour, true); err != nil {
+		t.Fatal(err)
+	}
+	var all []*Rotator
+	for range 200 {
+		r := NewRotator(nil, c, quiet, nil)
+		r.Follow(b)
+		r.heedSigner()
+		r.succeeded(old.SVID(old.ID("ns", "sa"), now.Add(24*time.Hour)))
+		if d := r.Status().NextRenewal.Sub(now); d < 10*time.Hour {
+			t.Fatalf("due in %s by the signer that signed it", d)
+		}
+		all = append(all, r)
+	}
+	if err := b.hear(old.Document(2, next.Cert), next.Cert.SubjectKeyId, time.Hour, false); err != nil {
+		t.Fatal(err)
+	}
+	quarters := map[int]int{}
+	for _, r := range all {
+		r.heedSigner()
+		r.heedSigner() // the second time draws no other lot
+		quarters[int(r.Status().NextRenewal.Sub(now)/(15*time.Minute))]++
+	}
+	if len(quarters) != 4 || quarters[0] > 100 {
+		t.Fatalf("renewals by quarter of the hour: %v", quarters)
+	}
+	// A replica that has not heard of the change signs with the old key: again, and never in a hot loop.
+	r := all[0]
+	var waits []time.Duration
+	for range 12 {
+		r.succeeded(old.SVID(old.ID("ns", "sa"), now.Add(24*time.Hour)))
+		waits = append(waits, r.Status().NextRenewal.Sub(now))
+	}
+	if waits[0] < 5*time.Second || waits[0] > 15*time.Second || waits[11] < 5*time.Minute || waits[11] > 15*time.Minute {
+		t.Fatalf("waits %v", waits)
+	}
+	r.succeeded(next.SVID(next.ID("ns", "sa"), now.Add(24*time.Hour)))
+	if d := r.Status().NextRenewal.Sub(now); d < 10*time.Hour {
+		t.Fatalf("due in %s by the new signer", d)
+	}
 }
 
 func TestPendingUntilTheFirst(t *testing.T) {

@@ -2,6 +2,8 @@ package svid
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,12 +12,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/clock"
 
+	identityv1 "github.com/bulwark-mesh/bulwark/pkg/api/identity/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -29,6 +33,7 @@ type Options struct {
 	Namespace   string               // of the component; mesh.Namespace
 	TokenFile   string               // DefaultTokenFile
 	Citadel     string               // address; DefaultCitadel
+	Leader      string               // address of the Citadel that holds the Lease; DefaultLeader
 	TTL         time.Duration        // 0 leaves it to Citadel
 	Clock       clock.Clock          // the real one
 	Log         *slog.Logger         // slog.Default()
@@ -39,6 +44,7 @@ type Source struct {
 	*Rotator
 	Bundle    *Bundle
 	requester *Requester
+	follower  *Follower
 }
 
 // NewSource returns a source that is empty until Run has obtained what it needs.
@@ -55,6 +61,9 @@ func NewSource(o Options) (*Source, error) {
 	if o.Citadel == "" {
 		o.Citadel = DefaultCitadel
 	}
+	if o.Leader == "" {
+		o.Leader = DefaultLeader
+	}
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
@@ -69,19 +78,31 @@ func NewSource(o Options) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	fetch := func(ctx context.Context) (*x509svid.SVID, error) {
+	bundle.clock = o.Clock
+	out := &Source{Bundle: bundle, requester: requester}
+	out.Rotator = NewRotator(func(ctx context.Context) (*x509svid.SVID, error) {
 		// Before there is a bundle no handshake can succeed; waiting here starts the first one at the right moment.
 		if err := bundle.WaitReady(ctx); err != nil {
 			return nil, err
 		}
-		token, err := ReadToken(o.TokenFile)
-		if err != nil {
-			return nil, err
-		}
-		return requester.Request(ctx, Tokens{Workload: token}, o.TTL, o.Clock.Now())
-	}
-	return &Source{Rotator: NewRotator(fetch, o.Clock, o.Log, nil), Bundle: bundle, requester: requester}, nil
+		return out.fetch(ctx, o)
+	}, o.Clock, o.Log, nil)
+	out.Follow(bundle)
+	out.follower, err = NewFollower(o.Leader, o.TrustDomain, out.Rotator, bundle, o.Clock, o.Log)
+	return out, err
 }
+
+func (s *Source) fetch(ctx context.Context, o Options) (*x509svid.SVID, error) {
+	current, _ := s.GetX509SVID() // nil before the first
+	token, err := ReadToken(o.TokenFile)
+	if err != nil && current == nil {
+		return nil, err
+	}
+	return s.requester.Obtain(ctx, Tokens{Workload: token, Expires: TokenExpiry(token)}, current, o.TTL, o.Clock.Now())
+}
+
+// Report has Citadel told what else this component holds: fill adds it to each report. It is called before Run.
+func (s *Source) Report(fill func(*identityv1.Holding)) { s.follower.fill = fill }
 
 // Run follows the bundle and renews the SVID until ctx ends.
 func (s *Source) Run(ctx context.Context) error {
@@ -89,10 +110,17 @@ func (s *Source) Run(ctx context.Context) error {
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() { s.Rotator.Run(ctx) })
+	wg.Go(func() {
+		select {
+		case <-s.Ready():
+			s.follower.Run(ctx)
+		case <-ctx.Done():
+		}
+	})
 	err := s.Bundle.Run(ctx)
 	cancel()
 	wg.Wait()
-	return errors.Join(err, s.requester.Close())
+	return errors.Join(err, s.requester.Close(), s.follower.Close())
 }
 
 // WaitReady returns when there is an SVID, or with the reason why there is none when ctx ends.
@@ -103,6 +131,11 @@ func (s *Source) WaitReady(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for an SVID: %w", errors.Join(ctx.Err(), s.Status().LastError))
 	}
+}
+
+// GetJWTBundleForTrustDomain implements jwtbundle.Source.
+func (s *Source) GetJWTBundleForTrustDomain(td spiffeid.TrustDomain) (*jwtbundle.Bundle, error) {
+	return s.Bundle.GetJWTBundleForTrustDomain(td)
 }
 
 // GetX509BundleForTrustDomain implements x509bundle.Source.
@@ -121,4 +154,23 @@ func ReadToken(file string) (string, error) {
 		return "", fmt.Errorf("service account token %s is empty", file)
 	}
 	return token, nil
+}
+
+// TokenExpiry reads the end of a token that Citadel will check; zero if it has none that can be read.
+func TokenExpiry(token string) time.Time {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return time.Time{}
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return time.Time{}
+	}
+	var claims struct {
+		Exp int64 `json:"exp"`
+	}
+	if json.Unmarshal(payload, &claims) != nil || claims.Exp == 0 {
+		return time.Time{}
+	}
+	return time.Unix(claims.Exp, 0)
 }

@@ -1,7 +1,11 @@
 package svid
 
 import (
+	"bytes"
 	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	identityv1 "github.com/bulwark-mesh/bulwark/pkg/api/identity/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/svid/svidtest"
 )
@@ -105,10 +110,10 @@ func TestDamagedBundleIsIgnored(t *testing.T) {
 	// The good one after the bad ones is seen, and until then the first stays.
 	eventually(t, "the new bundle", func() bool {
 		b, _, err := s.Bundle.Current()
-		if err != nil || !b.HasX509Authority(ca.Cert) && !b.HasX509Authority(other.Cert) {
+		if err != nil || !b.X509.HasX509Authority(ca.Cert) && !b.X509.HasX509Authority(other.Cert) {
 			t.Fatalf("no good bundle: %v", err)
 		}
-		return b.HasX509Authority(other.Cert)
+		return b.X509.HasX509Authority(other.Cert)
 	})
 }
 
@@ -145,6 +150,12 @@ func TestRequestRefusesWhatItShouldNotTrust(t *testing.T) {
 			t.Fatal("took a certificate that is over")
 		}
 	})
+	t.Run("no valid token", func(t *testing.T) {
+		citadel := ca.Serve(time.Hour)
+		if _, err := requester(t, citadel.Address, ca).Obtain(ctx, Tokens{Workload: "x", Expires: time.Now()}, ca.SVID(id, time.Now()), 0, time.Now()); !errors.Is(err, ErrNoToken) || len(citadel.Calls()) > 0 {
+			t.Fatalf("error %v", err)
+		}
+	})
 	t.Run("both tokens are sent", func(t *testing.T) {
 		citadel := ca.Serve(time.Hour)
 		citadel.Account("pods", id)
@@ -179,5 +190,141 @@ func TestAssembleRefusesAnotherKey(t *testing.T) {
 	}
 	if _, err := assemble(nil, mine.PrivateKey, ca.Bundle(), time.Now()); err == nil {
 		t.Fatal("took an empty chain")
+	}
+}
+
+func TestRenewsByItsCertificateWhenTokensAreOfNoUse(t *testing.T) {
+	ca := svidtest.New(t, "cluster.local")
+	id := ca.ID("ns", "sa")
+	now := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	current := ca.SVID(id, now.Add(time.Hour))
+	for name, c := range map[string]struct {
+		tokens  Tokens
+		failure error
+		renewed bool
+	}{
+		"the token has ended":           {Tokens{Workload: "t", Expires: now}, nil, true},
+		"there is no token":             {Tokens{}, nil, true},
+		"the API server is away":        {Tokens{Workload: "t"}, status.Error(codes.Unavailable, "cannot review"), true},
+		"the token is not accepted":     {Tokens{Workload: "t"}, status.Error(codes.Unauthenticated, "revoked"), false},
+		"the pod is not there any more": {Tokens{Workload: "t"}, status.Error(codes.PermissionDenied, "gone"), false},
+	} {
+		citadel := ca.Serve(time.Hour)
+		citadel.Fail(c.failure)
+		got, err := requester(t, citadel.Address, ca).Obtain(ctx, c.tokens, current, 0, now)
+		if c.renewed != (err == nil) {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if err != nil {
+			continue
+		}
+		calls := citadel.Calls()
+		if got.ID.String() != id.String() || len(calls[len(calls)-1].Get("authorization")) > 0 {
+			t.Errorf("%s: %s, by a token", name, got.ID)
+		}
+		if bytes.Equal(got.Certificates[0].RawSubjectPublicKeyInfo, current.Certificates[0].RawSubjectPublicKeyInfo) {
+			t.Errorf("%s: the old key again", name)
+		}
+	}
+}
+
+func TestRenewRefusesAnotherIdentity(t *testing.T) {
+	ca := svidtest.New(t, "cluster.local")
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	citadel := ca.Serve(time.Hour)
+	current := ca.SVID(ca.ID("ns", "sa"), time.Now().Add(time.Hour))
+	current.ID = spiffeid.RequireFromString(ca.ID("ns", "other").String())
+	if _, err := requester(t, citadel.Address, ca).Renew(ctx, current, 0, time.Now()); err == nil {
+		t.Fatal("took another's certificate")
+	}
+}
+
+func TestTokenEndIsReadFromTheToken(t *testing.T) {
+	ca := svidtest.New(t, "cluster.local")
+	end := time.Now().Add(time.Hour).Truncate(time.Second)
+	token, err := ca.Token("x", []string{"y"}, end)
+	if err != nil || !TokenExpiry(token).Equal(end) {
+		t.Fatalf("%v, %v", TokenExpiry(token), err)
+	}
+	for _, other := range []string{"", "a.b", "a.!.c", "a.e30.c"} {
+		if !TokenExpiry(other).IsZero() {
+			t.Errorf("%q ends", other)
+		}
+	}
+}
+
+// TestComponentFollowsCitadelsStream goes through the rotation of a root as a component sees it.
+func TestComponentFollowsCitadelsStream(t *testing.T) {
+	ca, next := svidtest.New(t, "cluster.local"), svidtest.New(t, "cluster.local")
+	citadel := ca.Serve(time.Hour)
+	id := ca.ID(mesh.Namespace, mesh.PilotAccount)
+	citadel.Account("pilots-token", id)
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("pilots-token"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("POD_NAME", "pilot-0")
+	t.Setenv("NODE_NAME", "node1")
+	citadel.Publish(ca.Message(1))
+	client := fake.NewClientset(bundleConfigMap(ca.PEM()))
+	s := startSource(t, Options{Client: client, Citadel: citadel.Address, Leader: citadel.Address, TokenFile: token})
+	reported := func(sequence uint64, issuer *x509.Certificate) func() bool {
+		return func() bool {
+			all := citadel.Holdings()
+			if len(all) == 0 {
+				return false
+			}
+			h := all[len(all)-1]
+			return h.GetSequence() == sequence && h.GetProxiesSequence() == sequence && h.GetIssuers()[hex.EncodeToString(issuer.SubjectKeyId)] == 1 && len(h.GetIssuers()) == 1
+		}
+	}
+	eventually(t, "report of bundle 1", reported(1, ca.Cert))
+	if h := citadel.Holdings()[0]; h.GetComponent() != "pilot" || h.GetPod() != "pilot-0" || h.GetNode() != "node1" {
+		t.Fatalf("%v", h)
+	}
+	citadel.Publish(ca.Message(2, next.Cert))
+	eventually(t, "report of bundle 2", reported(2, ca.Cert))
+	signing := next.Message(3, ca.Cert)
+	citadel.SignBy(next)
+	citadel.Publish(signing)
+	eventually(t, "report of the new signer", reported(3, next.Cert))
+	if _, err := client.CoreV1().ConfigMaps(mesh.Namespace).Update(context.Background(), bundleConfigMap(svidtest.New(t, "cluster.local").PEM()), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	citadel.Publish(&identityv1.Bundle{Document: []byte("rubbish")})
+	citadel.Publish(next.Message(2))
+	citadel.Publish(next.Message(4))
+	eventually(t, "the bundle after what is refused", func() bool { return s.Bundle.sequence() == 4 })
+	citadel.Publish(nil)
+	eventually(t, "the stream ends", func() bool { s.Bundle.mu.RLock(); defer s.Bundle.mu.RUnlock(); return !s.Bundle.alive })
+	citadel.Publish(next.Message(2)) // restored from a backup
+	eventually(t, "the stream comes back and says what it says", func() bool { return s.Bundle.sequence() == 2 })
+	if _, err := s.GetJWTBundleForTrustDomain(td); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestStreamIsSpokenWithCitadelAlone(t *testing.T) {
+	ca, impostor := svidtest.New(t, "cluster.local"), svidtest.New(t, "cluster.local")
+	citadel, other := ca.Serve(time.Hour), impostor.Serve(time.Hour)
+	citadel.Account("t", ca.ID(mesh.Namespace, mesh.PilotAccount))
+	other.Publish(impostor.Message(9))
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("t"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := startSource(t, Options{Client: fake.NewClientset(bundleConfigMap(ca.PEM())), Citadel: citadel.Address, Leader: other.Address, TokenFile: token})
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := s.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	<-ctx.Done()
+	if s.Bundle.sequence() != 0 || len(other.Holdings()) > 0 {
+		t.Fatal("an impostor was heard")
 	}
 }

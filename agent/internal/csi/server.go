@@ -1,6 +1,6 @@
 // Package csi is the CSI driver csi.bulwark.dev. Its volumes are ephemeral, inline, and hold one socket: kubelet hands
 // over the pod's facts and bound token with each, and nothing is mounted: the socket is made in the very directory that
-// kubelet asks for, so the driver needs no right to mount.
+// kubelet asks for, so the driver needs no right to mount. Package files says what a volume may ask for beside.
 package csi
 
 import (
@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/bulwark-mesh/bulwark/agent/internal/files"
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
 	"github.com/bulwark-mesh/bulwark/agent/internal/pods"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
@@ -125,7 +126,12 @@ func (d *Driver) NodePublishVolume(_ context.Context, r *csiapi.NodePublishVolum
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	if err := d.pods.Publish(v, token, expires); err != nil {
+	err = d.pods.Publish(v, token, expires)
+	if errors.Is(err, files.ErrNotWritten) {
+		// This code has kubelet try again, and unpublish the volume if the pod goes meanwhile.
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	if err != nil {
 		d.log.Error("publishing a volume", "pod", v.Facts.Namespace+"/"+v.Facts.Pod, "error", err)
 		return nil, status.Error(codes.Internal, err.Error())
 	}
@@ -157,6 +163,8 @@ func (d *Driver) volume(r *csiapi.NodePublishVolumeRequest) (pods.Volume, error)
 			Namespace: attr[prefix+"pod.namespace"], Pod: attr[prefix+"pod.name"], UID: attr[prefix+"pod.uid"], ServiceAccount: attr[prefix+"serviceAccount.name"],
 		},
 	}
+	var badFiles error
+	v.Files, badFiles = files.ParseSpec(attr)
 	switch f := v.Facts; {
 	case !volumeID.MatchString(v.ID):
 		return v, fmt.Errorf("volume ID %q is not one of kubelet's", v.ID)
@@ -166,6 +174,8 @@ func (d *Driver) volume(r *csiapi.NodePublishVolumeRequest) (pods.Volume, error)
 		return v, errors.New("the volume must be readOnly: true")
 	case attr["access"] != "" && attr["access"] != "any" && attr["access"] != "proxy":
 		return v, fmt.Errorf("volume attribute access is %q; use proxy or any", attr["access"])
+	case badFiles != nil:
+		return v, badFiles
 	case f.Namespace == "" || f.Pod == "" || f.UID == "" || f.ServiceAccount == "":
 		return v, errors.New("kubelet did not say which pod it is for (the CSIDriver needs podInfoOnMount: true)")
 	case !d.inside(v.Target, f.UID):

@@ -1,5 +1,5 @@
 // Package identity keeps the X.509-SVID of each pod of the node: its key in memory, its certificate from Citadel by the
-// pod's own bound token and the agent's.
+// pod's own bound token and the agent's. It also knows what the pod's clients have taken.
 package identity
 
 import (
@@ -10,7 +10,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -28,23 +31,34 @@ type Facts struct {
 // Issuer makes the identities of this node's pods.
 type Issuer struct {
 	Requester   *svid.Requester
+	Bundle      *svid.Bundle // says who signs
 	TrustDomain string
 	TokenFile   string // the agent's own token
 	TTL         time.Duration
 	Clock       clock.Clock
+	Failures    *prometheus.CounterVec // of NewFailures
 	Log         *slog.Logger
+}
+
+// NewFailures returns the counter of failed requests to Citadel.
+func NewFailures() *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "bulwark_agent_svid_failures_total", Help: "Attempts to get a pod's certificate that failed, by gRPC code; NoToken is kubelet's part.",
+	}, []string{"code"})
 }
 
 // Identity is one pod's. It implements x509svid.Source.
 type Identity struct {
 	*svid.Rotator
-	Facts Facts
-	ID    spiffe.ID
+	Facts  Facts
+	ID     spiffe.ID
+	issuer *Issuer
 
 	mu      sync.Mutex
 	token   string
 	expires time.Time
 	changed chan struct{} // closed and replaced with each new SVID
+	clients map[*Client]bool
 }
 
 // New returns the identity of a pod; it obtains its SVID when it is Run and has a token.
@@ -53,27 +67,35 @@ func (i *Issuer) New(f Facts) (*Identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pod %s/%s: %w", f.Namespace, f.Pod, err)
 	}
-	out := &Identity{Facts: f, ID: id, changed: make(chan struct{})}
+	out := &Identity{Facts: f, ID: id, issuer: i, changed: make(chan struct{}), clients: map[*Client]bool{}}
 	log := i.Log.With("pod", f.Namespace+"/"+f.Pod, "podUID", f.UID)
-	out.Rotator = svid.NewRotator(func(ctx context.Context) (*x509svid.SVID, error) { return i.fetch(ctx, out) }, i.Clock, log, func(*x509svid.SVID) { out.announce() })
+	out.Rotator = svid.NewRotator(func(ctx context.Context) (*x509svid.SVID, error) {
+		got, err := i.fetch(ctx, out)
+		if err != nil && ctx.Err() == nil {
+			i.Failures.WithLabelValues(codeOf(err)).Inc()
+		}
+		return got, err
+	}, i.Clock, log, func(*x509svid.SVID) { out.announce() })
+	out.Follow(i.Bundle)
 	return out, nil
 }
 
-// ErrNoToken is why a pod has no SVID shortly after the agent has started: kubelet has yet to hand the pod's token over.
-var ErrNoToken = errors.New("no valid token of the pod yet; kubelet hands one over within two minutes")
+func codeOf(err error) string {
+	if errors.Is(err, svid.ErrNoToken) {
+		return "NoToken"
+	}
+	if c := status.Code(err); c != codes.OK {
+		return c.String()
+	}
+	return codes.Unknown.String()
+}
 
 func (i *Issuer) fetch(ctx context.Context, p *Identity) (*x509svid.SVID, error) {
-	p.mu.Lock()
-	token, expires := p.token, p.expires
-	p.mu.Unlock()
-	if token == "" || (!expires.IsZero() && !i.Clock.Now().Before(expires)) {
-		return nil, ErrNoToken
+	current, _ := p.GetX509SVID() // nil before the first
+	got, err := i.Requester.Obtain(ctx, p.tokens(), current, i.TTL, i.Clock.Now())
+	if errors.Is(err, svid.ErrNoToken) {
+		return nil, fmt.Errorf("%w of the pod or of the agent yet; kubelet hands one over within two minutes", err)
 	}
-	own, err := svid.ReadToken(i.TokenFile)
-	if err != nil {
-		return nil, err
-	}
-	got, err := i.Requester.Request(ctx, svid.Tokens{Workload: token, Agent: own}, i.TTL, i.Clock.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -83,16 +105,52 @@ func (i *Issuer) fetch(ctx context.Context, p *Identity) (*x509svid.SVID, error)
 	return got, nil
 }
 
+// tokens are the pod's and the agent's, good until the first of them ends; none if one is missing.
+func (p *Identity) tokens() svid.Tokens {
+	own, err := svid.ReadToken(p.issuer.TokenFile)
+	if err != nil {
+		p.issuer.Log.Debug("the agent's own token", "error", err)
+		return svid.Tokens{}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := svid.Tokens{Workload: p.token, Expires: p.expires, Agent: own}
+	if end := svid.TokenExpiry(own); !end.IsZero() && (out.Expires.IsZero() || end.Before(out.Expires)) {
+		out.Expires = end
+	}
+	return out
+}
+
+// JWT returns a new JWT-SVID of the pod from Citadel.
+func (p *Identity) JWT(ctx context.Context, audience []string) (string, error) {
+	current, _ := p.GetX509SVID() // nil before the first
+	return p.issuer.Requester.JWT(ctx, p.tokens(), current, audience, p.issuer.Clock.Now())
+}
+
 // SetToken takes the pod's token, which kubelet renews.
 func (p *Identity) SetToken(token string, expires time.Time) {
 	p.mu.Lock()
 	news := token != p.token
 	p.token, p.expires = token, expires
 	p.mu.Unlock()
-	if news {
-		p.Nudge()
+	if !news {
+		return
+	}
+	if st := p.Status(); st.State == svid.Pending && errors.Is(st.LastError, svid.ErrNoToken) {
+		p.Nudge(0) // a pod waits for its first SVID, and the token was what it lacked
+	} else {
+		p.Nudge(tokenSpread)
 	}
 }
+
+// tokenSpread is the time over which an agent whose pods have got new tokens asks again.
+const tokenSpread = 10 * time.Second
+
+// String names the pod. It keeps key and token out of whatever prints an Identity.
+func (p *Identity) String() string { return p.Facts.Namespace + "/" + p.Facts.Pod }
+
+// GoString does for %#v what String does.
+func (p *Identity) GoString() string { return p.String() }
 
 func (p *Identity) announce() {
 	p.mu.Lock()

@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/bulwark-mesh/bulwark/agent/internal/files"
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 )
@@ -38,7 +39,8 @@ type Registry struct {
 type Volume struct {
 	ID     string         `json:"id"`
 	Target string         `json:"target"`
-	Any    bool           `json:"any,omitempty"` // every uid may connect, not only the proxy's
+	Any    bool           `json:"any,omitempty"`  // every uid may connect, not only the proxy's
+	Files  files.Spec     `json:"files,omitzero"` // where the pod wants files beside the socket
 	Facts  identity.Facts `json:"facts"`
 }
 
@@ -48,6 +50,14 @@ type pod struct {
 	cancel   context.CancelFunc
 	done     chan struct{}
 	sockets  map[string]*socket // by volume ID
+	writers  map[string]*writer // by volume ID, of those with files
+}
+
+// writer is a files.Writer that runs.
+type writer struct {
+	*files.Writer
+	cancel context.CancelFunc
+	done   chan struct{}
 }
 
 // New returns a registry that remembers its volumes in a directory.
@@ -66,17 +76,19 @@ func (r *Registry) Restore() error {
 	volumes, err := r.store.load()
 	for _, v := range volumes {
 		if !exists(v.Target) {
+			_ = files.Remove(v.Target, v.Files)
 			_ = r.store.remove(v.ID) // the pod went while no agent was there
 			continue
 		}
-		if e := r.Publish(v, "", time.Time{}); e != nil {
+		if e := r.Publish(v, "", time.Time{}); e != nil && !errors.Is(e, files.ErrNotWritten) {
 			err = errors.Join(err, e)
 		}
 	}
 	return err
 }
 
-// Publish gives a pod its socket, or renews its token. It does not wait for Citadel.
+// Publish gives a pod its socket, or renews its token. It does not wait for Citadel, and returns files.ErrNotWritten as
+// long as a pod that wants files has none: it is called again, and the pod does not start without them.
 func (r *Registry) Publish(v Volume, token string, expires time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -99,15 +111,45 @@ func (r *Registry) Publish(v Volume, token string, expires time.Time) error {
 	} else if token != "" {
 		p.identity.SetToken(token, expires)
 	}
-	if s := p.sockets[v.ID]; s != nil && s.intact() {
+	if s := p.sockets[v.ID]; s == nil || !s.intact() {
+		if err := r.open(p, v); err != nil {
+			r.dropIfUnused(p)
+			return err
+		}
+		r.vols[v.ID] = v
+		if err := r.store.save(v); err != nil {
+			return err
+		}
+	}
+	if v.Files == (files.Spec{}) {
 		return nil
 	}
-	if err := r.open(p, v); err != nil {
-		r.dropIfUnused(p)
-		return err
+	return r.write(p, v)
+}
+
+// write has the files of a volume written from now on.
+func (r *Registry) write(p *pod, v Volume) error {
+	for id, other := range r.vols {
+		if id != v.ID && other.Facts.UID == v.Facts.UID && other.Files.Volume == v.Files.Volume && p.writers[id] != nil {
+			return fmt.Errorf("another volume of the pod has its files in the emptyDir %s already", v.Files.Volume)
+		}
 	}
-	r.vols[v.ID] = v
-	return r.store.save(v)
+	w := p.writers[v.ID]
+	if w == nil {
+		ctx, cancel := context.WithCancel(r.ctx)
+		w = &writer{Writer: files.New(v.Target, v.Files, p.identity, r.issuer.Bundle, r.log), cancel: cancel, done: make(chan struct{})}
+		p.writers[v.ID] = w
+		r.wg.Go(func() {
+			defer close(w.done)
+			w.Run(ctx)
+		})
+	}
+	return w.Ready()
+}
+
+func (w *writer) stop() {
+	w.cancel()
+	<-w.done
 }
 
 // open puts a socket into the volume's directory and serves it.
@@ -138,7 +180,7 @@ func (r *Registry) start(f identity.Facts, token string, expires time.Time) (*po
 		id.SetToken(token, expires)
 	}
 	ctx, cancel := context.WithCancel(r.ctx)
-	p := &pod{identity: id, cancel: cancel, done: make(chan struct{}), sockets: map[string]*socket{}}
+	p := &pod{identity: id, cancel: cancel, done: make(chan struct{}), sockets: map[string]*socket{}, writers: map[string]*writer{}}
 	// Envoy pushes all its statistics in one message: some megabytes in a large mesh.
 	p.server = grpc.NewServer(append(mtls.BoundedOptions(mtls.Limits{MaxRecvMsgSize: 16 << 20}), grpc.WaitForHandlers(true))...)
 	var running sync.WaitGroup
@@ -159,8 +201,14 @@ func (r *Registry) start(f identity.Facts, token string, expires time.Time) (*po
 func (r *Registry) Unpublish(volumeID, target string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	var err error
 	if v, ok := r.vols[volumeID]; ok {
 		if p := r.pods[v.Facts.UID]; p != nil {
+			if w := p.writers[volumeID]; w != nil {
+				w.stop()
+				delete(p.writers, volumeID)
+				err = files.Remove(v.Target, v.Files)
+			}
 			if s := p.sockets[volumeID]; s != nil {
 				s.close()
 				delete(p.sockets, volumeID)
@@ -169,7 +217,7 @@ func (r *Registry) Unpublish(volumeID, target string) error {
 		}
 		delete(r.vols, volumeID)
 	}
-	return errors.Join(clean(target), r.store.remove(volumeID))
+	return errors.Join(err, clean(target), r.store.remove(volumeID))
 }
 
 func (r *Registry) dropIfUnused(p *pod) {
@@ -204,6 +252,9 @@ func (r *Registry) Close() {
 	for uid, p := range r.pods {
 		for _, s := range p.sockets {
 			s.close()
+		}
+		for _, w := range p.writers {
+			w.stop() // the files stay as well
 		}
 		p.stop()
 		delete(r.pods, uid)

@@ -71,7 +71,9 @@ func (r *Relay) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServic
 		r.log.Warn("a proxy's configuration stream was refused", "error", err)
 		return err
 	}
-	stream := deltaxds.NewStream(source{r})
+	secrets := r.secrets.Open()
+	defer secrets.Close()
+	stream := deltaxds.NewStream(source{r, secrets})
 	r.mu.Lock()
 	r.node = first.GetNode()
 	r.streams[stream] = true
@@ -100,7 +102,10 @@ func (r *Relay) admit(node *core.Node) error {
 }
 
 // source serves secrets from the agent and everything else from Pilot.
-type source struct{ *Relay }
+type source struct {
+	*Relay
+	secrets *sds.Session
+}
 
 func (s source) Resource(typeURL, name string) (*deltaxds.Resource, bool) {
 	if typeURL == deltaxds.SecretType {
@@ -117,9 +122,18 @@ func (s source) Wildcard(typeURL string) ([]string, bool) {
 }
 
 func (s source) Subscribed(typeURL string, added, removed []string) {
-	if typeURL != deltaxds.SecretType {
-		s.cache.Subscribed(typeURL, added, removed)
+	if typeURL == deltaxds.SecretType {
+		s.secrets.Subscribed(typeURL, added, removed)
+		return
 	}
+	s.cache.Subscribed(typeURL, added, removed)
+}
+
+// Took and Refused implement deltaxds.Witness for the secrets.
+func (s source) Took(typeURL string, versions map[string]string) { s.secrets.Took(typeURL, versions) }
+
+func (s source) Refused(typeURL string, versions map[string]string, reason string) {
+	s.secrets.Refused(typeURL, versions, reason)
 }
 
 // listening tells when Envoy has said something.

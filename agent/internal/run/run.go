@@ -8,8 +8,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,7 +15,9 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
+	k8sevents "k8s.io/client-go/tools/events"
 	"k8s.io/klog/v2"
 	"k8s.io/utils/clock"
 
@@ -25,10 +25,12 @@ import (
 	"github.com/bulwark-mesh/bulwark/agent/internal/csi"
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
 	"github.com/bulwark-mesh/bulwark/agent/internal/metrics"
+	"github.com/bulwark-mesh/bulwark/agent/internal/outage"
 	"github.com/bulwark-mesh/bulwark/agent/internal/pods"
 	"github.com/bulwark-mesh/bulwark/agent/internal/relay"
 	"github.com/bulwark-mesh/bulwark/agent/internal/sds"
 	"github.com/bulwark-mesh/bulwark/agent/internal/workloadapi"
+	identityv1 "github.com/bulwark-mesh/bulwark/pkg/api/identity/v1"
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/health"
 	"github.com/bulwark-mesh/bulwark/pkg/logging"
@@ -78,7 +80,12 @@ func Run(ctx context.Context, s Settings) (err error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	counters := metrics.New()
-	issuer := &identity.Issuer{Requester: requester, TrustDomain: s.TrustDomain, TokenFile: s.TokenFile, TTL: s.WorkloadTTL, Clock: clock.RealClock{}, Log: log}
+	failures := identity.NewFailures()
+	registry.MustRegister(failures)
+	issuer := &identity.Issuer{
+		Requester: requester, Bundle: source.Bundle, TrustDomain: s.TrustDomain, TokenFile: s.TokenFile, TTL: s.WorkloadTTL,
+		Clock: clock.RealClock{}, Failures: failures, Log: log,
+	}
 	node, err := pods.New(filepath.Join(s.StateDir, "pods"), issuer, log,
 		sds.Attach(source.Bundle, log),
 		relay.Attach(relay.Config{Pilot: s.Pilot, TrustDomain: s.TrustDomain, Bundle: source.Bundle, Clock: clock.RealClock{}, Log: log}),
@@ -92,7 +99,14 @@ func Run(ctx context.Context, s Settings) (err error) {
 	if err := node.Restore(); err != nil {
 		log.Error("sockets of earlier pods", "error", err) // the others work; kubelet will ask for these again
 	}
-	observe(registry, events, node)
+	observe(registry, events, node, source)
+	source.Report(func(h *identityv1.Holding) {
+		var signer []byte
+		if trust, _, err := source.Bundle.Current(); err == nil {
+			signer = trust.Signer
+		}
+		addPods(h, node.Pods(), signer, time.Now())
+	})
 
 	driver := csi.New(node, csi.Config{
 		Node: s.NodeName, PodsDir: s.PodsDir, Socket: s.CSISocket, Endpoint: s.CSIEndpoint, RegistrationSocket: s.RegistrationSocket,
@@ -111,6 +125,7 @@ func Run(ctx context.Context, s Settings) (err error) {
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return source.Run(ctx) })
+	group.Go(func() error { return watchOutages(ctx, s.NodeName, client, node) })
 	group.Go(func() error { return driver.Serve(ctx) })
 	group.Go(func() error { return driver.ServeRegistration(ctx) })
 	group.Go(func() error { return monitor.Serve(ctx, s.HealthAddress) })
@@ -135,61 +150,13 @@ func dialMixer(s Settings, source *svid.Source) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// observe makes the state of the spool and of the pods' identities metrics.
-func observe(reg prometheus.Registerer, events *spool.Spool, node *pods.Registry) {
-	gauge := func(name, help string, value func() float64) {
-		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+// watchOutages records events while identities of the node's pods are not renewed.
+func watchOutages(ctx context.Context, name string, client kubernetes.Interface, node *pods.Registry) error {
+	broadcaster := k8sevents.NewBroadcaster(&k8sevents.EventSinkImpl{Interface: client.EventsV1()})
+	if err := broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
+		return fmt.Errorf("recording events: %w", err)
 	}
-	gauge("bulwark_agent_spool_bytes", "Size of the audit spool.", func() float64 { return float64(events.Stats().Bytes) })
-	gauge("bulwark_agent_spool_unacknowledged_events", "Audit events that Mixer does not have yet.", func() float64 { return float64(events.Stats().Unacked) })
-	reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "bulwark_agent_spool_lost_events_total", Help: "Audit events lost because the spool was full or the disk failed."},
-		func() float64 { return float64(events.Stats().Lost) }))
-	for _, state := range []svid.State{svid.Pending, svid.Valid, svid.Due, svid.Expired} {
-		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "bulwark_agent_workloads", Help: "Pods with a socket, by the state of their identity.", ConstLabels: prometheus.Labels{"state": string(state)},
-		}, func() float64 {
-			n := 0
-			for _, p := range node.Pods() {
-				if p.Status().State == state {
-					n++
-				}
-			}
-			return float64(n)
-		}))
-	}
-}
-
-// workload is what the operator sees of a pod: never a key or token.
-type workload struct {
-	Namespace      string     `json:"namespace"`
-	Pod            string     `json:"pod"`
-	UID            string     `json:"uid"`
-	ServiceAccount string     `json:"serviceAccount"`
-	Identity       string     `json:"identity"`
-	State          svid.State `json:"state"`
-	Serial         string     `json:"serial,omitempty"`
-	Issuer         string     `json:"issuer,omitempty"`
-	NotBefore      *time.Time `json:"notBefore,omitempty"`
-	NotAfter       *time.Time `json:"notAfter,omitempty"`
-	LastError      string     `json:"lastError,omitempty"`
-}
-
-func workloads(all []*identity.Identity) []workload {
-	out := make([]workload, 0, len(all))
-	for _, p := range all {
-		st := p.Status()
-		w := workload{Namespace: p.Facts.Namespace, Pod: p.Facts.Pod, UID: p.Facts.UID, ServiceAccount: p.Facts.ServiceAccount, Identity: p.ID.String(), State: st.State}
-		if st.SVID != nil {
-			leaf := st.SVID.Certificates[0]
-			w.Serial, w.Issuer, w.NotBefore, w.NotAfter = leaf.SerialNumber.Text(16), leaf.Issuer.String(), &leaf.NotBefore, &leaf.NotAfter
-		}
-		if st.LastError != nil {
-			w.LastError = st.LastError.Error()
-		}
-		out = append(out, w)
-	}
-	slices.SortFunc(out, func(a, b workload) int {
-		return strings.Compare(a.Namespace+"/"+a.Pod, b.Namespace+"/"+b.Pod)
-	})
-	return out
+	defer broadcaster.Shutdown()
+	(&outage.Watch{Node: name, Pods: node.Pods, Recorder: broadcaster.NewRecorder(scheme.Scheme, "bulwark-agent"), Clock: clock.RealClock{}}).Run(ctx)
+	return nil
 }

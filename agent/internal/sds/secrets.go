@@ -13,17 +13,16 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
-	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
-// certificate is the SVID as Envoy takes it: chain and key.
-func certificate(s *x509svid.SVID) (*deltaxds.Resource, error) {
+// certificate is the SVID as Envoy takes it: chain and key, by the name it was asked for.
+func certificate(name string, s *x509svid.SVID) (*deltaxds.Resource, error) {
 	key, err := x509.MarshalPKCS8PrivateKey(s.PrivateKey)
 	if err != nil {
 		return nil, fmt.Errorf("encoding the key of %s: %w", s.ID, err)
 	}
-	return deltaxds.NewResource(mesh.WorkloadSecretName, &tls.Secret{
-		Name: mesh.WorkloadSecretName,
+	return deltaxds.NewResource(name, &tls.Secret{
+		Name: name,
 		Type: &tls.Secret_TlsCertificate{TlsCertificate: &tls.TlsCertificate{
 			CertificateChain: inline(encode(s.Certificates)),
 			PrivateKey:       inline(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
@@ -33,9 +32,9 @@ func certificate(s *x509svid.SVID) (*deltaxds.Resource, error) {
 
 // roots is the trust bundle as Envoy takes it. Who of its members may be at the other end is said by the
 // configuration that refers to it.
-func roots(b *x509bundle.Bundle) (*deltaxds.Resource, error) {
-	return deltaxds.NewResource(mesh.RootCASecretName, &tls.Secret{
-		Name: mesh.RootCASecretName,
+func roots(name string, b *x509bundle.Bundle) (*deltaxds.Resource, error) {
+	return deltaxds.NewResource(name, &tls.Secret{
+		Name: name,
 		Type: &tls.Secret_ValidationContext{ValidationContext: &tls.CertificateValidationContext{TrustedCa: inline(encode(b.X509Authorities()))}},
 	})
 }

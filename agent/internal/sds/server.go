@@ -17,8 +17,8 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/svid"
 )
 
-// Server serves one pod's secrets by delta SDS. It is also the deltaxds.Source of them, for streams that carry
-// secrets among other things.
+// Server serves one pod's secrets by delta SDS: the certificate as "default" or by its SPIFFE ID, the trust bundle as
+// "ROOTCA" or by the trust domain's SPIFFE ID.
 type Server struct {
 	secretservice.UnimplementedSecretDiscoveryServiceServer
 	pod    *identity.Identity
@@ -41,7 +41,9 @@ func New(p *identity.Identity, bundle *svid.Bundle, log *slog.Logger) *Server {
 
 // DeltaSecrets implements SecretDiscoveryService. A secret that is not there yet is waited for.
 func (s *Server) DeltaSecrets(rpc secretservice.SecretDiscoveryService_DeltaSecretsServer) error {
-	stream := deltaxds.NewStream(s)
+	session := s.Open()
+	defer session.Close()
+	stream := deltaxds.NewStream(session)
 	ctx, cancel := context.WithCancel(rpc.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { s.Follow(ctx, stream.Dirty) })
@@ -60,7 +62,7 @@ func (s *Server) Follow(ctx context.Context, dirty func(typeURL string, names ..
 	for {
 		certificate := s.pod.Changed()
 		_, bundle, _ := s.bundle.Current() // not being there yet is no error here
-		dirty(deltaxds.SecretType, mesh.WorkloadSecretName, mesh.RootCASecretName)
+		dirty(deltaxds.SecretType, mesh.WorkloadSecretName, mesh.RootCASecretName, s.pod.ID.String(), trustDomain(s.pod.ID))
 		select {
 		case <-certificate:
 		case <-bundle:
@@ -69,41 +71,3 @@ func (s *Server) Follow(ctx context.Context, dirty func(typeURL string, names ..
 		}
 	}
 }
-
-// Resource implements deltaxds.Source.
-func (s *Server) Resource(typeURL, name string) (*deltaxds.Resource, bool) {
-	if typeURL != deltaxds.SecretType {
-		return nil, true
-	}
-	var r *deltaxds.Resource
-	var err error
-	switch name {
-	case mesh.WorkloadSecretName:
-		current, pending := s.pod.GetX509SVID()
-		if pending != nil {
-			return nil, false
-		}
-		r, err = certificate(current)
-	case mesh.RootCASecretName:
-		bundle, _, pending := s.bundle.Current()
-		if pending != nil {
-			return nil, false
-		}
-		r, err = roots(bundle)
-	default:
-		return nil, true // a pod has no other secrets
-	}
-	if err != nil {
-		s.log.Error("secret for a proxy", "name", name, "pod", s.pod.Facts.Namespace+"/"+s.pod.Facts.Pod, "error", err)
-		return nil, false
-	}
-	return r, true
-}
-
-// Wildcard implements deltaxds.Source.
-func (s *Server) Wildcard(string) ([]string, bool) {
-	return []string{mesh.WorkloadSecretName, mesh.RootCASecretName}, true
-}
-
-// Subscribed implements deltaxds.Source.
-func (s *Server) Subscribed(string, []string, []string) {}

@@ -5,6 +5,8 @@ import (
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretservice "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
@@ -15,7 +17,9 @@ import (
 func (s *Server) StreamSecrets(rpc secretservice.SecretDiscoveryService_StreamSecretsServer) error {
 	requests, failed := make(chan *discovery.DiscoveryRequest), make(chan error, 1)
 	go receive(rpc, requests, failed) // ends with the stream's context
-	w := worldStream{server: s, rpc: rpc}
+	session := s.Open()
+	defer session.Close()
+	w := worldStream{session: session, rpc: rpc}
 	for {
 		changed := s.changed()
 		if err := w.send(); err != nil {
@@ -23,7 +27,9 @@ func (s *Server) StreamSecrets(rpc secretservice.SecretDiscoveryService_StreamSe
 		}
 		select {
 		case req := <-requests:
-			w.take(req)
+			if err := w.take(req); err != nil {
+				return err
+			}
 		case <-changed.certificate:
 		case <-changed.bundle:
 		case err := <-failed:
@@ -57,18 +63,33 @@ func (s *Server) changed() changes {
 }
 
 type worldStream struct {
-	server *Server
-	rpc    secretservice.SecretDiscoveryService_StreamSecretsServer
-	names  []string
-	asked  bool
-	sent   string // version of what was sent last
-	nonce  int
+	session *Session
+	rpc     secretservice.SecretDiscoveryService_StreamSecretsServer
+	names   []string
+	asked   bool
+	sent    string            // version of what was sent last
+	inSent  map[string]string // the versions in it, until it is answered
+	nonce   int
 }
 
 // take reads a request. An answer to a response, either way, asks for nothing: a refused secret is sent again when it
-// changes.
-func (w *worldStream) take(req *discovery.DiscoveryRequest) {
+// changes. This form of xDS has no way to say that a secret does not exist but to end the stream.
+func (w *worldStream) take(req *discovery.DiscoveryRequest) error {
+	if w.inSent != nil && req.GetResponseNonce() == strconv.Itoa(w.nonce) {
+		if e := req.GetErrorDetail(); e != nil {
+			w.session.Refused(deltaxds.SecretType, w.inSent, e.GetMessage())
+		} else {
+			w.session.Took(deltaxds.SecretType, w.inSent)
+		}
+		w.inSent = nil
+	}
+	for _, name := range req.GetResourceNames() {
+		if !w.session.serves(name) {
+			return status.Errorf(codes.NotFound, "pod %s has no secret %q", w.session.pod, name)
+		}
+	}
 	w.names, w.asked = req.GetResourceNames(), true
+	return nil
 }
 
 func (w *worldStream) send() error {
@@ -76,18 +97,20 @@ func (w *worldStream) send() error {
 		return nil
 	}
 	resp := &discovery.DiscoveryResponse{TypeUrl: deltaxds.SecretType}
+	versions := map[string]string{}
 	for _, name := range w.names {
-		r, known := w.server.Resource(deltaxds.SecretType, name)
+		r, known := w.session.Resource(deltaxds.SecretType, name)
 		if !known || r == nil {
 			continue
 		}
 		resp.Resources = append(resp.Resources, &anypb.Any{TypeUrl: r.Body().GetTypeUrl(), Value: r.Body().GetValue()})
 		resp.VersionInfo += name + "=" + r.Version + ";"
+		versions[name] = r.Version
 	}
 	if len(resp.Resources) == 0 || resp.VersionInfo == w.sent {
 		return nil
 	}
 	w.nonce++
-	resp.Nonce, w.sent = strconv.Itoa(w.nonce), resp.VersionInfo
+	resp.Nonce, w.sent, w.inSent = strconv.Itoa(w.nonce), resp.VersionInfo, versions
 	return w.rpc.Send(resp)
 }

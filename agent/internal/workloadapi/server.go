@@ -1,17 +1,20 @@
-// Package workloadapi serves the SPIFFE Workload API (X.509) on a pod's socket, for applications that speak TLS
-// themselves.
+// Package workloadapi serves the SPIFFE Workload API on a pod's socket, for applications that do mutual TLS or carry
+// tokens themselves. Which pod calls is said by the socket, so there is no attestation here.
 package workloadapi
 
 import (
 	"context"
 	"crypto/x509"
-	"fmt"
+	"encoding/hex"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
 	"github.com/bulwark-mesh/bulwark/pkg/svid"
@@ -21,12 +24,13 @@ type server struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	pod    *identity.Identity
 	bundle *svid.Bundle
+	tokens *tokens
 }
 
 // Attach adds the Workload API to a pod's socket.
 func Attach(bundle *svid.Bundle) func(*identity.Identity, grpc.ServiceRegistrar) func(context.Context) {
 	return func(p *identity.Identity, s grpc.ServiceRegistrar) func(context.Context) {
-		workload.RegisterSpiffeWorkloadAPIServer(s, &server{pod: p, bundle: bundle})
+		workload.RegisterSpiffeWorkloadAPIServer(s, &server{pod: p, bundle: bundle, tokens: newTokens(p, bundle, clock.RealClock{})})
 		return nil
 	}
 }
@@ -41,25 +45,28 @@ func checkHeader(ctx context.Context) error {
 	return nil
 }
 
-// FetchX509SVID implements SpiffeWorkloadAPI: it sends the SVID now, or when there is one, and each that follows.
+// FetchX509SVID implements SpiffeWorkloadAPI: it sends the SVID now, or when there is one, and each that follows. What is
+// sent counts as taken: the API has no answer.
 func (s *server) FetchX509SVID(_ *workload.X509SVIDRequest, rpc workload.SpiffeWorkloadAPI_FetchX509SVIDServer) error {
 	if err := checkHeader(rpc.Context()); err != nil {
 		return err
 	}
+	client := s.pod.Connect(identity.BySocket)
+	defer client.Close()
+	var sent *x509svid.SVID
+	var sentBundle *x509bundle.Bundle
 	for {
 		certificate := s.pod.Changed()
-		bundle, bundleChanged, noBundle := s.bundle.Current()
+		trust, bundleChanged, noBundle := s.bundle.Current()
 		current, pending := s.pod.GetX509SVID()
 		if noBundle == nil && pending == nil {
-			certs, key, err := current.MarshalRaw()
-			if err != nil {
-				return status.Error(codes.Internal, fmt.Sprintf("encoding the SVID of %s failed", current.ID))
+			if current != sent || !trust.X509.Equal(sentBundle) {
+				if err := sendX509(rpc, current, trust.X509); err != nil {
+					return err
+				}
+				sent, sentBundle = current, trust.X509
 			}
-			if err := rpc.Send(&workload.X509SVIDResponse{Svids: []*workload.X509SVID{{
-				SpiffeId: current.ID.String(), X509Svid: certs, X509SvidKey: key, Bundle: concat(bundle.X509Authorities()),
-			}}}); err != nil {
-				return err
-			}
+			client.Holds(identity.Held{Trusts: true, Sequence: trust.Sequence, Issuers: []string{hex.EncodeToString(current.Certificates[0].AuthorityKeyId)}})
 		}
 		select {
 		case <-certificate:
@@ -70,21 +77,49 @@ func (s *server) FetchX509SVID(_ *workload.X509SVIDRequest, rpc workload.SpiffeW
 	}
 }
 
+func sendX509(rpc workload.SpiffeWorkloadAPI_FetchX509SVIDServer, current *x509svid.SVID, bundle *x509bundle.Bundle) error {
+	certs, key, err := current.MarshalRaw()
+	if err != nil {
+		return status.Errorf(codes.Internal, "encoding the SVID of %s failed", current.ID)
+	}
+	return rpc.Send(&workload.X509SVIDResponse{Svids: []*workload.X509SVID{{
+		SpiffeId: current.ID.String(), X509Svid: certs, X509SvidKey: key, Bundle: concat(bundle.X509Authorities()),
+	}}})
+}
+
 // FetchX509Bundles implements SpiffeWorkloadAPI.
 func (s *server) FetchX509Bundles(_ *workload.X509BundlesRequest, rpc workload.SpiffeWorkloadAPI_FetchX509BundlesServer) error {
 	if err := checkHeader(rpc.Context()); err != nil {
 		return err
 	}
+	var sent *x509bundle.Bundle
+	return s.follow(rpc.Context(), func(t *svid.Trust) (bool, error) {
+		if t.X509.Equal(sent) {
+			return true, nil
+		}
+		sent = t.X509
+		return true, rpc.Send(&workload.X509BundlesResponse{Bundles: map[string][]byte{t.X509.TrustDomain().IDString(): concat(t.X509.X509Authorities())}})
+	})
+}
+
+// follow calls send with the bundle now and whenever it changes; send says whether the client has it.
+func (s *server) follow(ctx context.Context, send func(*svid.Trust) (bool, error)) error {
+	client := s.pod.Connect(identity.BySocket)
+	defer client.Close()
 	for {
-		bundle, changed, err := s.bundle.Current()
-		if err == nil {
-			if err := rpc.Send(&workload.X509BundlesResponse{Bundles: map[string][]byte{bundle.TrustDomain().IDString(): concat(bundle.X509Authorities())}}); err != nil {
+		trust, changed, pending := s.bundle.Current()
+		if pending == nil {
+			sent, err := send(trust)
+			if err != nil {
 				return err
+			}
+			if sent {
+				client.Holds(identity.Held{Trusts: true, Sequence: trust.Sequence})
 			}
 		}
 		select {
 		case <-changed:
-		case <-rpc.Context().Done():
+		case <-ctx.Done():
 			return nil
 		}
 	}

@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc/status"
 	securityapi "istio.io/api/security/v1alpha1"
 
+	identityv1 "github.com/bulwark-mesh/bulwark/pkg/api/identity/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -38,6 +39,7 @@ type CA struct {
 	TrustDomain string
 	Cert        *x509.Certificate
 	key         crypto.Signer
+	tokenKey    *ecdsa.PrivateKey
 }
 
 // New returns a CA with a new root.
@@ -57,7 +59,7 @@ func New(t testing.TB, trustDomain string) *CA {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &CA{t: t, TrustDomain: trustDomain, Cert: cert, key: key}
+	return &CA{t: t, TrustDomain: trustDomain, Cert: cert, key: key, tokenKey: newKey(t)}
 }
 
 func newKey(t testing.TB) *ecdsa.PrivateKey {
@@ -117,9 +119,12 @@ func (c *CA) sign(id spiffe.ID, key crypto.PublicKey, notAfter time.Time) (*x509
 	return x509.ParseCertificate(der)
 }
 
-// Citadel is a CSR service. It answers for the identity that Accounts gives the workload's token.
+// Citadel is a CSR service. It answers for the identity that Account gives the workload's token, and without a token for
+// that of the client's certificate. It also issues JWT-SVIDs and sends trust bundles.
 type Citadel struct {
 	securityapi.UnimplementedIstioCertificateServiceServer
+	identityv1.UnimplementedTokensServer
+	identityv1.UnimplementedTrustBundlesServer
 	ca      *CA
 	Address string
 
@@ -128,6 +133,10 @@ type Citadel struct {
 	life     time.Duration
 	failure  error
 	calls    []metadata.MD
+	tokens   int
+	bundle   *identityv1.Bundle
+	changed  chan struct{} // closed and replaced with each bundle
+	holdings []*identityv1.Holding
 	server   *grpc.Server
 }
 
@@ -138,8 +147,10 @@ func (c *CA) Serve(life time.Duration) *Citadel {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	s := &Citadel{ca: c, Address: l.Addr().String(), accounts: map[string]spiffe.ID{}, life: life}
+	s := &Citadel{ca: c, Address: l.Addr().String(), accounts: map[string]spiffe.ID{}, life: life, changed: make(chan struct{})}
 	config := mtls.ServerWithoutClientCert(c.SVID(c.ID(mesh.Namespace, mesh.CitadelAccount), time.Now().Add(time.Hour)))
+	config.ClientAuth, config.ClientCAs = tls.VerifyClientCertIfGiven, x509.NewCertPool()
+	config.ClientCAs.AddCert(c.Cert)
 	s.start(l, config)
 	c.t.Cleanup(func() { s.server.Stop() })
 	return s
@@ -148,6 +159,8 @@ func (c *CA) Serve(life time.Duration) *Citadel {
 func (s *Citadel) start(l net.Listener, config *tls.Config) {
 	s.server = grpc.NewServer(mtls.ServerOptions(config, mtls.Limits{})...)
 	securityapi.RegisterIstioCertificateServiceServer(s.server, s)
+	identityv1.RegisterTokensServer(s.server, s)
+	identityv1.RegisterTrustBundlesServer(s.server, s)
 	go s.server.Serve(l)
 }
 
@@ -158,7 +171,7 @@ func (s *Citadel) Account(token string, id spiffe.ID) {
 	s.accounts[token] = id
 }
 
-// Fail makes every call fail with the error, until it is called with nil.
+// Fail makes every call by token fail with the error, until it is called with nil.
 func (s *Citadel) Fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -178,17 +191,9 @@ func (s *Citadel) CreateCertificate(ctx context.Context, req *securityapi.IstioC
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.calls = append(s.calls, md)
-	if s.failure != nil {
-		return nil, s.failure
-	}
-	var id spiffe.ID
-	for token, known := range s.accounts {
-		if v := md.Get("authorization"); len(v) == 1 && v[0] == "Bearer "+token {
-			id = known
-		}
-	}
-	if id.IsZero() {
-		return nil, status.Error(codes.Unauthenticated, "unknown token")
+	id, err := s.caller(ctx, md)
+	if err != nil {
+		return nil, err
 	}
 	block, _ := pem.Decode([]byte(req.GetCsr()))
 	if block == nil {
@@ -203,6 +208,27 @@ func (s *Citadel) CreateCertificate(ctx context.Context, req *securityapi.IstioC
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	return &securityapi.IstioCertificateResponse{CertChain: []string{string(encode(cert)), string(s.ca.PEM())}}, nil
+}
+
+// caller is called with mu held.
+func (s *Citadel) caller(ctx context.Context, md metadata.MD) (spiffe.ID, error) {
+	v := md.Get("authorization")
+	if len(v) == 0 {
+		id, err := mtls.PeerID(ctx)
+		if err != nil {
+			return id, status.Error(codes.Unauthenticated, err.Error())
+		}
+		return id, nil
+	}
+	if s.failure != nil {
+		return spiffe.ID{}, s.failure
+	}
+	for token, known := range s.accounts {
+		if len(v) == 1 && v[0] == "Bearer "+token {
+			return known, nil
+		}
+	}
+	return spiffe.ID{}, status.Error(codes.Unauthenticated, "unknown token")
 }
 
 func encode(c *x509.Certificate) []byte {

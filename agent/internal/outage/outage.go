@@ -1,0 +1,129 @@
+// Package outage tells the cluster when identities of the node's pods are not renewed: events on the pods, and on the
+// node one for all of them.
+package outage
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+
+	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
+	"github.com/bulwark-mesh/bulwark/pkg/svid"
+)
+
+const (
+	// Every is how often the identities are looked at.
+	Every = 30 * time.Second
+	// maxPodEvents bounds the pods' events of one look; the node's event has the whole count.
+	maxPodEvents = 20
+)
+
+// Reasons of the events.
+const (
+	Failing   = "IdentityRenewalFailing"
+	Recovered = "IdentityRenewed"
+)
+
+// Recorder is the part of events.EventRecorder that is used. Repeated events become one with a count.
+type Recorder interface {
+	Eventf(regarding, related runtime.Object, eventType, reason, action, note string, args ...any)
+}
+
+// Watch looks after the pods of one node.
+type Watch struct {
+	Node     string
+	Pods     func() []*identity.Identity
+	Recorder Recorder
+	Clock    clock.Clock
+
+	failing map[string]bool // UIDs of the pods that were failing at the last look
+}
+
+// Run looks until ctx ends.
+func (w *Watch) Run(ctx context.Context) {
+	for {
+		timer := w.Clock.NewTimer(Every)
+		select {
+		case <-timer.C():
+			w.look()
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// look compares with the last look. A node that goes on failing says so again each time, which only raises the count.
+func (w *Watch) look() {
+	pods := w.Pods()
+	slices.SortFunc(pods, func(a, b *identity.Identity) int {
+		return slices.Compare([]string{a.String(), a.Facts.UID}, []string{b.String(), b.Facts.UID})
+	})
+	now, said := map[string]bool{}, 0
+	recovered := 0
+	var first *identity.Identity
+	for _, p := range pods {
+		st := p.Status()
+		uid := p.Facts.UID
+		switch failing := st.State == svid.Late || st.State == svid.Expired; {
+		case failing:
+			now[uid] = true
+			if first == nil {
+				first = p
+			}
+			if !w.failing[uid] && said < maxPodEvents {
+				said++
+				w.event(podOf(p), corev1.EventTypeWarning, Failing, "the certificate of %s is not renewed and ends at %s: %v", p.ID, end(st), st.LastError)
+			}
+		case w.failing[uid]:
+			recovered++
+			if said < maxPodEvents {
+				said++
+				w.event(podOf(p), corev1.EventTypeNormal, Recovered, "the certificate of %s is renewed", p.ID)
+			}
+		}
+	}
+	switch {
+	case first != nil:
+		st := first.Status()
+		w.event(w.node(), corev1.EventTypeWarning, Failing, "certificates of %d of %d pods are not renewed; %s until %s: %v", len(now), len(pods), first, end(st), st.LastError)
+	case recovered > 0:
+		w.event(w.node(), corev1.EventTypeNormal, Recovered, "the certificates of all pods are renewed again")
+	}
+	w.failing = now
+}
+
+func (w *Watch) event(regarding runtime.Object, kind, reason, note string, args ...any) {
+	const maxNote = 1000 // the API server takes 1024 bytes
+	text := fmt.Sprintf(note, args...)
+	if len(text) > maxNote {
+		text = text[:maxNote]
+	}
+	w.Recorder.Eventf(regarding, nil, kind, reason, "RenewIdentity", "%s", text)
+}
+
+func end(st svid.Status) string {
+	if len(st.Certificates) == 0 {
+		return "?"
+	}
+	return st.Certificates[0].NotAfter.UTC().Format(time.RFC3339)
+}
+
+func podOf(p *identity.Identity) *corev1.Pod {
+	return &corev1.Pod{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.Facts.Namespace, Name: p.Facts.Pod, UID: types.UID(p.Facts.UID)},
+	}
+}
+
+// node names the node as kubelet's own events do, by its name in place of a UID, so that kubectl describe finds them.
+func (w *Watch) node() *corev1.Node {
+	return &corev1.Node{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Node"}, ObjectMeta: metav1.ObjectMeta{Name: w.Node, UID: types.UID(w.Node)}}
+}
