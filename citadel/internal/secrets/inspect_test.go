@@ -15,7 +15,7 @@ import (
 
 var dayLong = Config{TrustDomain: "cluster.local", TTL: 24 * time.Hour, Fraction: 0.5, Jitter: 0.1}
 
-func newState(t *testing.T, clock *testclock.FakeClock, before ...*ca.State) *ca.State {
+func newState(t testing.TB, clock *testclock.FakeClock, before ...*ca.State) *ca.State {
 	t.Helper()
 	m, err := ca.NewRoot("cluster.local", ca.P256, clock.Now(), 10000*time.Hour)
 	if err != nil {
@@ -34,7 +34,7 @@ func newState(t *testing.T, clock *testclock.FakeClock, before ...*ca.State) *ca
 }
 
 // newSigner returns the state after a root rotation's second step: another signs, and both are trusted.
-func newSigner(t *testing.T, clock *testclock.FakeClock, old *ca.State, within time.Duration) *ca.State {
+func newSigner(t testing.TB, clock *testclock.FakeClock, old *ca.State, within time.Duration) *ca.State {
 	state := *newState(t, clock, old)
 	state.RenewWithin = within
 	return &state
