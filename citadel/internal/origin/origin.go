@@ -10,7 +10,10 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
@@ -77,4 +80,28 @@ func (o *Origins) Plugged(ctx context.Context) (rotate.Signer, error) {
 		return rotate.Signer{}, fmt.Errorf("Secret %s/%s is of no use: %w", mesh.Namespace, mesh.PluggedCASecret, err)
 	}
 	return rotate.Signer{Material: m, Origin: rotate.PluggedIn}, nil
+}
+
+// WatchPlugged says on a channel of capacity one that Secret cacerts came, changed or went, until ctx ends.
+func (o *Origins) WatchPlugged(ctx context.Context, changed chan<- struct{}) error {
+	factory := informers.NewSharedInformerFactoryWithOptions(o.Client, 0, informers.WithNamespace(mesh.Namespace),
+		informers.WithTweakListOptions(func(opts *metav1.ListOptions) {
+			opts.FieldSelector = fields.OneTermEqualSelector("metadata.name", mesh.PluggedCASecret).String()
+		}))
+	say := func(any) {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	_, err := factory.Core().V1().Secrets().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: say, UpdateFunc: func(_, o any) { say(o) }, DeleteFunc: say,
+	})
+	if err != nil {
+		return fmt.Errorf("watching Secret %s: %w", mesh.PluggedCASecret, err)
+	}
+	factory.StartWithContext(ctx)
+	defer factory.Shutdown()
+	<-ctx.Done()
+	return nil
 }

@@ -4,24 +4,19 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/tools/cache"
-	watchtools "k8s.io/client-go/tools/watch"
+	"k8s.io/client-go/util/certificate/csr"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/rotate"
@@ -111,10 +106,11 @@ func requestOf(trustDomain string) (*x509.CertificateRequest, error) {
 // certify has the API's signer sign the request and returns the chain, ours first.
 func (o *Origins) certify(ctx context.Context, der []byte) ([]*x509.Certificate, error) {
 	requests := o.Client.CertificatesV1().CertificateSigningRequests()
+	sum := sha256.Sum256(der)
 	seconds := int32(o.Upstream.TTL / time.Second)
 	made, err := requests.Create(ctx, &certificatesv1.CertificateSigningRequest{
 		ObjectMeta: metav1.ObjectMeta{
-			GenerateName: mesh.CitadelAccount + "-", Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue},
+			Name: fmt.Sprintf("%s-%x", mesh.CitadelAccount, sum[:6]), Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue},
 			Annotations: map[string]string{ // cert-manager's, for its signers
 				"experimental.cert-manager.io/request-is-ca":    "true",
 				"experimental.cert-manager.io/request-duration": o.Upstream.TTL.String(),
@@ -128,40 +124,15 @@ func (o *Origins) certify(ctx context.Context, der []byte) ([]*x509.Certificate,
 	if err != nil {
 		return nil, fmt.Errorf("making a CertificateSigningRequest: %w", err)
 	}
-	selector := fields.OneTermEqualSelector("metadata.name", made.Name).String()
-	lw := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
-			opts.FieldSelector = selector
-			return requests.List(ctx, opts)
-		},
-		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
-			opts.FieldSelector = selector
-			return requests.Watch(ctx, opts)
-		},
-	}
-	event, err := watchtools.UntilWithSync(ctx, lw, &certificatesv1.CertificateSigningRequest{}, nil, func(e watch.Event) (bool, error) { return answered(e) })
+	answer, err := csr.WaitForCertificate(ctx, o.Client, made.Name, made.UID)
 	if err != nil {
 		return nil, fmt.Errorf("CertificateSigningRequest %s is not signed (is it approved? kubectl certificate approve %s): %w", made.Name, made.Name, err)
 	}
-	answer := event.Object.(*certificatesv1.CertificateSigningRequest)
-	chain, err := ca.DecodeCerts(answer.Status.Certificate)
+	chain, err := ca.DecodeCerts(answer)
 	if err != nil {
 		return nil, fmt.Errorf("certificate of CertificateSigningRequest %s: %w", made.Name, err)
 	}
 	return chain, nil
-}
-
-func answered(e watch.Event) (bool, error) {
-	request, ok := e.Object.(*certificatesv1.CertificateSigningRequest)
-	if !ok || e.Type == watch.Deleted {
-		return false, errors.New("it was deleted")
-	}
-	for _, c := range request.Status.Conditions {
-		if c.Status == corev1.ConditionTrue && (c.Type == certificatesv1.CertificateDenied || c.Type == certificatesv1.CertificateFailed) {
-			return false, fmt.Errorf("%s: %s", c.Type, c.Message)
-		}
-	}
-	return len(request.Status.Certificate) > 0, nil
 }
 
 // upstreamRoots returns the roots to trust: those an operator has named, else the one the chain ends with.

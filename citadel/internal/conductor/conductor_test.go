@@ -1,0 +1,217 @@
+package conductor
+
+import (
+	"context"
+	"encoding/hex"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/utils/clock"
+
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/origin"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/rotate"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/store"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("k8s.io/klog/v2.(*flushDaemon).run.func1"))
+}
+
+var config = rotate.Config{TrustDomain: "cluster.local", KeyType: ca.P256, RootTTL: 1000 * time.Hour}
+
+// replica is a Citadel that can lead, with a view of a mesh of its own.
+type replica struct {
+	*Conductor
+	mu      sync.Mutex
+	holder  rotate.Holder
+	heard   chan struct{}
+	plugged chan struct{}
+}
+
+func newReplica(t *testing.T, client *fake.Clientset) *replica {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	origins := &origin.Origins{Client: client, Rotation: config, Clock: clock.RealClock{}}
+	vault := store.New(client, config, clock.RealClock{}, origins.First, prometheus.NewRegistry(), log)
+	if err := vault.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r := &replica{heard: make(chan struct{}), plugged: make(chan struct{}, 1)}
+	r.Conductor = &Conductor{Store: vault, Origins: origins, Config: config, Clock: clock.RealClock{}, Log: log, Plugged: r.plugged,
+		Heard: func() <-chan struct{} {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return r.heard
+		},
+		Observe: func() rotate.Observation {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return rotate.Observation{Holders: []rotate.Holder{r.holder}}
+		}}
+	return r
+}
+
+// says makes the one member of the mesh hold something.
+func (r *replica) says(sequence uint64, issuer []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.holder = rotate.Holder{Component: "agent", Pod: "a", Heard: true, Sequence: sequence, ProxiesSequence: sequence, Issuers: map[string]uint32{hex.EncodeToString(issuer): 3}}
+	close(r.heard)
+	r.heard = make(chan struct{})
+}
+
+func (r *replica) signer() []byte {
+	return r.Store.Keeper().Current().Signer.Certificate().SubjectKeyId
+}
+
+// leads runs the replica until the function it returns is called.
+func leads(r *replica) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = r.Store.Run(ctx) })
+	wg.Go(func() { r.Run(ctx) })
+	return func() { cancel(); wg.Wait() }
+}
+
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); !is(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 15 seconds: %s", what)
+		}
+	}
+}
+
+func in(r *replica, phase rotate.Phase) func() bool {
+	return func() bool { return r.Store.CA().Rotation.Phase == phase }
+}
+
+func TestRotationGoesOnOnlyWhenTheMeshHasSaidSo(t *testing.T) {
+	r := newReplica(t, fake.NewClientset())
+	old := r.signer()
+	r.says(1, old)
+	defer leads(r)()
+	next, err := r.Origins.Next(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Start(t.Context(), next, "a test"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it says whom it waits for", func() bool { return len(r.Waits()) == 1 && strings.Contains(r.Waits()[0].For, "agent a") })
+	if !in(r, rotate.Publishing)() || string(r.signer()) != string(old) {
+		t.Fatal("the new root signs before everyone has it")
+	}
+	r.says(2, old)
+	eventually(t, "the new root signs", in(r, rotate.Signing))
+	eventually(t, "it waits for the old certificates", func() bool { return len(r.Waits()) == 1 && strings.Contains(r.Waits()[0].What, "another signer") })
+	r.says(2, r.signer())
+	eventually(t, "the old root is withdrawn", in(r, rotate.Retiring))
+	r.says(3, r.signer())
+	eventually(t, "it is over", in(r, rotate.Idle))
+	if string(r.signer()) == string(old) || len(r.Store.Keeper().Current().Roots) != 1 {
+		t.Fatal("the old root is still there")
+	}
+}
+
+// Replicas that lead in turn and are stopped at any moment bring a rotation to its end, and the mesh never sees a signer
+// whose root it does not hold.
+func TestRotationSurvivesAnyNumberOfLeaders(t *testing.T) {
+	client := fake.NewClientset()
+	random := rand.New(rand.NewPCG(7, 7))
+	first := newReplica(t, client)
+	old := first.signer()
+	next, err := first.Origins.Next(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Start(t.Context(), next, "a test"); err != nil {
+		t.Fatal(err)
+	}
+	holds, shows := uint64(1), old
+	for leader := 0; ; leader++ {
+		if leader > 200 {
+			t.Fatal("not over after two hundred leaders")
+		}
+		r := newReplica(t, client)
+		stop := leads(r)
+		for range random.IntN(4) {
+			state := r.Store.Keeper().Current()
+			if random.IntN(2) == 0 {
+				holds = state.Sequence
+			} else {
+				shows = r.signer()
+			}
+			r.says(holds, shows)
+			time.Sleep(time.Duration(random.IntN(3000)) * time.Microsecond) // where it is killed is left to chance
+		}
+		stop()
+		if newReplica(t, client).Store.CA().Rotation.Phase == rotate.Idle {
+			break
+		}
+	}
+	last := newReplica(t, client)
+	if string(last.signer()) == string(old) || len(last.Store.Keeper().Current().Roots) != 1 {
+		t.Fatal("the rotation ended with the old root")
+	}
+}
+
+func TestPluggedInCAIsRotatedTo(t *testing.T) {
+	client := fake.NewClientset()
+	r := newReplica(t, client)
+	r.says(1, r.signer())
+	defer leads(r)()
+	m, err := ca.NewRoot("cluster.local", ca.P384, time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := map[string][]byte{mesh.CACertKey: m.Cert, mesh.CAKeyKey: m.Key, mesh.CertChainKey: m.Chain, mesh.RootCertKey: m.Root}
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: mesh.PluggedCASecret, Namespace: mesh.Namespace}, Data: map[string][]byte{mesh.CACertKey: m.Cert}}
+	if secret, err = client.CoreV1().Secrets(mesh.Namespace).Create(t.Context(), secret, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r.plugged <- struct{}{}
+	eventually(t, "a CA without its key is named as the trouble", func() bool {
+		what, is := r.Trouble()
+		return is && strings.Contains(what, mesh.PluggedCASecret)
+	})
+	if !in(r, rotate.Idle)() {
+		t.Fatal("a rotation to a CA without a key has begun")
+	}
+	secret.Data = data
+	if _, err := client.CoreV1().Secrets(mesh.Namespace).Update(t.Context(), secret, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r.plugged <- struct{}{}
+	eventually(t, "both roots are published", in(r, rotate.Publishing))
+	r.says(2, r.signer())
+	eventually(t, "the plugged-in CA signs", func() bool { return r.Store.CA().Current.Origin == rotate.PluggedIn })
+	if _, err := r.Origins.Next(t.Context()); err == nil || !strings.Contains(err.Error(), "replace it") {
+		t.Errorf("a rotation away from a plugged-in CA: %v", err)
+	}
+}
+
+func TestMeshThatBeginsWithAPluggedInCANeverHasAnother(t *testing.T) {
+	m, err := ca.NewRoot("cluster.local", ca.RSA, time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := fake.NewClientset(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: mesh.PluggedCASecret, Namespace: mesh.Namespace},
+		Data: map[string][]byte{mesh.CACertKey: m.Cert, mesh.CAKeyKey: m.Key, mesh.CertChainKey: m.Chain, mesh.RootCertKey: m.Root}})
+	r := newReplica(t, client)
+	if got := r.Store.CA(); got.Current.Origin != rotate.PluggedIn || string(got.Current.Material.Root) != string(m.Root) {
+		t.Fatalf("began with %s", got.Current.Origin)
+	}
+}
