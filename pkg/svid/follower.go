@@ -27,6 +27,7 @@ const (
 	maxBundleMessage = maxDocument + 64<<10
 	firstMessage     = 30 * time.Second // a Citadel that leads sends the bundle at once
 	reportEvery      = time.Second      // a report that says nothing new is not sent
+	goodStream       = 10 * time.Second // one that lasted so long is opened again soon
 	longestSpread    = 24 * time.Hour   // of renewals, whatever Citadel says
 )
 
@@ -63,12 +64,13 @@ func (f *Follower) Run(ctx context.Context) {
 	retry := retries(firstRetry, longestRetry)
 	said := ""
 	for {
-		heard, err := f.stream(ctx)
+		began := f.clock.Now()
+		err := f.stream(ctx)
 		f.bundle.hungUp()
 		if ctx.Err() != nil {
 			return
 		}
-		if heard {
+		if f.clock.Since(began) > goodStream {
 			retry.Reset()
 			said = ""
 		}
@@ -88,13 +90,13 @@ func (f *Follower) Run(ctx context.Context) {
 	}
 }
 
-// stream speaks with Citadel until it fails; heard says that a bundle came.
-func (f *Follower) stream(ctx context.Context) (heard bool, err error) {
+// stream speaks with Citadel until it fails.
+func (f *Follower) stream(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	rpc, err := identityv1.NewTrustBundlesClient(f.conn).Watch(ctx, grpc.WaitForReady(true))
 	if err != nil {
-		return false, fmt.Errorf("opening the stream: %w", err)
+		return fmt.Errorf("opening the stream: %w", err)
 	}
 	messages, failed, done := make(chan *identityv1.Bundle), make(chan error, 1), make(chan struct{})
 	go func() { // ends with ctx
@@ -117,14 +119,15 @@ func (f *Follower) stream(ctx context.Context) (heard bool, err error) {
 	return f.converse(ctx, rpc, messages, failed)
 }
 
-func (f *Follower) converse(ctx context.Context, rpc identityv1.TrustBundles_WatchClient, messages <-chan *identityv1.Bundle, failed <-chan error) (heard bool, err error) {
+func (f *Follower) converse(ctx context.Context, rpc identityv1.TrustBundles_WatchClient, messages <-chan *identityv1.Bundle, failed <-chan error) error {
 	tooLong := f.clock.NewTimer(firstMessage)
 	defer tooLong.Stop()
 	var last *identityv1.Holding
+	heard := false
 	for {
 		if now := f.holding(); !proto.Equal(now, last) {
 			if err := rpc.Send(now); err != nil {
-				return heard, reason(messages, failed)
+				return reason(messages, failed)
 			}
 			last = now
 		}
@@ -141,10 +144,10 @@ func (f *Follower) converse(ctx context.Context, rpc identityv1.TrustBundles_Wat
 		case <-report.C():
 		case err := <-failed:
 			report.Stop()
-			return heard, err
+			return err
 		case <-tooLong.C():
 			report.Stop()
-			return heard, fmt.Errorf("no bundle within %s", firstMessage)
+			return fmt.Errorf("no bundle within %s", firstMessage)
 		}
 		report.Stop()
 	}
