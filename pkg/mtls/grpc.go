@@ -76,6 +76,16 @@ func PeerID(ctx context.Context) (spiffe.ID, error) {
 // configuration from Server or ServerWithOptionalClientCert verify it during the handshake; no other server's calls have
 // one.
 func PeerCertificate(ctx context.Context) (*x509.Certificate, error) {
+	chain, err := PeerChain(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return chain[0], nil
+}
+
+// PeerChain returns what a gRPC call's client has presented, the verified leaf first. Who lets a peer do what the bundle of
+// today must vouch for verifies it again: connections live long.
+func PeerChain(ctx context.Context) ([]*x509.Certificate, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		return nil, errors.New("call has no peer")
@@ -84,5 +94,5 @@ func PeerCertificate(ctx context.Context) (*x509.Certificate, error) {
 	if !ok || len(info.State.PeerCertificates) == 0 {
 		return nil, errors.New("peer presented no certificate")
 	}
-	return info.State.PeerCertificates[0], nil
+	return info.State.PeerCertificates, nil
 }

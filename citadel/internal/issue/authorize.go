@@ -3,91 +3,113 @@ package issue
 import (
 	"context"
 	"strings"
-	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 )
-
-const podTimeout = 5 * time.Second
 
 // components may ask for their own identity; every other identity is asked for by the agent of the node it runs on.
 var components = map[string]bool{
 	mesh.PilotAccount: true, mesh.CitadelAccount: true, mesh.MixerAccount: true, mesh.AgentAccount: true,
 }
 
+// Caller is whose identity a call is about, as its token or certificate proves.
+type Caller struct {
+	Namespace      string
+	ServiceAccount string
+	AccountUID     string // empty if a certificate says who it is
+	PodName        string // the pod, its UID and node that the token or certificate is bound to; empty if it is bound to none
+	PodUID         string
+	NodeName       string
+	Serial         string // of the certificate by which it renews, hexadecimal; empty if it has shown a token
+}
+
+func (c Caller) String() string {
+	if c.PodName == "" {
+		return "service account " + c.Namespace + "/" + c.ServiceAccount
+	}
+	return "service account " + c.Namespace + "/" + c.ServiceAccount + " of pod " + c.PodName
+}
+
 // Authorizer decides whose identity a call may have.
 type Authorizer struct {
-	Reviewer *Reviewer
-	Pods     typedcorev1.PodsGetter
+	Tokens      *Verifier
+	Pods        *Presence
+	TrustDomain string
+	Roots       x509bundle.Source // by which client certificates are verified
+	Clock       clock.PassiveClock
 }
 
-// Authorize returns the service account, bound to its pod, that the call gets a certificate for.
-func (a *Authorizer) Authorize(ctx context.Context) (Caller, error) {
+// parties are the caller, and the node agent that asks for it (nil if nobody does).
+type parties struct {
+	Caller
+	agent *Caller
+}
+
+// identify returns who calls, before it is asked whether they still exist. With an error it returns as much as is proven.
+func (a *Authorizer) identify(ctx context.Context) (parties, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
+	if len(md.Get("authorization")) == 0 && len(md.Get(mesh.AgentTokenHeader)) == 0 {
+		if chain, err := mtls.PeerChain(ctx); err == nil {
+			caller, err := a.byCertificate(chain)
+			return parties{Caller: caller}, err
+		}
+	}
 	token, err := bearer(md, "authorization")
 	if err != nil {
-		return Caller{}, err
+		return parties{}, err
 	}
-	caller, err := a.Reviewer.Review(ctx, token)
+	caller, err := a.Tokens.Verify(ctx, token)
 	if err != nil {
-		return Caller{}, err
+		return parties{}, err
+	}
+	if caller.PodName == "" || caller.PodUID == "" || caller.NodeName == "" {
+		return parties{Caller: caller}, status.Errorf(codes.PermissionDenied, "token of %s is not bound to a pod and its node", caller)
 	}
 	if caller.Namespace == mesh.Namespace && components[caller.ServiceAccount] && len(md.Get(mesh.AgentTokenHeader)) == 0 {
-		return caller, nil
+		return parties{Caller: caller}, nil
 	}
-	return caller, a.throughAgent(ctx, md, caller)
+	agent, err := a.agentOf(ctx, md, caller)
+	return parties{Caller: caller, agent: agent}, err
 }
 
-// throughAgent holds an agent to the pods of its own node: the API server has bound both tokens to a node, and the pod
-// must be there still.
-func (a *Authorizer) throughAgent(ctx context.Context, md metadata.MD, pod Caller) error {
+// agentOf holds an agent to the pods of its own node: the API server has bound both tokens to a node.
+func (a *Authorizer) agentOf(ctx context.Context, md metadata.MD, pod Caller) (*Caller, error) {
 	token, err := bearer(md, mesh.AgentTokenHeader)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	agent, err := a.Reviewer.Review(ctx, token)
+	agent, err := a.Tokens.Verify(ctx, token)
 	if err != nil {
-		return status.Errorf(status.Code(err), "agent's %s", status.Convert(err).Message())
+		return nil, status.Errorf(status.Code(err), "agent's %s", status.Convert(err).Message())
 	}
 	switch {
 	case agent.Namespace != mesh.Namespace || agent.ServiceAccount != mesh.AgentAccount:
-		return status.Errorf(codes.PermissionDenied, "%s is not the node agent", agent)
-	case agent.NodeName == "":
-		return status.Error(codes.PermissionDenied, "agent's token is not bound to a node")
-	case pod.PodName == "" || pod.PodUID == "" || pod.NodeName == "":
-		return status.Errorf(codes.PermissionDenied, "token of %s is not bound to a pod and its node", pod)
+		return nil, status.Errorf(codes.PermissionDenied, "%s is not the node agent", agent)
+	case agent.PodName == "" || agent.PodUID == "" || agent.NodeName == "":
+		return nil, status.Error(codes.PermissionDenied, "agent's token is not bound to a pod and its node")
 	case pod.NodeName != agent.NodeName:
-		return status.Errorf(codes.PermissionDenied, "%s runs on node %s, and its certificate was asked for on node %s", pod, pod.NodeName, agent.NodeName)
+		return nil, status.Errorf(codes.PermissionDenied, "%s runs on node %s, and its certificate was asked for on node %s", pod, pod.NodeName, agent.NodeName)
 	}
-	return a.podExists(ctx, pod)
+	return &agent, nil
 }
 
-// podExists asks the API server itself, not a cache: a token that outlives its pod must not get a certificate.
-func (a *Authorizer) podExists(ctx context.Context, c Caller) error {
-	ctx, cancel := context.WithTimeout(ctx, podTimeout)
-	defer cancel()
-	pod, err := a.Pods.Pods(c.Namespace).Get(ctx, c.PodName, metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-		return status.Errorf(codes.PermissionDenied, "pod %s/%s does not exist", c.Namespace, c.PodName)
-	case err != nil:
-		return status.Errorf(codes.Unavailable, "looking up pod %s/%s: %v", c.Namespace, c.PodName, err)
-	case string(pod.UID) != c.PodUID:
-		return status.Errorf(codes.PermissionDenied, "pod %s/%s was replaced by another of its name", c.Namespace, c.PodName)
-	case pod.DeletionTimestamp != nil:
-		// Its proxy drains with the certificate it has.
-		return status.Errorf(codes.PermissionDenied, "pod %s/%s is being deleted", c.Namespace, c.PodName)
-	case pod.Spec.NodeName != c.NodeName:
-		return status.Errorf(codes.PermissionDenied, "pod %s/%s is bound to node %s, its token to %s", c.Namespace, c.PodName, pod.Spec.NodeName, c.NodeName)
-	case pod.Spec.ServiceAccountName != c.ServiceAccount:
-		return status.Errorf(codes.PermissionDenied, "pod %s/%s runs as %s, its token is of %s", c.Namespace, c.PodName, pod.Spec.ServiceAccountName, c.ServiceAccount)
+// present returns nil if all parties are there still.
+func (a *Authorizer) present(ctx context.Context, p parties) error {
+	if err := a.Pods.Check(ctx, p.Caller); err != nil {
+		return err
+	}
+	if p.agent == nil {
+		return nil
+	}
+	if err := a.Pods.Check(ctx, *p.agent); err != nil {
+		return status.Errorf(status.Code(err), "agent: %s", status.Convert(err).Message())
 	}
 	return nil
 }

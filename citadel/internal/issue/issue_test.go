@@ -12,123 +12,24 @@ import (
 	"encoding/asn1"
 	"encoding/base64"
 	"encoding/pem"
-	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"math/big"
 	"net/url"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	securityapi "istio.io/api/security/v1alpha1"
-	authv1 "k8s.io/api/authentication/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/fake"
-	clienttesting "k8s.io/client-go/testing"
-	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-
-// cluster is a Kubernetes whose tokens are words.
-type cluster struct {
-	*fake.Clientset
-	tokens  map[string]authv1.TokenReviewStatus
-	reviews atomic.Int32
-	failure error
-}
-
-func bound(namespace, account, pod, uid, node string) authv1.TokenReviewStatus {
-	extra := map[string]authv1.ExtraValue{}
-	for k, v := range map[string]string{"pod-name": pod, "pod-uid": uid, "node-name": node} {
-		if v != "" {
-			extra["authentication.kubernetes.io/"+k] = authv1.ExtraValue{v}
-		}
-	}
-	return authv1.TokenReviewStatus{
-		Authenticated: true, Audiences: []string{mesh.CitadelAudience},
-		User: authv1.UserInfo{Username: "system:serviceaccount:" + namespace + ":" + account, Extra: extra},
-	}
-}
-
-func newCluster() *cluster {
-	pod := func(name, uid, node string) *corev1.Pod {
-		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "finance", UID: types.UID(uid)}, Spec: corev1.PodSpec{NodeName: node, ServiceAccountName: "payroll"}}
-	}
-	dying := pod("dying", "u-dying", "node1")
-	dying.DeletionTimestamp = &metav1.Time{Time: start}
-	dying.Finalizers = []string{"x/y"}
-	otherAccount := pod("changed", "u-changed", "node1")
-	otherAccount.Spec.ServiceAccountName = "other"
-	other := bound("finance", "payroll", "payroll-1", "u1", "node1")
-	other.Audiences = []string{"https://kubernetes.default.svc"}
-	user := bound("finance", "payroll", "", "", "")
-	user.User.Username = "system:admin"
-	c := &cluster{
-		Clientset: fake.NewClientset(pod("payroll-1", "u1", "node1"), dying, otherAccount, pod("moved", "u-moved", "node2")),
-		tokens: map[string]authv1.TokenReviewStatus{
-			"payroll":        bound("finance", "payroll", "payroll-1", "u1", "node1"),
-			"agent1":         bound(mesh.Namespace, mesh.AgentAccount, "agent-a", "ua", "node1"),
-			"agent2":         bound(mesh.Namespace, mesh.AgentAccount, "agent-b", "ub", "node2"),
-			"nodeless-agent": bound(mesh.Namespace, mesh.AgentAccount, "", "", ""),
-			"pilot":          bound(mesh.Namespace, mesh.PilotAccount, "pilot-1", "up", "node1"),
-			"other-system":   bound(mesh.Namespace, "something", "s-1", "us", "node1"),
-			"false-agent":    bound("finance", mesh.AgentAccount, "x", "ux", "node1"),
-			"false-pilot":    bound("finance", mesh.PilotAccount, "payroll-1", "u1", "node1"),
-			"unbound":        bound("finance", "payroll", "", "", ""),
-			"gone":           bound("finance", "payroll", "gone", "u-gone", "node1"),
-			"replaced":       bound("finance", "payroll", "payroll-1", "u0", "node1"),
-			"dying":          bound("finance", "payroll", "dying", "u-dying", "node1"),
-			"changed":        bound("finance", "payroll", "changed", "u-changed", "node1"),
-			"moved":          bound("finance", "payroll", "moved", "u-moved", "node1"),
-			"other-audience": other,
-			"user":           user,
-		},
-	}
-	c.PrependReactor("create", "tokenreviews", func(a clienttesting.Action) (bool, runtime.Object, error) {
-		c.reviews.Add(1)
-		if c.failure != nil {
-			return true, nil, c.failure
-		}
-		review := a.(clienttesting.CreateAction).GetObject().(*authv1.TokenReview).DeepCopy()
-		if len(review.Spec.Audiences) != 1 || review.Spec.Audiences[0] != mesh.CitadelAudience {
-			return true, nil, errors.New("review without Citadel's audience")
-		}
-		name, _, _ := strings.Cut(review.Spec.Token, ".")
-		review.Status = c.tokens[name]
-		return true, review, nil
-	})
-	return c
-}
-
-func newService(t *testing.T, c *cluster) (*Service, *testclock.FakePassiveClock) {
-	t.Helper()
-	clock := testclock.NewFakePassiveClock(start)
-	m, err := ca.NewRoot("cluster.local", ca.P256, start, 100*time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	authority, err := ca.New(m, clock)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return NewService(ca.NewKeeper(ca.NewState(authority, nil)), &Authorizer{Reviewer: NewReviewer(c.AuthenticationV1().TokenReviews(), clock), Pods: c.CoreV1()},
-		Policy{TrustDomain: "cluster.local", TTL: time.Hour, MaxTTL: 2 * time.Hour, DNSNames: map[string][]string{mesh.PilotAccount: {"bulwark-pilot.bulwark-system.svc"}}},
-		prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil))), clock
-}
 
 func csrOf(t *testing.T, key crypto.Signer, template x509.CertificateRequest) string {
 	t.Helper()
@@ -167,73 +68,110 @@ func leafOf(t *testing.T, resp *securityapi.IstioCertificateResponse) *x509.Cert
 	return cert
 }
 
+// forms are the ways in which tokens come: as words, which the API server reviews, and signed, which Citadel verifies.
+func forms(t *testing.T, c *cluster, test func(t *testing.T, as func(tokens ...string) context.Context)) {
+	t.Run("reviewed", func(t *testing.T) { test(t, as) })
+	t.Run("offline", func(t *testing.T) {
+		before := c.reviews.Load()
+		test(t, func(tokens ...string) context.Context {
+			var out []string
+			for _, name := range tokens {
+				out = append(out, c.signed(t, name))
+			}
+			return as(out...)
+		})
+		if n := c.reviews.Load() - before; n > 4 { // of what is no token at all
+			t.Errorf("%d reviews of tokens that can be verified offline", n)
+		}
+	})
+}
+
 func TestCertificateIsForTheAuthenticatedCaller(t *testing.T) {
-	s, _ := newService(t, newCluster())
-	for name, c := range map[string]struct {
-		ctx  context.Context
-		want string
-		dns  int
-	}{
-		"a pod through the agent of its node": {as("payroll", "agent1"), "spiffe://cluster.local/ns/finance/sa/payroll", 0},
-		"the agent itself":                    {as("agent1"), "spiffe://cluster.local/ns/bulwark-system/sa/bulwark-agent", 0},
-		"Pilot":                               {as("pilot"), "spiffe://cluster.local/ns/bulwark-system/sa/bulwark-pilot", 1},
-	} {
-		resp, err := s.CreateCertificate(c.ctx, &securityapi.IstioCertificateRequest{Csr: goodCSR(t)})
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
+	c := newCluster(t)
+	s := newService(t, c)
+	forms(t, c, func(t *testing.T, as func(...string) context.Context) {
+		for name, c := range map[string]struct {
+			ctx  context.Context
+			want string
+			pod  ca.Pod
+			dns  int
+		}{
+			"a pod through the agent of its node": {as("payroll", "agent1"), "spiffe://cluster.local/ns/finance/sa/payroll", ca.Pod{Name: "payroll-1", UID: "u1", Node: "node1"}, 0},
+			"a pod that drains":                   {as("dying", "agent1"), "spiffe://cluster.local/ns/finance/sa/payroll", ca.Pod{Name: "dying", UID: "u-dying", Node: "node1"}, 0},
+			"the agent itself":                    {as("agent1"), "spiffe://cluster.local/ns/bulwark-system/sa/bulwark-agent", ca.Pod{Name: "agent-a", UID: "ua", Node: "node1"}, 0},
+			"Pilot":                               {as("pilot"), "spiffe://cluster.local/ns/bulwark-system/sa/bulwark-pilot", ca.Pod{Name: "pilot-1", UID: "up", Node: "node1"}, 1},
+		} {
+			resp, err := s.CreateCertificate(c.ctx, &securityapi.IstioCertificateRequest{Csr: goodCSR(t)})
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			leaf := leafOf(t, resp)
+			if leaf.URIs[0].String() != c.want || len(leaf.DNSNames) != c.dns {
+				t.Errorf("%s: %s %v", name, leaf.URIs[0], leaf.DNSNames)
+			}
+			if pod, err := ca.PodOf(leaf); err != nil || pod != c.pod {
+				t.Errorf("%s: for pod %v, %v", name, pod, err)
+			}
+			if len(resp.GetCertChain()) != 2 {
+				t.Errorf("%s: chain of %d", name, len(resp.GetCertChain()))
+			}
 		}
-		leaf := leafOf(t, resp)
-		if leaf.URIs[0].String() != c.want || len(leaf.DNSNames) != c.dns {
-			t.Errorf("%s: %s %v", name, leaf.URIs[0], leaf.DNSNames)
-		}
-		if len(resp.GetCertChain()) != 2 {
-			t.Errorf("%s: chain of %d", name, len(resp.GetCertChain()))
-		}
-	}
+	})
 }
 
 func TestCallersAreRefused(t *testing.T) {
-	s, _ := newService(t, newCluster())
+	c := newCluster(t)
+	s := newService(t, c)
 	twice := metadata.NewIncomingContext(context.Background(), metadata.MD{"authorization": {"Bearer pilot", "Bearer payroll"}})
 	basic := metadata.NewIncomingContext(context.Background(), metadata.Pairs("authorization", "Basic pilot"))
-	for name, c := range map[string]struct {
-		ctx    context.Context
-		code   codes.Code
-		reason string
-	}{
-		"no token":                             {as(), codes.Unauthenticated, "header authorization"},
-		"two tokens":                           {twice, codes.Unauthenticated, "there are 2"},
-		"not a bearer token":                   {basic, codes.Unauthenticated, "Bearer"},
-		"an unknown token":                     {as("rubbish"), codes.Unauthenticated, "not valid"},
-		"an endless token":                     {as(strings.Repeat("x", 20<<10)), codes.Unauthenticated, "longer than"},
-		"a token of another audience":          {as("other-audience", "agent1"), codes.Unauthenticated, "audiences"},
-		"a user's token":                       {as("user", "agent1"), codes.Unauthenticated, "no service account"},
-		"a pod without an agent":               {as("payroll"), codes.Unauthenticated, mesh.AgentTokenHeader},
-		"the agent of another node":            {as("payroll", "agent2"), codes.PermissionDenied, "node2"},
-		"an agent without a node":              {as("payroll", "nodeless-agent"), codes.PermissionDenied, "not bound to a node"},
-		"a pod's own token as the agent's":     {as("payroll", "payroll"), codes.PermissionDenied, "not the node agent"},
-		"an agent's name in another namespace": {as("payroll", "false-agent"), codes.PermissionDenied, "not the node agent"},
-		"Pilot's name in another namespace":    {as("false-pilot"), codes.Unauthenticated, mesh.AgentTokenHeader},
-		"another account of our namespace":     {as("other-system"), codes.Unauthenticated, mesh.AgentTokenHeader},
-		"Pilot as an agent":                    {as("payroll", "pilot"), codes.PermissionDenied, "not the node agent"},
-		"an unknown agent's token":             {as("payroll", "rubbish"), codes.Unauthenticated, "agent's token"},
-		"a token that is bound to no pod":      {as("unbound", "agent1"), codes.PermissionDenied, "not bound to a pod"},
-		"a pod that is gone":                   {as("gone", "agent1"), codes.PermissionDenied, "does not exist"},
-		"a pod that was replaced":              {as("replaced", "agent1"), codes.PermissionDenied, "replaced"},
-		"a pod that is being deleted":          {as("dying", "agent1"), codes.PermissionDenied, "being deleted"},
-		"a pod of another account":             {as("changed", "agent1"), codes.PermissionDenied, "runs as other"},
-		"a pod that is bound elsewhere":        {as("moved", "agent1"), codes.PermissionDenied, "bound to node node2"},
-	} {
-		_, err := s.CreateCertificate(c.ctx, &securityapi.IstioCertificateRequest{Csr: goodCSR(t)})
-		if status.Code(err) != c.code || !strings.Contains(fmt.Sprint(err), c.reason) {
-			t.Errorf("%s: %v; want %s with %q", name, err, c.code, c.reason)
+	forms(t, c, func(t *testing.T, as func(...string) context.Context) {
+		for name, c := range map[string]struct {
+			ctx    context.Context
+			code   codes.Code
+			reason string
+		}{
+			"no token":                             {as(), codes.Unauthenticated, "header authorization"},
+			"an agent alone":                       {as("", "agent1"), codes.Unauthenticated, "header authorization"},
+			"two tokens":                           {twice, codes.Unauthenticated, "there are 2"},
+			"not a bearer token":                   {basic, codes.Unauthenticated, "Bearer"},
+			"an unknown token":                     {as("rubbish"), codes.Unauthenticated, "not valid"},
+			"an endless token":                     {as(strings.Repeat("x", 20<<10)), codes.Unauthenticated, "longer than"},
+			"a token of another audience":          {as("other-audience", "agent1"), codes.Unauthenticated, "audiences"},
+			"a user's token":                       {as("user", "agent1"), codes.Unauthenticated, "no service account"},
+			"a pod without an agent":               {as("payroll"), codes.Unauthenticated, mesh.AgentTokenHeader},
+			"the agent of another node":            {as("payroll", "agent2"), codes.PermissionDenied, "node2"},
+			"an agent without a node":              {as("payroll", "nodeless-agent"), codes.PermissionDenied, "not bound to a pod and its node"},
+			"an agent that is gone":                {as("payroll", "gone-agent"), codes.PermissionDenied, "agent: pod"},
+			"a pod's own token as the agent's":     {as("payroll", "payroll"), codes.PermissionDenied, "not the node agent"},
+			"an agent's name in another namespace": {as("payroll", "false-agent"), codes.PermissionDenied, "not the node agent"},
+			"Pilot's name in another namespace":    {as("false-pilot"), codes.Unauthenticated, mesh.AgentTokenHeader},
+			"another account of our namespace":     {as("other-system"), codes.Unauthenticated, mesh.AgentTokenHeader},
+			"Pilot as an agent":                    {as("payroll", "pilot"), codes.PermissionDenied, "not the node agent"},
+			"Mixer as an agent":                    {as("payroll", "mixer"), codes.PermissionDenied, "not the node agent"},
+			"a Pilot that is gone":                 {as("gone-pilot"), codes.PermissionDenied, "does not exist"},
+			"a Pilot of no pod":                    {as("unbound-pilot"), codes.PermissionDenied, "not bound to a pod"},
+			"an unknown agent's token":             {as("payroll", "rubbish"), codes.Unauthenticated, "agent's token"},
+			"a token that is bound to no pod":      {as("unbound", "agent1"), codes.PermissionDenied, "not bound to a pod"},
+			"a pod that is gone":                   {as("gone", "agent1"), codes.PermissionDenied, "does not exist"},
+			"a pod that was replaced":              {as("replaced", "agent1"), codes.PermissionDenied, "replaced"},
+			"a pod that was deleted":               {as("dead", "agent1"), codes.PermissionDenied, "grace is over"},
+			"a pod that has ended":                 {as("ended", "agent1"), codes.PermissionDenied, "has ended"},
+			"a pod of another account":             {as("changed", "agent1"), codes.PermissionDenied, "runs as other"},
+			"a pod that is bound elsewhere":        {as("moved", "agent1"), codes.PermissionDenied, "bound to node node2"},
+			"a pod that is not scheduled":          {as("unscheduled", "agent1"), codes.PermissionDenied, "bound to node"},
+			"an account that was replaced":         {as("earlier-account", "agent1"), codes.PermissionDenied, "service account finance/payroll was replaced"},
+		} {
+			_, err := s.CreateCertificate(c.ctx, &securityapi.IstioCertificateRequest{Csr: goodCSR(t)})
+			if status.Code(err) != c.code || !strings.Contains(fmt.Sprint(err), c.reason) {
+				t.Errorf("%s: %v; want %s with %q", name, err, c.code, c.reason)
+			}
 		}
-	}
+	})
 }
 
 func TestOnlyTheKeyOfACSRCounts(t *testing.T) {
-	s, _ := newService(t, newCluster())
+	s := newService(t, newCluster(t))
 	key, err := ca.NewKey()
 	if err != nil {
 		t.Fatal(err)
@@ -258,7 +196,7 @@ func TestOnlyTheKeyOfACSRCounts(t *testing.T) {
 }
 
 func TestCSRsAreRefused(t *testing.T) {
-	s, _ := newService(t, newCluster())
+	s := newService(t, newCluster(t))
 	good := goodCSR(t)
 	block, _ := pem.Decode([]byte(good))
 	encode := func(kind string, der []byte) string {
@@ -333,7 +271,7 @@ func hugeRSA(t *testing.T) []byte {
 }
 
 func TestValidityIsClamped(t *testing.T) {
-	s, _ := newService(t, newCluster())
+	s := newService(t, newCluster(t))
 	for asked, want := range map[int64]time.Duration{0: time.Hour, -5: time.Hour, 60: time.Minute, 7200: 2 * time.Hour, 1 << 40: 2 * time.Hour, 1<<63 - 1: 2 * time.Hour} {
 		resp, err := s.CreateCertificate(as("pilot"), &securityapi.IstioCertificateRequest{Csr: goodCSR(t), ValidityDuration: asked})
 		if err != nil {
@@ -346,11 +284,11 @@ func TestValidityIsClamped(t *testing.T) {
 }
 
 func TestReviewsAreRememberedBrieflyAndNeverBeyondTheToken(t *testing.T) {
-	c := newCluster()
-	s, clock := newService(t, c)
+	c := newCluster(t)
+	s := newService(t, c)
 	ask := func(token string) {
 		t.Helper()
-		if _, err := s.CreateCertificate(as(token), &securityapi.IstioCertificateRequest{Csr: goodCSR(t)}); err != nil {
+		if _, err := s.Authorizer.Tokens.Reviewer.Review(context.Background(), token); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -359,44 +297,43 @@ func TestReviewsAreRememberedBrieflyAndNeverBeyondTheToken(t *testing.T) {
 	if n := c.reviews.Load(); n != 1 {
 		t.Fatalf("%d reviews", n)
 	}
-	clock.SetTime(start.Add(reviewFor))
+	s.clock.SetTime(start.Add(reviewFor))
 	ask("pilot")
 	if n := c.reviews.Load(); n != 2 {
 		t.Fatalf("%d reviews after %s", n, reviewFor)
 	}
-	claims := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"exp":%d}`, clock.Now().Add(time.Second).Unix()))
-	ask("pilot." + claims + ".signature")
-	clock.SetTime(clock.Now().Add(time.Second))
-	ask("pilot." + claims + ".signature")
+	claims := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"exp":%d}`, s.clock.Now().Add(time.Second).Unix()))
+	token := "pilot." + claims + ".signature"
+	grants[token] = grants["pilot"]
+	defer delete(grants, token)
+	ask(token)
+	s.clock.SetTime(s.clock.Now().Add(time.Second))
+	ask(token)
 	if n := c.reviews.Load(); n != 4 {
 		t.Fatalf("%d reviews; a token was believed beyond its end", n)
 	}
 }
 
-// A pod that is deleted while its token is still remembered gets nothing more.
-func TestDeletedPodIsRefusedAtOnce(t *testing.T) {
-	c := newCluster()
-	s, _ := newService(t, c)
-	req := &securityapi.IstioCertificateRequest{Csr: goodCSR(t)}
-	if _, err := s.CreateCertificate(as("payroll", "agent1"), req); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.CoreV1().Pods("finance").Delete(context.Background(), "payroll-1", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.CreateCertificate(as("payroll", "agent1"), req); status.Code(err) != codes.PermissionDenied {
-		t.Fatalf("error %v", err)
-	}
-}
-
-func TestAPIServerAwayIsNoVerdict(t *testing.T) {
-	c := newCluster()
-	s, _ := newService(t, c)
-	c.failure = errors.New("connection refused")
-	_, err := s.CreateCertificate(as("pilot"), &securityapi.IstioCertificateRequest{Csr: goodCSR(t)})
-	if status.Code(err) != codes.Unavailable {
-		t.Fatalf("error %v; a client would not try again", err)
-	}
+// The watch has to tell; what it has told is final, whatever token there is.
+func TestDeletedPodIsRefused(t *testing.T) {
+	c := newCluster(t)
+	s := newService(t, c)
+	forms(t, c, func(t *testing.T, as func(...string) context.Context) {
+		_, _ = c.CoreV1().Pods("finance").Create(context.Background(), pod("finance", "payroll", "payroll-1", "u1", "node1"), metav1.CreateOptions{})
+		eventually(t, "the pod is seen", func() bool { _, ok := s.watch.ByUID("u1"); return ok })
+		req := &securityapi.IstioCertificateRequest{Csr: goodCSR(t)}
+		ctx := as("payroll", "agent1")
+		if _, err := s.CreateCertificate(ctx, req); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.CoreV1().Pods("finance").Delete(context.Background(), "payroll-1", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is refused", func() bool {
+			_, err := s.CreateCertificate(ctx, req)
+			return status.Code(err) == codes.PermissionDenied
+		})
+	})
 }
 
 func FuzzCSR(f *testing.F) {

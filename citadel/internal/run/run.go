@@ -24,7 +24,6 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/bundle"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/holdings"
-	"github.com/bulwark-mesh/bulwark/citadel/internal/issue"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/origin"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/podwatch"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/store"
@@ -77,7 +76,7 @@ func newClients(config *rest.Config, qps float64) (clients, error) {
 	return out, nil
 }
 
-func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) error {
+func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) (err error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	monitor := health.New(registry)
@@ -103,18 +102,17 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) error {
 		return err
 	}
 	group.Go(func() error { return pods.Run(ctx) })
-	dns, err := s.dnsNames()
-	if err != nil {
-		return err
-	}
-	service := issue.NewService(keeper,
-		&issue.Authorizer{Reviewer: issue.NewReviewer(k.issue.AuthenticationV1().TokenReviews(), clock.RealClock{}), Pods: k.issue.CoreV1()},
-		issue.Policy{TrustDomain: s.TrustDomain, TTL: s.WorkloadTTL, MaxTTL: max(s.WorkloadTTL, s.MaxWorkloadTTL), DNSNames: dns}, registry, log)
-	self, err := newSelf(service, s.TrustDomain, log)
-	if err != nil {
-		return err
-	}
 	trust, err := newRoots(keeper, s.TrustDomain)
+	if err != nil {
+		return err
+	}
+	issuance, err := newIssuance(s, k, keeper, trust, pods, registry, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, issuance.events.Close()) }()
+	monitor.AddReady("revocations", issuance.revocations.Ready)
+	self, err := newSelf(issuance.service, s.TrustDomain, log)
 	if err != nil {
 		return err
 	}
@@ -130,9 +128,11 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) error {
 	api := operatorapi.New(k.issue.AuthenticationV1().TokenReviews(), log)
 	(&operator{leader: leader, origins: origins}).register(api)
 	group.Go(func() error { self.Run(ctx); return nil })
+	group.Go(func() error { return issuance.run(ctx, self) })
 	group.Go(func() error {
 		return serveCSR(ctx, s.CSRAddress, mtls.ServerWithOptionalClientCert(self, trust, mtls.MemberOf(s.TrustDomain)), self, &serving, func(r grpc.ServiceRegistrar) {
-			securityapi.RegisterIstioCertificateServiceServer(r, service)
+			securityapi.RegisterIstioCertificateServiceServer(r, issuance.service)
+			identityv1.RegisterTokensServer(r, issuance.service)
 			identityv1.RegisterTrustBundlesServer(r, held)
 		})
 	})

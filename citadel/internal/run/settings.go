@@ -36,6 +36,8 @@ type Settings struct {
 	Secrets          bool              `mapstructure:"secrets" usage:"keep a Secret with key and certificate for every service account"`
 	KubeQPS          float64           `mapstructure:"kubeQPS" usage:"requests a second to the API server for Secrets and bundles"`
 	Kubeconfig       string            `mapstructure:"kubeconfig" usage:"kubeconfig file; empty inside a cluster"`
+	Mixer            string            `mapstructure:"mixer" usage:"address of Mixer's telemetry intake"`
+	StateDir         string            `mapstructure:"stateDir" usage:"directory of the audit spool; it should outlive the container"`
 	LogLevel         string            `mapstructure:"logLevel" usage:"debug, info, warn or error"`
 	CSRAddress       string            `mapstructure:"csrAddress" usage:"address of the CSR service"`
 	BundleAddress    string            `mapstructure:"bundleAddress" usage:"address of the SPIFFE bundle endpoint"`
@@ -50,6 +52,7 @@ func Defaults() Settings {
 		WorkloadTTL: 24 * time.Hour, SecretTTL: 24 * time.Hour, RotationFraction: 0.5, RotationJitter: 0.1,
 		KeyType: string(ca.P256), KubeletSync: 2 * time.Minute,
 		DNSNames: map[string]string{mesh.PilotAccount: mesh.ServiceHost(mesh.PilotAccount)}, Secrets: true, KubeQPS: 300, LogLevel: "info",
+		Mixer: fmt.Sprintf("%s:%d", mesh.ServiceHost(mesh.MixerAccount), mesh.TelemetryPort), StateDir: "/var/lib/bulwark",
 		CSRAddress: fmt.Sprintf(":%d", mesh.CSRPort), HealthAddress: fmt.Sprintf(":%d", mesh.MonitoringPort), BundleAddress: fmt.Sprintf(":%d", mesh.BundlePort), OperatorAddress: fmt.Sprintf(":%d", mesh.OperatorPort),
 	}
 }
