@@ -58,10 +58,13 @@ const (
 	CACertKey         = "ca-cert.pem"
 	CAKeyKey          = "ca-key.pem"
 	TrustBundleConfig = "bulwark-trust-bundle"
-	BundleKey         = "bundle.json"            // in the trust bundle's ConfigMap beside RootCertKey: the SPIFFE bundle
-	PluggedCASecret   = "cacerts"                // an operator's own CA, as Istio has it
-	RevocationsConfig = "bulwark-revocations"    // identities and certificates that are denied
-	CitadelLeader     = "bulwark-citadel-leader" // Service of the Citadel that holds the Lease
+	BundleKey         = "bundle.json" // in the trust bundle's ConfigMap beside RootCertKey: the SPIFFE bundle
+	PluggedCASecret   = "cacerts"     // an operator's own CA, as Istio has it
+	// The ClusterTrustBundle and its signer; a bundle of a signer has the signer's name as its prefix.
+	ClusterBundleSigner = "bulwark.dev/mesh"
+	ClusterTrustBundle  = "bulwark.dev:mesh:trust-bundle"
+	RevocationsConfig   = "bulwark-revocations"    // identities and certificates that are denied
+	CitadelLeader       = "bulwark-citadel-leader" // Service of the Citadel that holds the Lease
 )
 
 // Labels and annotations.

@@ -11,12 +11,6 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
-// The signer and the name of the ClusterTrustBundle. A bundle of a signer has the signer's name as its prefix.
-const (
-	ClusterBundleSigner = "bulwark.dev/mesh"
-	clusterBundleName   = "bulwark.dev:mesh:trust-bundle"
-)
-
 // servesClusterBundles asks the API server whether it has ClusterTrustBundles: they are beta, and off unless switched on.
 func (c *Controller) servesClusterBundles() bool {
 	list, err := c.client.Discovery().ServerResourcesForGroupVersion(certificatesv1beta1.SchemeGroupVersion.String())
@@ -36,10 +30,10 @@ func (c *Controller) servesClusterBundles() bool {
 func (s *session) syncClusterBundle(ctx context.Context) error {
 	bundles := s.client.CertificatesV1beta1().ClusterTrustBundles()
 	want := &certificatesv1beta1.ClusterTrustBundle{
-		ObjectMeta: metav1.ObjectMeta{Name: clusterBundleName, Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue}},
-		Spec:       certificatesv1beta1.ClusterTrustBundleSpec{SignerName: ClusterBundleSigner, TrustBundle: string(s.trust.Current().RootsPEM)},
+		ObjectMeta: metav1.ObjectMeta{Name: mesh.ClusterTrustBundle, Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue}},
+		Spec:       certificatesv1beta1.ClusterTrustBundleSpec{SignerName: mesh.ClusterBundleSigner, TrustBundle: string(s.trust.Current().RootsPEM)},
 	}
-	existing, err := bundles.Get(ctx, clusterBundleName, metav1.GetOptions{})
+	existing, err := bundles.Get(ctx, mesh.ClusterTrustBundle, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		_, err = bundles.Create(ctx, want, metav1.CreateOptions{FieldManager: mesh.FieldManager})
@@ -51,7 +45,7 @@ func (s *session) syncClusterBundle(ctx context.Context) error {
 		_, err = bundles.Update(ctx, existing, metav1.UpdateOptions{FieldManager: mesh.FieldManager})
 	}
 	if err != nil {
-		return fmt.Errorf("ClusterTrustBundle %s: %w", clusterBundleName, err)
+		return fmt.Errorf("ClusterTrustBundle %s: %w", mesh.ClusterTrustBundle, err)
 	}
 	s.wrote(clusterWide)
 	return nil

@@ -136,7 +136,7 @@ func (c *Controller) setSession(s *session) {
 
 func (s *session) enqueueAll() {
 	if s.hasClusterBundles {
-		s.queue.Add(task{clusterWide, clusterBundleName})
+		s.queue.Add(task{clusterWide, mesh.ClusterTrustBundle})
 	}
 	for _, kind := range []string{validating, mutating} {
 		s.queue.Add(task{kind, mesh.WebhookConfiguration})

@@ -33,7 +33,7 @@ func Root() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&a.cluster.Kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
 	root.PersistentFlags().StringVar(&a.cluster.Context, "context", "", "context of the kubeconfig")
-	root.AddCommand(a.install(), a.uninstall(), a.verify(), a.status(), a.identity(), a.audit(), a.dashboard(), a.version())
+	root.AddCommand(a.install(), a.uninstall(), a.verify(), a.status(), a.identity(), a.ca(), a.audit(), a.dashboard(), a.version())
 	return root
 }
 

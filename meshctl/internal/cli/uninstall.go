@@ -160,5 +160,10 @@ func deleteIdentities(ctx context.Context, client *kube.Client) error {
 			return fmt.Errorf("deleting the trust bundle of %s: %w", namespace.Name, err)
 		}
 	}
+	// Where the API server has no such things, there is nothing to find.
+	err = client.CertificatesV1beta1().ClusterTrustBundles().Delete(ctx, mesh.ClusterTrustBundle, metav1.DeleteOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("deleting the ClusterTrustBundle: %w", err)
+	}
 	return nil
 }

@@ -128,6 +128,40 @@ func (c *Connection) GetJSON(ctx context.Context, path string, out any) error {
 	return json.NewDecoder(body).Decode(out)
 }
 
+// PostJSON sends in to a path as JSON and reads the answer into out, unless that is nil.
+func (c *Connection) PostJSON(ctx context.Context, path string, in, out any) error {
+	return c.send(ctx, http.MethodPost, path, in, out)
+}
+
+// Delete deletes what is at a path.
+func (c *Connection) Delete(ctx context.Context, path string) error {
+	return c.send(ctx, http.MethodDelete, path, nil, nil)
+}
+
+func (c *Connection) send(ctx context.Context, method, path string, in, out any) error {
+	content, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	r, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(content))
+	if err != nil {
+		return err
+	}
+	resp, err := c.RoundTrip(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		message, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+		return errors.New(strings.TrimSpace(string(message)))
+	}
+	if out == nil {
+		return nil
+	}
+	return json.NewDecoder(resp.Body).Decode(out)
+}
+
 func tlsConfig(ctx context.Context, c *kube.Client, serviceAccount string) (*tls.Config, error) {
 	bundle, err := c.CoreV1().ConfigMaps(mesh.Namespace).Get(ctx, mesh.TrustBundleConfig, metav1.GetOptions{})
 	if err != nil {

@@ -1,0 +1,273 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+	authv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
+)
+
+// caStatus is the CA as Citadel's operator API shows it.
+type caStatus struct {
+	Signer      caCert     `json:"signer"`
+	Origin      string     `json:"origin"`
+	Constrained bool       `json:"constrained"`
+	Roots       []caCert   `json:"roots"`
+	Sequence    uint64     `json:"sequence"`
+	TokenKeys   []string   `json:"tokenKeys"`
+	Leading     bool       `json:"leading"`
+	Rotation    caRotation `json:"rotation"`
+	Waits       []caWait   `json:"waits,omitempty"`
+	Holders     int        `json:"holders"`
+	Trouble     string     `json:"trouble,omitempty"`
+}
+
+type caCert struct {
+	Subject   string    `json:"subject"`
+	Issuer    string    `json:"issuer"`
+	Serial    string    `json:"serial"`
+	KeyID     string    `json:"keyID"`
+	NotBefore time.Time `json:"notBefore"`
+	NotAfter  time.Time `json:"notAfter"`
+}
+
+type caRotation struct {
+	Phase    string    `json:"phase,omitempty"`
+	Reason   string    `json:"reason,omitempty"`
+	Started  time.Time `json:"started,omitzero"`
+	Since    time.Time `json:"since,omitzero"`
+	Paused   bool      `json:"paused,omitempty"`
+	Aborting bool      `json:"aborting,omitempty"`
+	Forced   bool      `json:"forced,omitempty"`
+	Last     string    `json:"last,omitempty"`
+	LastAt   time.Time `json:"lastAt,omitzero"`
+}
+
+type caWait struct {
+	For  string `json:"for"`
+	What string `json:"what"`
+}
+
+func (a *app) ca() *cobra.Command {
+	cmd := &cobra.Command{Use: "ca", Short: "Look at the mesh's CA, and rotate its root"}
+	cmd.AddCommand(a.caStatus(), a.caRotate())
+	return cmd
+}
+
+func (a *app) caStatus() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use: "status", Short: "Show who signs, which roots are trusted, and how a rotation goes", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return onLeader(cmd.Context(), client, func(_ *operator.Connection, now caStatus) error {
+				return print(cmd.OutOrStdout(), output, now, func(out io.Writer) { showCA(out, now) })
+			})
+		},
+	}
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+func (a *app) caRotate() *cobra.Command {
+	var status, pause, resume, abort, force, detach bool
+	cmd := &cobra.Command{
+		Use: "rotate", Short: "Move the mesh to a new root without a failed connection, and watch it go", Args: cobra.NoArgs,
+		Long: "Rotating the root has three phases. publishing: the next root joins the bundle, until every proxy, agent and component\n" +
+			"has said that it holds it. signing: the next root signs, until every certificate of the old one has been renewed.\n" +
+			"retiring: the old root leaves the bundle. Each step is stored; interrupting this command stops nothing.",
+		Example: "  meshctl ca rotate\n  meshctl ca rotate --status\n  meshctl ca rotate --abort",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			action := "start"
+			for name, chosen := range map[string]bool{"": status, "pause": pause, "resume": resume, "abort": abort, "force": force} {
+				if chosen {
+					action = name
+				}
+			}
+			if action != "" {
+				if err := sayToCA(cmd.Context(), client, action); err != nil {
+					return err
+				}
+			}
+			follow := (action == "start" || action == "abort" || action == "resume" || action == "force") && !detach
+			return watchRotation(cmd.Context(), client, cmd.OutOrStdout(), follow)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&status, "status", false, "show how far it is, and what it waits for")
+	f.BoolVar(&pause, "pause", false, "stay in this phase")
+	f.BoolVar(&resume, "resume", false, "go on after --pause")
+	f.BoolVar(&abort, "abort", false, "go back to the old root; not possible once it is withdrawn")
+	f.BoolVar(&force, "force", false, "go on to the next phase without waiting: whoever is behind will be cut off until it catches up")
+	f.BoolVar(&detach, "detach", false, "do not watch")
+	cmd.MarkFlagsMutuallyExclusive("status", "pause", "resume", "abort", "force")
+	return cmd
+}
+
+// onLeader calls do with a way to the Citadel that leads, and what it says of the CA.
+func onLeader(ctx context.Context, client *kube.Client, do func(*operator.Connection, caStatus) error) error {
+	pods, err := operator.Pods(ctx, client, "citadel")
+	if err != nil {
+		return err
+	}
+	var troubles []error
+	for _, pod := range pods {
+		found, err := func() (bool, error) {
+			conn, err := operator.Connect(ctx, client, &pod)
+			if err != nil {
+				return false, err
+			}
+			defer conn.Close()
+			callCtx, cancel := context.WithTimeout(ctx, callLimit)
+			defer cancel()
+			var now caStatus
+			if err := conn.GetJSON(callCtx, "/v1/ca", &now); err != nil {
+				return false, fmt.Errorf("asking pod %s: %w", pod.Name, err)
+			}
+			if !now.Leading {
+				return false, nil
+			}
+			return true, do(conn, now)
+		}()
+		if found {
+			return err
+		}
+		if err != nil {
+			troubles = append(troubles, err)
+		}
+	}
+	return errors.Join(append([]error{errors.New("no replica of Citadel leads at the moment; one will within five seconds")}, troubles...)...)
+}
+
+// sayToCA tells Citadel to start, pause, resume, abort or force a rotation.
+func sayToCA(ctx context.Context, client *kube.Client, action string) error {
+	return onLeader(ctx, client, func(conn *operator.Connection, _ caStatus) error {
+		callCtx, cancel := context.WithTimeout(ctx, callLimit)
+		defer cancel()
+		if err := conn.PostJSON(callCtx, "/v1/ca/rotation", map[string]string{"action": action, "by": whoAmI(ctx, client)}, nil); err != nil {
+			return fmt.Errorf("root rotation: %w", err)
+		}
+		return nil
+	})
+}
+
+// whoAmI is the user of the kubeconfig, for the record.
+func whoAmI(ctx context.Context, client *kube.Client) string {
+	review, err := client.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	if err != nil {
+		return "unknown"
+	}
+	return review.Status.UserInfo.Username
+}
+
+// watchRotation shows the rotation, and goes on until it has ended if follow is set. Citadel may be replaced meanwhile.
+func watchRotation(ctx context.Context, client *kube.Client, out io.Writer, follow bool) error {
+	shown, away := "", time.Time{}
+	for {
+		var now caStatus
+		err := onLeader(ctx, client, func(_ *operator.Connection, s caStatus) error { now = s; return nil })
+		if err != nil && (!follow || ctx.Err() != nil || (!away.IsZero() && time.Since(away) > time.Minute)) {
+			return err
+		}
+		if err != nil {
+			away = cmp.Or(away, time.Now())
+		} else {
+			away = time.Time{}
+			if line := rotationLine(now); line != shown {
+				fmt.Fprintln(out, line)
+				shown = line
+			}
+			if !follow || now.Rotation.Phase == "" || now.Rotation.Paused {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func rotationLine(s caStatus) string {
+	r := s.Rotation
+	if r.Phase == "" {
+		if r.Last == "" {
+			return "no root rotation is under way, and there has been none"
+		}
+		return fmt.Sprintf("no root rotation is under way; the last one %s (%s)", r.Last, r.LastAt.Local().Format(time.DateTime))
+	}
+	line := fmt.Sprintf("%s, bundle %d", r.Phase, s.Sequence)
+	if r.Aborting {
+		line += ", aborting"
+	}
+	if r.Paused {
+		return line + ": paused (--resume goes on)"
+	}
+	if len(s.Waits) == 0 {
+		return line + ": nobody is behind"
+	}
+	line += fmt.Sprintf(": waits for %d", len(s.Waits))
+	for _, w := range s.Waits[:min(5, len(s.Waits))] {
+		line += "\n  " + w.For + " " + w.What
+	}
+	if more := len(s.Waits) - 5; more > 0 {
+		line += fmt.Sprintf("\n  and %d more", more)
+	}
+	return line
+}
+
+func showCA(out io.Writer, s caStatus) {
+	fmt.Fprintf(out, "Signer:\t%s (%s)\n", s.Signer.Subject, s.Origin)
+	fmt.Fprintf(out, "  key:\t%s\n", s.Signer.KeyID)
+	fmt.Fprintf(out, "  valid:\tuntil %s (%s)\n", s.Signer.NotAfter.Format(time.RFC3339), left(s.Signer.NotAfter))
+	constrained := "to its trust domain, by name constraints"
+	if !s.Constrained {
+		constrained = "by nothing: a stolen key could sign for any trust domain that trusts the root"
+	}
+	fmt.Fprintf(out, "  limited:\t%s\n", constrained)
+	fmt.Fprintf(out, "Bundle:\t%d, held by %d components\n", s.Sequence, s.Holders)
+	for _, root := range s.Roots {
+		fmt.Fprintf(out, "  root:\t%s, until %s (%s)\n", root.Subject, root.NotAfter.Format(time.RFC3339), left(root.NotAfter))
+	}
+	for i, key := range s.TokenKeys {
+		role := "published"
+		if i == 0 {
+			role = "signs JWT-SVIDs"
+		}
+		fmt.Fprintf(out, "  key:\t%s, %s\n", key, role)
+	}
+	fmt.Fprintf(out, "Rotation:\t%s\n", rotationLine(s))
+	if s.Trouble != "" {
+		fmt.Fprintf(out, "Trouble:\t%s\n", s.Trouble)
+	}
+}
+
+// left says how long it is until a time.
+func left(t time.Time) string {
+	d := time.Until(t)
+	switch {
+	case d <= 0:
+		return "expired"
+	case d > 48*time.Hour:
+		return fmt.Sprintf("%d days left", int(d.Hours()/24))
+	default:
+		return d.Round(time.Second).String() + " left"
+	}
+}
