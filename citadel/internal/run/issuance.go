@@ -90,17 +90,13 @@ func (i *issuance) run(ctx context.Context, own *self) error {
 	return group.Wait()
 }
 
-// observer is Citadel's own pod, as it is named in audit events. A pod's host name is its name.
+// observer is Citadel's own pod, as it is named in audit events.
 func observer(trustDomain string) (*telemetryv1.Workload, error) {
 	id, err := spiffe.New(trustDomain, mesh.Namespace, mesh.CitadelAccount)
 	if err != nil {
 		return nil, err
 	}
-	host, err := os.Hostname()
-	if err != nil {
-		return nil, fmt.Errorf("name of Citadel's pod: %w", err)
-	}
-	return &telemetryv1.Workload{Namespace: mesh.Namespace, Pod: host, ServiceAccount: mesh.CitadelAccount, Identity: id.String()}, nil
+	return &telemetryv1.Workload{Namespace: mesh.Namespace, Node: os.Getenv("NODE_NAME"), Pod: podName(), ServiceAccount: mesh.CitadelAccount, Identity: id.String()}, nil
 }
 
 // observe makes the state of the spool metrics.
