@@ -7,6 +7,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 // Effects are the resources that a set of changes may touch, by name. What is not named here is not looked at again.
@@ -17,6 +18,8 @@ type Effects struct {
 	Routes    map[uint32]bool            // ports whose routes change, in every namespace
 	Ports     map[string]map[uint32]bool // of the services, those they had and those they have
 	Classes   []ClassSelector
+
+	Revocations bool // the mesh's list of them
 
 	former map[string]*registry.Service // as they were before the changes
 }
@@ -57,6 +60,9 @@ func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change)
 			each(c, func(p *registry.JWTRule) { e.class(set, p.Namespace, p.Selector) })
 		case registry.PeerAuths:
 			each(c, func(p *registry.PeerAuth) { e.peer(snap, set, p) })
+		case registry.Revocations:
+			e.Revocations = true
+			each(c, func(r *registry.Revocation) { e.revocation(snap, r) })
 		}
 	}
 	return e
@@ -150,6 +156,30 @@ func (e *Effects) pod(snap *registry.Snapshot, c registry.Change) {
 			e.Services[sl.ServiceID], e.Endpoints[sl.ServiceID] = true, true
 		}
 	})
+}
+
+// revocation: the clusters of the services that pods of the identity may serve no longer, or again.
+func (e *Effects) revocation(snap *registry.Snapshot, r *registry.Revocation) {
+	id, err := spiffe.Parse(r.Identity)
+	if err != nil || r.Serial != "" {
+		return
+	}
+	for p := range snap.PodsIn(id.Namespace) {
+		if p.ServiceAccount != id.ServiceAccount {
+			continue
+		}
+		for s := range snap.ServicesIn(p.Namespace) {
+			if len(s.Selector) > 0 && authz.Selects(s.Selector, p.Labels) {
+				e.Services[s.ID] = true
+			}
+		}
+		if p.IP == "" {
+			continue
+		}
+		for sl := range snap.SlicesAt(p.IP) {
+			e.Services[sl.ServiceID] = true
+		}
+	}
 }
 
 func (e *Effects) peer(snap *registry.Snapshot, set Settings, p *registry.PeerAuth) {

@@ -29,7 +29,8 @@ type ServicePort struct {
 	Protocol registry.Protocol
 	// Mutual says that endpoints are reached by mutual TLS unless marked plain. Without it no endpoint has a proxy.
 	Mutual bool
-	// Identities are the SPIFFE URIs that may serve the service. Empty with Mutual set: nobody may.
+	// Identities are the SPIFFE URIs that may serve the service, without those that are revoked. (A single certificate of
+	// one that is revoked still serves: Envoy could refuse it only by a CRL, which is the CA's to sign.) Empty with Mutual set: nobody may.
 	Identities []string
 }
 
@@ -69,7 +70,7 @@ func nameService(snap *registry.Snapshot, set Settings, s *registry.Service) nam
 			n.pods[p.IP] = p
 		}
 		n.mutual = n.mutual || p.Proxied
-		if id, err := spiffe.New(set.TrustDomain, p.Namespace, p.ServiceAccount); err == nil {
+		if id, err := spiffe.New(set.TrustDomain, p.Namespace, p.ServiceAccount); err == nil && !snap.Revoked(id.String()) {
 			names[id.String()] = true
 		}
 	}

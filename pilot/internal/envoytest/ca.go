@@ -58,12 +58,18 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 // Issue returns a certificate of a SPIFFE ID.
 func (ca *CA) Issue(t testing.TB, id string) Leaf {
 	t.Helper()
-	key := newKey(t)
-	uri, err := url.Parse(id)
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
 	if err != nil {
 		t.Fatal(err)
 	}
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	return ca.IssueNumbered(t, id, serial)
+}
+
+// IssueNumbered returns a certificate of a SPIFFE ID with a serial number.
+func (ca *CA) IssueNumbered(t testing.TB, id string, serial *big.Int) Leaf {
+	t.Helper()
+	key := newKey(t)
+	uri, err := url.Parse(id)
 	if err != nil {
 		t.Fatal(err)
 	}

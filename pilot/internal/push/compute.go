@@ -41,6 +41,9 @@ func (c *client) scopeOf(typeURL, name string) scope {
 	case deltaxds.RouteType:
 		return scope{namespaceScope, c.namespace}
 	case deltaxds.ExtensionConfigType:
+		if slices.Contains(translate.RevocationNames(), name) {
+			return global
+		}
 		return scope{classScope, c.class}
 	case deltaxds.ListenerType:
 		switch name {
@@ -73,6 +76,9 @@ func (s *Store) compute(k key) proto.Message {
 	case deltaxds.ListenerType:
 		return s.listener(k)
 	case deltaxds.ExtensionConfigType:
+		if k.scope == global {
+			return translate.Revocations(slices.Collect(s.snap.Revocations()), k.name)
+		}
 		if w := s.workload(k.scope.value); w != nil {
 			if config := translate.Authorization(w.Policies, s.settings.TrustDomain, k.name); config != nil {
 				return config

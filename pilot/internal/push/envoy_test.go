@@ -171,7 +171,8 @@ func allowFrom(principal string) registry.Event {
 	return registry.Event{Kind: registry.Policies, ID: "shop/allow", Object: &registry.Policy{ID: "shop/allow", Namespace: "shop", Policy: p}}
 }
 
-// A request on a connection that was open before a policy changed follows the changed policy, and the connections stay.
+// A request on a connection that was open before a policy or the revocations changed follows the change, and the
+// connections stay.
 func TestOpenConnectionsFollowAChangedPolicy(t *testing.T) {
 	application := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) }))
 	application.Config.Protocols = protocols(true, true)
@@ -223,6 +224,10 @@ func TestOpenConnectionsFollowAChangedPolicy(t *testing.T) {
 				m.apply(allowFrom(client.String()))
 				until(http.StatusOK)
 			}
+			m.apply(revoke("r", "client", ""))
+			until(http.StatusForbidden)
+			m.apply(registry.Event{Kind: registry.Revocations, ID: "r"})
+			until(http.StatusOK)
 			if after := server.handshakes(t); after != before {
 				t.Errorf("%s connections of the mesh before, %s after", before, after)
 			}

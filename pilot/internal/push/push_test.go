@@ -23,6 +23,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -224,12 +225,12 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		p.take(t, "eds", services)
 		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.RouteType, ResourceNamesSubscribe: []string{"80"}}
 		p.take(t, "rds", 1)
-		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: translate.AuthorizationNames()}
-		p.take(t, short(deltaxds.ExtensionConfigType), len(translate.AuthorizationNames()))
+		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: append(translate.AuthorizationNames(), translate.RevocationNames()...)}
+		p.take(t, short(deltaxds.ExtensionConfigType), 8)
 	}
-	// Shared: clusters and endpoints of services, two clusters, three listeners, one route table. Own, of each proxy: two
-	// clusters, two listeners, the six configurations of authorization.
-	shared := services*2 + 2 + 3 + 1
+	// Shared: clusters and endpoints of services, two clusters, three listeners, one route table, two lists of revocations.
+	// Own, of each proxy: two clusters, two listeners, the six configurations of authorization.
+	shared := services*2 + 2 + 3 + 1 + 2
 	recomputed, marshalled := m.counts()
 	if want := float64(shared + proxies*(4+6)); marshalled != want || recomputed != want {
 		t.Fatalf("connecting %d proxies took %v recomputes and %v marshals, want %v of each", proxies, recomputed, marshalled, want)
@@ -275,8 +276,30 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 	// port 90, for all. Of the workload: its listener, the cluster of its new port, and nothing of its policies.
 	m.expect(t, "a service's second port", &recomputed, &marshalled, 7, 7)
 
+	m.apply(revoke("one", "s7", "abc"))
+	for _, p := range connected {
+		if got := p.take(t, "ecds", 2); !slices.Equal(got, translate.RevocationNames()) {
+			t.Fatalf("sent %v", got)
+		}
+	}
+	m.expect(t, "a revoked certificate, for all proxies", &recomputed, &marshalled, 2, 2)
+	m.apply(revoke("all", "s7", ""))
+	for _, p := range connected {
+		p.take(t, "ecds", 2)
+		if got := p.take(t, "cds", 1); !slices.Equal(got, []string{"outbound|80||s7.shop.svc.cluster.local"}) {
+			t.Fatalf("sent %v", got)
+		}
+	}
+	m.expect(t, "a revoked identity, which serves a service", &recomputed, &marshalled, 3, 3)
+
 	m.apply(pod("shop", "nobody", "unrelated-0", "10.9.9.9"))
 	m.expect(t, "a pod of no service", &recomputed, &marshalled, 0, 0)
+}
+
+func revoke(name, account, serial string) registry.Event {
+	id := "spiffe://cluster.local/ns/shop/sa/" + account
+	return registry.Event{Kind: registry.Revocations, ID: name, Object: &registry.Revocation{ID: name,
+		Revocation: revocation.Revocation{Name: name, Identity: id, Serial: serial}}}
 }
 
 func (m *testMesh) expect(t *testing.T, what string, recomputed, marshalled *float64, dr, dm float64) {
@@ -384,6 +407,8 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 		{gone(registry.Services, "shop/s1"), gone(registry.Slices, "shop/s1")}, {gone(registry.PeerAuths, "shop/p")},
 		{gone(registry.Pods, "shop/x")}, {gone(registry.Slices, "shop/s2")}, {gone(registry.Services, "shop/s2")}, {gone(registry.Policies, "shop/d")},
 		{gone(registry.Policies, "bulwark-system/d")}, {greeter}, {allow("a")}, {allow("b")}, {deny("shop", "d", "s0")}, {gone(registry.Policies, "shop/a")},
+		{revoke("a", "s0", "")}, {revoke("b", "s1", "ab")}, {pod("shop", "s2", "s2-0", "10.1.0.4"), slice("shop", "s2", "10.1.0.4"), selectorless},
+		{revoke("c", "s2", "")}, {gone(registry.Revocations, "a"), gone(registry.Revocations, "b")}, {gone(registry.Revocations, "c")},
 	}
 	for i, step := range steps {
 		m.apply(step...)

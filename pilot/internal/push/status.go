@@ -92,7 +92,7 @@ func (s *Store) resourcesOf(c *client, typeURL string) []*deltaxds.Resource {
 	names := s.names(c, typeURL)
 	switch typeURL {
 	case deltaxds.ExtensionConfigType:
-		names = translate.AuthorizationNames()
+		names = append(translate.AuthorizationNames(), translate.RevocationNames()...)
 	case deltaxds.EndpointType:
 		names = s.names(c, deltaxds.ClusterType)
 	case deltaxds.RouteType:

@@ -125,6 +125,11 @@ func (s *Store) shared(e compile.Effects, d dirt) {
 	for _, name := range slices.Sorted(maps.Keys(e.Listeners)) {
 		s.renew(key{deltaxds.ListenerType, global, name}, d)
 	}
+	if e.Revocations {
+		for _, n := range translate.RevocationNames() {
+			s.renew(key{deltaxds.ExtensionConfigType, global, n}, d)
+		}
+	}
 	if len(e.Routes) == 0 {
 		return
 	}

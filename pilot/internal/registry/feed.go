@@ -38,11 +38,17 @@ type Feed struct {
 	alarmed int // removals held when last looked; of the goroutine that applies
 	mu      sync.Mutex
 	events  map[eventKey]Event
+	revoked revocations
 	wake    chan struct{} // capacity one
 
-	sources []source
-	start   func(stop <-chan struct{})
-	wait    func()
+	sources   []source
+	factories []factory
+}
+
+// factory runs informers.
+type factory interface {
+	Start(stop <-chan struct{})
+	Shutdown()
 }
 
 type eventKey struct {
@@ -61,8 +67,7 @@ func NewFeed(reg *Registry, kube kubernetes.Interface, dyn dynamic.Interface, op
 	f := &Feed{reg: reg, options: options, guard: newGuard(), metrics: metrics, log: log, events: map[eventKey]Event{}, wake: make(chan struct{}, 1)}
 	typed := informers.NewSharedInformerFactory(kube, 0)
 	custom := dynamicinformer.NewDynamicSharedInformerFactory(dyn, 0)
-	f.start = func(stop <-chan struct{}) { typed.Start(stop); custom.Start(stop) }
-	f.wait = func() { typed.Shutdown(); custom.Shutdown() }
+	f.factories = []factory{typed, custom}
 	security := func(resource string) cache.SharedIndexInformer {
 		return custom.ForResource(schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: resource}).Informer()
 	}
@@ -74,6 +79,7 @@ func NewFeed(reg *Registry, kube kubernetes.Interface, dyn dynamic.Interface, op
 		follow(f, Policies, security("authorizationpolicies"), func(u *unstructured.Unstructured) *Policy { return FromAuthorizationPolicy(u, options) }),
 		follow(f, PeerAuths, security("peerauthentications"), func(u *unstructured.Unstructured) *PeerAuth { return FromPeerAuthentication(u, options) }),
 		follow(f, JWTRules, security("requestauthentications"), FromRequestAuthentication),
+		followRevocations(f, kube),
 	)
 }
 
@@ -82,11 +88,8 @@ func follow[O any, M any](f *Feed, kind Kind, informer cache.SharedIndexInformer
 	if err := informer.SetTransform(strip); err != nil {
 		return fmt.Errorf("informer of %s: %w", kind, err)
 	}
-	if err := informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
-		f.metrics.watchErrors.WithLabelValues(string(kind)).Inc()
-		f.log.Warn("watching the API server", "kind", kind, "error", err)
-	}); err != nil {
-		return fmt.Errorf("informer of %s: %w", kind, err)
+	if err := f.watchErrors(kind, informer); err != nil {
+		return err
 	}
 	set := func(o any) {
 		obj, ok := o.(*O)
@@ -115,6 +118,16 @@ func follow[O any, M any](f *Feed, kind Kind, informer cache.SharedIndexInformer
 		return fmt.Errorf("informer of %s: %w", kind, err)
 	}
 	f.sources = append(f.sources, source{string(kind), informer, handler})
+	return nil
+}
+
+func (f *Feed) watchErrors(kind Kind, informer cache.SharedIndexInformer) error {
+	if err := informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
+		f.metrics.watchErrors.WithLabelValues(string(kind)).Inc()
+		f.log.Warn("watching the API server", "kind", kind, "error", err)
+	}); err != nil {
+		return fmt.Errorf("informer of %s: %w", kind, err)
+	}
 	return nil
 }
 
@@ -195,8 +208,10 @@ func (f *Feed) Synced() error {
 
 // Run follows the cluster until ctx ends, handing every batch of changes to apply.
 func (f *Feed) Run(ctx context.Context, apply func(*Snapshot, []Change)) error {
-	defer f.wait()
-	f.start(ctx.Done())
+	for _, informers := range f.factories {
+		defer informers.Shutdown()
+		informers.Start(ctx.Done())
+	}
 	for _, s := range f.sources {
 		if !cache.WaitForCacheSync(ctx.Done(), s.informer.HasSynced, s.handler.HasSynced) {
 			return nil // ctx ended
@@ -224,16 +239,27 @@ func (f *Feed) Run(ctx context.Context, apply func(*Snapshot, []Change)) error {
 	}
 }
 
+// recheck bounds the wait for the end of a revocation, which is wall-clock time: a timer stands still while the machine is
+// suspended.
+const recheck = time.Minute
+
+// settle is how long nothing is to be done unless something happens.
 func (f *Feed) settle() time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.guard.settleIn(time.Now())
+	now := time.Now()
+	wait := f.guard.settleIn(now)
+	if due := f.revoked.due(); !due.IsZero() {
+		wait = min(wait, recheck, max(time.Millisecond, due.Sub(now.Round(0))))
+	}
+	return wait
 }
 
 func (f *Feed) apply(apply func(*Snapshot, []Change)) error {
 	f.mu.Lock()
 	events := slices.Collect(maps.Values(f.events))
 	clear(f.events)
+	events = append(events, f.revoked.events(time.Now().Round(0))...)
 	released, held := f.guard.judge(time.Now(), f.reg.Size)
 	for _, k := range released {
 		events = append(events, Event{Kind: k.kind, ID: k.id})

@@ -9,6 +9,8 @@ type Metrics struct {
 	watchErrors   *prometheus.CounterVec
 	changes       prometheus.Counter
 	held          prometheus.Gauge
+
+	badRevocations prometheus.Gauge
 }
 
 // NewMetrics registers the metrics.
@@ -21,8 +23,10 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 		changes:     prometheus.NewCounter(prometheus.CounterOpts{Name: "bulwark_pilot_registry_changes_total", Help: "Changes of objects."}),
 		held: prometheus.NewGauge(prometheus.GaugeOpts{Name: "bulwark_pilot_removals_held",
 			Help: "Removals held back because a list lacked most of what was there."}),
+		badRevocations: prometheus.NewGauge(prometheus.GaugeOpts{Name: "bulwark_pilot_revocations_damaged",
+			Help: "1 while the list of revocations cannot be read and the last good one is in force."}),
 	}
-	r.MustRegister(m.objects, m.unenforceable, m.watchErrors, m.changes, m.held)
+	r.MustRegister(m.badRevocations, m.objects, m.unenforceable, m.watchErrors, m.changes, m.held)
 	return m
 }
 

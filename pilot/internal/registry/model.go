@@ -20,9 +20,11 @@ const (
 	Policies   Kind = "policy" // AuthorizationPolicy
 	PeerAuths  Kind = "peer"   // PeerAuthentication
 	JWTRules   Kind = "jwt"    // RequestAuthentication
+
+	Revocations Kind = "revocation"
 )
 
-var kinds = []Kind{Services, Slices, Pods, Namespaces, Policies, PeerAuths, JWTRules}
+var kinds = []Kind{Services, Slices, Pods, Namespaces, Policies, PeerAuths, JWTRules, Revocations}
 
 // Service is a Kubernetes Service.
 type Service struct {

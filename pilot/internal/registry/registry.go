@@ -50,6 +50,7 @@ func tables() *memdb.DBSchema {
 	add(Slices, index("service", "ServiceID", false, true, false))
 	add(Slices, index("address", "Addresses", false, true, true))
 	add(Pods, index("ip", "IP", false, true, false))
+	add(Revocations, index("identity", "Identity", false, false, false))
 	return s
 }
 
@@ -206,4 +207,17 @@ func (s *Snapshot) JWTRules() iter.Seq[*JWTRule] { return all[JWTRule](s, JWTRul
 // JWTRulesIn returns a namespace's RequestAuthentications.
 func (s *Snapshot) JWTRulesIn(ns string) iter.Seq[*JWTRule] {
 	return all[JWTRule](s, JWTRules, "namespace", ns)
+}
+
+// Revocations returns every revocation that is in force.
+func (s *Snapshot) Revocations() iter.Seq[*Revocation] { return all[Revocation](s, Revocations, "id") }
+
+// Revoked reports whether a SPIFFE ID is revoked as a whole, not some certificate of it.
+func (s *Snapshot) Revoked(identity string) bool {
+	for r := range all[Revocation](s, Revocations, "identity", identity) {
+		if r.Serial == "" {
+			return true
+		}
+	}
+	return false
 }

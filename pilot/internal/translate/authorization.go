@@ -84,7 +84,7 @@ func tcpAuthorization(policies []authz.Policy, action authz.Action, trustDomain 
 }
 
 func httpAuthorizationFilters() []*hcm.HttpFilter {
-	var out []*hcm.HttpFilter
+	out := []*hcm.HttpFilter{{Name: httpRevocations, ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(&httprbac.RBAC{})}}}
 	for _, action := range order {
 		out = append(out, &hcm.HttpFilter{Name: httpAuthz(action), ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(&httprbac.RBAC{})}})
 	}
@@ -92,7 +92,7 @@ func httpAuthorizationFilters() []*hcm.HttpFilter {
 }
 
 func tcpAuthorizationFilters() []*listener.Filter {
-	var out []*listener.Filter
+	out := []*listener.Filter{{Name: tcpRevocations, ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(&netrbac.RBAC{})}}}
 	for _, action := range order {
 		out = append(out, &listener.Filter{Name: tcpAuthz(action), ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(&netrbac.RBAC{})}})
 	}

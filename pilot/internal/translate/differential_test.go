@@ -75,7 +75,7 @@ func TestEnvoyAndEvaluatorAgree(t *testing.T) {
 
 // workloadListener is the inbound listener as Pilot makes it, with certificates in place of SDS and an answer in place of
 // the application.
-func workloadListener(t *testing.T, policies []authz.Policy, port uint32, ca *envoytest.CA, leaf envoytest.Leaf) *listener.Listener {
+func workloadListener(t *testing.T, policies []authz.Policy, port uint32, ca *envoytest.CA, leaf envoytest.Leaf, revoked ...*registry.Revocation) *listener.Listener {
 	t.Helper()
 	w := &compile.Workload{
 		Class: compile.Class{Namespace: "finance"}, Policies: policies, Other: compile.InboundPort{Mode: authz.Strict, Protocol: registry.TCP},
@@ -88,19 +88,21 @@ func workloadListener(t *testing.T, policies []authz.Policy, port uint32, ca *en
 	l.ListenerFilters, l.AccessLog = l.ListenerFilters[1:], nil
 	var chains []*listener.FilterChain
 	for _, c := range l.GetFilterChains() {
-		if c.GetFilterChainMatch().GetDestinationPort().GetValue() != port || c.GetFilters()[0].GetName() != "envoy.filters.network.http_connection_manager" {
+		if c.GetFilterChainMatch().GetDestinationPort().GetValue() != port || last(c).GetName() != "envoy.filters.network.http_connection_manager" {
 			continue
 		}
 		if c.GetTransportSocket() != nil {
 			staticCertificates(t, c, ca, leaf)
 		}
-		inlineAuthorization(t, c, policies)
+		inlineAuthorization(t, c, policies, revoked...)
 		answer(t, c)
 		chains = append(chains, c)
 	}
 	l.FilterChains = chains
 	return l
 }
+
+func last(c *listener.FilterChain) *listener.Filter { return c.GetFilters()[len(c.GetFilters())-1] }
 
 func repack(t *testing.T, packed *anypb.Any, change func(any)) {
 	t.Helper()
@@ -130,7 +132,7 @@ func staticCertificates(t *testing.T, c *listener.FilterChain, ca *envoytest.CA,
 }
 
 func answer(t *testing.T, c *listener.FilterChain) {
-	repack(t, c.GetFilters()[0].GetTypedConfig(), func(m any) {
+	repack(t, last(c).GetTypedConfig(), func(m any) {
 		manager := m.(*hcm.HttpConnectionManager)
 		manager.AccessLog = nil
 		manager.GetRouteConfig().GetVirtualHosts()[0].GetRoutes()[0].Action = &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 200}}

@@ -78,6 +78,9 @@ func everything(t *testing.T, snap *registry.Snapshot, workload string) map[stri
 	for _, name := range translate.AuthorizationNames() {
 		out[name] = translate.Authorization(w.Policies, settings.TrustDomain, name)
 	}
+	for _, name := range translate.RevocationNames() {
+		out[name] = translate.Revocations(slices.Collect(snap.Revocations()), name)
+	}
 	out["listener/"+translate.HealthListener] = translate.HealthListener15021(w.Probes)
 	for _, c := range append(translate.InboundClusters(&w), translate.ProbeClusters(w.Probes, pod.IP)...) {
 		out["cluster/"+c.GetName()] = c

@@ -146,12 +146,13 @@ func (c chains) chain(p compile.InboundPort, kind string, m *listener.FilterChai
 			peers = admitted(c.w.Policies, c.set.TrustDomain)
 		}
 		out.TransportSocket = downstreamTLS(peers, alpn...)
+		out.Filters = append(out.Filters, peerSerial())
 	}
 	labels := destinationReport(c.w, p, mutual)
 	if http {
 		logs := []*accesslog.AccessLog{audit(either(audited(), when(deniedRequest)), inboundTags("http", p.Number)), requestMetrics(labels)}
 		manager := connectionManager("inbound_"+name, httpAuthorizationFilters(), logs)
-		out.Filters = []*listener.Filter{httpManager(normalized(withRoutes(manager, InboundRoutes(p.Number))))}
+		out.Filters = append(out.Filters, httpManager(normalized(withRoutes(manager, InboundRoutes(p.Number)))))
 		return out
 	}
 	logs := append([]*accesslog.AccessLog{audit(atEnd(either(audited(), when(deniedConnection))), inboundTags("tcp", p.Number))}, connectionMetrics(labels)...)
@@ -162,6 +163,6 @@ func (c chains) chain(p compile.InboundPort, kind string, m *listener.FilterChai
 	case enforced(c.w.Policies):
 		proxy = afterVerdict(proxy)
 	}
-	out.Filters = append(tcpAuthorizationFilters(), tcpProxy(proxy))
+	out.Filters = append(append(out.Filters, tcpAuthorizationFilters()...), tcpProxy(proxy))
 	return out
 }

@@ -7,14 +7,18 @@ import (
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
 // inlineAuthorization puts the authorization resources where a chain asks for them, as an Envoy with Pilot has them.
-func inlineAuthorization(t *testing.T, c *listener.FilterChain, policies []authz.Policy) {
+func inlineAuthorization(t *testing.T, c *listener.FilterChain, policies []authz.Policy, revoked ...*registry.Revocation) {
 	t.Helper()
 	config := func(name string) *core.TypedExtensionConfig {
+		if m, ok := translate.Revocations(revoked, name).(*core.TypedExtensionConfig); ok {
+			return m
+		}
 		out := translate.Authorization(policies, settings.TrustDomain, name)
 		if out == nil {
 			t.Fatalf("no authorization resource %q", name)

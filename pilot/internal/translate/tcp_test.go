@@ -62,7 +62,7 @@ func startApplication(t *testing.T, greets bool) *application {
 }
 
 // tcpWorkload is the inbound side of a TCP port in front of an application.
-func tcpWorkload(t *testing.T, policies []authz.Policy, port uint32, serverFirst bool, app *application, ca *envoytest.CA, leaf envoytest.Leaf) (*listener.Listener, *cluster.Cluster) {
+func tcpWorkload(t *testing.T, policies []authz.Policy, port uint32, serverFirst bool, app *application, ca *envoytest.CA, leaf envoytest.Leaf, revoked ...*registry.Revocation) (*listener.Listener, *cluster.Cluster) {
 	t.Helper()
 	w := &compile.Workload{
 		Class: compile.Class{Namespace: "finance"}, Policies: policies, Other: compile.InboundPort{Mode: authz.Strict, Protocol: registry.TCP},
@@ -81,9 +81,8 @@ func tcpWorkload(t *testing.T, policies []authz.Policy, port uint32, serverFirst
 		if c.GetTransportSocket() != nil {
 			staticCertificates(t, c, ca, leaf)
 		}
-		inlineAuthorization(t, c, policies)
-		last := c.GetFilters()[len(c.GetFilters())-1]
-		repack(t, last.GetTypedConfig(), func(m any) { m.(*tcpproxy.TcpProxy).AccessLog = nil })
+		inlineAuthorization(t, c, policies, revoked...)
+		repack(t, last(c).GetTypedConfig(), func(m any) { m.(*tcpproxy.TcpProxy).AccessLog = nil })
 		chains = append(chains, c)
 	}
 	l.FilterChains = chains
