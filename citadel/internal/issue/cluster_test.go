@@ -77,8 +77,7 @@ type cluster struct {
 	*fake.Clientset
 	key     *ecdsa.PrivateKey
 	reviews atomic.Int32
-	away    atomic.Bool   // the API server answers nobody
-	stall   chan struct{} // if not nil, reviews wait for it
+	away    atomic.Bool // the API server answers nobody
 }
 
 var errAway = errors.New("connection refused")
@@ -123,9 +122,6 @@ func newCluster(t testing.TB) *cluster {
 
 func (c *cluster) review(a clienttesting.Action) (bool, runtime.Object, error) {
 	c.reviews.Add(1)
-	if c.stall != nil {
-		<-c.stall
-	}
 	review := a.(clienttesting.CreateAction).GetObject().(*authv1.TokenReview).DeepCopy()
 	if len(review.Spec.Audiences) != 1 || review.Spec.Audiences[0] != mesh.CitadelAudience {
 		return true, nil, errors.New("review without Citadel's audience")
