@@ -2,6 +2,7 @@ package csi
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
+	"github.com/bulwark-mesh/bulwark/agent/internal/files"
 	"github.com/bulwark-mesh/bulwark/agent/internal/pods"
 )
 
@@ -25,11 +27,12 @@ type recorded struct {
 	token   string
 	expires time.Time
 	gone    []string
+	answer  error
 }
 
 func (r *recorded) Publish(v pods.Volume, token string, expires time.Time) error {
 	r.volume, r.token, r.expires = v, token, expires
-	return nil
+	return r.answer
 }
 
 func (r *recorded) Unpublish(id, target string) error {
@@ -86,6 +89,20 @@ func TestPublishTakesFactsAndTokenFromKubelet(t *testing.T) {
 	}
 }
 
+func TestFilesAreWaitedForByKubelet(t *testing.T) {
+	d, r := newDriver()
+	r.answer = fmt.Errorf("%w: no SVID yet", files.ErrNotWritten)
+	req := request()
+	req.VolumeContext["files"], req.VolumeContext["uid"], req.VolumeContext["gid"] = "certs", "1000", "1001"
+	// Of this code kubelet knows that the volume may be there in part: it tries again, and unpublishes it in the end.
+	if _, err := d.NodePublishVolume(context.Background(), req); status.Code(err) != codes.Unavailable {
+		t.Fatalf("%v", err)
+	}
+	if want := (files.Spec{Volume: "certs", Mode: 0o400, UID: 1000, GID: 1001}); r.volume.Files != want {
+		t.Fatalf("%+v", r.volume.Files)
+	}
+}
+
 func TestPublishRefuses(t *testing.T) {
 	const p = "csi.storage.k8s.io/"
 	for name, spoil := range map[string]func(*csiapi.NodePublishVolumeRequest){
@@ -102,6 +119,8 @@ func TestPublishRefuses(t *testing.T) {
 		"a directory of the host":  func(r *csiapi.NodePublishVolumeRequest) { r.TargetPath = "/etc" },
 		"a path that climbs":       func(r *csiapi.NodePublishVolumeRequest) { r.TargetPath = target + "/../../../../mount" },
 		"another kind of volume":   func(r *csiapi.NodePublishVolumeRequest) { r.TargetPath = strings.Replace(target, "~csi", "~secret", 1) },
+		"files of nobody":          func(r *csiapi.NodePublishVolumeRequest) { r.VolumeContext["files"] = "certs" },
+		"an owner of no files":     func(r *csiapi.NodePublishVolumeRequest) { r.VolumeContext["uid"] = "1000" },
 		"an access nobody defined": func(r *csiapi.NodePublishVolumeRequest) { r.VolumeContext["access"] = "everyone" },
 	} {
 		d, r := newDriver()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -104,7 +105,7 @@ func (w *Watch) event(regarding runtime.Object, kind, reason, note string, args 
 	const maxNote = 1000 // the API server takes 1024 bytes
 	text := fmt.Sprintf(note, args...)
 	if len(text) > maxNote {
-		text = text[:maxNote]
+		text = strings.ToValidUTF8(text[:maxNote], "")
 	}
 	w.Recorder.Eventf(regarding, nil, kind, reason, "RenewIdentity", "%s", text)
 }

@@ -98,6 +98,11 @@ func (r *Registry) Publish(v Volume, token string, expires time.Time) error {
 	if known, ok := r.vols[v.ID]; ok && known != v {
 		return fmt.Errorf("volume %s belongs to another pod or directory", v.ID)
 	}
+	for _, other := range r.vols {
+		if other.ID != v.ID && other.Facts.UID == v.Facts.UID && v.Files.Volume != "" && other.Files.Volume == v.Files.Volume {
+			return fmt.Errorf("another volume of the pod has its files in the emptyDir %s already", v.Files.Volume)
+		}
+	}
 	p := r.pods[v.Facts.UID]
 	if p != nil && p.identity.Facts != v.Facts {
 		return fmt.Errorf("pod UID %s is known under another name", v.Facts.UID)
@@ -129,11 +134,6 @@ func (r *Registry) Publish(v Volume, token string, expires time.Time) error {
 
 // write has the files of a volume written from now on.
 func (r *Registry) write(p *pod, v Volume) error {
-	for id, other := range r.vols {
-		if id != v.ID && other.Facts.UID == v.Facts.UID && other.Files.Volume == v.Files.Volume && p.writers[id] != nil {
-			return fmt.Errorf("another volume of the pod has its files in the emptyDir %s already", v.Files.Volume)
-		}
-	}
 	w := p.writers[v.ID]
 	if w == nil {
 		ctx, cancel := context.WithCancel(r.ctx)
