@@ -55,9 +55,9 @@ func New(t testing.TB, c clock.Clock, log *slog.Logger) *Node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.run(own.Run)
+	n.Run(own.Run)
 	<-own.Ready()
-	n.run(follower.Run)
+	n.Run(follower.Run)
 	requester, err := svid.NewRequester(n.Citadel.Address, "cluster.local", n.Bundle)
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +75,8 @@ func New(t testing.TB, c clock.Clock, log *slog.Logger) *Node {
 	return n
 }
 
-func (n *Node) run(f func(context.Context)) {
+// Run runs f until the test ends.
+func (n *Node) Run(f func(context.Context)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -95,7 +96,7 @@ func (n *Node) Pod(namespace, pod, account string) *identity.Identity {
 	token := "the-token-of-" + pod
 	n.Citadel.Account(token, n.CA.ID(namespace, account))
 	p.SetToken(token, time.Time{})
-	n.run(p.Run)
+	n.Run(p.Run)
 	return p
 }
 
