@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/bulwark-mesh/bulwark/agent/internal/pods"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 )
 
@@ -51,8 +52,8 @@ static_resources:
           disable_stateless_session_resumption: true
           common_tls_context:
             tls_params: {tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}
-            tls_certificate_sds_secret_configs: [{name: default, sds_config: %s}]
-            validation_context_sds_secret_config: {name: ROOTCA, sds_config: %s}
+            tls_certificate_sds_secret_configs: [{name: "%s", sds_config: %s}]
+            validation_context_sds_secret_config: {name: "%s", sds_config: %s}
 `
 
 func envoyBinary(t *testing.T) string {
@@ -68,7 +69,7 @@ func envoyBinary(t *testing.T) string {
 }
 
 // runEnvoy starts an Envoy on the pod's socket and returns the address of its listener.
-func runEnvoy(t *testing.T, v pods.Volume, apiType string) string {
+func runEnvoy(t *testing.T, v pods.Volume, apiType, certificate, roots string) string {
 	t.Helper()
 	binary := envoyBinary(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -79,7 +80,7 @@ func runEnvoy(t *testing.T, v pods.Volume, apiType string) string {
 	l.Close()
 	source := fmt.Sprintf("{resource_api_version: V3, api_config_source: {api_type: %s, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: bulwark-agent}}]}}", apiType)
 	file := filepath.Join(t.TempDir(), "envoy.yaml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, bootstrap, short(t, v), address.Port, source, source), 0o600); err != nil {
+	if err := os.WriteFile(file, fmt.Appendf(nil, bootstrap, short(t, v), address.Port, certificate, source, roots, source), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var log strings.Builder
@@ -100,12 +101,17 @@ func runEnvoy(t *testing.T, v pods.Volume, apiType string) string {
 }
 
 func TestEnvoyServesWithTheAgentsCertificateThroughRenewalAndRestart(t *testing.T) {
-	for _, api := range []string{"DELTA_GRPC", "GRPC"} {
-		t.Run(api, func(t *testing.T) {
+	for name, c := range map[string]struct{ api, certificate, roots string }{
+		"DELTA_GRPC":                   {"DELTA_GRPC", mesh.WorkloadSecretName, mesh.RootCASecretName},
+		"GRPC":                         {"GRPC", mesh.WorkloadSecretName, mesh.RootCASecretName},
+		"DELTA_GRPC by SPIFFE's names": {"DELTA_GRPC", "spiffe://cluster.local/ns/finance/sa/payroll", "spiffe://cluster.local"},
+		"GRPC by SPIFFE's names":       {"GRPC", "spiffe://cluster.local/ns/finance/sa/payroll", "spiffe://cluster.local"},
+	} {
+		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
 			v := n.volume("p1", "payroll")
 			n.publish(v, "token1")
-			address := runEnvoy(t, v, api)
+			address := runEnvoy(t, v, c.api, c.certificate, c.roots)
 			payroll := n.ca.ID("finance", "payroll")
 			client := mtls.Client(n.ca.SVID(n.ca.ID("finance", "web"), time.Now().Add(time.Hour)), n.bundle, mtls.OneOf(payroll))
 			var failure error
@@ -128,6 +134,17 @@ func TestEnvoyServesWithTheAgentsCertificateThroughRenewalAndRestart(t *testing.
 			}
 			var first, second string
 			until(t, "Envoy serves", func() bool { first = serial(); return first != "" })
+
+			until(t, "the agent knows what Envoy has taken", func() bool {
+				trusts, certificates := 0, 0
+				for _, h := range n.registry.Pods()[0].Clients() { // Envoy has a stream for each secret
+					if h.Trusts {
+						trusts++
+					}
+					certificates += len(h.Issuers)
+				}
+				return trusts == 1 && certificates == 1
+			})
 
 			n.registry.Pods()[0].Renew()
 			until(t, "Envoy serves the renewed certificate", func() bool {

@@ -179,8 +179,9 @@ func (p *pilot) status(url string) deltaxds.Status {
 
 // pod is the relay of one pod, with its socket in memory.
 type pod struct {
-	t    *testing.T
-	conn *grpc.ClientConn
+	t        *testing.T
+	conn     *grpc.ClientConn
+	identity *identity.Identity
 }
 
 func newPod(t *testing.T, ca *svidtest.CA, pilotAddress string) *pod {
@@ -228,7 +229,7 @@ func newPod(t *testing.T, ca *svidtest.CA, pilotAddress string) *pod {
 		wg.Wait()
 		requester.Close()
 	})
-	return &pod{t, conn}
+	return &pod{t, conn, id}
 }
 
 // envoy is one configuration stream of a proxy.
@@ -443,9 +444,13 @@ func TestSecretsComeFromTheAgentNotFromPilot(t *testing.T) {
 	ca := svidtest.New(t, "cluster.local")
 	p := newPilot(t, ca)
 	p.set(deltaxds.SecretType, mesh.WorkloadSecretName, &cluster.Cluster{Name: "a forged secret"})
-	e := newPod(t, ca, p.address).envoy(nodeID)
+	own := newPod(t, ca, p.address)
+	e := own.envoy(nodeID)
 	e.ack(e.next(deltaxds.ClusterType))
 	e.send(&discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.SecretType, ResourceNamesSubscribe: []string{mesh.WorkloadSecretName, mesh.RootCASecretName, "another"}})
+	if has := own.identity.Clients(); len(has) > 0 {
+		t.Fatalf("before its first answer the proxy has %+v", has)
+	}
 	var got string
 	for strings.Count(got, " ") < 3 {
 		r := e.next(deltaxds.SecretType)
@@ -462,6 +467,10 @@ func TestSecretsComeFromTheAgentNotFromPilot(t *testing.T) {
 			t.Fatalf("secrets %q", got)
 		}
 	}
+	eventually(t, "the agent knows what the proxy has taken", func() bool {
+		has := own.identity.Clients()
+		return len(has) == 1 && has[0].Trusts && len(has[0].Issuers) == 1
+	})
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.wanted[mesh.WorkloadSecretName] {
