@@ -44,7 +44,13 @@ func TestMain(m *testing.M) {
 // prove tries a claim in fresh namespaces, which it removes; on failure it keeps logs and proxies' configurations.
 func prove(t *testing.T, name string, claim func(context.Context, *claims.Scene) (string, error)) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	proveFor(t, name, 5*time.Minute, claim)
+}
+
+// proveFor is prove for a claim that may take longer.
+func proveFor(t *testing.T, name string, limit time.Duration, claim func(context.Context, *claims.Scene) (string, error)) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	scene, err := claims.Deploy(ctx, cluster, "e2e-"+name)
 	t.Cleanup(func() {

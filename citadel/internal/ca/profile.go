@@ -72,7 +72,7 @@ func Constrain(template *x509.Certificate, trustDomain string) {
 	}
 }
 
-// rootProfile is a self-signed root that may sign leaves of its trust domain and nothing else. Its URI SAN is the trust
+// rootProfile is a self-signed root, of a name that no other has, that may sign leaves of its trust domain and nothing else. Its URI SAN is the trust
 // domain, as the specification asks of signing certificates.
 func rootProfile(trustDomain string, now time.Time, ttl time.Duration) (*x509.Certificate, error) {
 	serial, err := newSerial()
@@ -81,7 +81,7 @@ func rootProfile(trustDomain string, now time.Time, ttl time.Duration) (*x509.Ce
 	}
 	root := &x509.Certificate{
 		SerialNumber:          serial,
-		Subject:               pkix.Name{Organization: []string{"Bulwark"}, CommonName: "Bulwark root of " + trustDomain + " " + now.UTC().Format("2006-01-02")},
+		Subject:               pkix.Name{Organization: []string{"Bulwark"}, CommonName: fmt.Sprintf("Bulwark root of %s %s %04x", trustDomain, now.UTC().Format("2006-01-02"), serial.Bytes()[:2])},
 		NotBefore:             now.Add(-Backdate),
 		NotAfter:              now.Add(ttl),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,

@@ -21,7 +21,7 @@ func main() {
 		<-cmd.Context().Done()
 		return nil
 	}}
-	root.AddCommand(wait, sample.Server(), sample.Get(), sample.Load(), sample.TCP(), sample.TLS(), sample.Capture(), sample.RPC(), sample.SVID())
+	root.AddCommand(wait, sample.Server(), sample.Get(), sample.Load(), sample.TCP(), sample.TCPLoad(), sample.TLS(), sample.Capture(), sample.RPC(), sample.SVID())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "sample:", err)
 		os.Exit(1)

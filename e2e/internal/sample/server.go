@@ -80,7 +80,7 @@ func serve(ctx context.Context, name, httpAddress, tcpAddress, grpcAddress strin
 
 func echo(conn net.Conn, name string) {
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Minute))
+	_ = conn.SetDeadline(time.Now().Add(time.Hour))
 	lines := bufio.NewScanner(conn)
 	for lines.Scan() {
 		fmt.Fprintf(conn, "%s: %s\n", name, lines.Text())

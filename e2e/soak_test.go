@@ -1,0 +1,265 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/bulwark-mesh/bulwark/e2e/claims"
+	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
+	"github.com/bulwark-mesh/bulwark/e2e/internal/sample"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// Certificates live for a minute in these tests, so each is replaced about every thirty seconds.
+var (
+	soak     = flag.Duration("soak", time.Minute, "how long the rotation tests keep traffic going")
+	requests = flag.Int("requests", 20000, "how many requests each of them makes at least")
+)
+
+// traffic is what one kind of client has met.
+type traffic struct {
+	name   string
+	result sample.LoadResult
+	err    error
+}
+
+// kinds are HTTP and TCP, over kept and new connections.
+var kinds = []struct {
+	name string
+	args func(s *claims.Scene) []string
+}{
+	{"HTTP, kept connections", func(s *claims.Scene) []string {
+		return []string{"load", "http://payroll." + s.Namespace + "/accounts/42"}
+	}},
+	{"HTTP, new connections", func(s *claims.Scene) []string {
+		return []string{"load", "http://payroll." + s.Namespace + "/accounts/42", "--new-connections"}
+	}},
+	{"TCP, kept connections", func(s *claims.Scene) []string { return []string{"tcpload", "payroll." + s.Namespace + ":9000"} }},
+	{"TCP, new connections", func(s *claims.Scene) []string {
+		return []string{"tcpload", "payroll." + s.Namespace + ":9000", "--new-connections"}
+	}},
+}
+
+// underTraffic does something while requests of all kinds go on, for as long as -soak says and as do takes, and returns
+// how many there were. One that fails is an error. A client's connections are kept for half of -soak each time.
+func underTraffic(ctx context.Context, s *claims.Scene, do func(context.Context) error) (string, error) {
+	piece := (*soak / 2).Round(time.Second)
+	var results []traffic
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	ended := make(chan struct{})
+	began := time.Now()
+	for _, kind := range kinds {
+		wg.Go(func() {
+			t := traffic{name: kind.name, result: sample.LoadResult{Outcomes: map[string]int{}}}
+			for over := false; !over && t.err == nil; {
+				select {
+				case <-ended:
+					over = time.Since(began) >= *soak-piece // one more piece with what is in force now
+				default:
+				}
+				var part sample.LoadResult
+				part, t.err = lab.ExecJSON[sample.LoadResult](ctx, s.Lab, s.Namespace, "account-auditor", "client",
+					append(append([]string{"sample"}, kind.args(s)...), "--duration="+piece.String(), "--interval=8ms")...)
+				t.result.Requests += part.Requests
+				for outcome, n := range part.Outcomes {
+					t.result.Outcomes[outcome] += n
+				}
+				t.result.Errors = append(t.result.Errors, part.Errors...)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			results = append(results, t)
+		})
+	}
+	err := do(ctx)
+	close(ended)
+	wg.Wait()
+	total := 0
+	for _, t := range results {
+		total += t.result.Requests
+		if n := t.result.Outcomes["200"]; t.err == nil && (n != t.result.Requests || n == 0) {
+			t.err = fmt.Errorf("outcomes %v of %d: %v", t.result.Outcomes, t.result.Requests, t.result.Errors)
+		}
+		if t.err != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", t.name, t.err))
+		}
+	}
+	if err == nil && total < *requests {
+		err = fmt.Errorf("only %d requests in %s, %d are demanded (the machine is slow; -soak makes it longer)", total, time.Since(began).Round(time.Second), *requests)
+	}
+	return fmt.Sprintf("%d requests over HTTP and TCP, kept and new connections, in %s: 0 failed", total, time.Since(began).Round(time.Second)), err
+}
+
+func TestCertificatesRotateAllTheTimeWithoutAFailedRequest(t *testing.T) {
+	proveFor(t, "soak", *soak+5*time.Minute, func(ctx context.Context, s *claims.Scene) (string, error) {
+		serials := map[string]bool{}
+		happened, err := underTraffic(ctx, s, func(ctx context.Context) error {
+			for end := time.Now().Add(*soak); time.Now().Before(end); {
+				h, err := serialOf(ctx, s, "payroll")
+				if err != nil {
+					return err
+				}
+				serials[h] = true
+				select {
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-time.After(5 * time.Second): // a sample, not a wait for something
+				}
+			}
+			return nil
+		})
+		if want := max(2, int(*soak/(40*time.Second))); err == nil && len(serials) < want {
+			err = fmt.Errorf("payroll had %d certificates in %s, want %d at least", len(serials), *soak, want)
+		}
+		return fmt.Sprintf("payroll had %d certificates; %s", len(serials), happened), err
+	})
+}
+
+func serialOf(ctx context.Context, s *claims.Scene, app string) (string, error) {
+	out, err := s.Meshctl(ctx, "identity", "-n", s.Namespace, "deploy/"+app, "-o", "json")
+	if err != nil {
+		return "", err
+	}
+	var held struct {
+		Serial string `json:"serial"`
+	}
+	return held.Serial, json.Unmarshal(out, &held)
+}
+
+// ca is the part of `meshctl ca status -o json` that is looked at here.
+type ca struct {
+	Signer struct {
+		KeyID string `json:"keyID"`
+	} `json:"signer"`
+	Roots    []struct{ KeyID string } `json:"roots"`
+	Sequence uint64                   `json:"sequence"`
+	Rotation struct {
+		Phase string `json:"phase"`
+		Last  string `json:"last"`
+	} `json:"rotation"`
+	Waits []struct{ For, What string } `json:"waits"`
+}
+
+func caStatus(ctx context.Context) (ca, error) {
+	var now ca
+	out, err := cluster.Meshctl(ctx, "ca", "status", "-o", "json")
+	if err == nil {
+		err = json.Unmarshal(out, &now)
+	}
+	return now, err
+}
+
+const rotationLimit = 4 * time.Minute
+
+// rotated waits until the rotation that is under way has ended, and returns the phases that were seen.
+func rotated(ctx context.Context, before ca) (map[string]bool, error) {
+	seen := map[string]bool{}
+	err := lab.PollFor(ctx, rotationLimit, func(ctx context.Context) error {
+		now, err := caStatus(ctx)
+		if err != nil {
+			return err
+		}
+		if now.Rotation.Phase != "" {
+			seen[now.Rotation.Phase] = true
+			return fmt.Errorf("%s waits for %v", now.Rotation.Phase, now.Waits)
+		}
+		if now.Signer.KeyID == before.Signer.KeyID || len(now.Roots) != 1 || now.Roots[0].KeyID == before.Roots[0].KeyID {
+			return errors.New("the old root is still there")
+		}
+		return nil
+	})
+	return seen, err
+}
+
+func TestRootRotatesWithoutAFailedRequest(t *testing.T) {
+	proveFor(t, "root", rotationLimit+*soak+2*time.Minute, func(ctx context.Context, s *claims.Scene) (string, error) {
+		before, err := caStatus(ctx)
+		if err != nil {
+			return "", err
+		}
+		var seen map[string]bool
+		began := time.Now()
+		var took time.Duration
+		happened, err := underTraffic(ctx, s, func(ctx context.Context) error {
+			if _, err := s.Meshctl(ctx, "ca", "rotate", "--detach"); err != nil {
+				return err
+			}
+			var err error
+			seen, err = rotated(ctx, before)
+			took = time.Since(began)
+			return err
+		})
+		if err != nil {
+			return "", err
+		}
+		if !seen["publishing"] && !seen["signing"] {
+			return "", fmt.Errorf("only the phases %v were seen", slices.Sorted(maps.Keys(seen)))
+		}
+		return fmt.Sprintf("a new root after %s; %s", took.Round(time.Second), happened), nil
+	})
+}
+
+// Citadel and the agents are killed at random moments of a root rotation: it comes to its end all the same, and nobody is
+// cut off.
+func TestRootRotationSurvivesKilledCitadelsAndAgents(t *testing.T) {
+	proveFor(t, "root-faults", rotationLimit+*soak+3*time.Minute, func(ctx context.Context, s *claims.Scene) (string, error) {
+		before, err := caStatus(ctx)
+		if err != nil {
+			return "", err
+		}
+		seed := uint64(time.Now().UnixNano())
+		random := rand.New(rand.NewPCG(seed, 0))
+		kills := 0
+		happened, err := underTraffic(ctx, s, func(ctx context.Context) error {
+			if _, err := s.Meshctl(ctx, "ca", "rotate", "--detach"); err != nil {
+				return err
+			}
+			for {
+				now, err := caStatus(ctx)
+				if err == nil && now.Rotation.Phase == "" && now.Signer.KeyID != before.Signer.KeyID {
+					break
+				}
+				if kills < 6 {
+					component := []string{"citadel", "agent"}[random.IntN(2)]
+					if err := killOne(ctx, component, random); err != nil {
+						return err
+					}
+					kills++
+				}
+				select {
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-time.After(time.Duration(500+random.IntN(4000)) * time.Millisecond): // chance decides where it is hit
+				}
+			}
+			_, err := rotated(ctx, before)
+			return err
+		})
+		if err == nil && kills == 0 {
+			err = errors.New("the rotation was over before anything was killed")
+		}
+		return fmt.Sprintf("%d kills (seed %d); %s", kills, seed, happened), err
+	})
+}
+
+// killOne deletes one pod of a component without grace and does not wait for another.
+func killOne(ctx context.Context, component string, random *rand.Rand) error {
+	pods := cluster.CoreV1().Pods(mesh.Namespace)
+	list, err := pods.List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + component})
+	if err != nil || len(list.Items) == 0 {
+		return err
+	}
+	return pods.Delete(ctx, list.Items[random.IntN(len(list.Items))].Name, *metav1.NewDeleteOptions(0))
+}
