@@ -20,11 +20,12 @@ type Class struct {
 	Labels         map[string]string
 	Ports          []registry.PodPort
 	Probes         string
+	Delivery       registry.Delivery
 }
 
 // ClassOf returns the class of a pod.
 func ClassOf(p *registry.Pod) Class {
-	return Class{p.Namespace, p.ServiceAccount, p.Labels, p.Ports, p.Probes}
+	return Class{p.Namespace, p.ServiceAccount, p.Labels, p.Ports, p.Probes, p.Delivery}
 }
 
 // Key names the class. Every field is in it: two pods with one key have equal configuration.

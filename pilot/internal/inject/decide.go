@@ -2,8 +2,12 @@
 package inject
 
 import (
+	"cmp"
+	"fmt"
+
 	core "k8s.io/api/core/v1"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -33,6 +37,20 @@ func skipReason(pod *core.Pod, namespace string, namespaceLabels map[string]stri
 		return ""
 	}
 	return "neither its namespace nor the pod asks for a proxy"
+}
+
+// deliveryOf says how the proxy gets its certificate. The pod's own label overrides its namespace's.
+func deliveryOf(pod *core.Pod, namespaceLabels map[string]string) (registry.Delivery, error) {
+	way := cmp.Or(pod.Labels[registry.IdentityLabel], namespaceLabels[registry.IdentityLabel])
+	switch {
+	case way == "" || way == "agent":
+		return registry.ByAgent, nil
+	case way != string(registry.BySecret):
+		return "", fmt.Errorf("label %s is %q; it may be agent or secret", registry.IdentityLabel, way)
+	case namespaceLabels[mesh.SecretsLabel] == "disabled":
+		return "", fmt.Errorf("label %s is secret, but label %s of the namespace is disabled: there is no Secret to mount", registry.IdentityLabel, mesh.SecretsLabel)
+	}
+	return registry.BySecret, nil
 }
 
 func injected(pod *core.Pod) bool {

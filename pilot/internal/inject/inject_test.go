@@ -17,6 +17,8 @@ import (
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -145,5 +147,40 @@ func TestProbesAnnotationOfThePodsAuthorIsNotBelieved(t *testing.T) {
 	}
 	if v, ok := p.Annotations["bulwark.dev/probes"]; ok {
 		t.Errorf("annotation is still %q", v)
+	}
+}
+
+func TestHowTheIdentityComesIsThePodsChoiceThenItsNamespaces(t *testing.T) {
+	labels := func(v string) map[string]string { return map[string]string{registry.IdentityLabel: v} }
+	off := map[string]string{registry.IdentityLabel: "secret", "bulwark.dev/secrets": "disabled"}
+	for _, c := range []struct {
+		name           string
+		pod, namespace map[string]string
+		want           registry.Delivery
+		err            string
+	}{
+		{"nothing is said", nil, nil, registry.ByAgent, ""},
+		{"namespace", nil, labels("secret"), registry.BySecret, ""},
+		{"pod", labels("secret"), nil, registry.BySecret, ""},
+		{"pod against namespace", labels("agent"), labels("secret"), registry.ByAgent, ""},
+		{"pod against namespace, the other way", labels("secret"), labels("agent"), registry.BySecret, ""},
+		{"something else", labels("file"), nil, "", "may be agent or secret"},
+		{"there are no Secrets", nil, off, "", "no Secret to mount"},
+	} {
+		got, err := deliveryOf(&core.Pod{ObjectMeta: meta.ObjectMeta{Labels: c.pod}}, c.namespace)
+		if got != c.want || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+			t.Errorf("%s: %q, %v", c.name, got, err)
+		}
+	}
+}
+
+func TestIdentityAnnotationOfThePodsAuthorIsNotBelieved(t *testing.T) {
+	out := admit(t, []byte(`{"metadata":{"name":"x","annotations":{"bulwark.dev/identity":"secret"}},"spec":{"containers":[{"name":"a"}]}}`), enabled)
+	var p core.Pod
+	if err := json.Unmarshal(out, &p); err != nil {
+		t.Fatal(err)
+	}
+	if v := registry.FromPod(&p).Delivery; v != registry.ByAgent {
+		t.Errorf("delivery %q", v)
 	}
 }

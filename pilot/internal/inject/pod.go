@@ -1,17 +1,20 @@
 package inject
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"path"
 	"slices"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
@@ -36,7 +39,7 @@ type Config struct {
 
 // apply returns a copy of the pod as it is in the mesh, and the init containers that go before its own: redirection, and
 // the proxy. They are first so that the application's own init containers are in the mesh, too.
-func apply(in *core.Pod, namespace string, c Config) (*core.Pod, []core.Container, error) {
+func apply(in *core.Pod, namespace string, delivery registry.Delivery, c Config) (*core.Pod, []core.Container, error) {
 	pod := in.DeepCopy()
 	probes := rewriteProbes(pod)
 	proxy, err := proxyContainer(pod, namespace, c)
@@ -49,6 +52,12 @@ func apply(in *core.Pod, namespace string, c Config) (*core.Pod, []core.Containe
 	}
 	pod.Spec.Volumes = append(pod.Spec.Volumes, core.Volume{Name: mesh.IdentityVolume, VolumeSource: core.VolumeSource{
 		CSI: &core.CSIVolumeSource{Driver: mesh.CSIDriver, ReadOnly: ptr(true)}}})
+	delete(pod.Annotations, registry.IdentityLabel) // only what injection writes is believed
+	if delivery == registry.BySecret {
+		if err := mountSecret(pod, &proxy); err != nil {
+			return nil, nil, err
+		}
+	}
 	return pod, []core.Container{redirectContainer(c), proxy}, nil
 }
 
@@ -74,13 +83,9 @@ func proxyContainer(pod *core.Pod, namespace string, c Config) (core.Container, 
 	if err != nil {
 		return core.Container{}, err
 	}
-	account := pod.Spec.ServiceAccountName
-	if account == "" {
-		account = "default"
-	}
 	name := compile.CanonicalName(pod.Labels, generatedName(pod))
 	principal := ""
-	if id, err := spiffe.New(c.TrustDomain, namespace, account); err == nil {
+	if id, err := spiffe.New(c.TrustDomain, namespace, accountOf(pod)); err == nil {
 		principal = id.String()
 	}
 	probe := func(period, failures int32) *core.Probe {
@@ -118,21 +123,29 @@ func proxyContainer(pod *core.Pod, namespace string, c Config) (core.Container, 
 	}, nil
 }
 
+func accountOf(pod *core.Pod) string { return cmp.Or(pod.Spec.ServiceAccountName, "default") }
+
 func bootstrap() (string, error) {
-	text, err := protojson.Marshal(translate.Bootstrap())
+	text, err := reproducible(translate.Bootstrap())
 	if err != nil {
 		return "", fmt.Errorf("bootstrap of the proxy: %w", err)
 	}
-	// The library puts spaces at random, so that nobody relies on its output; patches must be reproducible.
+	return text, nil
+}
+
+// reproducible is a message as JSON. The library puts spaces at random, so that nobody relies on its output; patches must
+// be reproducible.
+func reproducible(m proto.Message) (string, error) {
+	text, err := protojson.Marshal(m)
+	if err != nil {
+		return "", err
+	}
 	var v any
 	if err := json.Unmarshal(text, &v); err != nil {
-		return "", fmt.Errorf("bootstrap of the proxy: %w", err)
+		return "", err
 	}
 	text, err = json.Marshal(v)
-	if err != nil {
-		return "", fmt.Errorf("bootstrap of the proxy: %w", err)
-	}
-	return string(text), nil
+	return string(text), err
 }
 
 func field(name, fieldPath string) core.EnvVar {

@@ -13,6 +13,7 @@ import (
 	core "k8s.io/api/core/v1"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/admission"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 )
 
 // Pods answers reviews of pods that are created. labels returns a namespace's labels.
@@ -33,7 +34,11 @@ func Pods(c Config, labels func(ctx context.Context, namespace string) (map[stri
 			log.Debug("pod gets no proxy", "namespace", req.Namespace, "pod", pod.Name+pod.GenerateName, "reason", why)
 			return admission.Allow()
 		}
-		patch, err := patch(&pod, req.Namespace, c)
+		delivery, err := deliveryOf(&pod, namespace)
+		if err != nil {
+			return admission.Deny(err.Error())
+		}
+		patch, err := patch(&pod, req.Namespace, delivery, c)
 		if err != nil {
 			return admission.Deny(fmt.Sprintf("adding the proxy: %v", err))
 		}
@@ -44,8 +49,8 @@ func Pods(c Config, labels func(ctx context.Context, namespace string) (map[stri
 
 // patch is what makes the pod as it was sent into the pod with its proxy. Fields that this version of the API does not know
 // are left alone: the difference is that of two encodings of what is known, and containers are added, not moved.
-func patch(pod *core.Pod, namespace string, c Config) ([]byte, error) {
-	with, first, err := apply(pod, namespace, c)
+func patch(pod *core.Pod, namespace string, delivery registry.Delivery, c Config) ([]byte, error) {
+	with, first, err := apply(pod, namespace, delivery, c)
 	if err != nil {
 		return nil, err
 	}

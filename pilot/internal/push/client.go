@@ -20,6 +20,7 @@ type client struct {
 	pod       string // namespace/name
 	namespace string
 	identity  spiffe.ID
+	delivery  registry.Delivery
 	since     time.Time
 	stream    *deltaxds.Stream
 	end       func()
@@ -40,6 +41,8 @@ func (c *client) sees(sc scope) bool {
 		return sc.value == c.namespace
 	case podScope:
 		return sc.value == c.pod
+	case deliveryScope:
+		return sc.value == string(c.delivery)
 	case classScope:
 		c.store.mu.Lock()
 		defer c.store.mu.Unlock()
@@ -119,8 +122,9 @@ func (s *Store) remove(c *client) {
 	delete(s.clients, c)
 	s.metrics.connections.Set(float64(len(s.clients)))
 	s.leaveClass(c.class)
-	inNamespace, ofPod := false, false
+	inNamespace, ofPod, byDelivery := false, false, c.delivery == registry.ByAgent
 	for other := range s.clients {
+		byDelivery = byDelivery || other.delivery == c.delivery
 		inNamespace = inNamespace || other.namespace == c.namespace
 		ofPod = ofPod || other.pod == c.pod
 	}
@@ -130,6 +134,9 @@ func (s *Store) remove(c *client) {
 	}
 	if !inNamespace {
 		s.forget(scope{namespaceScope, c.namespace})
+	}
+	if !byDelivery {
+		s.forget(ofDelivery(c.delivery))
 	}
 }
 

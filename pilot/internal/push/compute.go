@@ -17,7 +17,7 @@ import (
 )
 
 // key names a resource. Its scope says which proxies share it, and holds everything but the snapshot that its content is
-// made from: nothing at all, a namespace, a class of workloads, or one pod.
+// made from: nothing at all, a namespace, a class of workloads, one pod, or the way in which certificates come.
 type key struct {
 	typeURL string
 	scope   scope
@@ -30,10 +30,21 @@ const (
 	namespaceScope = "namespace"
 	classScope     = "class"
 	podScope       = "pod"
+	deliveryScope  = "delivery"
 )
 
 // global is shared by every proxy.
 var global = scope{}
+
+// deliveries are those of the clients' certificates that clusters are made for; the first is what almost all have.
+var deliveries = []registry.Delivery{registry.ByAgent, registry.BySecret}
+
+func ofDelivery(d registry.Delivery) scope {
+	if d == registry.ByAgent {
+		return global
+	}
+	return scope{deliveryScope, string(d)}
+}
 
 // scopeOf finds whose resource a name is. Names of inbound and probe clusters mean something else on every workload.
 func (c *client) scopeOf(typeURL, name string) scope {
@@ -58,6 +69,8 @@ func (c *client) scopeOf(typeURL, name string) scope {
 			return scope{classScope, c.class}
 		case strings.HasPrefix(name, "probe|"):
 			return scope{podScope, c.pod}
+		case strings.HasPrefix(name, "outbound|"):
+			return ofDelivery(c.delivery)
 		}
 	}
 	return global
@@ -122,7 +135,7 @@ func (s *Store) cluster(k key) proto.Message {
 		return translate.Admin()
 	}
 	if _, port := s.servicePort(k.name); port != nil {
-		return translate.OutboundCluster(port)
+		return translate.OutboundCluster(port, registry.Delivery(k.scope.value))
 	}
 	return nil
 }

@@ -62,7 +62,7 @@ func (s *Server) DeltaAggregatedResources(rpc adsStream) error {
 func (s *Server) serve(rpc adsStream, first *discovery.DeltaDiscoveryRequest, pod *registry.Pod, id spiffe.ID, node string) error {
 	ctx, cancel := context.WithCancel(rpc.Context())
 	defer cancel()
-	c := &client{store: s.store, node: node, pod: pod.ID, namespace: pod.Namespace, identity: id, since: time.Now(), end: cancel}
+	c := &client{store: s.store, node: node, pod: pod.ID, namespace: pod.Namespace, identity: id, delivery: pod.Delivery, since: time.Now(), end: cancel}
 	c.stream = deltaxds.NewStream(c)
 	if !s.store.admit(c, pod, s.maxProxies) {
 		s.store.metrics.refused.WithLabelValues("full").Inc()

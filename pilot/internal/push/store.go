@@ -156,7 +156,14 @@ func (s *Store) clusters(serviceID string, ports map[uint32]bool, typeURL string
 		}
 	}
 	for n := range numbers {
-		s.renew(key{typeURL, global, istiocompat.OutboundCluster(n, "", hostOf(serviceID))}, d)
+		name := istiocompat.OutboundCluster(n, "", hostOf(serviceID))
+		if typeURL != deltaxds.ClusterType {
+			s.renew(key{typeURL, global, name}, d)
+			continue
+		}
+		for _, delivery := range deliveries {
+			s.renew(key{typeURL, ofDelivery(delivery), name}, d)
+		}
 	}
 }
 
@@ -194,7 +201,7 @@ func (s *Store) renewClass(id string, c *class, d dirt) {
 }
 
 // ofPods follows the pods of connected proxies: a pod whose labels change becomes one of another class. It returns the
-// clients whose pod has become another one's.
+// clients whose pod has become another one's, or whose certificate comes in another way.
 func (s *Store) ofPods(changes []registry.Change, d dirt) (gone []*client) {
 	woken := false
 	for _, ch := range changes {
@@ -210,7 +217,7 @@ func (s *Store) ofPods(changes []registry.Change, d dirt) (gone []*client) {
 			if c.pod != ch.ID {
 				continue
 			}
-			if pod.UID != s.pods[ch.ID].UID || pod.ServiceAccount != c.identity.ServiceAccount {
+			if pod.UID != s.pods[ch.ID].UID || pod.ServiceAccount != c.identity.ServiceAccount || pod.Delivery != c.delivery {
 				gone = append(gone, c)
 				continue
 			}

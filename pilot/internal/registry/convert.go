@@ -99,6 +99,9 @@ func FromPod(p *core.Pod) *Pod {
 		Proxied: p.Labels[istiocompat.TLSModeLabel] == istiocompat.TLSModeMutual && !p.Spec.HostNetwork,
 		Probes:  p.Annotations[mesh.ProbesAnnotation],
 	}
+	if p.Annotations[IdentityLabel] == string(BySecret) {
+		out.Delivery = BySecret
+	}
 	if out.ServiceAccount == "" {
 		out.ServiceAccount = "default"
 	}

@@ -83,7 +83,20 @@ type Pod struct {
 	Proxied         bool   // label security.istio.io/tlsMode says it has a proxy
 	HostNetwork     bool   // its address is its node's
 	Probes          string // annotation written by injection
+	Delivery        Delivery
 }
+
+// Delivery is how a pod's proxy gets its certificate.
+type Delivery string
+
+// The ways, as injection writes them down in annotation IdentityLabel.
+const (
+	ByAgent  Delivery = ""       // over the pod's socket
+	BySecret Delivery = "secret" // from the account's Secret, mounted into the proxy
+)
+
+// IdentityLabel, on a namespace or a pod, chooses the way: "agent" or "secret". The pod's own goes first.
+const IdentityLabel = "bulwark.dev/identity"
 
 // PodPort is a declared container port.
 type PodPort struct {

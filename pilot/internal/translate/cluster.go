@@ -29,8 +29,8 @@ const (
 )
 
 // OutboundCluster is a service port as its clients reach it. TLS is what an endpoint gets unless it is marked plain, so
-// that an address nobody vouches for never gets plaintext.
-func OutboundCluster(p *compile.ServicePort) *cluster.Cluster {
+// that an address nobody vouches for never gets plaintext. The client's own certificate comes by its delivery.
+func OutboundCluster(p *compile.ServicePort, delivery registry.Delivery) *cluster.Cluster {
 	c := &cluster.Cluster{
 		Name: p.Cluster(), ConnectTimeout: seconds(5), LbPolicy: cluster.Cluster_LEAST_REQUEST,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
@@ -45,7 +45,7 @@ func OutboundCluster(p *compile.ServicePort) *cluster.Cluster {
 		c.LbPolicy, c.ClusterDiscoveryType, c.EdsClusterConfig = d.LbPolicy, d.ClusterDiscoveryType, nil
 	}
 	if p.Mutual {
-		c.TransportSocket = upstreamTLS(p)
+		c.TransportSocket = upstreamTLS(p, delivery)
 		c.TransportSocketMatches = []*cluster.Cluster_TransportSocketMatch{{
 			Name: "plaintext", Match: structOf(tlsModeKey, tlsModeDisabled), TransportSocket: rawBuffer()}}
 	}

@@ -40,6 +40,10 @@ type show struct {
 // everything renders all that one pod's proxy gets, by name.
 func everything(t *testing.T, snap *registry.Snapshot, workload string) map[string]proto.Message {
 	t.Helper()
+	pod := snap.Pod(workload)
+	if pod == nil {
+		t.Fatalf("no pod %q", workload)
+	}
 	out := map[string]proto.Message{
 		"cluster/" + translate.PassthroughCluster: translate.Passthrough(),
 		"cluster/" + translate.AdminCluster:       translate.Admin(),
@@ -50,7 +54,7 @@ func everything(t *testing.T, snap *registry.Snapshot, workload string) map[stri
 	byPort := map[uint32][]*registry.Service{}
 	for s := range snap.Services() {
 		for _, p := range compile.ServicePorts(snap, settings, s) {
-			c := translate.OutboundCluster(&p)
+			c := translate.OutboundCluster(&p, pod.Delivery)
 			out["cluster/"+c.GetName()] = c
 			out["endpoints/"+c.GetName()] = translate.Endpoints(c.GetName(), compile.Endpoints(snap, settings, s, p.Number))
 			if p.Protocol.IsHTTP() {
@@ -68,10 +72,6 @@ func everything(t *testing.T, snap *registry.Snapshot, workload string) map[stri
 	}
 	for port, services := range byPort {
 		out["routes/"+l(port)] = translate.OutboundRoutes(port, namespace, services)
-	}
-	pod := snap.Pod(workload)
-	if pod == nil {
-		t.Fatalf("no pod %q", workload)
 	}
 	w := compile.CompileWorkload(snap, settings, compile.ClassOf(pod))
 	out["listener/"+translate.VirtualInbound] = translate.InboundListener(settings, &w)
@@ -116,7 +116,11 @@ func TestGolden(t *testing.T) {
 			}
 			all := everything(t, reg.Snapshot(), s.Workload)
 			golden(t, strings.TrimSuffix(in, ".in.yaml")+".out.yaml", all, s)
-			t.Run("Envoy", func(t *testing.T) { envoytest.Validate(t, static(all)) })
+			t.Run("Envoy", func(t *testing.T) {
+				ca, files := envoytest.NewCA(t), &volume{t: t, dir: t.TempDir()}
+				files.write(ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll"), ca.Root)
+				envoytest.Validate(t, relocated(t, static(all), files.dir))
+			})
 		})
 	}
 }

@@ -145,7 +145,7 @@ func (c chains) chain(p compile.InboundPort, kind string, m *listener.FilterChai
 		if !http && p.ServerFirst {
 			peers = admitted(c.w.Policies, c.set.TrustDomain)
 		}
-		out.TransportSocket = downstreamTLS(peers, alpn...)
+		out.TransportSocket = downstreamTLS(c.w.Class.Delivery, peers, alpn...)
 		out.Filters = append(out.Filters, peerSerial())
 	}
 	labels := destinationReport(c.w, p, mutual)

@@ -73,26 +73,42 @@ func tcpWorkload(t *testing.T, policies []authz.Policy, port uint32, serverFirst
 	l.Address.GetSocketAddress().Address = "127.0.0.1"
 	l.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: port}
 	l.ListenerFilters, l.AccessLog = l.ListenerFilters[1:], nil
+	for _, c := range only(t, l, port, policies, revoked...).GetFilterChains() {
+		if c.GetTransportSocket() != nil {
+			staticCertificates(t, c, ca, leaf)
+		}
+	}
+	return l, staticCluster(translate.InboundName(port), app.port)
+}
+
+// only leaves a listener the chains of one TCP port, with their policies and without logs.
+func only(t *testing.T, l *listener.Listener, port uint32, policies []authz.Policy, revoked ...*registry.Revocation) *listener.Listener {
+	t.Helper()
 	var chains []*listener.FilterChain
 	for _, c := range l.GetFilterChains() {
 		if c.GetFilterChainMatch().GetDestinationPort().GetValue() != port {
 			continue
 		}
-		if c.GetTransportSocket() != nil {
-			staticCertificates(t, c, ca, leaf)
-		}
 		inlineAuthorization(t, c, policies, revoked...)
-		repack(t, last(c).GetTypedConfig(), func(m any) { m.(*tcpproxy.TcpProxy).AccessLog = nil })
+		dropLogs(t, c)
 		chains = append(chains, c)
 	}
 	l.FilterChains = chains
-	name := translate.InboundName(port)
-	return l, &cluster.Cluster{
+	return l
+}
+
+func dropLogs(t *testing.T, c *listener.FilterChain) {
+	t.Helper()
+	repack(t, last(c).GetTypedConfig(), func(m any) { m.(*tcpproxy.TcpProxy).AccessLog = nil })
+}
+
+func staticCluster(name string, port uint32) *cluster.Cluster {
+	return &cluster.Cluster{
 		Name: name, ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
 		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpoint.LocalityLbEndpoints{{
 			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{
 				Address: &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{
-					Address: "127.0.0.1", PortSpecifier: &core.SocketAddress_PortValue{PortValue: app.port}}}}}}}}}}},
+					Address: "127.0.0.1", PortSpecifier: &core.SocketAddress_PortValue{PortValue: port}}}}}}}}}}},
 	}
 }
 

@@ -20,8 +20,11 @@ func onlyTLS13() *tls.TlsParameters {
 	return &tls.TlsParameters{TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_3, TlsMaximumProtocolVersion: tls.TlsParameters_TLSv1_3}
 }
 
-// secret names a secret that the agent has for this pod.
-func secret(name string) *tls.SdsSecretConfig {
+// secret names a secret that the agent has for this pod, or that injection has put into the proxy's files.
+func secret(name string, delivery registry.Delivery) *tls.SdsSecretConfig {
+	if delivery == registry.BySecret {
+		return secretFromFiles(name)
+	}
 	return &tls.SdsSecretConfig{Name: name, SdsConfig: &core.ConfigSource{
 		ResourceApiVersion: core.ApiVersion_V3, InitialFetchTimeout: seconds(0),
 		ConfigSourceSpecifier: &core.ConfigSource_ApiConfigSource{ApiConfigSource: &core.ApiConfigSource{
@@ -32,34 +35,34 @@ func secret(name string) *tls.SdsSecretConfig {
 }
 
 // commonTLS presents the workload's certificate and takes peers of the trust bundle whose URI is one of sans.
-func commonTLS(sans []*matcher.StringMatcher, alpn ...string) *tls.CommonTlsContext {
+func commonTLS(delivery registry.Delivery, sans []*matcher.StringMatcher, alpn ...string) *tls.CommonTlsContext {
 	var names []*tls.SubjectAltNameMatcher
 	for _, s := range sans {
 		names = append(names, &tls.SubjectAltNameMatcher{SanType: tls.SubjectAltNameMatcher_URI, Matcher: s})
 	}
 	return &tls.CommonTlsContext{
 		TlsParams: onlyTLS13(), AlpnProtocols: alpn,
-		TlsCertificateSdsSecretConfigs: []*tls.SdsSecretConfig{secret(mesh.WorkloadSecretName)},
+		TlsCertificateSdsSecretConfigs: []*tls.SdsSecretConfig{secret(mesh.WorkloadSecretName, delivery)},
 		ValidationContextType: &tls.CommonTlsContext_CombinedValidationContext{CombinedValidationContext: &tls.CommonTlsContext_CombinedCertificateValidationContext{
 			DefaultValidationContext:         &tls.CertificateValidationContext{MatchTypedSubjectAltNames: names},
-			ValidationContextSdsSecretConfig: secret(mesh.RootCASecretName),
+			ValidationContextSdsSecretConfig: secret(mesh.RootCASecretName, delivery),
 		}},
 	}
 }
 
 // downstreamTLS demands a certificate of one of the peers. Sessions are not resumed: a resumed one would outlive the bundle
 // it was checked with.
-func downstreamTLS(peers []*matcher.StringMatcher, alpn ...string) *core.TransportSocket {
+func downstreamTLS(delivery registry.Delivery, peers []*matcher.StringMatcher, alpn ...string) *core.TransportSocket {
 	return transportSocket("envoy.transport_sockets.tls", &tls.DownstreamTlsContext{
 		RequireClientCertificate:         yes(),
-		CommonTlsContext:                 commonTLS(peers, alpn...),
+		CommonTlsContext:                 commonTLS(delivery, peers, alpn...),
 		SessionTicketKeysType:            &tls.DownstreamTlsContext_DisableStatelessSessionResumption{DisableStatelessSessionResumption: true},
 		DisableStatefulSessionResumption: true,
 	})
 }
 
 // upstreamTLS is a mesh client's connection to one service port, whose server must be one of the service's identities.
-func upstreamTLS(p *compile.ServicePort) *core.TransportSocket {
+func upstreamTLS(p *compile.ServicePort, delivery registry.Delivery) *core.TransportSocket {
 	var sans []*matcher.StringMatcher
 	for _, id := range p.Identities {
 		sans = append(sans, exact(id))
@@ -73,7 +76,7 @@ func upstreamTLS(p *compile.ServicePort) *core.TransportSocket {
 		alpn = istiocompat.ALPNOpaque
 	}
 	return transportSocket("envoy.transport_sockets.tls", &tls.UpstreamTlsContext{
-		CommonTlsContext: commonTLS(sans, alpn), Sni: istiocompat.SNI(p.Number, "", p.Host), MaxSessionKeys: u32(0),
+		CommonTlsContext: commonTLS(delivery, sans, alpn), Sni: istiocompat.SNI(p.Number, "", p.Host), MaxSessionKeys: u32(0),
 	})
 }
 

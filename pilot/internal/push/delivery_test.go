@@ -1,0 +1,70 @@
+package push
+
+import (
+	"bytes"
+	"slices"
+	"testing"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+)
+
+func bySecret(e registry.Event) registry.Event {
+	e.Object.(*registry.Pod).Delivery = registry.BySecret
+	return e
+}
+
+// Proxies share clusters with those whose certificates come in the same way, and with no others.
+func TestClustersFollowHowTheProxysCertificateComes(t *testing.T) {
+	const web = "outbound|80||web.a.svc.cluster.local"
+	m := newMesh(t)
+	m.apply(service("a", "web", 80), pod("a", "web", "web-1", "10.0.0.1"), bySecret(pod("a", "web", "web-2", "10.0.0.2")), bySecret(pod("a", "web", "web-3", "10.0.0.3")))
+	connect := func(name, ip string) *proxy {
+		p := m.connect(node(ip, name, "a"), account("a", "web"), deltaxds.ClusterType)
+		p.take(t, "cds", 5)
+		return p
+	}
+	agent, first := connect("web-1", "10.0.0.1"), connect("web-2", "10.0.0.2")
+	r, n := m.counts()
+	second := connect("web-3", "10.0.0.3")
+	m.expect(t, "another proxy of the same kind", &r, &n, 0, 0)
+
+	cached := func(sc scope) []byte {
+		m.store.mu.Lock()
+		defer m.store.mu.Unlock()
+		if res := m.store.cache[key{deltaxds.ClusterType, sc, web}]; res != nil {
+			return res.Body().GetValue()
+		}
+		return nil
+	}
+	files := []byte(translate.FilesPath)
+	if b := cached(global); b == nil || bytes.Contains(b, files) {
+		t.Fatalf("with the agent: %q", b)
+	}
+	if b := cached(ofDelivery(registry.BySecret)); !bytes.Contains(b, files) {
+		t.Fatalf("with a Secret: %q", b)
+	}
+
+	other := pod("a", "web", "web-4", "10.0.0.4") // another identity may serve the service
+	other.Object.(*registry.Pod).ServiceAccount = "other"
+	m.apply(other)
+	for name, p := range map[string]*proxy{"with the agent": agent, "with a Secret": first, "another with a Secret": second} {
+		if got := p.take(t, "cds", 1); !slices.Equal(got, []string{web}) {
+			t.Errorf("%s: sent %v", name, got)
+		}
+	}
+	m.expect(t, "a cluster, once for each kind", &r, &n, 2, 2)
+
+	for _, p := range []*proxy{first, second} {
+		p.cancel()
+		err := <-p.done
+		p.done <- err
+	}
+	if cached(ofDelivery(registry.BySecret)) != nil {
+		t.Fatal("resources stay that nobody has")
+	}
+	if cached(global) == nil {
+		t.Fatal("resources go that somebody has")
+	}
+}
