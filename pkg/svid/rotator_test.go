@@ -108,7 +108,7 @@ func TestSuspendedMachineRenewsWithinAMinuteOfWaking(t *testing.T) {
 	<-h.rotator.Ready()
 	eventually(t, "the rotator waits", h.clock.HasWaiters)
 	// The wall clock jumps. What waits is a timer of a minute, not one of half a day that would sleep on.
-	h.clock.SetTime(h.clock.Now().Add(13 * time.Hour))
+	h.clock.SetTime(h.clock.Now().Add(14 * time.Hour))
 	eventually(t, "renewal", func() bool { return h.count() == 2 })
 	if st := h.rotator.Status(); st.State != Valid {
 		t.Fatalf("state %s", st.State)

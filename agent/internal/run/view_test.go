@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"math"
+	"math/big"
 	"slices"
 	"strings"
 	"testing"
@@ -129,7 +130,7 @@ func secretsOf(t *testing.T, p *identity.Identity) []string {
 		t.Fatal(err)
 	}
 	scalar := der[36:68] // the private key itself, in PKCS #8 of P-256
-	return []string{"the-token-of-payroll-1", "the-agents-own-token", "PRIVATE", hex.EncodeToString(scalar), string(scalar)}
+	return []string{"the-token-of-payroll-1", "the-agents-own-token", "PRIVATE", hex.EncodeToString(scalar), new(big.Int).SetBytes(scalar).String(), string(scalar)}
 }
 
 func TestMetricsOfIdentities(t *testing.T) {

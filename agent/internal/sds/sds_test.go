@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -275,7 +276,7 @@ func TestKeysAndTokensAreInNoLogNorString(t *testing.T) {
 	all := written.String() + string(text) + fmt.Sprintf("%v %+v %#v %s %+v", p, p, p, p, p.Status())
 	mu.Unlock()
 	scalar := der[36:68] // of the private key, in PKCS #8 of P-256
-	for _, secret := range []string{"the-token-of-payroll-1", "the-agents-own-token", "PRIVATE", hex.EncodeToString(scalar), fmt.Sprint(scalar)[1:40], string(scalar)} {
+	for _, secret := range []string{"the-token-of-payroll-1", "the-agents-own-token", "PRIVATE", hex.EncodeToString(scalar), fmt.Sprint(scalar)[1:40], new(big.Int).SetBytes(scalar).String(), string(scalar)} {
 		if bytes.Contains([]byte(all), []byte(secret)) {
 			t.Errorf("%.20q is in a log or a string", secret)
 		}
