@@ -220,3 +220,35 @@ bulwark_citadel_secrets_ready 1
 		t.Fatal(err)
 	}
 }
+
+func TestARevokedIdentityHasNoSecretAndARevokedCertificateIsReplaced(t *testing.T) {
+	var mu sync.Mutex
+	revoked := map[string]bool{}
+	revoke := func(what string, is bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		revoked[what] = is
+	}
+	w := newWorldOf(t, func(c *Config) {
+		c.Denies = func(identity, serial string) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return revoked[identity] || revoked[identity+"#"+serial]
+		}
+	})
+	const id = "spiffe://cluster.local/ns/finance/sa/payroll"
+	w.addAccounts("finance", 1)
+	w.settled(2)
+	pair, _ := readPair(w.get("finance", "payroll"))
+	revoke(id+"#"+pair.Leaf.SerialNumber.Text(16), true)
+	w.advance(time.Minute)
+	eventually(t, "another certificate", func() bool { return w.count(Revoked) == 1 && w.good("finance", "payroll", "u1") })
+	revoke(id, true)
+	w.advance(time.Minute)
+	eventually(t, "no Secret", func() bool { return w.get("finance", "payroll") == nil })
+	w.settled(1) // the other account's; the revoked one is waited for by nobody
+	revoke(id, false)
+	w.advance(time.Minute)
+	eventually(t, "a Secret again", func() bool { return w.good("finance", "payroll", "u1") })
+	w.settled(2)
+}

@@ -16,8 +16,21 @@ type Config struct {
 	Jitter      float64       // of its life by which that moment is shifted at most, either way
 	OptIn       bool          // only namespaces labelled mesh.SecretsLabel=enabled have Secrets; else all that are not labelled "disabled"
 
+	// Denies, if set, tells of an identity (serial is empty) or one certificate of it whether it is revoked. An account whose
+	// identity is has no Secret; a certificate that is gets replaced. Both are looked at each minute.
+	Denies func(identity, serial string) bool
+
 	// Audit, if set, is told of every certificate that was written; serial is lower-case hexadecimal. It must not block.
 	Audit func(reason string, id spiffe.ID, serial string)
+}
+
+// denies says whether the account's identity is revoked, or its certificate of a serial number.
+func (c Config) denies(k key, serial string) bool {
+	if c.Denies == nil {
+		return false
+	}
+	id, err := spiffe.New(c.TrustDomain, k.Namespace, k.Name)
+	return err == nil && c.Denies(id.String(), serial)
 }
 
 // Bounds of the settings. What remains of a certificate after its renewal is due must do for retries and for kubelet,

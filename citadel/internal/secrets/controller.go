@@ -277,21 +277,26 @@ func (s *session) see(state *ca.State) bool {
 	return true
 }
 
-// askDue queues renewals that are due, and accounts of which nothing is known: one that was lost on whatever way waits
-// for a minute, not for a restart.
+// askDue queues renewals that are due, what was revoked, and accounts of which nothing is known: one that was lost on
+// whatever way waits for a minute, not for a restart.
 func (s *session) askDue() {
 	now := s.now()
-	var due, unknown []key
+	var due, unknown, revoked []key
 	accounts := s.accountsIn(metav1.NamespaceAll)
 	s.mu.Lock()
 	for _, k := range accounts {
 		if f, ok := s.known[k]; !ok {
 			unknown = append(unknown, k) // with it those whose name another object has: nothing tells us when that goes
+		} else if s.config.denies(k, f.serial) {
+			revoked = append(revoked, k)
 		} else if !now.Before(f.due) {
 			due = append(due, k)
 		}
 	}
 	s.mu.Unlock()
+	for _, k := range revoked {
+		s.ask(k, urgent)
+	}
 	for _, k := range unknown {
 		s.ask(k, missing)
 	}

@@ -26,6 +26,7 @@ const (
 	Expired       Reason = "Expired"
 	NotYetValid   Reason = "NotYetValid"
 	Untrusted     Reason = "Untrusted" // the certificate does not verify with the trust bundle, as with one of an old root
+	Revoked       Reason = "Revoked"   // this certificate is; a revoked identity has none
 	Edited        Reason = "Edited"    // owner, label or entries are not as Citadel writes them
 	Deleted       Reason = "Deleted"   // it was there, and its account still is
 )
@@ -81,6 +82,8 @@ func inspect(s *corev1.Secret, sa *corev1.ServiceAccount, v view, c Config, now 
 		return facts{}, NotYetValid
 	case !verifies(pair, v.Roots, now):
 		return facts{}, Untrusted
+	case c.denies(key{Namespace: sa.Namespace, Name: sa.Name}, leaf.SerialNumber.Text(16)):
+		return facts{}, Revoked
 	case len(s.OwnerReferences) != 1 || s.OwnerReferences[0] != owner(sa), s.Labels[mesh.PartOfLabel] != mesh.PartOfValue, len(s.Data) != 3:
 		return facts{}, Edited
 	}

@@ -42,20 +42,14 @@ func (c *Controller) Progress() Progress {
 		return p // a lister reads memory; it has no errors
 	}
 	now, state := s.now(), c.authority.Current()
-	takesPart := map[string]bool{}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, sa := range accounts {
-		wanted, seen := takesPart[sa.Namespace]
-		if !seen {
-			wanted, _ = s.wanted(sa.Namespace)
-			takesPart[sa.Namespace] = wanted
-		}
-		if !wanted || sa.DeletionTimestamp != nil {
+		k := key{Namespace: sa.Namespace, Name: sa.Name}
+		if wanted, err := s.wanted(k); err != nil || !wanted || sa.DeletionTimestamp != nil {
 			continue
 		}
 		p.Accounts++
-		k := key{Namespace: sa.Namespace, Name: sa.Name}
 		if s.taken[k] {
 			p.Foreign++
 			continue

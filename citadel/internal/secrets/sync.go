@@ -44,7 +44,7 @@ func (s *session) sync(ctx context.Context, k key) (time.Time, error) {
 	if existing != nil && existing.Type != mesh.SecretType {
 		existing = nil // never ours to touch, whatever the cache was asked for
 	}
-	wanted, err := s.wanted(k.Namespace)
+	wanted, err := s.wanted(k)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -111,16 +111,16 @@ func (s *session) replacement(existing *corev1.Secret, sa *corev1.ServiceAccount
 	return merge(existing, fresh), nil
 }
 
-// wanted says whether accounts of the namespace have Secrets.
-func (s *session) wanted(namespace string) (bool, error) {
-	ns, err := s.namespaces.Get(namespace)
+// wanted says whether the account is to have a Secret, if it exists.
+func (s *session) wanted(k key) (bool, error) {
+	ns, err := s.namespaces.Get(k.Namespace)
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("namespace %s: %w", namespace, err)
+		return false, fmt.Errorf("namespace %s: %w", k.Namespace, err)
 	}
-	return s.takesPart(ns), nil
+	return s.takesPart(ns) && !s.config.denies(k, ""), nil
 }
 
 // takesPart: not when it opted out, nor while it is going, nor, where namespaces opt in, before it did.
@@ -204,6 +204,7 @@ var told = map[Reason]string{
 	Expired:       "its certificate had expired",
 	NotYetValid:   "its certificate was not valid yet",
 	Untrusted:     "its certificate did not verify with the mesh's trust bundle",
+	Revoked:       "its certificate was revoked",
 	Edited:        "its owner, label or entries had been changed",
 	Deleted:       "it had been deleted",
 }
