@@ -34,12 +34,13 @@ const (
 // Follower keeps a stream to the Citadel that leads: down it come the trust bundle and who signs, up goes what this
 // component holds.
 type Follower struct {
-	conn   *grpc.ClientConn
-	own    *Rotator
-	bundle *Bundle
-	fill   func(*identityv1.Holding) // may be nil
-	clock  clock.Clock
-	log    *slog.Logger
+	leader  string
+	citadel spiffe.ID
+	own     *Rotator
+	bundle  *Bundle
+	fill    func(*identityv1.Holding) // may be nil
+	clock   clock.Clock
+	log     *slog.Logger
 }
 
 // NewFollower returns a follower that shows its own SVID and feeds the bundle.
@@ -48,16 +49,8 @@ func NewFollower(leader, trustDomain string, own *Rotator, b *Bundle, c clock.Cl
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient(leader, append(mtls.DialOptions(mtls.Client(own, b, mtls.OneOf(citadel))), connecting,
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxBundleMessage)))...)
-	if err != nil {
-		return nil, fmt.Errorf("address of the leading Citadel %q: %w", leader, err)
-	}
-	return &Follower{conn: conn, own: own, bundle: b, clock: c, log: log}, nil
+	return &Follower{leader: leader, citadel: citadel, own: own, bundle: b, clock: c, log: log}, nil
 }
-
-// Close ends the connection.
-func (f *Follower) Close() error { return f.conn.Close() }
 
 // Run keeps the stream until ctx ends. There must be an SVID. While there is no stream the bundle stays as it is.
 func (f *Follower) Run(ctx context.Context) {
@@ -94,7 +87,15 @@ func (f *Follower) Run(ctx context.Context) {
 func (f *Follower) stream(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	rpc, err := identityv1.NewTrustBundlesClient(f.conn).Watch(ctx, grpc.WaitForReady(true))
+	// A connection of its own for each stream: another Citadel may lead by now, and the old connection would go on to
+	// end at the one that does not. It also leaves the time of connecting to the schedule of Run.
+	conn, err := grpc.NewClient(f.leader, append(mtls.DialOptions(mtls.Client(f.own, f.bundle, mtls.OneOf(f.citadel))),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxBundleMessage)))...)
+	if err != nil {
+		return fmt.Errorf("address of the leading Citadel %q: %w", f.leader, err)
+	}
+	defer conn.Close()
+	rpc, err := identityv1.NewTrustBundlesClient(conn).Watch(ctx)
 	if err != nil {
 		return fmt.Errorf("opening the stream: %w", err)
 	}

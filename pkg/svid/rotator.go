@@ -268,6 +268,9 @@ func (r *Rotator) succeeded(next *x509svid.SVID) (first bool) {
 	failures := r.failures
 	first = r.current == nil
 	r.current, r.since, r.due = next, now, dueAt(now, leaf.NotAfter, rand.Float64())
+	if soonest := now.Add(leastRenewal); r.due.Before(soonest) { // an SVID that is about to end must not make a hot loop
+		r.due = soonest
+	}
 	r.failures, r.lastErr, r.retryAt, r.said = 0, nil, time.Time{}, ""
 	r.retry.Reset()
 	if r.fits(next) {

@@ -9,6 +9,8 @@ import (
 
 const (
 	firstRetry = 100 * time.Millisecond
+	// leastRenewal is the shortest time between two successes.
+	leastRenewal = time.Second
 	// longestRetry is a compromise: after a long outage everyone has an SVID within 45 seconds of Citadel's return (the
 	// jitter adds a half), of the hours that the SVIDs have left; and in no second does more than a twentieth or so of
 	// the mesh ask, however many waited.

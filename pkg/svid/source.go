@@ -120,7 +120,7 @@ func (s *Source) Run(ctx context.Context) error {
 	err := s.Bundle.Run(ctx)
 	cancel()
 	wg.Wait()
-	return errors.Join(err, s.requester.Close(), s.follower.Close())
+	return errors.Join(err, s.requester.Close())
 }
 
 // WaitReady returns when there is an SVID, or with the reason why there is none when ctx ends.

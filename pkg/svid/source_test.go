@@ -6,9 +6,13 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -296,12 +300,12 @@ func TestComponentFollowsCitadelsStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	citadel.Publish(&identityv1.Bundle{Document: []byte("rubbish")})
-	citadel.Publish(next.Message(2))
-	citadel.Publish(next.Message(4))
+	citadel.Publish(next.Message(2, ca.Cert))
+	citadel.Publish(next.Message(4, ca.Cert))
 	eventually(t, "the bundle after what is refused", func() bool { return s.Bundle.sequence() == 4 })
 	citadel.Publish(nil)
 	eventually(t, "the stream ends", func() bool { s.Bundle.mu.RLock(); defer s.Bundle.mu.RUnlock(); return !s.Bundle.alive })
-	citadel.Publish(next.Message(2)) // restored from a backup
+	citadel.Publish(next.Message(2, ca.Cert)) // restored from a backup
 	eventually(t, "the stream comes back and says what it says", func() bool { return s.Bundle.sequence() == 2 })
 	if _, err := s.GetJWTBundleForTrustDomain(td); err != nil {
 		t.Fatal(err)
@@ -327,4 +331,65 @@ func TestStreamIsSpokenWithCitadelAlone(t *testing.T) {
 	if s.Bundle.sequence() != 0 || len(other.Holdings()) > 0 {
 		t.Fatal("an impostor was heard")
 	}
+}
+
+// forwarder passes new connections to a target that may change, as a Service does.
+func forwarder(t *testing.T) (address string, target *atomic.Pointer[string]) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	target = &atomic.Pointer[string]{}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var open []net.Conn
+	wg.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", *target.Load())
+			if err != nil {
+				in.Close()
+				continue
+			}
+			mu.Lock()
+			open = append(open, in, out)
+			mu.Unlock()
+			pass := func(to, from net.Conn) { _, _ = io.Copy(to, from); to.Close() }
+			wg.Go(func() { pass(out, in) })
+			wg.Go(func() { pass(in, out) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		mu.Lock()
+		for _, c := range open {
+			c.Close()
+		}
+		mu.Unlock()
+		wg.Wait()
+	})
+	return l.Addr().String(), target
+}
+
+func TestStreamGoesToTheCitadelThatLeadsNow(t *testing.T) {
+	ca := svidtest.New(t, "cluster.local")
+	first, second := ca.Serve(time.Hour), ca.Serve(time.Hour)
+	address, target := forwarder(t)
+	target.Store(&first.Address)
+	first.Account("t", ca.ID(mesh.Namespace, mesh.PilotAccount))
+	first.Publish(ca.Message(1))
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("t"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := startSource(t, Options{Client: fake.NewClientset(bundleConfigMap(ca.PEM())), Citadel: first.Address, Leader: address, TokenFile: token})
+	eventually(t, "the bundle of the first", func() bool { return s.Bundle.sequence() == 1 })
+	second.Publish(ca.Message(2))
+	target.Store(&second.Address)
+	first.Publish(nil) // it lives on and leads no more
+	eventually(t, "the bundle of the second", func() bool { return s.Bundle.sequence() == 2 })
 }

@@ -129,6 +129,7 @@ type Citadel struct {
 	Address string
 
 	mu       sync.Mutex
+	roots    []*x509.Certificate // of clients
 	accounts map[string]spiffe.ID
 	life     time.Duration
 	failure  error
@@ -147,10 +148,9 @@ func (c *CA) Serve(life time.Duration) *Citadel {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	s := &Citadel{ca: c, Address: l.Addr().String(), accounts: map[string]spiffe.ID{}, life: life, changed: make(chan struct{})}
+	s := &Citadel{ca: c, Address: l.Addr().String(), roots: []*x509.Certificate{c.Cert}, accounts: map[string]spiffe.ID{}, life: life, changed: make(chan struct{})}
 	config := mtls.ServerWithoutClientCert(c.SVID(c.ID(mesh.Namespace, mesh.CitadelAccount), time.Now().Add(time.Hour)))
-	config.ClientAuth, config.ClientCAs = tls.VerifyClientCertIfGiven, x509.NewCertPool()
-	config.ClientCAs.AddCert(c.Cert)
+	config.ClientAuth, config.VerifyConnection = tls.RequestClientCert, s.verify
 	s.start(l, config)
 	c.t.Cleanup(func() { s.server.Stop() })
 	return s
@@ -208,6 +208,18 @@ func (s *Citadel) CreateCertificate(ctx context.Context, req *securityapi.IstioC
 		return nil, status.Error(codes.Internal, err.Error())
 	}
 	return &securityapi.IstioCertificateResponse{CertChain: []string{string(encode(cert)), string(s.ca.PEM())}}, nil
+}
+
+// verify checks the client's certificate if there is one.
+func (s *Citadel) verify(state tls.ConnectionState) error {
+	if len(state.PeerCertificates) == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	bundle := x509bundle.FromX509Authorities(spiffeid.RequireTrustDomainFromString(s.ca.TrustDomain), s.roots)
+	_, _, err := x509svid.Verify(state.PeerCertificates, bundle)
+	return err
 }
 
 // caller is called with mu held.

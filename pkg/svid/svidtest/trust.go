@@ -91,7 +91,7 @@ func (s *Citadel) Publish(b *identityv1.Bundle) {
 func (s *Citadel) SignBy(c *CA) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ca = c
+	s.ca, s.roots = c, append(s.roots, c.Cert)
 }
 
 // Holdings returns the reports so far.

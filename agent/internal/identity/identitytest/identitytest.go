@@ -62,7 +62,7 @@ func New(t testing.TB, c clock.Clock, log *slog.Logger) *Node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { requester.Close(); follower.Close() })
+	t.Cleanup(func() { requester.Close() })
 	token := filepath.Join(t.TempDir(), "agent-token")
 	if err := os.WriteFile(token, []byte("the-agents-own-token"), 0o600); err != nil {
 		t.Fatal(err)
