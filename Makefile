@@ -98,6 +98,11 @@ e2e: images cluster ## the claims, on a real cluster with real proxies
 	bin/cluster load bin/oci/*.tar
 	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 20m . -tag "$$(cat ../bin/tag)"
 
+.PHONY: soak
+soak: images cluster ## the rotations under traffic at their full length: five minutes each
+	bin/cluster load bin/oci/*.tar
+	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 60m . -run 'Rotate|Rotation' -soak 5m -tag "$$(cat ../bin/tag)"
+
 .PHONY: bench bench-install
 bench: images cluster ## measure all but the installation (docs/benchmarks.md); installs Bulwark if it is not there
 	bin/cluster load bin/oci/*.tar

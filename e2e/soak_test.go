@@ -52,9 +52,9 @@ var kinds = []struct {
 }
 
 // underTraffic does something while requests of all kinds go on, for as long as -soak says and as do takes, and returns
-// how many there were. One that fails is an error. A client's connections are kept for half of -soak each time.
+// how many there were. One that fails is an error. A client's connections are kept for a quarter of -soak each time.
 func underTraffic(ctx context.Context, s *claims.Scene, do func(context.Context) error) (string, error) {
-	piece := (*soak / 2).Round(time.Second)
+	piece := (*soak / 4).Round(time.Second)
 	var results []traffic
 	var mu sync.Mutex
 	var wg sync.WaitGroup

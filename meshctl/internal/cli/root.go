@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/printers"
+	"k8s.io/klog/v2"
 	sigsyaml "sigs.k8s.io/yaml"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
@@ -24,6 +26,8 @@ type app struct {
 // Root returns the whole command line.
 func Root() *cobra.Command {
 	a := &app{}
+	// What client-go logs, such as the end of a forwarded connection, is not for the user: what matters is returned.
+	klog.SetLogger(logr.Discard())
 	root := &cobra.Command{
 		Use:   "meshctl",
 		Short: "Operate a Bulwark mesh",
