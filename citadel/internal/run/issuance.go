@@ -18,6 +18,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/citadel/internal/issue"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/podwatch"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/revoke"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/secrets"
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
@@ -70,6 +71,23 @@ func newIssuance(s Settings, k clients, keeper *ca.Keeper, trust roots, pods *po
 		Clock: clock.RealClock{}, Metrics: reg, Log: log,
 	})
 	return i, nil
+}
+
+// secrets is the configuration of the Secret controller, which heeds revocations and records what it issues as the
+// service does.
+func (i *issuance) secrets(s Settings) secrets.Config {
+	c := s.workloadSecrets()
+	c.Denies = func(identity, serial string) bool {
+		_, denied := i.revocations.Denies(identity, serial, "")
+		return denied
+	}
+	c.Audit = func(_ string, id spiffe.ID, serial string) {
+		i.audit.Issued(auditlog.Decision{
+			Method: auditlog.WriteSecret, Protocol: "Kubernetes", Identity: id.String(), Serial: serial,
+			Subject: &telemetryv1.Workload{Namespace: id.Namespace, ServiceAccount: id.ServiceAccount, Identity: id.String()},
+		})
+	}
+	return c
 }
 
 // run follows keys and revocations, and delivers audit events to Mixer under Citadel's own identity, until ctx ends.

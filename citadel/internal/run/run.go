@@ -117,7 +117,7 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) (err er
 		return err
 	}
 	held := holdings.New(keeper, pods, s.TrustDomain, log)
-	leader, err := newLeader(ctx, s, k, vault, origins, held, pods, registry, log)
+	leader, err := newLeader(ctx, s, k, vault, origins, issuance, held, pods, registry, log)
 	if err != nil {
 		return err
 	}

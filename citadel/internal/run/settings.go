@@ -105,7 +105,7 @@ func (s Settings) rotation() rotate.Config {
 }
 
 func (s Settings) workloadSecrets() secrets.Config {
-	return secrets.Config{TrustDomain: s.TrustDomain, TTL: s.SecretTTL, Fraction: s.RotationFraction, Jitter: s.RotationJitter, OptIn: s.SecretsOptIn}
+	return secrets.Config{TrustDomain: s.TrustDomain, TTL: s.SecretTTL, Fraction: s.RotationFraction, Jitter: s.RotationJitter, OptIn: s.SecretsOptIn, KeyType: ca.KeyType(s.KeyType)}
 }
 
 // upstream is the signer above Citadel. A tenth of a root's life, a year as a rule, is asked for.

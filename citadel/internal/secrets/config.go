@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -15,6 +16,7 @@ type Config struct {
 	Fraction    float64       // of its life after which a certificate is renewed
 	Jitter      float64       // of its life by which that moment is shifted at most, either way
 	OptIn       bool          // only namespaces labelled mesh.SecretsLabel=enabled have Secrets; else all that are not labelled "disabled"
+	KeyType     ca.KeyType    // of the keys; ca.P256 if empty
 
 	// Denies, if set, tells of an identity (serial is empty) or one certificate of it whether it is revoked. An account whose
 	// identity is has no Secret; a certificate that is gets replaced. Both are looked at each minute.

@@ -1,8 +1,7 @@
 package secrets
 
 import (
-	"crypto/x509"
-	"encoding/pem"
+	"cmp"
 	"fmt"
 	"maps"
 
@@ -20,7 +19,7 @@ func build(sa *corev1.ServiceAccount, state *ca.State, c Config) (*corev1.Secret
 	if err != nil {
 		return nil, err
 	}
-	key, err := ca.NewKey()
+	key, err := ca.NewKeyOf(cmp.Or(c.KeyType, ca.P256))
 	if err != nil {
 		return nil, fmt.Errorf("making a key for %s: %w", id, err)
 	}
@@ -28,9 +27,9 @@ func build(sa *corev1.ServiceAccount, state *ca.State, c Config) (*corev1.Secret
 	if err != nil {
 		return nil, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	keyPEM, err := ca.EncodeKey(key)
 	if err != nil {
-		return nil, fmt.Errorf("encoding the key of %s: %w", id, err)
+		return nil, fmt.Errorf("the key of %s: %w", id, err)
 	}
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
@@ -41,7 +40,7 @@ func build(sa *corev1.ServiceAccount, state *ca.State, c Config) (*corev1.Secret
 		Type: mesh.SecretType,
 		Data: map[string][]byte{
 			mesh.CertChainKey:  ca.EncodeCerts(chain),
-			mesh.PrivateKeyKey: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
+			mesh.PrivateKeyKey: keyPEM,
 			mesh.RootCertKey:   state.RootsPEM,
 		},
 	}, nil

@@ -164,3 +164,16 @@ func TestSettingsThatLeaveNoTimeAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// Every kind of key that can be configured makes a Secret that is found good.
+func TestEachKeyTypeMakesASoundSecret(t *testing.T) {
+	clock := testclock.NewFakeClock(time.Now())
+	state, sa := newState(t, clock), account("finance", "payroll", "u1")
+	for _, kind := range []ca.KeyType{"", ca.P256, ca.P384, ca.RSA} {
+		config := dayLong
+		config.KeyType = kind
+		if _, wrong := inspect(mustBuild(t, sa, state, config), sa, view{State: state}, config, clock.Now()); wrong != "" {
+			t.Errorf("%q: %s", kind, wrong)
+		}
+	}
+}
