@@ -19,8 +19,8 @@ import (
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	securityapi "istio.io/api/security/v1alpha1"
 
@@ -94,8 +94,9 @@ var ErrNoToken = errors.New("no valid token")
 func (r *Requester) Obtain(ctx context.Context, tokens Tokens, current *x509svid.SVID, ttl time.Duration, now time.Time) (*x509svid.SVID, error) {
 	var refused error = ErrNoToken
 	if tokens.Valid(now) {
-		got, err := r.Request(ctx, tokens, ttl, now)
-		if err == nil || !r.unreviewed(err) {
+		var answered peer.Peer
+		got, err := r.request(withTokens(ctx, tokens), r.conn, ttl, now, grpc.Peer(&answered))
+		if err == nil || !unreviewed(err, answered) {
 			return got, err
 		}
 		refused = err
@@ -106,9 +107,10 @@ func (r *Requester) Obtain(ctx context.Context, tokens Tokens, current *x509svid
 	return r.Renew(ctx, current, ttl, now)
 }
 
-// unreviewed says whether Citadel was there and the API server, which reviews tokens, was not.
-func (r *Requester) unreviewed(err error) bool {
-	return status.Code(err) == codes.Unavailable && r.conn.GetState() == connectivity.Ready
+// unreviewed says whether Citadel was there and the API server, which reviews tokens, was not. A call that found no
+// connection has no peer.
+func unreviewed(err error, answered peer.Peer) bool {
+	return status.Code(err) == codes.Unavailable && answered.Addr != nil
 }
 
 func usable(s *x509svid.SVID, now time.Time) bool {
@@ -141,10 +143,10 @@ func (r *Requester) Renew(ctx context.Context, current *x509svid.SVID, ttl time.
 // JWT asks for a JWT-SVID, authenticated as Obtain is. Citadel chooses its lifetime.
 func (r *Requester) JWT(ctx context.Context, tokens Tokens, current *x509svid.SVID, audience []string, now time.Time) (string, error) {
 	request := &identityv1.TokenRequest{Audience: audience}
-	call := func(ctx context.Context, conn *grpc.ClientConn) (string, error) {
+	call := func(ctx context.Context, conn *grpc.ClientConn, options ...grpc.CallOption) (string, error) {
 		ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		defer cancel()
-		resp, err := identityv1.NewTokensClient(conn).CreateToken(ctx, request)
+		resp, err := identityv1.NewTokensClient(conn).CreateToken(ctx, request, options...)
 		if err != nil {
 			return "", fmt.Errorf("asking Citadel for a JWT-SVID: %w", err)
 		}
@@ -152,8 +154,9 @@ func (r *Requester) JWT(ctx context.Context, tokens Tokens, current *x509svid.SV
 	}
 	var refused error = ErrNoToken
 	if tokens.Valid(now) {
-		token, err := call(withTokens(ctx, tokens), r.conn)
-		if err == nil || !r.unreviewed(err) {
+		var answered peer.Peer
+		token, err := call(withTokens(ctx, tokens), r.conn, grpc.Peer(&answered))
+		if err == nil || !unreviewed(err, answered) {
 			return token, err
 		}
 		refused = err
@@ -186,7 +189,7 @@ func withTokens(ctx context.Context, tokens Tokens) context.Context {
 	return metadata.NewOutgoingContext(ctx, md)
 }
 
-func (r *Requester) request(ctx context.Context, conn *grpc.ClientConn, ttl time.Duration, now time.Time) (*x509svid.SVID, error) {
+func (r *Requester) request(ctx context.Context, conn *grpc.ClientConn, ttl time.Duration, now time.Time, options ...grpc.CallOption) (*x509svid.SVID, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("making a key: %w", err)
@@ -200,7 +203,7 @@ func (r *Requester) request(ctx context.Context, conn *grpc.ClientConn, ttl time
 	resp, err := securityapi.NewIstioCertificateServiceClient(conn).CreateCertificate(ctx, &securityapi.IstioCertificateRequest{
 		Csr:              string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})),
 		ValidityDuration: int64(ttl / time.Second),
-	})
+	}, options...)
 	if err != nil {
 		return nil, fmt.Errorf("asking Citadel for a certificate: %w", err)
 	}

@@ -118,8 +118,13 @@ func TestOutageAndReturnAreEvents(t *testing.T) {
 		t.Fatalf("still failing: %d events, where the node's count should rise", len(got))
 	}
 	away.Store(false)
-	c.Step(time.Minute)
-	until(t, "all are renewed", states(svid.Valid))
+	until(t, "all are renewed", func() bool {
+		if states(svid.Valid)() {
+			return true
+		}
+		c.Step(10 * time.Second) // until each of them has come to its next attempt
+		return false
+	})
 	w.look()
 	if got = r.take(); len(got) != 21 || !strings.HasPrefix(got[0], "Normal IdentityRenewed pod finance/p00") || !strings.HasPrefix(got[20], "Normal IdentityRenewed node node1") {
 		t.Fatalf("%q", got)
