@@ -57,6 +57,8 @@ func (p Plan) apiServer() Program {
 		"--service-cluster-ip-range=" + ServiceRange,
 		"--allow-privileged=true",
 		"--profiling=false",
+		// Beta, and off unless switched on: the mesh publishes its roots there too.
+		"--feature-gates=ClusterTrustBundle=true", "--runtime-config=certificates.k8s.io/v1beta1/clustertrustbundles=true",
 	}}
 }
 
