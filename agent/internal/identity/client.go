@@ -1,5 +1,7 @@
 package identity
 
+import "time"
+
 // Client is one taker of a pod's secrets: a stream on its socket, or the files of a volume.
 type Client struct {
 	pod    *Identity
@@ -68,4 +70,35 @@ func (p *Identity) Clients() []Held {
 		}
 	}
 	return out
+}
+
+// reconnects is how long a proxy may take to come back to the socket of an agent that was restarted, at its longest
+// backoff.
+const reconnects = time.Minute
+
+// Restored says that an earlier agent has served the pod: its proxy may hold what this agent knows nothing of.
+func (p *Identity) Restored() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.restored = p.issuer.Clock.Now()
+}
+
+// Unknown says whether the pod may still hold a certificate or bundle from an earlier agent: until this agent has an SVID
+// for it and a client has taken one, or has had the time to.
+func (p *Identity) Unknown() bool {
+	st := p.Status()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.restored.IsZero():
+		return false
+	case len(st.Certificates) == 0:
+		return true
+	}
+	for c := range p.clients {
+		if c.held.Trusts {
+			return false
+		}
+	}
+	return p.issuer.Clock.Now().Sub(p.restored) < reconnects
 }

@@ -59,6 +59,8 @@ type Identity struct {
 	expires time.Time
 	changed chan struct{} // closed and replaced with each new SVID
 	clients map[*Client]bool
+
+	restored time.Time // when this agent took the pod over from an earlier one; zero if it did not
 }
 
 // New returns the identity of a pod; it obtains its SVID when it is Run and has a token.

@@ -83,8 +83,17 @@ func (r *Registry) Restore() error {
 		if e := r.Publish(v, "", time.Time{}); e != nil && !errors.Is(e, files.ErrNotWritten) {
 			err = errors.Join(err, e)
 		}
+		r.restored(v.Facts.UID)
 	}
 	return err
+}
+
+func (r *Registry) restored(uid string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.pods[uid]; p != nil {
+		p.identity.Restored()
+	}
 }
 
 // Publish gives a pod its socket, or renews its token. It does not wait for Citadel, and returns files.ErrNotWritten as

@@ -14,7 +14,8 @@ const maxBehind = 20
 
 // addPods adds to the agent's own report what the pods of its node hold. A pod without a client holds no bundle. Its
 // certificate in the agent's memory counts whether or not anyone has taken it, until it ends; one that a client has
-// taken and the agent has replaced counts as long as the client has no other. Signer is the key that signs now.
+// taken and the agent has replaced counts as long as the client has no other. A pod that was taken over from an earlier
+// agent, and of which this one does not know yet what it holds, holds the worst. Signer is the key that signs now.
 func addPods(h *identityv1.Holding, pods []*identity.Identity, signer []byte, now time.Time) {
 	current := hex.EncodeToString(signer)
 	for _, p := range pods {
@@ -31,6 +32,10 @@ func addPods(h *identityv1.Holding, pods []*identity.Identity, signer []byte, no
 				h.ProxiesSequence = min(h.ProxiesSequence, c.Sequence)
 				behind = behind || c.Sequence < h.Sequence
 			}
+		}
+		if p.Unknown() {
+			issuers["unknown"], behind = true, true
+			h.ProxiesSequence = 0
 		}
 		for issuer := range issuers {
 			h.Issuers[issuer]++

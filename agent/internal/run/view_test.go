@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/utils/clock"
+	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity/identitytest"
@@ -30,6 +31,39 @@ func report(pods []*identity.Identity, sequence uint64, signer []byte) *identity
 	h := &identityv1.Holding{Sequence: sequence, ProxiesSequence: sequence, Issuers: map[string]uint32{}}
 	addPods(h, pods, signer, time.Now())
 	return h
+}
+
+// An agent that has just started does not know what the proxies hold which an earlier one served.
+func TestRestoredPodHoldsTheWorstUntilItsClientIsBack(t *testing.T) {
+	clk := testclock.NewFakeClock(time.Now())
+	n := identitytest.New(t, clk, identitytest.Quiet)
+	signer := n.CA.Cert.SubjectKeyId
+	p, idle := n.Pod("finance", "restored", "payroll"), n.Pod("finance", "without-proxy", "payroll")
+	pods := []*identity.Identity{p, idle}
+	worst := func() bool {
+		h := report(pods, 5, signer)
+		return h.ProxiesSequence == 0 && h.Issuers["unknown"] > 0
+	}
+	p.Restored()
+	idle.Restored()
+	if !worst() {
+		t.Fatal("a pod without an SVID of this agent is believed to hold nothing old")
+	}
+	n.Ready(p)
+	n.Ready(idle)
+	if !worst() {
+		t.Fatal("a pod whose proxy is not back is believed to hold nothing old")
+	}
+	c := p.Connect(identity.BySocket)
+	defer c.Close()
+	c.Holds(identity.Held{Trusts: true, Sequence: 5, Issuers: []string{hex.EncodeToString(signer)}})
+	if !worst() {
+		t.Fatal("the pod without a proxy has not had the time to come back")
+	}
+	clk.Step(time.Minute)
+	if h := report(pods, 5, signer); h.ProxiesSequence != 5 || h.Issuers["unknown"] > 0 || len(h.Behind) > 0 {
+		t.Fatalf("%v", h)
+	}
 }
 
 func TestReportSaysWhatPodsReallyHold(t *testing.T) {
