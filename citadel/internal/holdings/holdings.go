@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -182,24 +183,36 @@ func (s *Server) Changed() <-chan struct{} {
 	return s.changed
 }
 
-// Holders returns the live components and what they hold, whether they have said so or not. A pod that is being deleted
-// does not count: what comes in its place reads the bundle of its day.
+// Holders returns the live components and what they hold, whether they have said so or not. A component's pod that is
+// being deleted does not count: what comes in its place reads the bundle of its day. But a node with members of the mesh
+// and no agent, because its agent is being replaced, has members of whom nobody says what they hold.
 func (s *Server) Holders() []rotate.Holder {
-	live := map[string]bool{}
+	live, agents, members := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	var out []rotate.Holder
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, pod := range s.pods.All() {
+		if pod.Member && !pod.Ended && pod.Node != "" {
+			members[pod.Node] = true
+		}
 		if pod.Component == "" || componentOf["bulwark-"+pod.Component] == "" || pod.Ended || !pod.DeletedAt.IsZero() || pod.Node == "" {
 			continue
 		}
 		live[pod.Name] = true
+		if pod.Component == "agent" {
+			agents[pod.Node] = true
+		}
 		holder := rotate.Holder{Component: pod.Component, Pod: pod.Name, Node: pod.Node}
 		if h := s.heard[pod.Name]; h != nil {
 			holder.Heard, holder.Sequence, holder.ProxiesSequence = true, h.GetSequence(), h.GetProxiesSequence()
 			holder.Issuers, holder.Behind = maps.Clone(h.GetIssuers()), h.GetBehind()
 		}
 		out = append(out, holder)
+	}
+	for _, node := range slices.Sorted(maps.Keys(members)) {
+		if !agents[node] {
+			out = append(out, rotate.Holder{Component: "agent", Pod: "(none)", Node: node})
+		}
 	}
 	maps.DeleteFunc(s.heard, func(pod string, _ *identityv1.Holding) bool { return !live[pod] })
 	return out

@@ -43,6 +43,7 @@ type world struct {
 	t      *testing.T
 	ca     rotate.CA
 	keeper *ca.Keeper
+	client *fake.Clientset
 	server *Server
 	lead   func() (stop func())
 	addr   string
@@ -71,7 +72,8 @@ func newWorld(t *testing.T) *world {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	going := component("agent", "agent-going")
 	going.DeletionTimestamp, going.Finalizers = &metav1.Time{Time: time.Now()}, []string{"x/y"}
-	pods, err := podwatch.New(fake.NewClientset(component("agent", "agent-1"), component("pilot", "pilot-1"), going), log)
+	w.client = fake.NewClientset(component("agent", "agent-1"), component("pilot", "pilot-1"), going)
+	pods, err := podwatch.New(w.client, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,6 +258,19 @@ func TestHoldingsAreOfLivePodsAndOfTheirOwnComponent(t *testing.T) {
 			t.Errorf("%s: %v, want %s", name, err, c.want)
 		}
 	}
+	member := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "payroll", Namespace: "finance", UID: "u-payroll"}, Spec: corev1.PodSpec{NodeName: "n2",
+		Volumes: []corev1.Volume{{Name: "identity", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: mesh.CSIDriver}}}}}}
+	if _, err := w.client.CoreV1().Pods("finance").Create(t.Context(), member, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a node with members and no agent is missed", func() bool {
+		holders := w.server.Holders()
+		return len(holders) == 3 && holders[2].Node == "n2" && !holders[2].Heard
+	})
+	if err := w.client.CoreV1().Pods("finance").Delete(t.Context(), "payroll", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "its last member is gone", func() bool { return len(w.server.Holders()) == 2 })
 	silent := func() (n int) {
 		for _, h := range w.server.Holders() {
 			if !h.Heard {

@@ -24,6 +24,7 @@ type Pod struct {
 	Component      string // pilot, citadel, mixer or agent, by the labels of a pod of the control plane; else empty
 	MountsSecret   bool   // a workload Secret
 	MountsBundle   bool   // the trust bundle's ConfigMap
+	Member         bool   // it has a volume of the node agent: a socket
 }
 
 const nameLabel = "app.kubernetes.io/name"
@@ -59,6 +60,9 @@ func (p *Pod) mounts(v corev1.Volume) {
 	}
 	if v.ConfigMap != nil {
 		config(v.ConfigMap.Name)
+	}
+	if v.CSI != nil && v.CSI.Driver == mesh.CSIDriver {
+		p.Member = true
 	}
 	if v.Projected == nil {
 		return
