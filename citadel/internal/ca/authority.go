@@ -30,6 +30,7 @@ type Authority struct {
 	roots    []*x509.Certificate
 	key      crypto.Signer
 	clock    clock.PassiveClock
+	end      time.Time // when the last of its chains to a root ends; no certificate outlives that
 }
 
 // Request asks for a certificate. The caller has authenticated ID and proven possession of the key.
@@ -84,13 +85,29 @@ func (a *Authority) check() error {
 	for _, c := range a.chain {
 		intermediates.AddCert(c)
 	}
-	_, err := a.cert.Verify(x509.VerifyOptions{
+	chains, err := a.cert.Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: intermediates, CurrentTime: a.clock.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
 	if err != nil {
 		return fmt.Errorf("CA certificate does not chain to the root: %w", err)
 	}
+	for _, chain := range chains {
+		if end := firstEnd(chain); end.After(a.end) {
+			a.end = end
+		}
+	}
 	return nil
+}
+
+// firstEnd is when the first certificate of a chain ends, and the chain with it.
+func firstEnd(chain []*x509.Certificate) time.Time {
+	end := chain[0].NotAfter
+	for _, c := range chain[1:] {
+		if c.NotAfter.Before(end) {
+			end = c.NotAfter
+		}
+	}
+	return end
 }
 
 // Issue signs a certificate and returns its chain, leaf first, without the root.
@@ -99,7 +116,7 @@ func (a *Authority) Issue(r Request) ([]*x509.Certificate, error) {
 		return nil, err
 	}
 	now := a.clock.Now()
-	template, err := profile(r, now, a.cert.NotAfter)
+	template, err := profile(r, now, a.end)
 	if err != nil {
 		return nil, err
 	}

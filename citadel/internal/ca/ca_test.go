@@ -333,9 +333,11 @@ func TestMaterialThatDoesNotFitIsRefused(t *testing.T) {
 	}
 }
 
-func TestPluggedInIntermediateIsSentWithTheLeaf(t *testing.T) {
+// plugged returns an intermediate under a root of its own.
+func plugged(t *testing.T, rootTTL, ttl time.Duration) Material {
+	t.Helper()
 	rootKey, interKey := newKey(t), newKey(t)
-	root, err := rootProfile("cluster.local", start, 100*time.Hour)
+	root, err := rootProfile("cluster.local", start, rootTTL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -345,7 +347,7 @@ func TestPluggedInIntermediateIsSentWithTheLeaf(t *testing.T) {
 		t.Fatal(err)
 	}
 	rootCert, _ := x509.ParseCertificate(rootDER)
-	inter, err := rootProfile("cluster.local", start, 50*time.Hour)
+	inter, err := rootProfile("cluster.local", start, ttl)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -355,25 +357,50 @@ func TestPluggedInIntermediateIsSentWithTheLeaf(t *testing.T) {
 		t.Fatal(err)
 	}
 	interCert, _ := x509.ParseCertificate(interDER)
-	keyPEM, err := NewRoot("cluster.local", P256, start, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := Material{Cert: EncodeCerts([]*x509.Certificate{interCert}), Chain: EncodeCerts([]*x509.Certificate{interCert, rootCert}), Root: EncodeCerts([]*x509.Certificate{rootCert}), Key: keyPEM.Key}
-	if _, err := New(m, testclock.NewFakePassiveClock(start)); err == nil {
-		t.Fatal("accepted with another key")
-	}
 	der, err := x509.MarshalECPrivateKey(interKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Key = pemBlock("EC PRIVATE KEY", der)
+	return Material{
+		Cert: EncodeCerts([]*x509.Certificate{interCert}), Chain: EncodeCerts([]*x509.Certificate{interCert, rootCert}),
+		Root: EncodeCerts([]*x509.Certificate{rootCert}), Key: pemBlock("EC PRIVATE KEY", der),
+	}
+}
+
+// Whatever of a chain ends first, a certificate does not outlive it.
+func TestCertificateNeverOutlivesTheRoot(t *testing.T) {
+	for name, c := range map[string]struct{ root, intermediate, want time.Duration }{
+		"the root ends first":         {20 * time.Hour, 50 * time.Hour, 20 * time.Hour},
+		"the intermediate ends first": {50 * time.Hour, 20 * time.Hour, 20 * time.Hour},
+	} {
+		a, err := New(plugged(t, c.root, c.intermediate), testclock.NewFakePassiveClock(start))
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain, err := a.Issue(Request{ID: identity(t), PublicKey: newKey(t).Public(), TTL: 40 * time.Hour})
+		if err != nil || !chain[0].NotAfter.Equal(start.Add(c.want).Truncate(time.Second)) {
+			t.Errorf("%s: %v, %v", name, chain[0].NotAfter, err)
+		}
+	}
+}
+
+func TestPluggedInIntermediateIsSentWithTheLeaf(t *testing.T) {
+	m := plugged(t, 100*time.Hour, 50*time.Hour)
+	other, err := NewRoot("cluster.local", P256, start, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong := m
+	wrong.Key = other.Key
+	if _, err := New(wrong, testclock.NewFakePassiveClock(start)); err == nil {
+		t.Fatal("accepted with another key")
+	}
 	a, err := New(m, testclock.NewFakePassiveClock(start))
 	if err != nil {
 		t.Fatal(err)
 	}
 	chain, err := a.Issue(Request{ID: identity(t), PublicKey: newKey(t).Public(), TTL: time.Hour})
-	if err != nil || len(chain) != 2 || !chain[1].Equal(interCert) {
+	if err != nil || len(chain) != 2 || !chain[1].Equal(a.Certificate()) {
 		t.Fatalf("chain of %d, %v", len(chain), err)
 	}
 	bundle := x509bundle.FromX509Authorities(spiffeid.RequireTrustDomainFromString("cluster.local"), a.Roots())
