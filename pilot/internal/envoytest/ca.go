@@ -68,6 +68,17 @@ func (ca *CA) Issue(t testing.TB, id string) Leaf {
 // IssueNumbered returns a certificate of a SPIFFE ID with a serial number.
 func (ca *CA) IssueNumbered(t testing.TB, id string, serial *big.Int) Leaf {
 	t.Helper()
+	return ca.issue(t, id, serial, func(*x509.Certificate) {})
+}
+
+// IssueChanged returns a certificate of a SPIFFE ID after a change that no authority would make.
+func (ca *CA) IssueChanged(t testing.TB, id string, change func(*x509.Certificate)) Leaf {
+	t.Helper()
+	return ca.issue(t, id, big.NewInt(time.Now().UnixNano()), change)
+}
+
+func (ca *CA) issue(t testing.TB, id string, serial *big.Int, change func(*x509.Certificate)) Leaf {
+	t.Helper()
 	key := newKey(t)
 	uri, err := url.Parse(id)
 	if err != nil {
@@ -78,6 +89,7 @@ func (ca *CA) IssueNumbered(t testing.TB, id string, serial *big.Int) Leaf {
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 		BasicConstraintsValid: true,
 	}
+	change(template)
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, &key.PublicKey, ca.key)
 	if err != nil {
 		t.Fatal(err)
@@ -87,10 +99,8 @@ func (ca *CA) IssueNumbered(t testing.TB, id string, serial *big.Int) Leaf {
 		t.Fatal(err)
 	}
 	leaf := Leaf{Cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), Key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})}
-	leaf.TLS, err = tls.X509KeyPair(leaf.Cert, leaf.Key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	// Not tls.X509KeyPair, which refuses what it cannot parse.
+	leaf.TLS = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 	return leaf
 }
 
