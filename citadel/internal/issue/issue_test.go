@@ -31,7 +31,7 @@ import (
 
 var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-func csrOf(t *testing.T, key crypto.Signer, template x509.CertificateRequest) string {
+func csrOf(t testing.TB, key crypto.Signer, template x509.CertificateRequest) string {
 	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &template, key)
 	if err != nil {
@@ -40,7 +40,7 @@ func csrOf(t *testing.T, key crypto.Signer, template x509.CertificateRequest) st
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 }
 
-func goodCSR(t *testing.T) string {
+func goodCSR(t testing.TB) string {
 	key, err := ca.NewKey()
 	if err != nil {
 		t.Fatal(err)
@@ -346,16 +346,40 @@ func FuzzCSR(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(der)
+	s := newService(f, newCluster(f))
+	for _, l := range s.limits {
+		l.clock = &running{start: start}
+	}
 	f.Fuzz(func(t *testing.T, der []byte) {
-		public, err := publicKey(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})))
+		resp, err := s.CreateCertificate(as("pilot"), &securityapi.IstioCertificateRequest{Csr: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))})
 		if err != nil {
 			if status.Code(err) != codes.InvalidArgument {
 				t.Fatalf("%v", err)
 			}
 			return
 		}
-		if ca.CheckKey(public) != nil {
+		leaf := leafOf(t, resp)
+		if ca.CheckKey(leaf.PublicKey) != nil {
 			t.Fatal("a weak key passed")
 		}
+		if len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://cluster.local/ns/bulwark-system/sa/bulwark-pilot" || leaf.IsCA || len(leaf.IPAddresses)+len(leaf.EmailAddresses) > 0 {
+			t.Fatalf("certificate of %v", leaf.URIs)
+		}
 	})
+}
+
+// An attacker's largest key must cost less than a certificate: the best of some tries, as the machine may be busy.
+func TestHugeKeyIsRefusedCheaply(t *testing.T) {
+	csr := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: hugeRSA(t)}))
+	best := time.Hour
+	for range 20 {
+		began := time.Now()
+		if _, err := publicKey(csr); status.Code(err) != codes.InvalidArgument {
+			t.Fatal(err)
+		}
+		best = min(best, time.Since(began))
+	}
+	if best > 5*time.Millisecond {
+		t.Errorf("took %s", best)
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
+	"k8s.io/utils/lru"
 )
 
 const (
@@ -45,7 +46,12 @@ type keySet struct {
 	issuer  string
 	keys    map[string]jose.JSONWebKey // by kid
 	fetched time.Time
+	// verified is what these keys have verified, by the hash of the token: an agent shows its own with that of every pod.
+	verified *lru.Cache
 }
+
+// verifiedKept is more than the agents there are.
+const verifiedKept = 1 << 13
 
 // NewKeys returns the keys of the API server that the client speaks to. There are none until Run.
 func NewKeys(client rest.Interface, c clock.PassiveClock, log *slog.Logger) *Keys {
@@ -70,26 +76,33 @@ func (k *Keys) Run(ctx context.Context) error {
 	}
 }
 
-// find returns the key by which a token of the issuer is verified. It fetches the keys if this one is unknown, but
+// find returns the key by which a token of the issuer is verified, and the set it is of. It fetches the keys if this one is unknown, but
 // seldom: anyone can make up a name.
-func (k *Keys) find(ctx context.Context, issuer, id string) (jose.JSONWebKey, bool) {
-	if key, known := k.current().lookup(issuer, id); known {
-		return key, true
+func (k *Keys) find(ctx context.Context, issuer, id string) (keySet, jose.JSONWebKey, bool) {
+	if set, key, known := k.lookup(issuer, id); known {
+		return set, key, true
 	}
 	k.fetching.Lock()
 	defer k.fetching.Unlock()
-	if key, known := k.current().lookup(issuer, id); known {
-		return key, true
-	}
+	set, key, known := k.lookup(issuer, id)
 	now := k.clock.Now()
-	if set := k.current(); now.Before(k.next) || (set.issuer != "" && set.issuer != issuer) {
-		return jose.JSONWebKey{}, false
+	if known || now.Before(k.next) || (set.issuer != "" && set.issuer != issuer) {
+		return set, key, known
 	}
 	k.next = now.Add(wait.Jitter(keysRetry, 0.5))
 	if err := k.fetch(ctx); err != nil {
 		k.log.Warn("keys of service account tokens not fetched", "error", err)
 	}
-	return k.current().lookup(issuer, id)
+	return k.lookup(issuer, id)
+}
+
+func (k *Keys) lookup(issuer, id string) (keySet, jose.JSONWebKey, bool) {
+	set := k.current()
+	if issuer != set.issuer || id == "" {
+		return set, jose.JSONWebKey{}, false
+	}
+	key, ok := set.keys[id]
+	return set, key, ok
 }
 
 // current returns the keys, or an empty set if they have not been seen for too long.
@@ -100,14 +113,6 @@ func (k *Keys) current() keySet {
 		return keySet{}
 	}
 	return k.set
-}
-
-func (s keySet) lookup(issuer, id string) (jose.JSONWebKey, bool) {
-	if issuer != s.issuer || id == "" {
-		return jose.JSONWebKey{}, false
-	}
-	key, ok := s.keys[id]
-	return key, ok
 }
 
 func (k *Keys) fetch(ctx context.Context) error {
@@ -147,7 +152,7 @@ func parseKeys(discovery, jwks []byte) (keySet, error) {
 	if err := json.Unmarshal(jwks, &published); err != nil {
 		return keySet{}, fmt.Errorf("keys of the API server: %w", err)
 	}
-	set := keySet{issuer: document.Issuer, keys: map[string]jose.JSONWebKey{}}
+	set := keySet{issuer: document.Issuer, keys: map[string]jose.JSONWebKey{}, verified: lru.New(verifiedKept)}
 	for _, key := range published.Keys {
 		if strong(key) {
 			set.keys[key.KeyID] = key

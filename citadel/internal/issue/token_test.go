@@ -205,11 +205,15 @@ func TestNewKeyIsFetchedWhenItIsMetButSeldom(t *testing.T) {
 	if err := verify(); err != nil || fetches != 2 {
 		t.Fatalf("after it was published: %v, %d fetches", err, fetches)
 	}
+	old := c.signed(t, "payroll")
+	if _, err := s.Authorizer.Tokens.offline(context.Background(), old); err != nil {
+		t.Fatal(err)
+	}
 	published.Keys = published.Keys[1:]
 	if err := s.keys.fetch(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Authorizer.Tokens.offline(context.Background(), c.signed(t, "payroll")); err == nil {
+	if _, err := s.Authorizer.Tokens.offline(context.Background(), old); err == nil {
 		t.Fatal("a key that was withdrawn is believed")
 	}
 }

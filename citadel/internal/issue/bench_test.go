@@ -1,0 +1,200 @@
+package issue
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"net"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	securityapi "istio.io/api/security/v1alpha1"
+
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/mtls"
+)
+
+// What a certificate costs: in the service alone, and as a call over TLS with client and server in this process. The
+// ceiling is the same call answered with one P-256 signature, which no CA can do without.
+//
+//	go test -run xxx -bench 'Service|Call' ./citadel/internal/issue
+
+// bench is a service whose limits are out of the way, with tokens as Kubernetes signs them.
+type bench struct {
+	fixture
+	req    *securityapi.IstioCertificateRequest
+	tokens metadata.MD
+	pod    [32]byte // hash of the pod's token
+	svid   *x509svid.SVID
+}
+
+// forget makes the pod's token new: each pod has its own, while its agent's comes again and again.
+func (s *bench) forget() { s.keys.set.verified.Remove(s.pod) }
+
+func newBench(b *testing.B) *bench {
+	c := newCluster(b)
+	now := time.Now()
+	s := newServiceAt(b, c, now)
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.keys.set.keys["k2"] = jose.JSONWebKey{Key: key.Public(), KeyID: "k2", Algorithm: "RS256"}
+	sign := func(name string) string {
+		body := claims(name)
+		body["exp"], body["nbf"], body["iat"] = now.Add(time.Hour).Unix(), now.Unix(), now.Unix()
+		return signWith(b, jose.SigningKey{Algorithm: jose.RS256, Key: jose.JSONWebKey{Key: key, KeyID: "k2"}}, body)
+	}
+	for _, l := range s.limits {
+		l.clock = &running{start: now}
+	}
+	workload := sign("payroll")
+	return &bench{
+		pod: sha256.Sum256([]byte(workload)),
+		fixture: s, req: &securityapi.IstioCertificateRequest{Csr: goodCSR(b)}, svid: s.certificate(b, "finance", "payroll", payrollPod),
+		tokens: metadata.Pairs("authorization", "Bearer "+workload, mesh.AgentTokenHeader, "Bearer "+sign("agent1")),
+	}
+}
+
+// running is a clock by which every call comes a tenth of a second after the last, so that no limit is met.
+type running struct {
+	start time.Time
+	calls int64
+}
+
+func (r *running) Now() time.Time {
+	r.calls++ // under the limits' own lock
+	return r.start.Add(time.Duration(r.calls) * 100 * time.Millisecond)
+}
+
+func (r *running) Since(t time.Time) time.Duration { return r.Now().Sub(t) }
+
+func BenchmarkServiceByToken(b *testing.B) {
+	s := newBench(b)
+	s.calls(b, metadata.NewIncomingContext(context.Background(), s.tokens))
+}
+
+func BenchmarkServiceByCertificate(b *testing.B) {
+	s := newBench(b)
+	s.calls(b, presenting(s.svid.Certificates))
+}
+
+func (s *bench) calls(b *testing.B, ctx context.Context) {
+	measure(b, func() {
+		s.forget()
+		if _, err := s.CreateCertificate(ctx, s.req); err != nil {
+			b.Fatal(err)
+		}
+	})
+}
+
+func BenchmarkCallByToken(b *testing.B) {
+	s := newBench(b)
+	s.over(b, s.dial(b, s.listen(b), nil), s.tokens)
+}
+
+func BenchmarkCallByCertificate(b *testing.B) {
+	s := newBench(b)
+	s.over(b, s.dial(b, s.listen(b), s.svid), nil)
+}
+
+// Renewals come over a connection each, because each pod has its own certificate.
+func BenchmarkCallByCertificateWithHandshake(b *testing.B) {
+	s := newBench(b)
+	s.connecting(b, s.listen(b))
+}
+
+func BenchmarkCallCeiling(b *testing.B) {
+	s := newBench(b)
+	s.over(b, s.dial(b, s.listenSigning(b), nil), s.tokens)
+}
+
+func BenchmarkCallCeilingWithHandshake(b *testing.B) {
+	s := newBench(b)
+	s.connecting(b, s.listenSigning(b))
+}
+
+// over makes calls over one connection.
+func (s *bench) over(b *testing.B, conn *grpc.ClientConn, md metadata.MD) {
+	client := securityapi.NewIstioCertificateServiceClient(conn)
+	ctx := metadata.NewOutgoingContext(context.Background(), md)
+	measure(b, func() {
+		s.forget()
+		if _, err := client.CreateCertificate(ctx, s.req); err != nil {
+			b.Fatal(err)
+		}
+	})
+}
+
+func (s *bench) connecting(b *testing.B, address string) {
+	measure(b, func() {
+		conn := s.dial(b, address, s.svid)
+		if _, err := securityapi.NewIstioCertificateServiceClient(conn).CreateCertificate(context.Background(), s.req); err != nil {
+			b.Fatal(err)
+		}
+		conn.Close()
+	})
+}
+
+// measure reports the processor time of one operation, of all threads.
+func measure(b *testing.B, op func()) {
+	op() // connects
+	before := processorTime(b)
+	b.ResetTimer()
+	for range b.N {
+		op()
+	}
+	b.StopTimer()
+	b.ReportMetric(float64((processorTime(b)-before).Microseconds())/float64(b.N), "cpu-µs/op")
+}
+
+func processorTime(b *testing.B) time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+// signing answers every CSR with one signature and the same certificate.
+type signing struct {
+	securityapi.UnimplementedIstioCertificateServiceServer
+	key    *ecdsa.PrivateKey
+	answer *securityapi.IstioCertificateResponse
+}
+
+func (s *signing) CreateCertificate(_ context.Context, req *securityapi.IstioCertificateRequest) (*securityapi.IstioCertificateResponse, error) {
+	digest := sha256.Sum256([]byte(req.GetCsr()))
+	_, err := s.key.Sign(rand.Reader, digest[:], crypto.SHA256)
+	return s.answer, err
+}
+
+func (s *bench) listenSigning(b *testing.B) string {
+	answer, err := s.CreateCertificate(presenting(s.svid.Certificates), s.req)
+	if err != nil {
+		b.Fatal(err)
+	}
+	key, err := ca.NewKey()
+	if err != nil {
+		b.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	own := s.certificate(b, mesh.Namespace, mesh.CitadelAccount, ca.Pod{})
+	server := grpc.NewServer(mtls.ServerOptions(mtls.ServerWithOptionalClientCert(own, trustOf(s.Keeper), mtls.MemberOf("cluster.local")), mtls.Limits{MaxRecvMsgSize: 64 << 10})...)
+	securityapi.RegisterIstioCertificateServiceServer(server, &signing{key: key, answer: answer})
+	go server.Serve(l)
+	b.Cleanup(server.Stop)
+	return l.Addr().String()
+}
