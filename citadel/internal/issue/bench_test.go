@@ -59,7 +59,7 @@ func newBench(b *testing.B) *bench {
 	}
 	workload := sign("payroll")
 	return &bench{
-		pod: sha256.Sum256([]byte(workload)),
+		pod:     sha256.Sum256([]byte(workload)),
 		fixture: s, req: &securityapi.IstioCertificateRequest{Csr: goodCSR(b)}, svid: s.certificate(b, "finance", "payroll", payrollPod),
 		tokens: metadata.Pairs("authorization", "Bearer "+workload, mesh.AgentTokenHeader, "Bearer "+sign("agent1")),
 	}
