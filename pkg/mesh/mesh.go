@@ -1,6 +1,8 @@
 // Package mesh holds the names and numbers that every part of Bulwark agrees on; ARCHITECTURE.md lists them.
 package mesh
 
+import "time"
+
 // Namespace is where the control plane runs; it is also the root namespace whose policies hold mesh-wide.
 const Namespace = "bulwark-system"
 
@@ -37,6 +39,10 @@ const (
 	ProxyGID          = 1337
 	InboundSourceIPv4 = "127.0.0.6" // source address of the proxy's connections to its own application
 )
+
+// Backdate is how far before the moment of issue a certificate of Citadel's begins to be valid, for nodes whose clocks are
+// behind.
+const Backdate = 5 * time.Minute
 
 // Token audiences.
 const (

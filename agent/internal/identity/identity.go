@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -36,15 +35,8 @@ type Issuer struct {
 	TokenFile   string // the agent's own token
 	TTL         time.Duration
 	Clock       clock.Clock
-	Failures    *prometheus.CounterVec // of NewFailures
+	Metrics     *Metrics
 	Log         *slog.Logger
-}
-
-// NewFailures returns the counter of failed requests to Citadel.
-func NewFailures() *prometheus.CounterVec {
-	return prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "bulwark_agent_svid_failures_total", Help: "Attempts to get a pod's certificate that failed, by gRPC code; NoToken is kubelet's part.",
-	}, []string{"code"})
 }
 
 // Identity is one pod's. It implements x509svid.Source.
@@ -60,6 +52,7 @@ type Identity struct {
 	changed chan struct{} // closed and replaced with each new SVID
 	clients map[*Client]bool
 
+	served   bool      // there has been an SVID
 	restored time.Time // when this agent took the pod over from an earlier one; zero if it did not
 }
 
@@ -71,13 +64,18 @@ func (i *Issuer) New(f Facts) (*Identity, error) {
 	}
 	out := &Identity{Facts: f, ID: id, issuer: i, changed: make(chan struct{}), clients: map[*Client]bool{}}
 	log := i.Log.With("pod", f.Namespace+"/"+f.Pod, "podUID", f.UID)
+	born := i.Clock.Now()
 	out.Rotator = svid.NewRotator(func(ctx context.Context) (*x509svid.SVID, error) {
 		got, err := i.fetch(ctx, out)
 		if err != nil && ctx.Err() == nil {
-			i.Failures.WithLabelValues(codeOf(err)).Inc()
+			i.Metrics.Failures.WithLabelValues(codeOf(err)).Inc()
 		}
 		return got, err
-	}, i.Clock, log, func(*x509svid.SVID) { out.announce() })
+	}, i.Clock, log, func(*x509svid.SVID) {
+		if out.announce() {
+			i.Metrics.First.Observe(i.Clock.Now().Sub(born).Seconds())
+		}
+	})
 	out.Follow(i.Bundle)
 	return out, nil
 }
@@ -101,6 +99,7 @@ func (i *Issuer) fetch(ctx context.Context, p *Identity) (*x509svid.SVID, error)
 	if err != nil {
 		return nil, err
 	}
+	i.compareClocks(got, p)
 	if got.ID.String() != p.ID.String() {
 		return nil, fmt.Errorf("Citadel answered a certificate for %s, the pod is %s", got.ID, p.ID)
 	}
@@ -154,11 +153,14 @@ func (p *Identity) String() string { return p.Facts.Namespace + "/" + p.Facts.Po
 // GoString does for %#v what String does.
 func (p *Identity) GoString() string { return p.String() }
 
-func (p *Identity) announce() {
+// announce says that there is a new SVID, and reports whether it is the first of a pod that is new on the node.
+func (p *Identity) announce() (first bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	close(p.changed)
 	p.changed = make(chan struct{})
+	first, p.served = !p.served && p.restored.IsZero(), true
+	return first
 }
 
 // Changed returns a channel that is closed when there is a new SVID. Take it before looking at the current one.

@@ -74,7 +74,7 @@ func newNode(t *testing.T) *node {
 	if err := os.WriteFile(token, []byte("agents-token"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n.issuer = &identity.Issuer{Requester: requester, Bundle: n.bundle, TrustDomain: "cluster.local", TokenFile: token, Clock: clock.RealClock{}, Failures: identity.NewFailures(), Log: quiet}
+	n.issuer = &identity.Issuer{Requester: requester, Bundle: n.bundle, TrustDomain: "cluster.local", TokenFile: token, Clock: clock.RealClock{}, Metrics: identity.NewMetrics(), Log: quiet}
 	n.start()
 	t.Cleanup(func() { n.registry.Close() })
 	return n

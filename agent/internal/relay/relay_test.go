@@ -203,7 +203,7 @@ func newPod(t *testing.T, ca *svidtest.CA, pilotAddress string) *pod {
 	if err := os.WriteFile(token, []byte("agent"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	id, err := (&identity.Issuer{Requester: requester, Bundle: bundle, TrustDomain: "cluster.local", TokenFile: token, Clock: clock.RealClock{}, Failures: identity.NewFailures(), Log: quiet}).
+	id, err := (&identity.Issuer{Requester: requester, Bundle: bundle, TrustDomain: "cluster.local", TokenFile: token, Clock: clock.RealClock{}, Metrics: identity.NewMetrics(), Log: quiet}).
 		New(identity.Facts{Namespace: "finance", Pod: "payroll-1", UID: "u", ServiceAccount: "payroll"})
 	if err != nil {
 		t.Fatal(err)

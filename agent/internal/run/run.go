@@ -80,11 +80,11 @@ func Run(ctx context.Context, s Settings) (err error) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	counters := metrics.New()
-	failures := identity.NewFailures()
-	registry.MustRegister(failures)
+	identities := identity.NewMetrics()
+	identities.Register(registry)
 	issuer := &identity.Issuer{
 		Requester: requester, Bundle: source.Bundle, TrustDomain: s.TrustDomain, TokenFile: s.TokenFile, TTL: s.WorkloadTTL,
-		Clock: clock.RealClock{}, Failures: failures, Log: log,
+		Clock: clock.RealClock{}, Metrics: identities, Log: log,
 	}
 	node, err := pods.New(filepath.Join(s.StateDir, "pods"), issuer, log,
 		sds.Attach(source.Bundle, log),

@@ -181,7 +181,7 @@ func TestMetricsOfIdentities(t *testing.T) {
 	n.Run(lone.Run)
 	n.Eventually("another failure", func() bool { return lone.Status().Failures > 0 })
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(n.Issuer.Failures)
+	n.Issuer.Metrics.Register(registry)
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)

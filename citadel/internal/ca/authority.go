@@ -16,11 +16,12 @@ import (
 
 	"k8s.io/utils/clock"
 
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
-// Backdate is how far before the moment of issue a certificate begins to be valid, for nodes whose clocks are behind.
-const Backdate = 5 * time.Minute
+// Backdate is how far before the moment of issue a certificate begins to be valid.
+const Backdate = mesh.Backdate
 
 // Authority signs with one CA key. It is immutable and safe for concurrent use.
 type Authority struct {

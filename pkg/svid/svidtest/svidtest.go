@@ -110,7 +110,7 @@ func (c *CA) sign(id spiffe.ID, key crypto.PublicKey, notAfter time.Time) (*x509
 		return nil, err
 	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: serial, NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter, URIs: []*url.URL{uri},
+		SerialNumber: serial, NotBefore: time.Now().Add(-mesh.Backdate), NotAfter: notAfter, URIs: []*url.URL{uri},
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
 	}, c.Cert, key, c.key)
 	if err != nil {

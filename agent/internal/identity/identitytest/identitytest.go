@@ -67,7 +67,7 @@ func New(t testing.TB, c clock.Clock, log *slog.Logger) *Node {
 	if err := os.WriteFile(token, []byte("the-agents-own-token"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n.Issuer = &identity.Issuer{Requester: requester, Bundle: n.Bundle, TrustDomain: "cluster.local", TokenFile: token, Clock: c, Failures: identity.NewFailures(), Log: log}
+	n.Issuer = &identity.Issuer{Requester: requester, Bundle: n.Bundle, TrustDomain: "cluster.local", TokenFile: token, Clock: c, Metrics: identity.NewMetrics(), Log: log}
 	n.Eventually("the bundle of the stream", func() bool {
 		trust, _, err := n.Bundle.Current()
 		return err == nil && trust.Sequence == 1
