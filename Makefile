@@ -98,6 +98,12 @@ e2e: images cluster ## the claims, on a real cluster with real proxies
 	bin/cluster load bin/oci/*.tar
 	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 20m . -tag "$$(cat ../bin/tag)"
 
+FUZZTIME ?= 20s
+.PHONY: fuzz
+fuzz: generate ## every fuzz target for FUZZTIME (20s); their seeds run with the tests
+	@grep -rn --include=*_test.go -o 'func Fuzz[A-Za-z0-9]*' $(MODULES) | while IFS=: read -r file _ func; do \
+		echo "$${func#func } in $$(dirname $$file)"; go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file) || exit 1; done
+
 .PHONY: soak
 soak: images cluster ## the rotations under traffic at their full length: five minutes each
 	bin/cluster load bin/oci/*.tar
@@ -108,7 +114,7 @@ bench: images cluster ## measure all but the installation (docs/benchmarks.md); 
 	bin/cluster load bin/oci/*.tar
 	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --set image.tag="$$(cat bin/tag)"
 	go build -o bin/bench ./tools/bench
-	for what in policy dataplane memory xds; do KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench $$what; done
+	for what in policy dataplane memory xds identity; do KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench $$what; done
 
 bench-install: images cluster ## measure the installation: uninstalls and installs three times
 	bin/cluster load bin/oci/*.tar

@@ -34,7 +34,7 @@ func command() *cobra.Command {
 	root := &cobra.Command{Use: "bench", Short: "Measure Bulwark", SilenceUsage: true, SilenceErrors: true}
 	root.PersistentFlags().StringVar(&c.kubeconfig, "kubeconfig", ".cluster/kubeconfig", "kubeconfig of the cluster")
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "print JSON, not a table")
-	root.AddCommand(installCommand(c), policyCommand(c), dataplaneCommand(c), memoryCommand(c), xdsCommand(c), traffic.Command())
+	root.AddCommand(installCommand(c), policyCommand(c), dataplaneCommand(c), memoryCommand(c), xdsCommand(c), identityCommand(c), traffic.Command())
 	return root
 }
 
