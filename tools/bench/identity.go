@@ -213,7 +213,7 @@ func (b *identityBench) pods(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	issued := citadelAfter["bulwark_citadel_certificates_issued_total"] - citadelBefore["bulwark_citadel_certificates_issued_total"]
+	issued := citadelAfter["bulwark_citadel_issued_total"] - citadelBefore["bulwark_citadel_certificates_issued_total"]
 	if issued > 0 {
 		b.result.CertificateCPU = seconds((citadelAfter["process_cpu_seconds_total"] - citadelBefore["process_cpu_seconds_total"]) / issued)
 	}
@@ -253,7 +253,7 @@ func (b *identityBench) agents(ctx context.Context) (node, error) {
 func (b *identityBench) citadel(ctx context.Context) (map[string]float64, error) {
 	out := map[string]float64{}
 	err := b.scrape(ctx, "citadel", func(families map[string]*dto.MetricFamily) {
-		for _, name := range []string{"process_cpu_seconds_total", "process_resident_memory_bytes", "bulwark_citadel_certificates_issued_total"} {
+		for _, name := range []string{"process_cpu_seconds_total", "process_resident_memory_bytes", "bulwark_citadel_issued_total"} {
 			out[name] += value(families[name])
 		}
 	})
