@@ -96,7 +96,8 @@ test: images ## unit, golden and integration tests with the race detector
 
 e2e: images cluster ## the claims, on a real cluster with real proxies
 	bin/cluster load bin/oci/*.tar
-	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 20m . -tag "$$(cat ../bin/tag)"
+	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 30m . -tag "$$(cat ../bin/tag)"
+	BULWARK_TEST_KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -count=1 -run 'RealAPIServer|StoredBadPolicy' ./citadel/internal/origin ./citadel/internal/issue ./pilot/internal/status
 
 FUZZTIME ?= 20s
 .PHONY: fuzz
@@ -114,6 +115,7 @@ bench: images cluster ## measure all but the installation (docs/benchmarks.md); 
 	bin/cluster load bin/oci/*.tar
 	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --set image.tag="$$(cat bin/tag)"
 	go build -o bin/bench ./tools/bench
+	go test -run '^$$' -bench . -benchtime 2s ./citadel/internal/issue ./agent/internal/pods
 	for what in policy dataplane memory xds identity; do KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench $$what; done
 
 bench-install: images cluster ## measure the installation: uninstalls and installs three times
