@@ -1,7 +1,8 @@
-// Package auditlog makes Citadel's decisions events of the audit trail.
+// Package auditlog makes Citadel's decisions, and what operators have it do, events of the audit trail.
 package auditlog
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"sync"
@@ -29,6 +30,24 @@ const (
 	CreateToken       = "CreateToken"
 	WriteSecret       = "WriteSecret" // by the Secret controller, whom nobody asked
 )
+
+// Methods of operators' actions.
+const (
+	Revoke         = "Revoke"
+	Restore        = "Restore"
+	RotationPrefix = "Rotation " // and what was said to the rotation
+)
+
+// Action is what an operator wants of Citadel. Whoever may call has shown the token of one account that all operators
+// share: who it was is what the caller says, and the API server's own audit log says who made the token.
+type Action struct {
+	Method   string
+	By       string
+	Why      string // in the operator's words, or what is changed
+	Identity string // SPIFFE ID that it is about; empty if it is about none
+	Serial   string // hexadecimal, of the certificate that it is about
+	Peer     string // address of the caller
+}
 
 // Decision is an answer to a request for a certificate or token.
 type Decision struct {
@@ -82,10 +101,7 @@ func (l *Log) Issued(d Decision) { l.append(d, telemetryv1.Verdict_VERDICT_ALLOW
 // Refused records that the answer was no. It reports whether there is an event of it; otherwise the next event of a
 // refusal says how many there were.
 func (l *Log) Refused(d Decision, reason string) bool {
-	if len(reason) > maxReason {
-		reason = reason[:maxReason] + "…"
-	}
-	reason = strings.ToValidUTF8(reason, "?") // what is not UTF-8 could not be marshalled
+	reason = printable(reason)
 	held, ok := l.pass(d)
 	if !ok {
 		l.suppressed.Inc()
@@ -96,6 +112,29 @@ func (l *Log) Refused(d Decision, reason string) bool {
 	}
 	l.append(d, telemetryv1.Verdict_VERDICT_REFUSED, reason)
 	return true
+}
+
+// Admin records what an operator had Citadel do, or was refused: failed is why.
+func (l *Log) Admin(a Action, failed error) {
+	reason, verdict := "by "+cmp.Or(a.By, "unknown"), telemetryv1.Verdict_VERDICT_ALLOWED
+	if a.Why != "" {
+		reason += ": " + a.Why
+	}
+	if failed != nil {
+		reason, verdict = reason+": "+failed.Error(), telemetryv1.Verdict_VERDICT_REFUSED
+	}
+	l.put(&telemetryv1.Event{
+		Time: timestamppb.New(l.clock.Now()), Kind: telemetryv1.Kind_KIND_ADMIN, Observer: l.observer, Verdict: verdict, Reason: printable(reason),
+		DestinationIdentity: a.Identity, CertificateSerial: a.Serial, SourceAddress: a.Peer, Protocol: "HTTPS", Method: a.Method,
+	})
+}
+
+// printable bounds a text that may quote what somebody has sent. What is not UTF-8 could not be marshalled.
+func printable(reason string) string {
+	if len(reason) > maxReason {
+		reason = reason[:maxReason] + "…"
+	}
+	return strings.ToValidUTF8(reason, "?")
 }
 
 func (l *Log) pass(d Decision) (held uint64, ok bool) {
@@ -114,7 +153,11 @@ func (l *Log) pass(d Decision) (held uint64, ok bool) {
 }
 
 func (l *Log) append(d Decision, v telemetryv1.Verdict, reason string) {
-	if !l.sink.Append(event(d, l.observer, v, reason, l.clock.Now())) {
+	l.put(event(d, l.observer, v, reason, l.clock.Now()))
+}
+
+func (l *Log) put(e *telemetryv1.Event) {
+	if !l.sink.Append(e) {
 		l.dropped.Inc() // the spool says so in the trail, when it can again
 	}
 }

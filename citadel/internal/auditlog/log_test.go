@@ -1,6 +1,7 @@
 package auditlog
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -72,6 +73,23 @@ func TestFloodOfRefusalsIsCountedNotRecorded(t *testing.T) {
 	}
 	if l.Refused(Decision{}, "no token"); strings.Contains(s.events[len(s.events)-1].Reason, "before this one") {
 		t.Fatal("told twice")
+	}
+}
+
+func TestOperatorsActionsAreEventsOfTheirOwnKind(t *testing.T) {
+	l, s, _ := newLog()
+	l.Admin(Action{Method: Revoke, By: "alice", Why: "lost laptop", Identity: payroll, Serial: "a1", Peer: "127.0.0.1:1"}, nil)
+	l.Admin(Action{Method: RotationPrefix + "abort", Why: strings.Repeat("ü\xff", 2000)}, errors.New("no"))
+	if len(s.events) != 2 {
+		t.Fatalf("%d events", len(s.events))
+	}
+	e := s.events[0]
+	if e.Kind != telemetryv1.Kind_KIND_ADMIN || e.Verdict != telemetryv1.Verdict_VERDICT_ALLOWED || e.Method != "Revoke" || e.Reason != "by alice: lost laptop" ||
+		e.DestinationIdentity != payroll || e.SourceIdentity != "" || e.CertificateSerial != "a1" || e.SourceAddress != "127.0.0.1:1" || e.Observer.Pod != "bulwark-citadel-1" {
+		t.Errorf("revoked: %v", e)
+	}
+	if e = s.events[1]; e.Verdict != telemetryv1.Verdict_VERDICT_REFUSED || len(e.Reason) > maxReason+10 || e.Method != "Rotation abort" || !utf8.ValidString(e.Reason) {
+		t.Errorf("refused: %v", e)
 	}
 }
 

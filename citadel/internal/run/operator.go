@@ -9,21 +9,30 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/bulwark-mesh/bulwark/citadel/internal/auditlog"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/conductor"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/origin"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/revoke"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/rotate"
 	"github.com/bulwark-mesh/bulwark/pkg/operatorapi"
 )
 
-// operator is what an operator sees of the CA and may do to it.
+// operator is what an operator sees of the CA and of revocations, and may do to them. Every change is in the audit trail,
+// and so is one that was refused.
 type operator struct {
-	leader  *leader
-	origins *origin.Origins
+	leader      *leader
+	origins     *origin.Origins
+	revocations *revoke.Store
+	audit       *auditlog.Log
+	trustDomain string
 }
 
 func (o *operator) register(api *operatorapi.Server) {
 	api.HandleJSON("GET /v1/ca", func(*http.Request) (any, error) { return o.view(), nil })
 	api.HandleJSON("POST /v1/ca/rotation", o.rotate)
+	api.HandleJSON("GET /v1/revocations", o.revoked)
+	api.HandleJSON("POST /v1/revocations", o.revoke)
+	api.HandleJSON("DELETE /v1/revocations/{name}", o.restore)
 }
 
 // caView is what the operator sees of the CA.
@@ -93,16 +102,26 @@ type rotationCall struct {
 // rotate is answered by any replica: what it changes is in the CA Secret, which the leader follows.
 func (o *operator) rotate(r *http.Request) (any, error) {
 	var call rotationCall
-	body := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody))
-	body.DisallowUnknownFields()
-	if err := body.Decode(&call); err != nil {
-		return nil, fmt.Errorf("reading the call: %w", err)
+	if err := read(r, &call); err != nil {
+		return nil, err
 	}
-	if err := o.do(r.Context(), o.leader.conductor, call); err != nil {
+	err := o.do(r.Context(), o.leader.conductor, call)
+	o.audit.Admin(auditlog.Action{Method: auditlog.RotationPrefix + call.Action, By: call.By, Peer: r.RemoteAddr}, err)
+	if err != nil {
 		return nil, err
 	}
 	o.leader.log.Info("an operator spoke to the root rotation", "action", call.Action, "by", call.By)
 	return o.view(), nil
+}
+
+// read reads the JSON of a call.
+func read(r *http.Request, into any) error {
+	body := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody))
+	body.DisallowUnknownFields()
+	if err := body.Decode(into); err != nil {
+		return fmt.Errorf("reading the call: %w", err)
+	}
+	return nil
 }
 
 func (o *operator) do(ctx context.Context, c *conductor.Conductor, call rotationCall) error {

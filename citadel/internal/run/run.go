@@ -126,7 +126,7 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) (err er
 		return err
 	}
 	api := operatorapi.New(k.issue.AuthenticationV1().TokenReviews(), log)
-	(&operator{leader: leader, origins: origins}).register(api)
+	(&operator{leader: leader, origins: origins, revocations: issuance.revocations, audit: issuance.audit, trustDomain: s.TrustDomain}).register(api)
 	group.Go(func() error { self.Run(ctx); return nil })
 	group.Go(func() error { return issuance.run(ctx, self) })
 	group.Go(func() error {
