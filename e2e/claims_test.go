@@ -28,6 +28,9 @@ var (
 // TestMain makes sure that the mesh is installed, with the settings that the claims need.
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if err := flag.Set("test.parallel", "8"); err != nil { // they wait more than they work
+		panic(err)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	var err error
@@ -47,24 +50,13 @@ func prove(t *testing.T, name string, claim func(context.Context, *claims.Scene)
 	proveFor(t, name, 5*time.Minute, claim)
 }
 
-// proveFor is prove for a claim that may take longer.
-func proveFor(t *testing.T, name string, limit time.Duration, claim func(context.Context, *claims.Scene) (string, error)) {
+// proveFor is prove for a claim that may take longer, or needs labels ("key: value") on its namespace.
+func proveFor(t *testing.T, name string, limit time.Duration, claim func(context.Context, *claims.Scene) (string, error), labels ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	scene, err := claims.Deploy(ctx, cluster, "e2e-"+name)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if t.Failed() {
-			collect(ctx, t, "e2e-"+name, "e2e-"+name+"-outside", mesh.Namespace)
-		}
-		if !*keep {
-			if err := cluster.DeleteNamespaces(ctx, "e2e-"+name, "e2e-"+name+"-outside"); err != nil {
-				t.Error(err)
-			}
-		}
-	})
+	cleanUp(t, "e2e-"+name, "e2e-"+name+"-outside")
+	scene, err := claims.Deploy(ctx, cluster, "e2e-"+name, labels...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +65,22 @@ func proveFor(t *testing.T, name string, limit time.Duration, claim func(context
 		t.Fatal(err)
 	}
 	t.Log(happened)
+}
+
+// cleanUp removes namespaces at the end of a test; of one that has failed it keeps logs and proxies' configurations.
+func cleanUp(t *testing.T, namespaces ...string) {
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if t.Failed() {
+			collect(ctx, t, append(namespaces, mesh.Namespace)...)
+		}
+		if !*keep {
+			if err := cluster.DeleteNamespaces(ctx, namespaces...); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }
 
 func TestEveryServiceAccountHasItsIdentity(t *testing.T) {

@@ -51,10 +51,21 @@ var kinds = []struct {
 	}},
 }
 
-// underTraffic does something while requests of all kinds go on, for as long as -soak says and as do takes, and returns
-// how many there were. One that fails is an error. A client's connections are kept for a quarter of -soak each time.
+// underTraffic does something while requests of all kinds go on, for as long as -soak says and as do takes, and says how
+// many there were. One that fails is an error, and so is less than -requests.
 func underTraffic(ctx context.Context, s *claims.Scene, do func(context.Context) error) (string, error) {
-	piece := (*soak / 4).Round(time.Second)
+	began := time.Now()
+	total, err := during(ctx, s, *soak, do)
+	if err == nil && total < *requests {
+		err = fmt.Errorf("only %d requests in %s, %d are demanded (the machine is slow; -soak makes it longer)", total, time.Since(began).Round(time.Second), *requests)
+	}
+	return fmt.Sprintf("%d requests over HTTP and TCP, kept and new connections, in %s: 0 failed", total, time.Since(began).Round(time.Second)), err
+}
+
+// during does something while requests of all kinds go on, for some time at least, and returns how many there were. One
+// that fails is an error. A client's connections are kept for a quarter of the time, and are new then.
+func during(ctx context.Context, s *claims.Scene, least time.Duration, do func(context.Context) error) (int, error) {
+	piece := (least / 4).Round(time.Second)
 	var results []traffic
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -66,7 +77,7 @@ func underTraffic(ctx context.Context, s *claims.Scene, do func(context.Context)
 			for over := false; !over && t.err == nil; {
 				select {
 				case <-ended:
-					over = time.Since(began) >= *soak-piece // one more piece with what is in force now
+					over = time.Since(began) >= least-piece // one more piece with what is in force now
 				default:
 				}
 				var part sample.LoadResult
@@ -96,10 +107,7 @@ func underTraffic(ctx context.Context, s *claims.Scene, do func(context.Context)
 			err = errors.Join(err, fmt.Errorf("%s: %w", t.name, t.err))
 		}
 	}
-	if err == nil && total < *requests {
-		err = fmt.Errorf("only %d requests in %s, %d are demanded (the machine is slow; -soak makes it longer)", total, time.Since(began).Round(time.Second), *requests)
-	}
-	return fmt.Sprintf("%d requests over HTTP and TCP, kept and new connections, in %s: 0 failed", total, time.Since(began).Round(time.Second)), err
+	return total, err
 }
 
 func TestCertificatesRotateAllTheTimeWithoutAFailedRequest(t *testing.T) {
@@ -183,9 +191,14 @@ func rotated(ctx context.Context, before ca) (map[string]bool, error) {
 	return seen, err
 }
 
+// The new root is also in the SPIFFE bundle, at its endpoint, and in the cluster trust bundle.
 func TestRootRotatesWithoutAFailedRequest(t *testing.T) {
 	proveFor(t, "root", rotationLimit+*soak+2*time.Minute, func(ctx context.Context, s *claims.Scene) (string, error) {
 		before, err := caStatus(ctx)
+		if err != nil {
+			return "", err
+		}
+		bundleBefore, err := publishedBundle(ctx)
 		if err != nil {
 			return "", err
 		}
@@ -206,6 +219,13 @@ func TestRootRotatesWithoutAFailedRequest(t *testing.T) {
 		}
 		if !seen["publishing"] && !seen["signing"] {
 			return "", fmt.Errorf("only the phases %v were seen", slices.Sorted(maps.Keys(seen)))
+		}
+		bundleAfter, err := publishedBundle(ctx)
+		if err != nil {
+			return "", err
+		}
+		if bundleAfter.sequence <= bundleBefore.sequence || bundleAfter.roots == bundleBefore.roots {
+			return "", fmt.Errorf("the published bundle was %+v before and is %+v after", bundleBefore, bundleAfter)
 		}
 		return fmt.Sprintf("a new root after %s; %s", took.Round(time.Second), happened), nil
 	})

@@ -31,7 +31,7 @@ func OnlyTheAuditorMayRead(ctx context.Context, s *Scene) (string, error) {
 			if protocol == "HTTP/2.0" {
 				flags = append(flags, "--http2")
 			}
-			got, err := s.get(ctx, r.account, s.url(r.path), flags...)
+			got, err := s.Get(ctx, r.account, s.URL(r.path), flags...)
 			if err != nil {
 				return "", err
 			}
@@ -111,7 +111,7 @@ func TheWireIsTLS13(ctx context.Context, s *Scene) (string, error) {
 	began := time.Now()
 	// Many at a time, so that the proxies open connections and do not only use those they have.
 	load, err := lab.ExecJSON[sample.LoadResult](ctx, s.Lab, s.Namespace, "account-auditor", "client",
-		"sample", "load", s.url("/accounts/42"), "--duration=3s", "--workers=24")
+		"sample", "load", s.URL("/accounts/42"), "--duration=3s", "--workers=24")
 	if err != nil {
 		return "", err
 	}
@@ -142,8 +142,8 @@ func TheWireIsTLS13(ctx context.Context, s *Scene) (string, error) {
 		}
 	}
 	// TLS 1.3 encrypts the certificates too: that both were there is what the server's proxy says of the connection.
-	err = s.audited(ctx, began, "destination", func(e *event) bool {
-		return e.SourceIdentity == s.id("account-auditor") && e.DestinationIdentity == s.id("payroll") && e.TlsVersion == "TLSv1.3"
+	err = s.Audited(ctx, began, "destination", func(e *Event) bool {
+		return e.SourceIdentity == s.ID("account-auditor") && e.DestinationIdentity == s.ID("payroll") && e.TlsVersion == "TLSv1.3"
 	})
 	if err != nil {
 		return "", fmt.Errorf("audit event with both identities and TLS 1.3: %w", err)
@@ -158,7 +158,7 @@ func StrangersAreRefused(ctx context.Context, s *Scene) (string, error) {
 		return "", err
 	}
 	began := time.Now()
-	plain, err := lab.ExecJSON[sample.Response](ctx, s.Lab, s.Outside, "stranger", "client", "sample", "get", s.url("/accounts/42"))
+	plain, err := lab.ExecJSON[sample.Response](ctx, s.Lab, s.Outside, "stranger", "client", "sample", "get", s.URL("/accounts/42"))
 	if err != nil {
 		return "", err
 	}
@@ -168,17 +168,17 @@ func StrangersAreRefused(ctx context.Context, s *Scene) (string, error) {
 	address := pod.Status.PodIP + ":8080"
 	for what, flags := range map[string][]string{
 		"a client without a certificate":            nil,
-		"a client with a certificate of its own CA": {"--forge=" + s.id("account-auditor")},
+		"a client with a certificate of its own CA": {"--forge=" + s.ID("account-auditor")},
 	} {
 		got, err := lab.ExecJSON[sample.TLSResult](ctx, s.Lab, s.Outside, "stranger", "client", append([]string{"sample", "tls", address}, flags...)...)
 		if err != nil {
 			return "", err
 		}
-		if !got.Refused || got.Server != s.id("payroll") {
+		if !got.Refused || got.Server != s.ID("payroll") {
 			return "", fmt.Errorf("%s: %+v, want a refusal by payroll", what, got)
 		}
 	}
-	control, err := s.get(ctx, "account-auditor", s.url("/accounts/42"))
+	control, err := s.Get(ctx, "account-auditor", s.URL("/accounts/42"))
 	if err != nil {
 		return "", err
 	}
@@ -226,7 +226,7 @@ func AnImpostorIsRefused(ctx context.Context, s *Scene) (string, error) {
 	}
 	// The impostor is a sound member of the mesh: under its own name it answers.
 	err = lab.PollFor(ctx, 20*time.Second, func(ctx context.Context) error {
-		own, err := s.get(ctx, "account-auditor", "http://impostor."+s.Namespace+"/accounts/42")
+		own, err := s.Get(ctx, "account-auditor", "http://impostor."+s.Namespace+"/accounts/42")
 		if err == nil && (own.Status != 200 || own.Answer == nil || own.Answer.Server != "impostor") {
 			err = fmt.Errorf("the impostor does not answer under its own name: %+v", own)
 		}
@@ -244,7 +244,7 @@ func AnImpostorIsRefused(ctx context.Context, s *Scene) (string, error) {
 	asked := 0
 	err = lab.PollFor(ctx, 30*time.Second, func(ctx context.Context) error {
 		for range 10 {
-			got, err := s.get(ctx, "account-auditor", s.url("/accounts/42"))
+			got, err := s.Get(ctx, "account-auditor", s.URL("/accounts/42"))
 			if err != nil {
 				return err
 			}
@@ -258,7 +258,7 @@ func AnImpostorIsRefused(ctx context.Context, s *Scene) (string, error) {
 			return err
 		}
 		for _, e := range events {
-			if e.Verdict == "VERDICT_REFUSED" && e.Reporter == "REPORTER_SOURCE" && e.SourceIdentity == s.id("account-auditor") &&
+			if e.Verdict == "VERDICT_REFUSED" && e.Reporter == "REPORTER_SOURCE" && e.SourceIdentity == s.ID("account-auditor") &&
 				host(e.DestinationAddress) == pod.Status.PodIP {
 				return nil
 			}

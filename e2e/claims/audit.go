@@ -21,8 +21,8 @@ import (
 // auditLimit is how long a decision may take into the trail when all components run.
 const auditLimit = 20 * time.Second
 
-// event is a line of `meshctl audit tail -o json`.
-type event struct {
+// Event is a line of `meshctl audit tail -o json`.
+type Event struct {
 	Time                time.Time
 	Reporter            string
 	SourceIdentity      string
@@ -37,18 +37,21 @@ type event struct {
 	Policy              string
 	Reason              string
 	TlsVersion          string
+	Kind                string
+	CertificateSerial   string
+	Subject             struct{ Pod, PodUid string }
 }
 
 // events reads the scene's audit trail from a moment on, as a user does.
-func (s *Scene) events(ctx context.Context, since time.Time) ([]event, error) {
+func (s *Scene) events(ctx context.Context, since time.Time) ([]Event, error) {
 	const slack = 2 * time.Second // the nodes' clocks and this one
 	out, err := s.Meshctl(ctx, "audit", "tail", "-n", s.Namespace, "--last=0", "--since="+(time.Since(since)+slack).String(), "-o", "json")
 	if err != nil {
 		return nil, err
 	}
-	var events []event
+	var events []Event
 	for line := range bytes.Lines(out) {
-		var record struct{ Event event }
+		var record struct{ Event Event }
 		if err := json.Unmarshal(line, &record); err != nil {
 			return nil, fmt.Errorf("audit line %q: %w", line, err)
 		}
@@ -57,8 +60,8 @@ func (s *Scene) events(ctx context.Context, since time.Time) ([]event, error) {
 	return events, nil
 }
 
-// audited waits until an event since a moment, of a reporter (source or destination), that matches is in the trail.
-func (s *Scene) audited(ctx context.Context, since time.Time, reporter string, match func(*event) bool) error {
+// Audited waits until an event since a moment, of a reporter (source or destination), that matches is in the trail.
+func (s *Scene) Audited(ctx context.Context, since time.Time, reporter string, match func(*Event) bool) error {
 	return lab.PollFor(ctx, auditLimit, func(ctx context.Context) error {
 		events, err := s.events(ctx, since)
 		if err != nil {
@@ -106,7 +109,7 @@ func (s *Scene) decisionsAreAudited(ctx context.Context) error {
 		{"web", "GET", mark, "DENIED", "", 403},
 	}
 	for _, r := range requests {
-		got, err := s.get(ctx, r.account, s.url(r.path), "--method="+r.method)
+		got, err := s.Get(ctx, r.account, s.URL(r.path), "--method="+r.method)
 		if err != nil {
 			return err
 		}
@@ -120,8 +123,8 @@ func (s *Scene) decisionsAreAudited(ctx context.Context) error {
 		}
 	}
 	for _, r := range requests {
-		err := s.audited(ctx, began, "destination", func(e *event) bool {
-			return e.SourceIdentity == s.id(r.account) && e.DestinationIdentity == s.id("payroll") && e.Method == r.method && e.Path == r.path &&
+		err := s.Audited(ctx, began, "destination", func(e *Event) bool {
+			return e.SourceIdentity == s.ID(r.account) && e.DestinationIdentity == s.ID("payroll") && e.Method == r.method && e.Path == r.path &&
 				e.ResponseCode == r.code && e.Verdict == "VERDICT_"+r.verdict && strings.HasPrefix(e.Policy, r.policy) && (r.policy != "" || e.Reason != "")
 		})
 		if err != nil {
@@ -129,8 +132,8 @@ func (s *Scene) decisionsAreAudited(ctx context.Context) error {
 		}
 	}
 	for account, verdict := range map[string]string{"account-auditor": "VERDICT_ALLOWED", "web": "VERDICT_DENIED"} {
-		err := s.audited(ctx, began, "destination", func(e *event) bool {
-			return e.Protocol == "TCP" && e.SourceIdentity == s.id(account) && e.DestinationIdentity == s.id("payroll") && e.Verdict == verdict
+		err := s.Audited(ctx, began, "destination", func(e *Event) bool {
+			return e.Protocol == "TCP" && e.SourceIdentity == s.ID(account) && e.DestinationIdentity == s.ID("payroll") && e.Verdict == verdict
 		})
 		if err != nil {
 			return fmt.Errorf("audit event of the TCP connection as %s: %w", account, err)
@@ -142,12 +145,12 @@ func (s *Scene) decisionsAreAudited(ctx context.Context) error {
 // mixerAway deletes Mixer's pod for a while under traffic and counts the events that come through.
 func (s *Scene) mixerAway(ctx context.Context, away time.Duration) (int, error) {
 	mark := fmt.Sprintf("/accounts/away-%d-", time.Now().UnixNano())
-	if err := s.scaleMixer(ctx, 0); err != nil {
+	if err := s.Scale(ctx, mesh.MixerAccount, 0); err != nil {
 		return 0, err
 	}
 	load, err := lab.ExecJSON[sample.LoadResult](ctx, s.Lab, s.Namespace, "account-auditor", "client",
-		"sample", "load", s.url(mark+"{n}"), "--duration="+away.String(), "--interval=20ms")
-	err = errors.Join(err, s.scaleMixer(context.WithoutCancel(ctx), 1))
+		"sample", "load", s.URL(mark+"{n}"), "--duration="+away.String(), "--interval=20ms")
+	err = errors.Join(err, s.Scale(context.WithoutCancel(ctx), mesh.MixerAccount, 1))
 	if err != nil {
 		return 0, err
 	}
@@ -185,24 +188,25 @@ func (s *Scene) AuditedPaths(ctx context.Context, prefix string, requests, times
 	return count, err
 }
 
-// scaleMixer sets the number of Mixer's pods and waits until there are so many, ready.
-func (s *Scene) scaleMixer(ctx context.Context, replicas int32) error {
+// Scale sets the number of pods of a component, given by its account, and waits until there are so many, ready.
+func (s *Scene) Scale(ctx context.Context, account string, replicas int32) error {
 	deployments := s.AppsV1().Deployments(mesh.Namespace)
-	scale := &autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{Name: mesh.MixerAccount, Namespace: mesh.Namespace}, Spec: autoscalingv1.ScaleSpec{Replicas: replicas}}
-	if _, err := deployments.UpdateScale(ctx, mesh.MixerAccount, scale, metav1.UpdateOptions{}); err != nil {
-		return fmt.Errorf("scaling Mixer to %d: %w", replicas, err)
+	scale := &autoscalingv1.Scale{ObjectMeta: metav1.ObjectMeta{Name: account, Namespace: mesh.Namespace}, Spec: autoscalingv1.ScaleSpec{Replicas: replicas}}
+	if _, err := deployments.UpdateScale(ctx, account, scale, metav1.UpdateOptions{}); err != nil {
+		return fmt.Errorf("scaling %s to %d: %w", account, replicas, err)
 	}
+	selector := metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + strings.TrimPrefix(account, "bulwark-")}
 	return lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
-		pods, err := s.CoreV1().Pods(mesh.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=mixer"})
+		pods, err := s.CoreV1().Pods(mesh.Namespace).List(ctx, selector)
 		if err != nil {
 			return err
 		}
-		d, err := deployments.Get(ctx, mesh.MixerAccount, metav1.GetOptions{})
+		d, err := deployments.Get(ctx, account, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
 		if len(pods.Items) != int(replicas) || d.Status.ReadyReplicas != replicas {
-			return fmt.Errorf("Mixer has %d pods, %d ready, want %d", len(pods.Items), d.Status.ReadyReplicas, replicas)
+			return fmt.Errorf("%s has %d pods, %d ready, want %d", account, len(pods.Items), d.Status.ReadyReplicas, replicas)
 		}
 		return nil
 	})

@@ -44,14 +44,17 @@ type Scene struct {
 
 const readyLimit = 2 * time.Minute
 
-// Deploy deploys the sample into a namespace and a stranger into another, and waits until all pods are ready.
-func Deploy(ctx context.Context, l *lab.Lab, namespace string) (*Scene, error) {
+// Deploy deploys the sample into a namespace, which gets the labels ("key: value") besides its own, and a stranger into
+// another, and waits until all pods are ready.
+func Deploy(ctx context.Context, l *lab.Lab, namespace string, labels ...string) (*Scene, error) {
 	content, err := manifests.Samples.ReadFile("samples/finance.yaml")
 	if err != nil {
 		return nil, err
 	}
 	s := &Scene{Lab: l, Namespace: namespace, Outside: namespace + "-outside"}
-	if err := l.Apply(ctx, s.local(string(content))); err != nil {
+	const own = "istio-injection: enabled"
+	manifest := strings.Replace(string(content), own, strings.Join(append([]string{own}, labels...), ", "), 1)
+	if err := l.Apply(ctx, s.local(manifest)); err != nil {
 		return nil, fmt.Errorf("deploying the sample: %w", err)
 	}
 	if err := l.Apply(ctx, s.local(outside)); err != nil {
@@ -75,15 +78,24 @@ func (s *Scene) local(manifest string) string {
 	return strings.NewReplacer("finance", s.Namespace, "bulwark/sample:dev", "bulwark/sample:"+s.Tag).Replace(manifest)
 }
 
-// id returns the SPIFFE ID of a service account of the scene.
-func (s *Scene) id(account string) string {
+// ID returns the SPIFFE ID of a service account of the scene.
+func (s *Scene) ID(account string) string {
 	return spiffe.ID{TrustDomain: mesh.DefaultTrustDomain, Namespace: s.Namespace, ServiceAccount: account}.String()
 }
 
-func (s *Scene) url(path string) string { return "http://payroll." + s.Namespace + path }
+// URL is a path of payroll.
+func (s *Scene) URL(path string) string { return "http://payroll." + s.Namespace + path }
 
-// get makes a request as an account of the scene.
-func (s *Scene) get(ctx context.Context, account, url string, flags ...string) (sample.Response, error) {
+// Container is the name of an app's container.
+func (s *Scene) Container(app string) string {
+	if app == "payroll" {
+		return app
+	}
+	return "client"
+}
+
+// Get makes a request as an account of the scene.
+func (s *Scene) Get(ctx context.Context, account, url string, flags ...string) (sample.Response, error) {
 	return lab.ExecJSON[sample.Response](ctx, s.Lab, s.Namespace, account, "client", append([]string{"sample", "get", url}, flags...)...)
 }
 

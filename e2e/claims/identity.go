@@ -102,15 +102,18 @@ func (s *Scene) secretIsSound(ctx context.Context, namespace, account string) er
 	return nil
 }
 
-// held is the part of `meshctl identity -o json` that is looked at here.
-type held struct {
-	Identity string    `json:"identity"`
-	Serial   string    `json:"serial"`
-	NotAfter time.Time `json:"notAfter"`
+// Held is the part of `meshctl identity -o json` that is looked at here.
+type Held struct {
+	Identity  string    `json:"identity"`
+	Serial    string    `json:"serial"`
+	NotAfter  time.Time `json:"notAfter"`
+	State     string    `json:"state"`
+	LastError string    `json:"lastError"`
 }
 
-func (s *Scene) held(ctx context.Context, app string) (held, error) {
-	var h held
+// Held returns what certificate a pod of an app of the scene has, as a user sees it.
+func (s *Scene) Held(ctx context.Context, app string) (Held, error) {
+	var h Held
 	out, err := s.Meshctl(ctx, "identity", "-n", s.Namespace, "deploy/"+app, "-o", "json")
 	if err != nil {
 		return h, err
@@ -118,7 +121,7 @@ func (s *Scene) held(ctx context.Context, app string) (held, error) {
 	if err := json.Unmarshal(out, &h); err != nil {
 		return h, err
 	}
-	if h.Identity != s.id(app) {
+	if h.Identity != s.ID(app) {
 		return h, fmt.Errorf("pod of %s has identity %s", app, h.Identity)
 	}
 	return h, nil
@@ -130,9 +133,9 @@ const rotationLimit = 100 * time.Second
 // CertificatesRotate is claim 6. It needs a mesh with certificates of a minute or so.
 func CertificatesRotate(ctx context.Context, s *Scene) (string, error) {
 	apps := []string{"account-auditor", "payroll"}
-	before := map[string]held{}
+	before := map[string]Held{}
 	for _, app := range apps {
-		h, err := s.held(ctx, app)
+		h, err := s.Held(ctx, app)
 		if err != nil {
 			return "", err
 		}
@@ -160,7 +163,7 @@ func CertificatesRotate(ctx context.Context, s *Scene) (string, error) {
 					last = true // one more piece with the new certificates
 				default:
 				}
-				flags := []string{"sample", "load", s.url("/accounts/42"), "--duration=3s", "--interval=5ms"}
+				flags := []string{"sample", "load", s.URL("/accounts/42"), "--duration=3s", "--interval=5ms"}
 				if !kept {
 					flags = append(flags, "--new-connections")
 				}
@@ -181,7 +184,7 @@ func CertificatesRotate(ctx context.Context, s *Scene) (string, error) {
 	began := time.Now()
 	changed := lab.Poll(ctx, func(ctx context.Context) error {
 		for _, app := range apps {
-			h, err := s.held(ctx, app)
+			h, err := s.Held(ctx, app)
 			if err != nil {
 				return err
 			}

@@ -26,20 +26,21 @@ spec:
 // the answer of the first request with the new verdict; it compares this machine's clock with the pod's.
 func AChangedPolicyIsEnforced(ctx context.Context, s *Scene) (string, error) {
 	policy := s.local(webMayRead)
-	allowed, err := s.enforced(ctx, "403", "200", func() error { return s.Apply(ctx, policy) })
+	allowed, err := s.Enforced(ctx, "web", "403", "200", func() error { return s.Apply(ctx, policy) })
 	if err != nil {
 		return "", fmt.Errorf("applying the policy: %w", err)
 	}
-	denied, err := s.enforced(ctx, "200", "403", func() error { return s.Delete(ctx, policy) })
+	denied, err := s.Enforced(ctx, "web", "200", "403", func() error { return s.Delete(ctx, policy) })
 	if err != nil {
 		return "", fmt.Errorf("deleting the policy: %w", err)
 	}
 	return fmt.Sprintf("allowed %d ms after apply, denied %d ms after delete", allowed.Milliseconds(), denied.Milliseconds()), nil
 }
 
-// enforced has web read accounts without pause, makes a change when the first request had the verdict before, and
-// returns how long it took until one had the verdict after.
-func (s *Scene) enforced(ctx context.Context, before, after string, change func() error) (time.Duration, error) {
+// Enforced has an account read accounts without pause, over one connection unless flags of `sample load` say otherwise,
+// makes a change when the first request had the verdict before, and returns how long it took until one had the verdict
+// after.
+func (s *Scene) Enforced(ctx context.Context, account, before, after string, change func() error, flags ...string) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	var changed time.Time
@@ -49,7 +50,7 @@ func (s *Scene) enforced(ctx context.Context, before, after string, change func(
 		if changeErr = change(); changeErr != nil {
 			cancel()
 		}
-	}, s.Namespace, "web", "client", "sample", "load", s.url("/accounts/42"), "--duration=20s", "--interval=2ms", "--until="+after)
+	}, s.Namespace, account, "client", append([]string{"sample", "load", s.URL("/accounts/42"), "--duration=20s", "--interval=2ms", "--until=" + after}, flags...)...)
 	if changeErr != nil || err != nil {
 		return 0, errors.Join(changeErr, err)
 	}

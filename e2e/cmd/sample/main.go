@@ -21,7 +21,8 @@ func main() {
 		<-cmd.Context().Done()
 		return nil
 	}}
-	root.AddCommand(wait, sample.Server(), sample.Get(), sample.Load(), sample.TCP(), sample.TCPLoad(), sample.TLS(), sample.Capture(), sample.RPC(), sample.SVID())
+	root.AddCommand(wait, sample.Server(), sample.Get(), sample.Load(), sample.TCP(), sample.TCPLoad(), sample.TLS(), sample.Capture(), sample.RPC(), sample.SVID(),
+		sample.SPIFFE(), sample.Files(), sample.Sockets(), sample.Certs())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "sample:", err)
 		os.Exit(1)

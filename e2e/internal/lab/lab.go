@@ -196,12 +196,25 @@ func (l *Lab) Pod(ctx context.Context, namespace, app string) (*corev1.Pod, erro
 
 // Exec runs a command in a container of an app's pod and returns its standard output.
 func (l *Lab) Exec(ctx context.Context, namespace, app, container string, command ...string) ([]byte, error) {
-	return l.exec(ctx, nil, namespace, app, container, command...)
+	pod, err := l.Pod(ctx, namespace, app)
+	if err != nil {
+		return nil, err
+	}
+	return l.exec(ctx, nil, pod, container, command...)
+}
+
+// ExecIn is Exec in a certain pod.
+func (l *Lab) ExecIn(ctx context.Context, pod *corev1.Pod, container string, command ...string) ([]byte, error) {
+	return l.exec(ctx, nil, pod, container, command...)
 }
 
 // ExecNoted is Exec for a command that writes to standard error when it is under way; then began is called, once.
 func (l *Lab) ExecNoted(ctx context.Context, began func(), namespace, app, container string, command ...string) ([]byte, error) {
-	return l.exec(ctx, &noted{call: began}, namespace, app, container, command...)
+	pod, err := l.Pod(ctx, namespace, app)
+	if err != nil {
+		return nil, err
+	}
+	return l.exec(ctx, &noted{call: began}, pod, container, command...)
 }
 
 // noted calls a function at the first write.
@@ -215,12 +228,8 @@ func (n *noted) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (l *Lab) exec(ctx context.Context, note io.Writer, namespace, app, container string, command ...string) ([]byte, error) {
-	pod, err := l.Pod(ctx, namespace, app)
-	if err != nil {
-		return nil, err
-	}
-	request := l.CoreV1().RESTClient().Post().Resource("pods").Namespace(namespace).Name(pod.Name).SubResource("exec").
+func (l *Lab) exec(ctx context.Context, note io.Writer, pod *corev1.Pod, container string, command ...string) ([]byte, error) {
+	request := l.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{Container: container, Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec)
 	websocket, err := remotecommand.NewWebSocketExecutor(l.Config, http.MethodGet, request.URL().String())
 	if err != nil {
@@ -240,7 +249,7 @@ func (l *Lab) exec(ctx context.Context, note io.Writer, namespace, app, containe
 		both = io.MultiWriter(&stderr, note)
 	}
 	if err := executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &stdout, Stderr: both}); err != nil {
-		return nil, fmt.Errorf("in pod %s/%s: %s: %w: %s", namespace, pod.Name, strings.Join(command, " "), err, strings.TrimSpace(stderr.String()))
+		return nil, fmt.Errorf("in pod %s/%s: %s: %w: %s", pod.Namespace, pod.Name, strings.Join(command, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.Bytes(), nil
 }
@@ -248,7 +257,17 @@ func (l *Lab) exec(ctx context.Context, note io.Writer, namespace, app, containe
 // ExecJSON is Exec for a command that prints one JSON value.
 func ExecJSON[T any](ctx context.Context, l *Lab, namespace, app, container string, command ...string) (T, error) {
 	var out T
-	stdout, err := l.Exec(ctx, namespace, app, container, command...)
+	pod, err := l.Pod(ctx, namespace, app)
+	if err != nil {
+		return out, err
+	}
+	return ExecInJSON[T](ctx, l, pod, container, command...)
+}
+
+// ExecInJSON is ExecJSON in a certain pod.
+func ExecInJSON[T any](ctx context.Context, l *Lab, pod *corev1.Pod, container string, command ...string) (T, error) {
+	var out T
+	stdout, err := l.exec(ctx, nil, pod, container, command...)
 	if err != nil {
 		return out, err
 	}

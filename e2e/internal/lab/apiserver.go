@@ -1,0 +1,76 @@
+package lab
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// ErrElsewhere is returned by PauseAPIServer on a cluster whose API server does not run on this machine.
+var ErrElsewhere = errors.New("the API server of this cluster is not a process of this machine")
+
+// PauseAPIServer stops the API server's process in the middle of what it does (SIGSTOP): connections to it stay open and
+// nothing comes back. It goes on when resume is called, and also when this process ends in whatever way.
+func (l *Lab) PauseAPIServer() (resume func() error, err error) {
+	pid, err := l.apiServer()
+	if err != nil {
+		return nil, err
+	}
+	watchdog := exec.Command("sh", "-c", `kill -STOP "$0" && echo stopped && read -r _; kill -CONT "$0"`, strconv.Itoa(pid))
+	input, err := watchdog.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	output, err := watchdog.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := watchdog.Start(); err != nil {
+		return nil, err
+	}
+	resume = func() error { return errors.Join(input.Close(), watchdog.Wait()) }
+	if _, err := output.Read(make([]byte, 16)); err != nil {
+		return nil, errors.Join(fmt.Errorf("stopping the API server, process %d: %w", pid, err), resume())
+	}
+	return resume, nil
+}
+
+// apiServer finds the process by the CA that it and the kubeconfig have in common.
+func (l *Lab) apiServer() (int, error) {
+	ca := l.Config.CAData
+	if len(ca) == 0 && l.Config.CAFile != "" {
+		var err error
+		if ca, err = os.ReadFile(l.Config.CAFile); err != nil {
+			return 0, err
+		}
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return 0, err
+	}
+	for _, file := range processes {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		args := strings.Split(string(content), "\x00")
+		if filepath.Base(args[0]) != "kube-apiserver" {
+			continue
+		}
+		for _, arg := range args {
+			path, ok := strings.CutPrefix(arg, "--client-ca-file=")
+			if !ok {
+				continue
+			}
+			if theirs, err := os.ReadFile(path); err == nil && len(ca) > 0 && bytes.Equal(bytes.TrimSpace(theirs), bytes.TrimSpace(ca)) {
+				return strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			}
+		}
+	}
+	return 0, ErrElsewhere
+}

@@ -1,0 +1,239 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
+
+	"github.com/bulwark-mesh/bulwark/e2e/claims"
+	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
+	"github.com/bulwark-mesh/bulwark/e2e/internal/sample"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
+)
+
+// enforcedWithin is how long a revocation may take from the API server to the verdict of a request.
+const enforcedWithin = time.Second
+
+func revokedIsDenied(ctx context.Context, s *claims.Scene) (string, error) {
+	one, two, err := twoAuditors(ctx, s)
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		_ = changeRevocations(ctx, func(list revocation.List) revocation.List { return without(list, s.Namespace) })
+	}()
+	identity, err := identityIsRevoked(ctx, s)
+	if err != nil {
+		return "", fmt.Errorf("an identity that is revoked: %w", err)
+	}
+	certificate, err := certificateIsRevoked(ctx, s, one, two)
+	if err != nil {
+		return "", fmt.Errorf("a certificate that is revoked: %w", err)
+	}
+	return identity + "; " + certificate, nil
+}
+
+// twoAuditors scales the auditor to two pods and returns them.
+func twoAuditors(ctx context.Context, s *claims.Scene) (one, two *corev1.Pod, err error) {
+	deployments := s.AppsV1().Deployments(s.Namespace)
+	scale, err := deployments.GetScale(ctx, "account-auditor", metav1.GetOptions{})
+	if err != nil {
+		return nil, nil, err
+	}
+	scale.Spec.Replicas = 2
+	if _, err := deployments.UpdateScale(ctx, "account-auditor", scale, metav1.UpdateOptions{}); err != nil {
+		return nil, nil, err
+	}
+	if err := s.Ready(ctx, s.Namespace, time.Minute); err != nil {
+		return nil, nil, err
+	}
+	pods, err := s.CoreV1().Pods(s.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=account-auditor"})
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(pods.Items) != 2 {
+		return nil, nil, fmt.Errorf("the auditor has %d pods, want 2", len(pods.Items))
+	}
+	return &pods.Items[0], &pods.Items[1], nil
+}
+
+func identityIsRevoked(ctx context.Context, s *claims.Scene) (string, error) {
+	const auditor = "account-auditor"
+	began, name := time.Now(), s.Namespace+"-identity"
+	revoke := func(life time.Duration) func() error {
+		return func() error {
+			return changeRevocations(ctx, func(list revocation.List) revocation.List {
+				return append(list, revocation.Revocation{Name: name, Identity: s.ID(auditor), Reason: "a test", By: "e2e", Created: time.Now(), Expires: time.Now().Add(life)})
+			})
+		}
+	}
+	denied, err := s.Enforced(ctx, auditor, "200", "403", revoke(time.Hour))
+	if err != nil {
+		return "", fmt.Errorf("over a kept connection: %w", err)
+	}
+	tcp, err := lab.ExecJSON[sample.TCPResult](ctx, s.Lab, s.Namespace, auditor, "client", "sample", "tcp", "payroll."+s.Namespace+":9000")
+	if err != nil {
+		return "", err
+	}
+	if tcp.Answer != "" {
+		return "", fmt.Errorf("a new TCP connection was answered: %+v", tcp)
+	}
+	err = s.Audited(ctx, began, "destination", func(e *claims.Event) bool {
+		return e.SourceIdentity == s.ID(auditor) && e.Verdict == "VERDICT_DENIED" && e.ResponseCode == 403 && strings.HasPrefix(e.Policy, "bulwark[revoked]-"+name)
+	})
+	if err != nil {
+		return "", fmt.Errorf("audit event that names the revocation: %w", err)
+	}
+	restored, err := s.Enforced(ctx, auditor, "403", "200", func() error {
+		return changeRevocations(ctx, func(list revocation.List) revocation.List { return without(list, name) })
+	})
+	if err != nil {
+		return "", fmt.Errorf("restored: %w", err)
+	}
+	// Once more, over new connections, and now it ends by itself.
+	const life = 4 * time.Second
+	var ends time.Time
+	again, err := s.Enforced(ctx, auditor, "200", "403", func() error { ends = time.Now().Add(life); return revoke(life)() }, "--new-connections")
+	if err != nil {
+		return "", fmt.Errorf("over new connections: %w", err)
+	}
+	if _, err = s.Enforced(ctx, auditor, "403", "200", func() error { return nil }, "--new-connections"); err != nil {
+		return "", fmt.Errorf("after its end: %w", err)
+	}
+	late := time.Since(ends)
+	if denied > enforcedWithin || restored > enforcedWithin || again > enforcedWithin || late < 0 || late > 3*time.Second {
+		return "", fmt.Errorf("denied after %s and %s, restored after %s, ended %s after its end", denied, again, restored, late)
+	}
+	return fmt.Sprintf("an identity is denied %d ms (kept connections) and %d ms (new ones) after it is revoked, and served %d ms after it is restored",
+		denied.Milliseconds(), again.Milliseconds(), restored.Milliseconds()), nil
+}
+
+// certificateIsRevoked revokes the certificate of one pod: that one is denied and gets no other, the other goes on.
+func certificateIsRevoked(ctx context.Context, s *claims.Scene, one, two *corev1.Pod) (string, error) {
+	began := time.Now()
+	certs, err := lab.ExecInJSON[[]sample.ProxyCert](ctx, s.Lab, one, "client", "sample", "certs")
+	if err != nil {
+		return "", err
+	}
+	r := revocation.Revocation{
+		Name: s.Namespace + "-certificate", Identity: s.ID("account-auditor"), Serial: strings.TrimLeft(certs[0].Serial, "0"), PodUID: string(one.UID),
+		Reason: "a test", By: "e2e", Created: time.Now(), Expires: time.Now().Add(time.Hour),
+	}
+	if err := changeRevocations(ctx, func(list revocation.List) revocation.List { return append(list, r) }); err != nil {
+		return "", err
+	}
+	get := func(pod *corev1.Pod) (sample.Response, error) {
+		return lab.ExecInJSON[sample.Response](ctx, s.Lab, pod, "client", "sample", "get", s.URL("/accounts/42"))
+	}
+	err = lab.PollFor(ctx, 5*time.Second, func(context.Context) error {
+		got, err := get(one)
+		if err == nil && got.Status != 403 {
+			err = fmt.Errorf("the pod got %+v, want 403", got)
+		}
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	if got, err := get(two); err != nil || got.Status != 200 {
+		return "", fmt.Errorf("the other pod got %+v, %w, want 200", got, err)
+	}
+	err = lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
+		out, err := s.Meshctl(ctx, "identity", "-n", s.Namespace, one.Name, "-o", "json")
+		if err != nil {
+			return err
+		}
+		var held claims.Held
+		if err := json.Unmarshal(out, &held); err != nil {
+			return err
+		}
+		if strings.TrimLeft(certs[0].Serial, "0") != held.Serial {
+			return lab.Stop(fmt.Errorf("the pod has another certificate: %+v", held))
+		}
+		if !strings.Contains(held.LastError, "revoked") {
+			return fmt.Errorf("its renewal is not refused: %+v", held)
+		}
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	if err := refusalIsAudited(ctx, s, began, one); err != nil {
+		return "", err
+	}
+	if got, err := get(two); err != nil || got.Status != 200 {
+		return "", fmt.Errorf("the other pod got %+v, %w, want 200 still", got, err)
+	}
+	return "a certificate is denied and not renewed, another pod of the account goes on", nil
+}
+
+// refusalIsAudited waits for Citadel's event that it did not renew the pod's certificate.
+func refusalIsAudited(ctx context.Context, s *claims.Scene, began time.Time, pod *corev1.Pod) error {
+	return lab.PollFor(ctx, 20*time.Second, func(ctx context.Context) error {
+		out, err := s.Meshctl(ctx, "audit", "tail", "--identity="+s.ID("account-auditor"), "--verdict=refused", "--last=0", "--since="+time.Since(began).String(), "-o", "json")
+		if err != nil {
+			return err
+		}
+		for line := range bytes.Lines(out) {
+			var record struct{ Event claims.Event }
+			if err := json.Unmarshal(line, &record); err != nil {
+				return fmt.Errorf("audit line %q: %w", line, err)
+			}
+			if e := record.Event; e.Kind == "KIND_ISSUANCE" && e.Subject.PodUid == string(pod.UID) && strings.Contains(e.Reason, "revoked") {
+				return nil
+			}
+		}
+		return errors.New("Citadel's refusal is not in the trail")
+	})
+}
+
+// changeRevocations edits the list of revocations.
+func changeRevocations(ctx context.Context, edit func(revocation.List) revocation.List) error {
+	configs := cluster.CoreV1().ConfigMaps(mesh.Namespace)
+	raced := func(err error) bool { return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) }
+	return retry.OnError(retry.DefaultBackoff, raced, func() error {
+		stored, err := configs.Get(ctx, mesh.RevocationsConfig, metav1.GetOptions{})
+		missing := apierrors.IsNotFound(err)
+		if missing {
+			stored = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: mesh.RevocationsConfig, Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue}}}
+		} else if err != nil {
+			return err
+		}
+		list, err := revocation.Parse(stored.Data)
+		if err != nil {
+			return err
+		}
+		if stored.Data, err = edit(list).Encode(); err != nil {
+			return err
+		}
+		if missing {
+			_, err = configs.Create(ctx, stored, metav1.CreateOptions{})
+		} else {
+			_, err = configs.Update(ctx, stored, metav1.UpdateOptions{})
+		}
+		return err
+	})
+}
+
+// without is the list without those whose names begin so.
+func without(list revocation.List, prefix string) revocation.List {
+	var out revocation.List
+	for _, r := range list {
+		if !strings.HasPrefix(r.Name, prefix) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
