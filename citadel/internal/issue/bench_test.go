@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"errors"
 	"net"
 	"syscall"
 	"testing"
@@ -121,6 +122,32 @@ func BenchmarkCallCeiling(b *testing.B) {
 func BenchmarkCallCeilingWithHandshake(b *testing.B) {
 	s := newBench(b)
 	s.connecting(b, s.listenSigning(b))
+}
+
+// A token that the published keys cannot decide is reviewed by the API server, here a real one, each time anew.
+func BenchmarkServiceByRealTokenReview(b *testing.B) {
+	l := connect(b)
+	s := l.service()
+	s.keys.set = keySet{}
+	s.keys.get = func(context.Context, string) ([]byte, error) { return nil, errors.New("no keys are published") }
+	for _, limit := range s.limits {
+		limit.clock = &running{start: time.Now()}
+	}
+	node := l.node()
+	agent := l.agents[node]
+	if agent == nil {
+		b.Skip("no agent on the node")
+	}
+	workload := metadata.Pairs("authorization", "Bearer "+l.token(mesh.CitadelAudience, l.pod("payroll-1", node)), mesh.AgentTokenHeader, "Bearer "+l.token(mesh.CitadelAudience, agent))
+	ctx, req := metadata.NewIncomingContext(context.Background(), workload), &securityapi.IstioCertificateRequest{Csr: goodCSR(b)}
+	measure(b, func() {
+		s.reviewer.mu.Lock()
+		clear(s.reviewer.seen)
+		s.reviewer.mu.Unlock()
+		if _, err := s.CreateCertificate(ctx, req); err != nil {
+			b.Fatal(err)
+		}
+	})
 }
 
 // over makes calls over one connection.

@@ -238,6 +238,8 @@ type fixture struct {
 	revoked *revocation.List
 	keys    *Keys
 	watch   *podwatch.Watch
+
+	reviewer *Reviewer // of a live cluster
 }
 
 func newService(t testing.TB, c *cluster) fixture { return newServiceAt(t, c, start) }

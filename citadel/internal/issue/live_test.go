@@ -36,7 +36,7 @@ import (
 
 // live is a cluster with the mesh installed, whose API server makes and reviews the tokens.
 type live struct {
-	t         *testing.T
+	t         testing.TB
 	client    kubernetes.Interface
 	namespace string
 	agents    map[string]*corev1.Pod // by node
@@ -80,7 +80,7 @@ func (l *live) component(name string) *corev1.Pod {
 	return &list.Items[0]
 }
 
-func connect(t *testing.T) *live {
+func connect(t testing.TB) *live {
 	t.Helper()
 	file := os.Getenv("BULWARK_TEST_KUBECONFIG")
 	if file == "" {
@@ -91,6 +91,7 @@ func connect(t *testing.T) *live {
 		t.Fatal(err)
 	}
 	l := &live{t: t, agents: map[string]*corev1.Pod{}}
+	config.QPS, config.Burst = 1000, 1000
 	config.WrapTransport = func(next http.RoundTripper) http.RoundTripper { return cable{l, next} }
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -173,12 +174,12 @@ func (l *live) service() fixture {
 	if err := keys.fetch(wait); err != nil {
 		l.t.Fatal(err)
 	}
-	f := fixture{trail: &trail{}, keys: keys, watch: watch}
+	f := fixture{trail: &trail{}, keys: keys, watch: watch, reviewer: NewReviewer(l.client.AuthenticationV1().TokenReviews(), clock.RealClock{})}
 	keeper := ca.NewKeeper(ca.NewState(authority, nil))
 	f.Service = NewService(Config{
 		Keeper: keeper,
 		Authorizer: &Authorizer{
-			Tokens: &Verifier{Keys: keys, Reviewer: NewReviewer(l.client.AuthenticationV1().TokenReviews(), clock.RealClock{}), Clock: clock.RealClock{}},
+			Tokens: &Verifier{Keys: keys, Reviewer: f.reviewer, Clock: clock.RealClock{}},
 			Pods:   &Presence{Watch: watch, Live: l.client.CoreV1(), Clock: clock.RealClock{}},
 			Roots:  trustOf(keeper), TrustDomain: "cluster.local", Clock: clock.RealClock{},
 		},
