@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/util/retry"
 
 	"github.com/bulwark-mesh/bulwark/e2e/claims"
@@ -173,6 +174,9 @@ func certificateIsRevoked(ctx context.Context, s *claims.Scene, one, two *corev1
 	if err := refusalIsAudited(ctx, s, began, one); err != nil {
 		return "", err
 	}
+	if err := failureIsTold(ctx, one); err != nil {
+		return "", err
+	}
 	if got, err := get(two); err != nil || got.Status != 200 {
 		return "", fmt.Errorf("the other pod got %+v, %w, want 200 still", got, err)
 	}
@@ -196,6 +200,25 @@ func refusalIsAudited(ctx context.Context, s *claims.Scene, began time.Time, pod
 			}
 		}
 		return errors.New("Citadel's refusal is not in the trail")
+	})
+}
+
+// failureIsTold waits for the event by which the agent tells of a certificate that it cannot renew: it comes when half of
+// what was left at the first attempt is over, and is looked for each half minute. The node's own event goes on from one
+// test to the next, so it proves nothing here.
+func failureIsTold(ctx context.Context, pod *corev1.Pod) error {
+	selector := fields.Set{"reason": "IdentityRenewalFailing", "type": corev1.EventTypeWarning, "involvedObject.uid": string(pod.UID)}.AsSelector()
+	return lab.PollFor(ctx, 70*time.Second, func(ctx context.Context) error {
+		events, err := cluster.CoreV1().Events(pod.Namespace).List(ctx, metav1.ListOptions{FieldSelector: selector.String()})
+		if err != nil {
+			return err
+		}
+		for _, e := range events.Items {
+			if strings.Contains(e.Message, "revoked") {
+				return nil
+			}
+		}
+		return fmt.Errorf("%d events of pod %s, none tells that its identity is not renewed", len(events.Items), pod.Name)
 	})
 }
 

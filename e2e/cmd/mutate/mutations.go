@@ -25,11 +25,30 @@ var mutations = []mutation{
 	{5, "any mesh identity may serve any name", "TestImpostorBehindServiceAddressIsRefused", []edit{
 		{"pilot/internal/translate/tls.go", "	if len(sans) == 0 {\n		sans = append(sans, exact(nobody))", "	if sans = []*matcher.StringMatcher{prefix(\"spiffe://\")}; len(sans) == 0 {\n		sans = append(sans, exact(nobody))"}}},
 	{6, "certificates are not renewed", "TestCertificatesRotateWithoutAFailedRequest", []edit{
-		{"pkg/svid/rotator.go", "if until := r.untilDue(); until > 0 {\n			wait = min(until, recheck)", "if until := r.untilDue(); until > 0 || r.current != nil {\n			wait = recheck"}}},
+		{"pkg/svid/rotator.go", "func (r *Rotator) next() time.Time {\n", "func (r *Rotator) next() time.Time {\n	if r.current != nil {\n		return r.now().Add(recheck)\n	}\n"}}},
 	{7, "changed policies are not pushed", "TestChangedPolicyIsEnforced", []edit{
 		{"pilot/internal/push/store.go", "		s.renew(key{deltaxds.ExtensionConfigType, sc, n}, d)", "		_ = n"}}},
 	{8, "only denials are audited", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
 		{"pilot/internal/translate/inbound.go", "either(audited(), when(deniedRequest))", "when(deniedRequest)"}}},
 	{8, "agents do not keep what Mixer has not taken", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
 		{"pkg/spool/sender.go", "next: s.Spool.firstUnacked()}}", "next: s.Spool.firstUnacked() + s.Spool.Stats().Unacked}}"}}},
+	{9, "an agent may ask for the pods of other nodes", "TestIdentity/NobodyGetsTheIdentityOfAnother", []edit{
+		{"citadel/internal/issue/authorize.go", "case pod.NodeName != agent.NodeName:", "case false:"}}},
+	{9, "every workload may watch as a component", "TestIdentity/NobodyGetsTheIdentityOfAnother", []edit{
+		{"citadel/internal/holdings/holdings.go", "if id.TrustDomain != s.trustDomain || id.Namespace != mesh.Namespace || component == \"\" {", "if id.TrustDomain != s.trustDomain {"}}},
+	{9, "a proxy's socket is open to every user", "TestIdentity/NobodyReachesTheSocketOfAnother", []edit{
+		{"agent/internal/pods/socket.go", "	if everyone {\n", "	if everyone || mode != 0 {\n"}}},
+	{10, "Pilot does not know revocations", "TestIdentity/RevokedIsDeniedAtOnceAndNotRenewed", []edit{
+		{"pilot/internal/translate/revoked.go", "	if len(list) == 0 {\n", "	if len(list) >= 0 {\n"}}},
+	{10, "Citadel does not know revocations", "TestIdentity/RevokedIsDeniedAtOnceAndNotRenewed", []edit{
+		{"citadel/internal/issue/service.go", "s.Denied(id.String(), who.Serial, who.PodUID); denied {", "s.Denied(id.String(), who.Serial, who.PodUID); denied && false {"}}},
+	{11, "everyone may read a key in a file", "TestIdentity/FilesArePrivateAndChangeInOneStep", []edit{
+		{"agent/internal/files/writer.go", "fs.FileMode(w.spec.Mode)", "fs.FileMode(w.spec.Mode | 0o444)"}}},
+	{11, "proxies do not have their certificates from Secrets", "TestIdentity/SecretsServeProxiesAndRotate", []edit{
+		{"pilot/internal/registry/convert.go", "		out.Delivery = BySecret\n", ""}}},
+	{12, "a root rotation waits for nobody", "TestRootRotatesWithoutAFailedRequest", []edit{
+		{"citadel/internal/rotate/waiting.go", "(len(waits) > 0 && !c.Rotation.Forced)", "(len(waits) > 0 && !c.Rotation.Forced && false)"}}},
+	{13, "tokens are reviewed by the API server alone, and certificates do not renew themselves", "TestCertificatesAreRenewedWhileTheAPIServerIsAway", []edit{
+		{"citadel/internal/issue/token.go", "if strings.Count(token, \".\") != 2 {", "if strings.Count(token, \".\") != 3 {"},
+		{"pkg/svid/request.go", "	return r.Renew(ctx, current, ttl, now)\n", "	return nil, refused\n"}}},
 }

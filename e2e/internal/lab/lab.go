@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -33,6 +34,7 @@ import (
 	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/klog/v2"
 	"k8s.io/streaming/pkg/httpstream"
 )
 
@@ -56,6 +58,7 @@ func Open(tag string) (*Lab, error) {
 	}
 	config.QPS, config.Burst = 200, 400
 	config.WarningHandler = rest.NoWarnings{}
+	klog.SetLogger(logr.Discard()) // forwarded connections that end are not news
 	l := &Lab{Config: config, Tag: tag}
 	if l.Interface, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, err
