@@ -12,7 +12,8 @@ import (
 
 // Filter says which records a reader wants. Empty fields want all.
 type Filter struct {
-	Namespace string    // of the observing workload
+	Namespace string    // of the observing workload, or of the one that a certificate is for
+	Kind      string    // request, issuance, admin
 	Identity  string    // of source or destination, or a part of it
 	Verdict   string    // allowed, denied, refused
 	Since     time.Time // only decisions from then on; zero for all
@@ -36,6 +37,11 @@ func ParseFilter(q url.Values) (Filter, error) {
 				err = fmt.Errorf("use allowed, denied or refused")
 			}
 			f.Verdict = value
+		case "kind":
+			if _, ok := telemetryv1.Kind_value["KIND_"+strings.ToUpper(value)]; !ok {
+				err = fmt.Errorf("use request, issuance or admin")
+			}
+			f.Kind = value
 		case "since":
 			f.Since, err = time.Parse(time.RFC3339Nano, value)
 		case "last":
@@ -55,7 +61,10 @@ func ParseFilter(q url.Values) (Filter, error) {
 // Matches reports whether a reader with this filter wants the record.
 func (f Filter) Matches(r *telemetryv1.Record) bool {
 	e := r.GetEvent()
-	if f.Namespace != "" && e.GetObserver().GetNamespace() != f.Namespace {
+	if f.Namespace != "" && e.GetObserver().GetNamespace() != f.Namespace && e.GetSubject().GetNamespace() != f.Namespace {
+		return false
+	}
+	if f.Kind != "" && e.GetKind() != telemetryv1.Kind(telemetryv1.Kind_value["KIND_"+strings.ToUpper(f.Kind)]) {
 		return false
 	}
 	if f.Identity != "" && !strings.Contains(e.GetSourceIdentity(), f.Identity) && !strings.Contains(e.GetDestinationIdentity(), f.Identity) {

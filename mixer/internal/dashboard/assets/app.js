@@ -40,13 +40,15 @@ function remaining(expiry) {
 function decision(record) {
   const e = record.event;
   const verdict = (e.verdict || "").replace("VERDICT_", "").toLowerCase();
+  const request = (e.kind || "KIND_REQUEST") === "KIND_REQUEST";
+  const serial = e.certificateSerial ? `certificate ${e.certificateSerial.slice(0, 16)}` : "";
   return [
     new Date(e.time).toLocaleTimeString(),
     [verdict, verdict === "allowed" ? "good" : "bad"],
     e.sourceIdentity ? short(e.sourceIdentity) : e.sourceAddress || "unknown",
-    short(e.destinationIdentity),
+    request ? short(e.destinationIdentity) : short(e.observer?.identity),
     [e.protocol, e.method, e.path, e.responseCode].filter(Boolean).join(" "),
-    e.policy || e.reason || "no policy selects the workload",
+    e.policy || e.reason || (request ? "no policy selects the workload" : serial),
   ];
 }
 
