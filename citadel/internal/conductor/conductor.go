@@ -26,6 +26,8 @@ const (
 	// look is how often the mesh is looked at during a rotation besides when it says something: for the time that kubelet
 	// needs, and for Secrets and ConfigMaps, which say nothing.
 	look = time.Second
+	// rest is the least time between two looks: thousands of agents may say something in a second, and each look is at all.
+	rest = 200 * time.Millisecond
 	// lookIdle is how often it is looked whether a rotation is due.
 	lookIdle = time.Minute
 	// retryAfter is how long after a failure a new CA is asked for again.
@@ -127,10 +129,20 @@ func (c *Conductor) Run(ctx context.Context) {
 		case <-ctx.Done():
 		case <-changed:
 		case <-heard:
+			c.rest(ctx)
 		case <-c.Plugged:
 		case <-timer.C():
 		}
 		timer.Stop()
+	}
+}
+
+func (c *Conductor) rest(ctx context.Context) {
+	timer := c.Clock.NewTimer(rest)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C():
 	}
 }
 
