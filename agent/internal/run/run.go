@@ -122,6 +122,7 @@ func Run(ctx context.Context, s Settings) (err error) {
 	})
 	operator := operatorapi.New(client.AuthenticationV1().TokenReviews(), log)
 	operator.HandleJSON("GET /v1/workloads", func(*http.Request) (any, error) { return workloads(node.Pods()), nil })
+	operator.HandleJSON("GET /v1/workloads/{uid}", func(r *http.Request) (any, error) { return detailOf(node.Pods(), r.PathValue("uid")) })
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return source.Run(ctx) })

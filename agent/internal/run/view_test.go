@@ -1,9 +1,11 @@
 package run
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"math"
 	"math/big"
 	"slices"
@@ -150,6 +152,32 @@ func TestWorkloadsForTheOperatorHaveNoKey(t *testing.T) {
 		if strings.Contains(string(b), secret) {
 			t.Errorf("%.20q is in %s", secret, b)
 		}
+	}
+}
+
+func TestDetailOfAPodHasItsCertificatesAndNoKey(t *testing.T) {
+	n := identitytest.New(t, clock.RealClock{}, identitytest.Quiet)
+	p := n.Pod("finance", "payroll-1", "payroll")
+	n.Ready(p)
+	d, err := detailOf([]*identity.Identity{p}, p.Facts.UID)
+	if err != nil || d.Pod != "payroll-1" || len(d.Chain) != len(p.Status().Certificates) {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	block, _ := pem.Decode([]byte(d.Chain[0]))
+	if block == nil || !bytes.Equal(block.Bytes, p.Status().Certificates[0].Raw) {
+		t.Fatalf("chain begins with %s", d.Chain[0])
+	}
+	b, err := json.Marshal(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range secretsOf(t, p) {
+		if strings.Contains(string(b), secret) {
+			t.Errorf("%.20q is in %s", secret, b)
+		}
+	}
+	if _, err := detailOf([]*identity.Identity{p}, "another"); err == nil {
+		t.Error("a detail of a pod that is not there")
 	}
 }
 

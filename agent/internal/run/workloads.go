@@ -2,6 +2,8 @@ package run
 
 import (
 	"encoding/hex"
+	"encoding/pem"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -40,6 +42,27 @@ func workloads(all []*identity.Identity) []workload {
 		return strings.Compare(a.Namespace+"/"+a.Pod, b.Namespace+"/"+b.Pod)
 	})
 	return out
+}
+
+// detail is a workload with all of its certificates, leaf first and in PEM.
+type detail struct {
+	workload
+	Chain []string `json:"chain"`
+}
+
+// detailOf returns the detail of the pod with that UID.
+func detailOf(all []*identity.Identity, uid string) (detail, error) {
+	for _, p := range all {
+		if p.Facts.UID != uid {
+			continue
+		}
+		d := detail{workload: view(p), Chain: []string{}}
+		for _, c := range p.Status().Certificates {
+			d.Chain = append(d.Chain, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})))
+		}
+		return d, nil
+	}
+	return detail{}, fmt.Errorf("no pod of UID %s has a socket on this node", uid)
 }
 
 func view(p *identity.Identity) workload {

@@ -30,6 +30,7 @@ type operator struct {
 func (o *operator) register(api *operatorapi.Server) {
 	api.HandleJSON("GET /v1/ca", func(*http.Request) (any, error) { return o.view(), nil })
 	api.HandleJSON("POST /v1/ca/rotation", o.rotate)
+	api.HandleJSON("GET /v1/secrets", func(*http.Request) (any, error) { return o.leader.workloads.Schedule(), nil })
 	api.HandleJSON("GET /v1/revocations", o.revoked)
 	api.HandleJSON("POST /v1/revocations", o.revoke)
 	api.HandleJSON("DELETE /v1/revocations/{name}", o.restore)

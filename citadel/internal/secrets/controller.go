@@ -77,11 +77,12 @@ type session struct {
 	known   map[key]facts         // of Secrets that were found sound
 	taken   map[key]bool          // accounts whose Secret's name belongs to another
 	repairs map[key]*rate.Limiter // of Secrets that had to be repaired
+	failed  map[key]string        // why a Secret could not be written
 }
 
 func (c *Controller) newSession() *session {
 	s := &session{Controller: c, order: newOrder(), view: view{State: c.authority.Current(), since: c.now()},
-		known: map[key]facts{}, taken: map[key]bool{}, repairs: map[key]*rate.Limiter{}}
+		known: map[key]facts{}, taken: map[key]bool{}, repairs: map[key]*rate.Limiter{}, failed: map[key]string{}}
 	queue := workqueue.NewTypedWithConfig(workqueue.TypedQueueConfig[key]{Queue: s.order})
 	s.queue = workqueue.NewTypedRateLimitingQueueWithConfig(
 		workqueue.NewTypedItemExponentialFailureRateLimiter[key](c.retry, time.Minute),
@@ -317,6 +318,7 @@ func (s *session) next(ctx context.Context) bool {
 	}
 	at := s.order.rankOf(k)
 	renewal, err := s.sync(ctx, k)
+	s.noteFailure(k, err)
 	if err != nil {
 		if ctx.Err() == nil {
 			s.log.Warn("workload Secret", "serviceAccount", k.String(), "error", err)
