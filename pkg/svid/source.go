@@ -156,7 +156,8 @@ func ReadToken(file string) (string, error) {
 	return token, nil
 }
 
-// TokenExpiry reads the end of a token that Citadel will check; zero if it has none that can be read.
+// TokenExpiry reads the end of a token that Citadel will check, or the API server has; zero if it has none that can be
+// read.
 func TokenExpiry(token string) time.Time {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {

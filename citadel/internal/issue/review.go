@@ -3,8 +3,6 @@ package issue
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/base64"
-	"encoding/json"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/svid"
 )
 
 const (
@@ -64,7 +63,7 @@ func (r *Reviewer) Review(ctx context.Context, token string) (Caller, error) {
 		return Caller{}, err
 	}
 	until := now.Add(reviewFor)
-	if exp := expiry(token); !exp.IsZero() && exp.Before(until) {
+	if exp := svid.TokenExpiry(token); !exp.IsZero() && exp.Before(until) {
 		until = exp
 	}
 	r.mu.Lock()
@@ -111,23 +110,4 @@ func callerOf(user authv1.UserInfo) (Caller, error) {
 		Namespace: parts[2], ServiceAccount: parts[3], AccountUID: user.UID,
 		PodName: extra("pod-name"), PodUID: extra("pod-uid"), NodeName: extra("node-name"),
 	}, nil
-}
-
-// expiry reads the exp claim of a token that the API server has just accepted.
-func expiry(token string) time.Time {
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return time.Time{}
-	}
-	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil {
-		return time.Time{}
-	}
-	var claims struct {
-		Exp int64 `json:"exp"`
-	}
-	if json.Unmarshal(payload, &claims) != nil || claims.Exp == 0 {
-		return time.Time{}
-	}
-	return time.Unix(claims.Exp, 0)
 }
