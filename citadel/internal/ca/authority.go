@@ -76,6 +76,12 @@ func (a *Authority) check() error {
 	if !a.cert.IsCA || a.cert.KeyUsage&x509.KeyUsageCertSign == 0 {
 		return errors.New("CA certificate may not sign certificates (it needs CA:TRUE and keyCertSign)")
 	}
+	// X509-SVID, 3.2: a signing certificate that has a SPIFFE ID has that of a trust domain.
+	for _, uri := range a.cert.URIs {
+		if uri.Scheme == "spiffe" && uri.Path != "" {
+			return fmt.Errorf("CA certificate has the SPIFFE ID %s: one that signs has none, or that of its trust domain", uri)
+		}
+	}
 	if len(a.cert.SubjectKeyId) == 0 {
 		return errors.New("CA certificate has no subject key identifier (RFC 5280, 4.2.1.2), by which what it signs is told apart")
 	}

@@ -158,6 +158,9 @@ func TestLintStopsWhatBreaksTheSpecification(t *testing.T) {
 		},
 		"a critical pod":      func(c *x509.Certificate) { c.ExtraExtensions[0].Critical = true },
 		"bytes after the pod": func(c *x509.Certificate) { c.ExtraExtensions[0].Value = append(c.ExtraExtensions[0].Value, 5, 0) },
+		"key usage that is not critical": func(c *x509.Certificate) {
+			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: []int{2, 5, 29, 15}, Value: []byte{3, 2, 7, 0x80}})
+		},
 		"an unknown extension": func(c *x509.Certificate) {
 			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: []int{1, 2, 3, 4}, Value: []byte{5, 0}})
 		},
@@ -364,6 +367,30 @@ func plugged(t *testing.T, rootTTL, ttl time.Duration) Material {
 	return Material{
 		Cert: EncodeCerts([]*x509.Certificate{interCert}), Chain: EncodeCerts([]*x509.Certificate{interCert, rootCert}),
 		Root: EncodeCerts([]*x509.Certificate{rootCert}), Key: pemBlock("EC PRIVATE KEY", der),
+	}
+}
+
+// A leaf's identity in a signing certificate would let it be taken for the leaf (X509-SVID, 3.2).
+func TestSigningCertificateHasNoWorkloadsIdentity(t *testing.T) {
+	key := newKey(t)
+	for path, want := range map[string]bool{"": true, "/ns/finance/sa/payroll": false, "/": false} {
+		root, err := rootProfile("cluster.local", start, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		root.URIs[0].Path = path
+		der, err := x509.CreateCertificate(rand.Reader, root, root, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keyPEM, err := EncodeKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert := pemBlock("CERTIFICATE", der)
+		if _, err := New(Material{Cert: cert, Root: cert, Key: keyPEM}, testclock.NewFakePassiveClock(start)); (err == nil) != want {
+			t.Errorf("path %q: %v", path, err)
+		}
 	}
 }
 

@@ -14,6 +14,9 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
+// keyUsageID is the key usage extension (RFC 5280, 4.2.1.3), which must be there and critical (X509-SVID, 4.3).
+var keyUsageID = asn1.ObjectIdentifier{2, 5, 29, 15}
+
 // lintedKey is the CA's key in front of which the linter stands: the very bytes that are to be signed are first read as
 // a stranger would read the certificate, and only what passes is signed. So a certificate that breaks the specification
 // never exists.
@@ -105,6 +108,7 @@ func lintSVID(c, issuer *x509.Certificate, r Request) error {
 	require(len(c.UnhandledCriticalExtensions) == 0, "unknown critical extension")
 	for _, e := range c.Extensions {
 		require(slices.ContainsFunc(leafExtensions, e.Id.Equal), "unknown extension %s", e.Id)
+		require(e.Critical || !e.Id.Equal(keyUsageID), "key usage must be critical")
 	}
 	require(c.SignatureAlgorithm != x509.SHA1WithRSA && c.SignatureAlgorithm != x509.ECDSAWithSHA1, "signature with SHA-1")
 	public, ok := c.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
