@@ -281,3 +281,23 @@ func gauge(t *testing.T, s *Store) float64 {
 	}
 	return families[0].GetMetric()[0].GetGauge().GetValue()
 }
+
+// A Secret from before there were rotations and JWT-SVIDs, or one that a person made, has certificates and a key only.
+func TestSecretOfFourEntriesIsTakenAndCompleted(t *testing.T) {
+	m := nextRoot(t).Material
+	client, clk := fake.NewClientset(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: mesh.CASecret, Namespace: mesh.Namespace}, Data: map[string][]byte{
+		mesh.CACertKey: m.Cert, mesh.CAKeyKey: m.Key, mesh.CertChainKey: m.Chain, mesh.RootCertKey: m.Root}}), testclock.NewFakeClock(start)
+	s := opened(t, client, clk)
+	if state := s.Keeper().Current(); !bytes.Equal(state.RootsPEM, m.Root) || state.Sequence != 1 || state.Tokens != nil {
+		t.Fatalf("bundle %d", state.Sequence)
+	}
+	if err := s.look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if state := s.Keeper().Current(); !bytes.Equal(state.RootsPEM, m.Root) || state.Sequence != 2 || state.Tokens == nil {
+		t.Fatalf("it has no key for JWT-SVIDs yet: bundle %d", state.Sequence)
+	}
+	if !bytes.Equal(opened(t, client, clk).CA().Current.Material.Key, m.Key) {
+		t.Fatal("the key is another after a restart")
+	}
+}
