@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/bulwark-mesh/bulwark/e2e/claims"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/sample"
@@ -100,7 +102,9 @@ func TestCertificatesAreRenewedWhileTheAPIServerIsAway(t *testing.T) {
 			return "", err
 		}
 		stopped := time.Now()
-		<-time.After(away) // the outage itself, not a wait for something
+		outage := time.After(away)
+		answered := apiServerAnswers(ctx, s)
+		<-outage
 		err = resume()
 		resumed := time.Now()
 		if err != nil {
@@ -110,6 +114,9 @@ func TestCertificatesAreRenewedWhileTheAPIServerIsAway(t *testing.T) {
 		if err != nil {
 			return "", err
 		}
+		if answered {
+			return "", errors.New("the API server answered while it was stopped")
+		}
 		for _, c := range certs {
 			if c.Seen.After(stopped) && c.Seen.Before(resumed) && c.Expires.After(before.NotAfter) {
 				return fmt.Sprintf("a new certificate after %s of %s without an API server; %d requests, 0 failed", c.Seen.Sub(stopped).Round(time.Second), away, requests), nil
@@ -117,6 +124,14 @@ func TestCertificatesAreRenewedWhileTheAPIServerIsAway(t *testing.T) {
 		}
 		return "", fmt.Errorf("payroll's proxy has shown %+v and no new one between %s and %s", certs, stopped, resumed)
 	})
+}
+
+// apiServerAnswers waits two seconds for an answer.
+func apiServerAnswers(ctx context.Context, s *claims.Scene) bool {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	_, err := s.CoreV1().Namespaces().Get(ctx, s.Namespace, metav1.GetOptions{})
+	return err == nil
 }
 
 // watch is what goes on in the pods during an outage: requests, and a look at the proxy's certificates.

@@ -149,7 +149,7 @@ func certificateIsRevoked(ctx context.Context, s *claims.Scene, one, two *corev1
 		return "", err
 	}
 	if got, err := get(two); err != nil || got.Status != 200 {
-		return "", fmt.Errorf("the other pod got %+v, %w, want 200", got, err)
+		return "", fmt.Errorf("the other pod got %+v, %v, want 200", got, err)
 	}
 	err = lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
 		out, err := s.Meshctl(ctx, "identity", "-n", s.Namespace, one.Name, "-o", "json")
@@ -178,7 +178,7 @@ func certificateIsRevoked(ctx context.Context, s *claims.Scene, one, two *corev1
 		return "", err
 	}
 	if got, err := get(two); err != nil || got.Status != 200 {
-		return "", fmt.Errorf("the other pod got %+v, %w, want 200 still", got, err)
+		return "", fmt.Errorf("the other pod got %+v, %v, want 200 still", got, err)
 	}
 	return "a certificate is denied and not renewed, another pod of the account goes on", nil
 }
