@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/identities"
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 )
 
@@ -112,17 +113,8 @@ func printRow(out io.Writer, e *telemetryv1.Event) {
 	}
 	fmt.Fprintf(out, rowFormat, e.GetTime().AsTime().Local().Format("15:04:05.000"),
 		strings.ToLower(strings.TrimPrefix(e.GetVerdict().String(), "VERDICT_")),
-		cmp.Or(short(e.GetSourceIdentity()), e.GetSourceAddress(), "unknown"),
-		cmp.Or(short(e.GetDestinationIdentity()), e.GetDestinationService(), e.GetDestinationAddress(), "unknown"),
+		cmp.Or(identities.Short(e.GetSourceIdentity()), e.GetSourceAddress(), "unknown"),
+		cmp.Or(identities.Short(e.GetDestinationIdentity()), e.GetDestinationService(), e.GetDestinationAddress(), "unknown"),
 		strconv.QuoteToGraphic(strings.Join(request, " ")), // a path is the client's text, and may hold anything
 		cmp.Or(e.GetPolicy(), e.GetReason(), "no policy selects the workload"))
-}
-
-// short drops what is the same in every identity of a mesh.
-func short(identity string) string {
-	_, rest, ok := strings.Cut(strings.TrimPrefix(identity, "spiffe://"), "/ns/")
-	if !ok {
-		return identity
-	}
-	return strings.Replace(rest, "/sa/", "/", 1)
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -8,32 +9,21 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/identities"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
 )
 
-// workload is one pod with an identity, as its node's agent shows it.
-type workload struct {
-	Namespace      string    `json:"namespace"`
-	Pod            string    `json:"pod"`
-	UID            string    `json:"uid"`
-	ServiceAccount string    `json:"serviceAccount"`
-	Identity       string    `json:"identity"`
-	Serial         string    `json:"serial"`
-	NotBefore      time.Time `json:"notBefore"`
-	NotAfter       time.Time `json:"notAfter"`
-	Issuer         string    `json:"issuer"`
-	State          string    `json:"state"`
-	LastError      string    `json:"lastError,omitempty"`
-}
-
 func (a *app) identity() *cobra.Command {
 	var output, namespace string
 	cmd := &cobra.Command{
-		Use: "identity POD", Short: "Show the certificate that a pod has", Args: cobra.ExactArgs(1),
-		Example: "  meshctl identity -n finance payroll-6d5f\n  meshctl identity -n finance deploy/payroll",
+		Use: "identity POD", Short: "Show who has which identity and certificate, and revoke them", Args: cobra.ExactArgs(1),
+		Long: "With the name of a pod, shows the certificate that its node's agent has for it. A pod that is called as a\ncommand is (list, show, …) is named pod/NAME.",
+		Example: "  meshctl identity -n finance payroll-6d5f\n  meshctl identity -n finance deploy/payroll\n" +
+			"  meshctl identity list --state late\n  meshctl identity revoke -n finance payroll-6d5f --reason stolen",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := a.connect(cmd.Context())
 			if err != nil {
@@ -45,23 +35,43 @@ func (a *app) identity() *cobra.Command {
 			}
 			return print(cmd.OutOrStdout(), output, w, func(out io.Writer) {
 				fmt.Fprintf(out, "Pod:\t%s/%s\n", w.Namespace, w.Pod)
-				fmt.Fprintf(out, "Identity:\t%s\n", w.Identity)
-				fmt.Fprintf(out, "Serial:\t%s\n", w.Serial)
-				fmt.Fprintf(out, "Issuer:\t%s\n", w.Issuer)
-				fmt.Fprintf(out, "Valid:\t%s to %s (%s left)\n", w.NotBefore.Format(time.RFC3339), w.NotAfter.Format(time.RFC3339), time.Until(w.NotAfter).Round(time.Second))
-				fmt.Fprintf(out, "State:\t%s\n", w.State)
-				if w.LastError != "" {
-					fmt.Fprintf(out, "Last error:\t%s\n", w.LastError)
-				}
+				writeWorkload(out, w.Workload)
 			})
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of the pod")
 	outputFlag(cmd, &output)
+	cmd.AddCommand(a.identityList(), a.identityShow(), a.identityRevoke(), a.identityRevocations(), a.identityRestore())
 	return cmd
 }
 
-func podIdentity(ctx context.Context, client *kube.Client, namespace, name string) (*workload, error) {
+// writeWorkload writes what the agent says of a pod's certificate, a line each.
+func writeWorkload(out io.Writer, w identities.Workload) {
+	fmt.Fprintf(out, "Identity:\t%s\n", w.Identity)
+	fmt.Fprintf(out, "Serial:\t%s\n", cmp.Or(w.Serial, "none yet"))
+	if w.NotBefore != nil && w.NotAfter != nil {
+		fmt.Fprintf(out, "Issuer:\t%s (key %s)\n", w.Issuer, w.IssuerKeyID)
+		fmt.Fprintf(out, "Valid:\t%s to %s (%s)\n", w.NotBefore.Format(time.RFC3339), w.NotAfter.Format(time.RFC3339), left(*w.NotAfter))
+	}
+	fmt.Fprintf(out, "State:\t%s, since %s\n", w.State, w.Since.Format(time.RFC3339))
+	if w.NextRenewal != nil {
+		fmt.Fprintf(out, "Next rotation:\t%s\n", w.NextRenewal.Format(time.RFC3339))
+	}
+	if w.LastError != "" {
+		fmt.Fprintf(out, "Last error:\t%q, after %d failures\n", w.LastError, w.Failures)
+	}
+}
+
+// podDetail is a pod's identity with the certificates of its chain in PEM, as its node's agent shows it.
+type podDetail struct {
+	identities.Workload
+	Chain []string `json:"chain,omitempty"`
+
+	pod *corev1.Pod
+}
+
+// podIdentity asks the agent of the pod's node.
+func podIdentity(ctx context.Context, client *kube.Client, namespace, name string) (*podDetail, error) {
 	name, err := podName(ctx, client, namespace, name)
 	if err != nil {
 		return nil, err
@@ -69,6 +79,9 @@ func podIdentity(ctx context.Context, client *kube.Client, namespace, name strin
 	pod, err := client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("looking for the pod: %w", err)
+	}
+	if pod.Spec.NodeName == "" {
+		return nil, fmt.Errorf("pod %s/%s is on no node yet", namespace, name)
 	}
 	agents, err := operator.Pods(ctx, client, "agent")
 	if err != nil {
@@ -85,18 +98,13 @@ func podIdentity(ctx context.Context, client *kube.Client, namespace, name strin
 		defer conn.Close()
 		ctx, cancel := context.WithTimeout(ctx, callLimit)
 		defer cancel()
-		var workloads []workload
-		if err := conn.GetJSON(ctx, "/v1/workloads", &workloads); err != nil {
-			return nil, fmt.Errorf("asking agent %s: %w", agent.Name, err)
+		d := podDetail{pod: pod}
+		if err := conn.GetJSON(ctx, "/v1/workloads/"+string(pod.UID), &d); err != nil {
+			return nil, fmt.Errorf("asking the agent of node %s about pod %s/%s (if it is not in the mesh: is the namespace labelled for injection, and was the pod made after that?): %w", pod.Spec.NodeName, namespace, name, err)
 		}
-		for _, w := range workloads {
-			if w.UID == string(pod.UID) {
-				return &w, nil
-			}
-		}
-		return nil, fmt.Errorf("the agent of node %s knows no identity of pod %s/%s: is the namespace labelled for injection, and was the pod made after that?", pod.Spec.NodeName, namespace, name)
+		return &d, nil
 	}
-	return nil, fmt.Errorf("no ready agent on node %s of pod %s/%s", pod.Spec.NodeName, namespace, name)
+	return nil, fmt.Errorf("no ready agent on node %s of pod %s/%s: see kubectl -n bulwark-system get pods -o wide", pod.Spec.NodeName, namespace, name)
 }
 
 // podName turns deploy/NAME into the name of one of its pods.
@@ -116,7 +124,7 @@ func podName(ctx context.Context, client *kube.Client, namespace, name string) (
 	}
 	pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(d.Spec.Selector)})
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("looking for the deployment's pods: %w", err)
 	}
 	for _, pod := range pods.Items {
 		if pod.DeletionTimestamp == nil {

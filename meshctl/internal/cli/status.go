@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/identities"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
@@ -48,7 +49,7 @@ func (a *app) status() *cobra.Command {
 			return print(cmd.OutOrStdout(), output, proxies, func(w io.Writer) {
 				fmt.Fprintln(w, "NAME\tIDENTITY\tCDS\tEDS\tLDS\tRDS\tECDS\tPILOT")
 				for _, p := range proxies {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Proxy, short(p.Identity),
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Proxy, identities.Short(p.Identity),
 						state(p, "CDS"), state(p, "EDS"), state(p, "LDS"), state(p, "RDS"), state(p, "ECDS"), p.Pilot)
 				}
 			})

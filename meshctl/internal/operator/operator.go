@@ -6,12 +6,15 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -33,21 +36,14 @@ const (
 	connectTimeout = 15 * time.Second
 )
 
+// componentLabel names the component that a pod is of.
+const componentLabel = "app.kubernetes.io/name"
+
 // Pods returns the ready pods of a component (pilot, citadel, mixer, agent).
 func Pods(ctx context.Context, c *kube.Client, component string) ([]corev1.Pod, error) {
-	list, err := c.CoreV1().Pods(mesh.Namespace).List(ctx, metav1.ListOptions{
-		LabelSelector: mesh.PartOfLabel + "=" + mesh.PartOfValue + ",app.kubernetes.io/name=" + component,
-	})
+	ready, _, err := list(ctx, c, ","+componentLabel+"="+component)
 	if err != nil {
 		return nil, fmt.Errorf("looking for the pods of %s: %w", component, err)
-	}
-	var ready []corev1.Pod
-	for _, pod := range list.Items {
-		for _, condition := range pod.Status.Conditions {
-			if condition.Type == corev1.PodReady && condition.Status == corev1.ConditionTrue && pod.DeletionTimestamp == nil {
-				ready = append(ready, pod)
-			}
-		}
 	}
 	if len(ready) == 0 {
 		return nil, fmt.Errorf("no ready pod of %s in namespace %s: is Bulwark installed (meshctl verify)?", component, mesh.Namespace)
@@ -55,30 +51,112 @@ func Pods(ctx context.Context, c *kube.Client, component string) ([]corev1.Pod, 
 	return ready, nil
 }
 
+// Everyone returns the pods of all components, and apart from them those that are not ready.
+func Everyone(ctx context.Context, c *kube.Client) (ready, others []corev1.Pod, err error) {
+	ready, others, err = list(ctx, c, ","+componentLabel+" in (pilot,citadel,mixer,agent)")
+	if err == nil && len(ready) == 0 {
+		err = fmt.Errorf("no ready pod in namespace %s: is Bulwark installed (meshctl verify)?", mesh.Namespace)
+	}
+	return ready, others, err
+}
+
+// Component says which component a pod is of.
+func Component(pod *corev1.Pod) string { return pod.Labels[componentLabel] }
+
+func list(ctx context.Context, c *kube.Client, selector string) (ready, others []corev1.Pod, err error) {
+	all, err := c.CoreV1().Pods(mesh.Namespace).List(ctx, metav1.ListOptions{LabelSelector: mesh.PartOfLabel + "=" + mesh.PartOfValue + selector})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, pod := range all.Items {
+		isReady := slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+			return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+		})
+		switch {
+		case pod.DeletionTimestamp != nil:
+		case isReady:
+			ready = append(ready, pod)
+		default:
+			others = append(others, pod)
+		}
+	}
+	return ready, others, nil
+}
+
+// Access is what every call of the operator API needs: the mesh's roots and trust domain, and a token. One serves any
+// number of connections, and is safe for concurrent use.
+type Access struct {
+	client *kube.Client
+	domain spiffeid.TrustDomain
+	roots  *x509bundle.Bundle
+	token  func(context.Context) (string, error)
+}
+
+// Open reads the mesh's roots and trust domain.
+func Open(ctx context.Context, c *kube.Client) (*Access, error) {
+	domain, err := trustDomain(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := c.CoreV1().ConfigMaps(mesh.Namespace).Get(ctx, mesh.TrustBundleConfig, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("reading the mesh's trust bundle: %w", err)
+	}
+	roots, err := x509bundle.Parse(domain, []byte(bundle.Data[mesh.RootCertKey]))
+	if err != nil {
+		return nil, fmt.Errorf("ConfigMap %s/%s: %w", mesh.Namespace, mesh.TrustBundleConfig, err)
+	}
+	return &Access{client: c, domain: domain, roots: roots, token: cachedToken(c)}, nil
+}
+
+// TrustDomain is the mesh's.
+func (a *Access) TrustDomain() string { return a.domain.Name() }
+
 // Connection is an open way to one pod's operator API. Close it.
 type Connection struct {
 	client *http.Client
+	config *tls.Config
 	token  func(context.Context) (string, error)
 	base   string
 	stop   chan struct{}
 }
 
-// Connect opens a way to a pod.
+// Connect opens a way to a pod. Who calls several opens an Access first.
 func Connect(ctx context.Context, c *kube.Client, pod *corev1.Pod) (*Connection, error) {
-	config, err := tlsConfig(ctx, c, pod.Spec.ServiceAccountName)
+	access, err := Open(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	port, stop, err := forward(ctx, c, pod)
+	return access.Connect(ctx, pod)
+}
+
+// Connect opens a way to a pod.
+func (a *Access) Connect(ctx context.Context, pod *corev1.Pod) (*Connection, error) {
+	id, err := spiffe.New(a.domain.Name(), mesh.Namespace, pod.Spec.ServiceAccountName)
 	if err != nil {
-		return nil, fmt.Errorf("port-forward to pod %s/%s: %w", pod.Namespace, pod.Name, err)
+		return nil, err
+	}
+	config := mtls.ClientWithoutCert(a.roots, mtls.OneOf(id))
+	port, stop, err := forward(ctx, a.client, pod)
+	if err != nil {
+		return nil, fmt.Errorf("port-forward to pod %s/%s (needs the right `create pods/portforward` in %s): %w", pod.Namespace, pod.Name, mesh.Namespace, err)
 	}
 	return &Connection{
-		client: &http.Client{Transport: &http.Transport{TLSClientConfig: config}},
-		token:  cachedToken(c),
-		base:   fmt.Sprintf("https://127.0.0.1:%d", port),
-		stop:   stop,
+		client: &http.Client{Transport: &http.Transport{TLSClientConfig: config}}, config: config,
+		token: a.token,
+		base:  fmt.Sprintf("https://127.0.0.1:%d", port),
+		stop:  stop,
 	}, nil
+}
+
+// Certificate returns the component's own certificate, which it shows in every handshake.
+func (c *Connection) Certificate(ctx context.Context) (*x509.Certificate, error) {
+	conn, err := (&tls.Dialer{Config: c.config}).DialContext(ctx, "tcp", strings.TrimPrefix(c.base, "https://"))
+	if err != nil {
+		return nil, fmt.Errorf("handshake with the component: %w", err)
+	}
+	defer conn.Close()
+	return conn.(*tls.Conn).ConnectionState().PeerCertificates[0], nil
 }
 
 // Close ends the port-forward.
@@ -162,36 +240,27 @@ func (c *Connection) send(ctx context.Context, method, path string, in, out any)
 	return json.NewDecoder(resp.Body).Decode(out)
 }
 
-func tlsConfig(ctx context.Context, c *kube.Client, serviceAccount string) (*tls.Config, error) {
-	bundle, err := c.CoreV1().ConfigMaps(mesh.Namespace).Get(ctx, mesh.TrustBundleConfig, metav1.GetOptions{})
+// trustDomain is what Citadel was told.
+func trustDomain(ctx context.Context, c *kube.Client) (spiffeid.TrustDomain, error) {
+	list, err := c.CoreV1().Pods(mesh.Namespace).List(ctx, metav1.ListOptions{LabelSelector: componentLabel + "=citadel"})
 	if err != nil {
-		return nil, fmt.Errorf("reading the mesh's trust bundle: %w", err)
-	}
-	citadel, err := c.AppsV1().Deployments(mesh.Namespace).Get(ctx, mesh.CitadelAccount, metav1.GetOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("reading the mesh's trust domain: %w", err)
+		return spiffeid.TrustDomain{}, fmt.Errorf("reading the mesh's trust domain off Citadel's pod: %w", err)
 	}
 	domain := mesh.DefaultTrustDomain
-	for _, container := range citadel.Spec.Template.Spec.Containers {
-		for _, arg := range container.Args {
-			if v, ok := strings.CutPrefix(arg, "--trustDomain="); ok {
-				domain = v
+	for _, pod := range list.Items {
+		for _, container := range pod.Spec.Containers {
+			for _, arg := range container.Args {
+				if v, ok := strings.CutPrefix(arg, "--trustDomain="); ok {
+					domain = v
+				}
 			}
 		}
 	}
-	id, err := spiffe.New(domain, mesh.Namespace, serviceAccount)
-	if err != nil {
-		return nil, err
-	}
 	td, err := spiffeid.TrustDomainFromString(domain)
 	if err != nil {
-		return nil, err
+		return td, fmt.Errorf("trust domain of Citadel's pod: %w", err)
 	}
-	roots, err := x509bundle.Parse(td, []byte(bundle.Data[mesh.RootCertKey]))
-	if err != nil {
-		return nil, fmt.Errorf("ConfigMap %s/%s: %w", mesh.Namespace, mesh.TrustBundleConfig, err)
-	}
-	return mtls.ClientWithoutCert(roots, mtls.OneOf(id)), nil
+	return td, nil
 }
 
 // forward opens a local port to the pod's operator API, and closes it when the returned channel is closed.
@@ -230,9 +299,12 @@ func forward(ctx context.Context, c *kube.Client, pod *corev1.Pod) (uint16, chan
 
 // cachedToken returns a function that makes operator tokens, anew when the last has half of its life behind it.
 func cachedToken(c *kube.Client) func(context.Context) (string, error) {
+	var mu sync.Mutex
 	var token string
 	var renew time.Time
 	return func(ctx context.Context) (string, error) {
+		mu.Lock()
+		defer mu.Unlock()
 		if token != "" && time.Now().Before(renew) {
 			return token, nil
 		}

@@ -1,0 +1,202 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/identities"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
+)
+
+// revokeOptions are the flags of identity revoke.
+type revokeOptions struct {
+	namespace, serial, reason string
+	lasts                     time.Duration
+	force                     bool
+}
+
+func (a *app) identityRevoke() *cobra.Command {
+	var o revokeOptions
+	cmd := &cobra.Command{
+		Use: "revoke [IDENTITY|POD] [--serial HEX]", Short: "Deny an identity, or one certificate of it, in the whole mesh", Args: cobra.MaximumNArgs(1),
+		Long: "IDENTITY is a SPIFFE ID or NAMESPACE/ACCOUNT: nobody is served as a client by it, connects to it as a server, or gets\n" +
+			"a certificate for it. A pod (POD, pod/NAME, deploy/NAME) or --serial stands for one certificate, and its pod gets no other.",
+		Example: "  meshctl identity revoke finance/payroll --reason \"account misused\"\n  meshctl identity revoke -n finance payroll-6d5f --for 48h\n  meshctl identity revoke --serial 3fb2…",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 && o.serial == "" {
+				return errors.New("what is to be revoked? name an identity, a pod, or --serial")
+			}
+			if o.lasts < 0 {
+				return fmt.Errorf("--for %s is in the past", o.lasts)
+			}
+			return a.revoke(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), strings.Join(args, ""), o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&o.namespace, "namespace", "n", "default", "namespace of the pod")
+	f.StringVar(&o.serial, "serial", "", "only the certificate of this number, in hexadecimal")
+	f.DurationVar(&o.lasts, "for", 0, "how long (default: a day; for one certificate, as long as it could be used if that is longer)")
+	f.StringVar(&o.reason, "reason", "", "why, for the audit trail and whoever asks")
+	f.BoolVar(&o.force, "force", false, "also if it is the control plane's")
+	return cmd
+}
+
+func (a *app) revoke(ctx context.Context, out, notes io.Writer, what string, o revokeOptions) error {
+	client, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	access, err := operator.Open(ctx, client)
+	if err != nil {
+		return err
+	}
+	target, holders, err := resolve(ctx, client, access, notes, what, o)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	if o.lasts == 0 {
+		o.lasts = target.DefaultFor(now)
+	}
+	call := struct {
+		revocation.Revocation
+		Force bool `json:"force,omitempty"`
+	}{revocation.Revocation{
+		Identity: target.Identity, Serial: target.Serial, PodUID: target.PodUID(), Reason: o.reason, By: whoAmI(ctx, client), Expires: now.Add(o.lasts).UTC().Truncate(time.Second),
+	}, o.force}
+	var made revocation.Revocation
+	err = onCitadel(ctx, client, func(ctx context.Context, conn *operator.Connection) error {
+		return conn.PostJSON(ctx, "/v1/revocations", call, &made)
+	})
+	if err != nil {
+		return fmt.Errorf("revoking: %w", err)
+	}
+	subject := identities.Short(made.Identity)
+	if made.Serial != "" {
+		subject = "certificate " + made.Serial + " of " + subject
+	}
+	fmt.Fprintf(out, "%s is revoked until %s, as %s\nto undo it: meshctl identity restore %s\n", subject, made.Expires.Format(time.RFC3339), made.Name, made.Name)
+	for _, line := range target.Consequences(holders, made.Expires) {
+		fmt.Fprintln(out, "- "+line)
+	}
+	return nil
+}
+
+// resolve finds out what is meant, and who holds it.
+func resolve(ctx context.Context, client *kube.Client, access *operator.Access, notes io.Writer, what string, o revokeOptions) (identities.Target, []identities.Entry, error) {
+	kind, _, slash := strings.Cut(what, "/")
+	isPod := what != "" && (!slash || kind == "pod" || kind == "pods" || kind == "deploy" || kind == "deployment" || kind == "secret")
+	if isPod {
+		if o.serial != "" {
+			return identities.Target{}, nil, errors.New("a pod stands for the certificate that it has: name its identity with --serial, or the pod alone")
+		}
+		s, err := certificateOf(ctx, client, o.namespace, what)
+		if err != nil {
+			return identities.Target{}, nil, err
+		}
+		if s.Serial == "" {
+			return identities.Target{}, nil, fmt.Errorf("%s has no certificate that could be revoked", s.HeldBy)
+		}
+		if s.Note != "" {
+			fmt.Fprintln(notes, "note:", s.Note)
+		}
+		return identities.Of(s.Entry), nil, nil
+	}
+	identity, serial := "", ""
+	var err error
+	if what != "" {
+		if identity, err = identities.ParseIdentity(what, access.TrustDomain()); err != nil {
+			return identities.Target{}, nil, err
+		}
+	}
+	if o.serial != "" {
+		if serial, err = identities.ParseSerial(o.serial); err != nil {
+			return identities.Target{}, nil, fmt.Errorf("--serial: %w", err)
+		}
+	}
+	g, err := gather(ctx, client, access, identities.Filter{})
+	if err != nil {
+		return identities.Target{}, nil, err
+	}
+	for _, trouble := range g.troubles {
+		fmt.Fprintln(notes, "note:", trouble)
+	}
+	if serial == "" {
+		holders := slices.DeleteFunc(g.entries, func(e identities.Entry) bool { return e.Identity != identity })
+		return identities.Target{Identity: identity}, holders, nil
+	}
+	target, err := identities.BySerial(g.entries, serial, identity)
+	return target, nil, err
+}
+
+func (a *app) identityRevocations() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use: "revocations", Short: "Show what is revoked", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			list, err := revocations(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			return print(cmd.OutOrStdout(), output, list, func(out io.Writer) { identities.WriteRevocations(out, list, time.Now()) })
+		},
+	}
+	outputFlag(cmd, &output)
+	return cmd
+}
+
+func (a *app) identityRestore() *cobra.Command {
+	return &cobra.Command{
+		Use: "restore NAME", Short: "Undo a revocation", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			by := url.Values{"by": {whoAmI(cmd.Context(), client)}}
+			err = onCitadel(cmd.Context(), client, func(ctx context.Context, conn *operator.Connection) error {
+				return conn.Delete(ctx, "/v1/revocations/"+url.PathEscape(args[0])+"?"+by.Encode())
+			})
+			if err != nil {
+				return fmt.Errorf("%w (meshctl identity revocations lists them)", err)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s is undone\n", args[0])
+			return nil
+		},
+	}
+}
+
+// onCitadel calls do with a way to the first replica that can be reached; any will do for revocations.
+func onCitadel(ctx context.Context, client *kube.Client, do func(context.Context, *operator.Connection) error) error {
+	pods, err := operator.Pods(ctx, client, "citadel")
+	if err != nil {
+		return err
+	}
+	var troubles []error
+	for _, pod := range pods {
+		conn, err := operator.Connect(ctx, client, &pod)
+		if err != nil {
+			troubles = append(troubles, err)
+			continue
+		}
+		defer conn.Close()
+		callCtx, cancel := context.WithTimeout(ctx, callLimit)
+		defer cancel()
+		return do(callCtx, conn)
+	}
+	return errors.Join(troubles...)
+}
