@@ -114,7 +114,15 @@ func printRow(out io.Writer, e *telemetryv1.Event) {
 	fmt.Fprintf(out, rowFormat, e.GetTime().AsTime().Local().Format("15:04:05.000"),
 		strings.ToLower(strings.TrimPrefix(e.GetVerdict().String(), "VERDICT_")),
 		cmp.Or(identities.Short(e.GetSourceIdentity()), e.GetSourceAddress(), "unknown"),
-		cmp.Or(identities.Short(e.GetDestinationIdentity()), e.GetDestinationService(), e.GetDestinationAddress(), "unknown"),
+		cmp.Or(identities.Short(e.GetDestinationIdentity()), e.GetDestinationService(), e.GetDestinationAddress(), asked(e), "unknown"),
 		strconv.QuoteToGraphic(strings.Join(request, " ")), // a path is the client's text, and may hold anything
 		cmp.Or(e.GetPolicy(), e.GetReason(), "no policy selects the workload"))
+}
+
+// asked is who decided, where that was not a proxy: Citadel.
+func asked(e *telemetryv1.Event) string {
+	if e.GetKind() == telemetryv1.Kind_KIND_REQUEST {
+		return ""
+	}
+	return identities.Short(e.GetObserver().GetIdentity())
 }

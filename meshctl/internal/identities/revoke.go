@@ -90,10 +90,10 @@ func (t Target) Consequences(holders []Entry, until time.Time) []string {
 	var out []string
 	if t.Serial == "" {
 		out = append(out, fmt.Sprintf("held now by %s", count(holders)),
-			"as a client it is denied by every proxy, as a server nobody connects to it, and it gets no certificate or token; its Secret is removed",
+			"as a client it is denied by every proxy, as a server nobody connects to it, and it gets no certificate or token; its Secret is removed within a minute",
 			"a JWT-SVID that it has goes on to be valid until it ends, an hour at most")
 	} else {
-		out = append(out, "as a client this certificate is denied by every proxy; as a server it is not recognised: revoke the identity for that")
+		out = append(out, "as a client this certificate is denied by every proxy; as a server it goes on, as clients cannot tell the certificates of one identity apart: revoke the identity for that")
 		switch t.Holder.Kind {
 		case Pod, Component:
 			out = append(out, "the pod gets no other certificate: replace it when you are done (kubectl -n "+t.Holder.Namespace+" delete pod "+t.Holder.Name+")")
