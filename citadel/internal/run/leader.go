@@ -85,6 +85,13 @@ func newLeader(ctx context.Context, s Settings, k clients, vault *store.Store, o
 		}
 		return 0
 	}))
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulwark_citadel_token_key_timestamp_seconds", Help: "When the newest key for JWT-SVIDs was made; a new one is made each day."}, func() float64 {
+		keys := vault.CA().Tokens
+		if len(keys) == 0 {
+			return 0
+		}
+		return float64(keys[len(keys)-1].Created.Unix())
+	}))
 	return l, nil
 }
 
