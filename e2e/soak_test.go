@@ -152,6 +152,7 @@ type ca struct {
 	Signer struct {
 		KeyID string `json:"keyID"`
 	} `json:"signer"`
+	Origin   string                   `json:"origin"`
 	Roots    []struct{ KeyID string } `json:"roots"`
 	Sequence uint64                   `json:"sequence"`
 	Rotation struct {
@@ -243,19 +244,24 @@ func TestRootRotatesWithoutAFailedRequest(t *testing.T) {
 	})
 }
 
-// Citadel and the agents are killed at random moments of a root rotation: it comes to its end all the same, and nobody is
-// cut off.
+// Citadel and the agents are killed at random moments of a root rotation, this one to an intermediate of another CA that is
+// plugged in: it comes to its end all the same, and nobody is cut off.
 func TestRootRotationSurvivesKilledCitadelsAndAgents(t *testing.T) {
 	proveFor(t, "root-faults", rotationLimit+*soak+3*time.Minute, func(ctx context.Context, s *claims.Scene) (string, error) {
 		before, err := caStatus(ctx)
 		if err != nil {
 			return "", err
 		}
+		t.Cleanup(func() {
+			if err := unplug(context.WithoutCancel(ctx)); err != nil {
+				t.Error(err)
+			}
+		})
 		seed := uint64(time.Now().UnixNano())
 		random := rand.New(rand.NewPCG(seed, 0))
 		kills := 0
 		happened, err := underTraffic(ctx, s, func(ctx context.Context) error {
-			if err := startRotation(ctx); err != nil {
+			if err := plugIn(ctx); err != nil {
 				return err
 			}
 			for {
@@ -276,7 +282,13 @@ func TestRootRotationSurvivesKilledCitadelsAndAgents(t *testing.T) {
 				case <-time.After(time.Duration(500+random.IntN(4000)) * time.Millisecond): // chance decides where it is hit
 				}
 			}
-			_, err := rotated(ctx, before)
+			if _, err := rotated(ctx, before); err != nil {
+				return err
+			}
+			now, err := caStatus(ctx)
+			if err == nil && now.Origin != "plugged-in" {
+				err = fmt.Errorf("the CA is %s, not plugged-in", now.Origin)
+			}
 			return err
 		})
 		if err == nil && kills == 0 {
