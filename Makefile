@@ -124,7 +124,7 @@ bench-install: images cluster ## measure the installation: uninstalls and instal
 	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench install --set image.tag="$$(cat bin/tag)"
 
 .PHONY: mutate
-mutate: ## show that the end-to-end tests fail when a protection is switched off (about 15 minutes)
+mutate: ## show that the end-to-end tests fail when a protection is switched off (about half an hour)
 	go run ./e2e/cmd/mutate
 
 .PHONY: help

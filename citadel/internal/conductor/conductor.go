@@ -254,30 +254,30 @@ func (c *Conductor) Do(ctx context.Context, change func(rotate.CA) (rotate.CA, e
 
 // tell says in the log and as an Event what happened to the rotation.
 func (c *Conductor) tell(before, after rotate.CA) {
-	var what string
+	var what, action string // client-go folds Events of one action into one
 	was, is := before.Rotation, after.Rotation
 	switch {
 	case is.Phase == rotate.Idle:
-		what = is.Last
+		what, action = is.Last, "End"
 	case was.Phase != is.Phase && is.Phase == rotate.Publishing:
-		what = "a root rotation has begun (" + is.Reason + "): the next root is being published"
+		what, action = "a root rotation has begun ("+is.Reason+"): the next root is being published", "Begin"
 	case was.Phase != is.Phase && is.Phase == rotate.Signing:
-		what = "everyone holds the next root: it signs from now on"
+		what, action = "everyone holds the next root: it signs from now on", "Sign"
 	case was.Phase != is.Phase && is.Phase == rotate.Retiring:
-		what = "every certificate has been renewed: the previous root is withdrawn"
+		what, action = "every certificate has been renewed: the previous root is withdrawn", "Retire"
 	case is.Aborting && !was.Aborting:
-		what = "the root rotation is aborted: the previous root signs again"
+		what, action = "the root rotation is aborted: the previous root signs again", "Abort"
 	case is.Paused != was.Paused:
-		what = fmt.Sprintf("the root rotation is paused: %v", is.Paused)
+		what, action = fmt.Sprintf("the root rotation is paused: %v", is.Paused), "Pause"
 	case is.Forced && !was.Forced:
-		what = "the root rotation goes on without waiting, by an operator's word"
+		what, action = "the root rotation goes on without waiting, by an operator's word", "Force"
 	default:
 		return
 	}
 	c.Log.Info("root rotation", "what", what, "phase", is.Phase, "bundle", after.Sequence)
 	if c.Events != nil {
 		c.Events.Eventf(&corev1.ObjectReference{APIVersion: "v1", Kind: "Secret", Namespace: mesh.Namespace, Name: mesh.CASecret}, nil,
-			corev1.EventTypeNormal, "RootRotation", "Rotate", "%s", what)
+			corev1.EventTypeNormal, "RootRotation", action, "%s", what)
 	}
 }
 

@@ -2,7 +2,8 @@
 // seen by everyone, then it signs, then, when no certificate of the old one is left, the old root is withdrawn.
 //
 // What is here is a state machine of values: CA is the state as it is stored, the functions of this package are its
-// transitions, Waiting says what a transition still waits for. Engine drives it on the replica that holds the Lease.
+// transitions, Waiting says what a transition still waits for. The conductor drives it on the replica that holds the
+// Lease.
 package rotate
 
 import (

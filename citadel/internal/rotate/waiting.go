@@ -103,7 +103,7 @@ func (h Holder) lacks(c CA, signer string) string {
 		}
 	}
 	if old > 0 {
-		return fmt.Sprintf("has %d certificates of another signer%s", old, some(h.Behind))
+		return fmt.Sprintf("holds certificates of another signer: %d%s", old, some(h.Behind))
 	}
 	return ""
 }
@@ -119,7 +119,7 @@ func some(pods []string) string {
 	if len(pods) == 0 {
 		return ""
 	}
-	return ": " + strings.Join(pods[:min(3, len(pods))], ", ")
+	return " (" + strings.Join(pods[:min(3, len(pods))], ", ") + ")"
 }
 
 // Step is what the leader does next: advance when nothing is waited for, or when an operator forced it. It reports
