@@ -64,6 +64,34 @@ func (a *app) revoke(ctx context.Context, out, notes io.Writer, what string, o r
 	if err != nil {
 		return err
 	}
+	made, err := revokeTarget(ctx, client, target, o)
+	if err != nil {
+		return err
+	}
+	subject := identities.Short(made.Identity)
+	if made.Serial != "" {
+		subject = "certificate " + made.Serial + " of " + subject
+	}
+	fmt.Fprintf(out, "%s is revoked until %s, as %s\nto undo it: meshctl identity restore %s\n", subject, made.Expires.Format(time.RFC3339), made.Name, made.Name)
+	for _, line := range target.Consequences(holders, made.Expires) {
+		fmt.Fprintln(out, "- "+line)
+	}
+	if target.PodUID() == "" || !isPod(what) {
+		return nil
+	}
+	// The pod may have renewed its certificate between the look at it and the revocation. From then on it gets no other.
+	now, _, err := resolve(ctx, client, access, io.Discard, what, o)
+	if err != nil || now.Serial == target.Serial || now.PodUID() != target.PodUID() {
+		return err
+	}
+	if made, err = revokeTarget(ctx, client, now, o); err != nil {
+		return fmt.Errorf("the pod has just had a new certificate: %w", err)
+	}
+	fmt.Fprintf(out, "the pod has just had a new certificate: %s is revoked, too, as %s\n", made.Serial, made.Name)
+	return nil
+}
+
+func revokeTarget(ctx context.Context, client *kube.Client, target identities.Target, o revokeOptions) (made revocation.Revocation, err error) {
 	now := time.Now()
 	if o.lasts == 0 {
 		o.lasts = target.DefaultFor(now)
@@ -74,29 +102,24 @@ func (a *app) revoke(ctx context.Context, out, notes io.Writer, what string, o r
 	}{revocation.Revocation{
 		Identity: target.Identity, Serial: target.Serial, PodUID: target.PodUID(), Reason: o.reason, By: whoAmI(ctx, client), Expires: now.Add(o.lasts).UTC().Truncate(time.Second),
 	}, o.force}
-	var made revocation.Revocation
 	err = onCitadel(ctx, client, func(ctx context.Context, conn *operator.Connection) error {
 		return conn.PostJSON(ctx, "/v1/revocations", call, &made)
 	})
 	if err != nil {
-		return fmt.Errorf("revoking: %w", err)
+		return made, fmt.Errorf("revoking: %w", err)
 	}
-	subject := identities.Short(made.Identity)
-	if made.Serial != "" {
-		subject = "certificate " + made.Serial + " of " + subject
-	}
-	fmt.Fprintf(out, "%s is revoked until %s, as %s\nto undo it: meshctl identity restore %s\n", subject, made.Expires.Format(time.RFC3339), made.Name, made.Name)
-	for _, line := range target.Consequences(holders, made.Expires) {
-		fmt.Fprintln(out, "- "+line)
-	}
-	return nil
+	return made, nil
+}
+
+// isPod tells a pod, or what stands for one, from an identity.
+func isPod(what string) bool {
+	kind, _, slash := strings.Cut(what, "/")
+	return what != "" && (!slash || slices.Contains([]string{"pod", "pods", "deploy", "deployment", "secret"}, kind))
 }
 
 // resolve finds out what is meant, and who holds it.
 func resolve(ctx context.Context, client *kube.Client, access *operator.Access, notes io.Writer, what string, o revokeOptions) (identities.Target, []identities.Entry, error) {
-	kind, _, slash := strings.Cut(what, "/")
-	isPod := what != "" && (!slash || kind == "pod" || kind == "pods" || kind == "deploy" || kind == "deployment" || kind == "secret")
-	if isPod {
+	if isPod(what) {
 		if o.serial != "" {
 			return identities.Target{}, nil, errors.New("a pod stands for the certificate that it has: name its identity with --serial, or the pod alone")
 		}
