@@ -25,13 +25,14 @@ const Backdate = mesh.Backdate
 
 // Authority signs with one CA key. It is immutable and safe for concurrent use.
 type Authority struct {
-	material Material
-	cert     *x509.Certificate // of the key that signs: the root itself, or an intermediate
-	chain    []*x509.Certificate
-	roots    []*x509.Certificate
-	key      crypto.Signer
-	clock    clock.PassiveClock
-	end      time.Time // when the last of its chains to a root ends; no certificate outlives that
+	material  Material
+	cert      *x509.Certificate // of the key that signs: the root itself, or an intermediate
+	chain     []*x509.Certificate
+	roots     []*x509.Certificate
+	key       crypto.Signer
+	clock     clock.PassiveClock
+	end       time.Time     // when the last of its chains to a root ends; no certificate outlives that
+	throwAway crypto.Signer // signs what is linted
 }
 
 // Request asks for a certificate. The caller has authenticated ID and proven possession of the key.
@@ -63,6 +64,9 @@ func New(m Material, c clock.PassiveClock) (*Authority, error) {
 		return nil, fmt.Errorf("CA key: %w", err)
 	}
 	if err := a.check(); err != nil {
+		return nil, err
+	}
+	if a.throwAway, err = throwAwayLike(a.key.Public()); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -135,7 +139,7 @@ func (a *Authority) Issue(r Request) ([]*x509.Certificate, error) {
 }
 
 func (a *Authority) sign(template *x509.Certificate, r Request) (*x509.Certificate, error) {
-	key := lintedKey{a.key, func(c *x509.Certificate) error { return lintSVID(c, a.cert, r) }}
+	key := lintedKey{a.key, a.throwAway, func(c *x509.Certificate) error { return lintSVID(c, a.cert, r) }}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, r.PublicKey, key)
 	if err != nil {
 		return nil, err
