@@ -2,8 +2,13 @@ package run
 
 import (
 	"context"
+	cryptorand "crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"fmt"
+	"math/big"
 	"net"
 	"runtime"
 	"strings"
@@ -16,6 +21,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	securityapi "istio.io/api/security/v1alpha1"
@@ -55,6 +61,11 @@ func csrPort(t *testing.T, service securityapi.IstioCertificateServiceServer) (a
 	if err != nil {
 		t.Fatal(err)
 	}
+	return csrPortOf(t, m, service)
+}
+
+func csrPortOf(t *testing.T, m ca.Material, service securityapi.IstioCertificateServiceServer) (addr string, trust roots) {
+	t.Helper()
 	signer, err := ca.New(m, clock.RealClock{})
 	if err != nil {
 		t.Fatal(err)
@@ -193,5 +204,97 @@ func TestFloodOfCallsAndHandshakesIsBounded(t *testing.T) {
 	t.Logf("others waited %s at most for an answer that takes %s; the heap grew by %d MiB, the flooding client's included", worst.Round(time.Millisecond), service.takes, grown)
 	if grown > 128 {
 		t.Errorf("the heap grew by %d MiB", grown)
+	}
+}
+
+// named answers who calls.
+type named struct {
+	securityapi.UnimplementedIstioCertificateServiceServer
+}
+
+func (named) CreateCertificate(ctx context.Context, _ *securityapi.IstioCertificateRequest) (*securityapi.IstioCertificateResponse, error) {
+	id, err := mtls.PeerID(ctx)
+	return &securityapi.IstioCertificateResponse{CertChain: []string{id.String()}}, err
+}
+
+// The CA's own key signs these here, which Citadel never would: what resembles an identity does not even connect.
+func TestClientCertificateThatResemblesAnIdentityEndsTheHandshake(t *testing.T) {
+	m, err := ca.NewRoot("cluster.local", ca.P256, time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, _ := csrPortOf(t, m, named{})
+	caKey, err := ca.DecodeKey(m.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots, err := m.Roots()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const id = "spiffe://cluster.local/ns/finance/sa/payroll"
+	uri := func(names ...string) func(*x509.Certificate) {
+		var all []asn1.RawValue
+		for _, n := range names {
+			all = append(all, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(n)})
+		}
+		return raw(t, all...)
+	}
+	for name, c := range map[string]struct {
+		change func(*x509.Certificate)
+		want   bool
+	}{
+		"the identity itself":      {uri(id), true},
+		"a NUL and more after it":  {uri(id + "\x00.evil"), false},
+		"a NUL in it":              {uri("spiffe://cluster.local/ns/finance/sa/pay\x00roll"), false},
+		"two identities":           {uri(id, id), false},
+		"its name as an otherName": {raw(t, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: []byte{6, 3, 42, 3, 4, 0xa0, 2, 12, 0}}), false},
+		"no name":                  {func(*x509.Certificate) {}, false},
+		"upper case":               {uri("spiffe://CLUSTER.LOCAL/ns/finance/sa/payroll"), false},
+		"a dot segment":            {uri("spiffe://cluster.local/ns/finance/sa/x/../payroll"), false},
+		"an escape":                {uri("spiffe://cluster.local/ns/finance/sa/%70ayroll"), false},
+		"the trust domain alone":   {uri("spiffe://cluster.local"), false},
+		"more than 2048 bytes":     {uri("spiffe://cluster.local/ns/finance/sa/" + strings.Repeat("a", 2048)), false},
+		"a certificate that signs": {func(c *x509.Certificate) { uri(id)(c); c.IsCA, c.KeyUsage = true, c.KeyUsage|x509.KeyUsageCertSign }, false},
+		"one that has ended":       {func(c *x509.Certificate) { uri(id)(c); c.NotAfter = time.Now().Add(-time.Second) }, false},
+		"one that has not begun":   {func(c *x509.Certificate) { uri(id)(c); c.NotBefore = time.Now().Add(time.Minute) }, false},
+	} {
+		key, err := ca.NewKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(7), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true,
+			KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		}
+		c.change(template)
+		der, err := x509.CreateCertificate(cryptorand.Reader, template, roots[0], key.Public(), caKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config := &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}} //nolint:gosec // the client is the attacker
+		conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		call, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		resp, err := securityapi.NewIstioCertificateServiceClient(conn).CreateCertificate(call, &securityapi.IstioCertificateRequest{})
+		cancel()
+		conn.Close()
+		if (err == nil) != c.want {
+			t.Errorf("%s: %v %v", name, resp.GetCertChain(), err)
+		}
+	}
+}
+
+// raw is a subject alternative name of the given GeneralNames.
+func raw(t *testing.T, names ...asn1.RawValue) func(*x509.Certificate) {
+	t.Helper()
+	der, err := asn1.Marshal(names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(c *x509.Certificate) {
+		c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Critical: true, Value: der})
 	}
 }

@@ -2,9 +2,11 @@ package translate_test
 
 import (
 	"bufio"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"fmt"
 	"io"
 	"net/http"
 	"testing"
@@ -93,5 +95,39 @@ func TestCertificateThatResemblesAnIdentityIsNotTakenForIt(t *testing.T) {
 			}
 			t.Logf("answer %d (0 is a refused handshake)", status)
 		})
+	}
+}
+
+// A session that could be resumed would outlive the roots by which its certificate was checked.
+func TestSessionsWithAProxyAreNotResumed(t *testing.T) {
+	auditor := spiffe.ID{TrustDomain: "cluster.local", Namespace: "finance", ServiceAccount: "auditor"}
+	ports, ca := envoytest.FreePorts(t, 2), envoytest.NewCA(t)
+	b := translate.Bootstrap()
+	b.DynamicResources, b.StatsSinks = nil, nil
+	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[1]}
+	b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t, allowOnly(auditor), ports[0], ca, ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")))
+	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
+	config := &tls.Config{ //nolint:gosec // the server's name is not what is tested
+		Certificates: []tls.Certificate{ca.Issue(t, auditor.String()).TLS}, InsecureSkipVerify: true, NextProtos: []string{"istio"},
+		MinVersion: tls.VersionTLS13, ClientSessionCache: tls.NewLRUClientSessionCache(8), ServerName: "payroll",
+	}
+	for range 3 {
+		conn, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", ports[0]), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Tickets come with the first data.
+		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: payroll\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatalf("%v %v", resp, err)
+		}
+		resp.Body.Close()
+		if conn.ConnectionState().DidResume {
+			t.Error("a session was resumed")
+		}
+		conn.Close()
 	}
 }
