@@ -99,8 +99,9 @@ func (ca *CA) issue(t testing.TB, id string, serial *big.Int, change func(*x509.
 		t.Fatal(err)
 	}
 	leaf := Leaf{Cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), Key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})}
-	// Not tls.X509KeyPair, which refuses what it cannot parse.
-	leaf.TLS = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	// Not tls.X509KeyPair, which refuses what it cannot parse; Leaf is nil then.
+	parsed, _ := x509.ParseCertificate(der)
+	leaf.TLS = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: parsed}
 	return leaf
 }
 
