@@ -29,7 +29,8 @@ type Server struct {
 // New returns a server of the metrics that gatherer has.
 func New(gatherer prometheus.Gatherer) *Server {
 	return &Server{
-		metrics: promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}),
+		// One metric that cannot be collected must not hide the others, on which alerts depend.
+		metrics: promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}),
 		live:    map[string]Check{},
 		ready:   map[string]Check{},
 	}
