@@ -81,7 +81,7 @@ func (s *Sink) take(uid string, pushed []*dto.MetricFamily) {
 		return
 	}
 	p.families, p.dropped = map[string]*dto.MetricFamily{}, 0
-	series := 0
+	series, known := 0, map[string]*dto.Metric{}
 	for _, f := range pushed {
 		rest, ok := strings.CutPrefix(f.GetName(), "istio.")
 		if !ok {
@@ -99,10 +99,28 @@ func (s *Sink) take(uid string, pushed []*dto.MetricFamily) {
 				continue
 			}
 			m.TimestampMs = nil // the scrape's time is the sample's
+			// A push may have a series twice, once without a sample; a scrape must not.
+			key := seriesKey(name, m)
+			if twin := known[key]; twin != nil {
+				if m.GetHistogram().GetSampleCount() > twin.GetHistogram().GetSampleCount() || m.GetCounter().GetValue() > twin.GetCounter().GetValue() {
+					twin.Counter, twin.Gauge, twin.Histogram = m.Counter, m.Gauge, m.Histogram
+				}
+				continue
+			}
+			known[key] = m
 			family.Metric = append(family.Metric, m)
 			series++
 		}
 	}
+}
+
+func seriesKey(name string, m *dto.Metric) string {
+	pairs := make([]string, 0, len(m.GetLabel())+1)
+	for _, l := range m.GetLabel() {
+		pairs = append(pairs, l.GetName()+"\xff"+l.GetValue())
+	}
+	slices.Sort(pairs)
+	return name + "\xff" + strings.Join(pairs, "\xff")
 }
 
 // Gather implements prometheus.Gatherer: every proxy's series, told apart by the labels namespace and pod.

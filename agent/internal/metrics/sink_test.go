@@ -32,3 +32,17 @@ func TestSeriesOfOneNameAreAllKept(t *testing.T) {
 		t.Fatalf("got %v", got)
 	}
 }
+
+// A push may have a series twice, and Prometheus refuses a scrape that does.
+func TestSeriesThatIsPushedTwiceIsScrapedOnce(t *testing.T) {
+	s := New()
+	s.proxies["u"] = &proxy{pod: &identity.Identity{}, families: map[string]*dto.MetricFamily{}}
+	s.take("u", []*dto.MetricFamily{pushed("istio.requests_total", "200", 12), pushed("istio.requests_total", "200", 0), pushed("istio.requests_total", "403", 0), pushed("istio.requests_total", "403", 5)})
+	families, err := s.Gather()
+	if err != nil || len(families) != 1 || len(families[0].GetMetric()) != 2 {
+		t.Fatalf("%v %v", families, err)
+	}
+	if a, b := families[0].GetMetric()[0].GetCounter().GetValue(), families[0].GetMetric()[1].GetCounter().GetValue(); a != 12 || b != 5 {
+		t.Errorf("%v and %v, want 12 and 5", a, b)
+	}
+}
