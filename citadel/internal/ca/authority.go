@@ -47,20 +47,20 @@ type Request struct {
 // New returns the authority of the material after checking that its parts fit each other.
 func New(m Material, c clock.PassiveClock) (*Authority, error) {
 	a := &Authority{material: m, clock: c}
-	certs, err := parseCerts(m.Cert)
+	certs, err := DecodeCerts(m.Cert)
 	if err != nil {
 		return nil, fmt.Errorf("CA certificate: %w", err)
 	}
 	a.cert = certs[0]
-	if a.roots, err = parseCerts(m.Root); err != nil {
+	if a.roots, err = DecodeCerts(m.Root); err != nil {
 		return nil, fmt.Errorf("root certificate: %w", err)
 	}
 	if len(bytes.TrimSpace(m.Chain)) > 0 {
-		if a.chain, err = parseCerts(m.Chain); err != nil {
+		if a.chain, err = DecodeCerts(m.Chain); err != nil {
 			return nil, fmt.Errorf("certificate chain: %w", err)
 		}
 	}
-	if a.key, err = parseKey(m.Key); err != nil {
+	if a.key, err = DecodeKey(m.Key); err != nil {
 		return nil, fmt.Errorf("CA key: %w", err)
 	}
 	if err := a.check(); err != nil {
@@ -230,7 +230,8 @@ func EncodeCerts(certs []*x509.Certificate) []byte {
 	return out
 }
 
-func parseCerts(b []byte) ([]*x509.Certificate, error) {
+// DecodeCerts reads certificates in PEM, of which there must be one at least.
+func DecodeCerts(b []byte) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
 	for rest := b; ; {
 		var block *pem.Block
@@ -255,7 +256,8 @@ func parseCerts(b []byte) ([]*x509.Certificate, error) {
 	return out, nil
 }
 
-func parseKey(b []byte) (crypto.Signer, error) {
+// DecodeKey reads one private key in PEM, and refuses those that nobody should have.
+func DecodeKey(b []byte) (crypto.Signer, error) {
 	block, rest := pem.Decode(b)
 	if block == nil || len(bytes.TrimSpace(rest)) > 0 {
 		return nil, errors.New("not one PEM block")

@@ -23,7 +23,7 @@ type Material struct {
 
 // Roots returns the certificates of Root.
 func (m Material) Roots() ([]*x509.Certificate, error) {
-	roots, err := parseCerts(m.Root)
+	roots, err := DecodeCerts(m.Root)
 	if err != nil {
 		return nil, fmt.Errorf("root certificate: %w", err)
 	}
@@ -87,9 +87,3 @@ func EncodeKey(key crypto.Signer) ([]byte, error) {
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
-
-// DecodeKey reads one private key in PEM, and refuses those that nobody should have.
-func DecodeKey(b []byte) (crypto.Signer, error) { return parseKey(b) }
-
-// DecodeCerts reads certificates in PEM, of which there must be one at least.
-func DecodeCerts(b []byte) ([]*x509.Certificate, error) { return parseCerts(b) }

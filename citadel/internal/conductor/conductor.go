@@ -158,21 +158,15 @@ func (c *Conductor) turn(ctx context.Context) (bool, error) {
 	if _, ready, err := rotate.Step(now, waits, c.Clock.Now()); err != nil || !ready {
 		return false, err
 	}
-	var before, after rotate.CA
-	err := c.Store.Update(ctx, func(stored rotate.CA) (rotate.CA, error) {
+	err := c.Do(ctx, func(stored rotate.CA) (rotate.CA, error) {
 		// What is waited for was seen for the phase and bundle that this replica knows; if another has been faster, look again.
 		if stored.Rotation.Phase != now.Rotation.Phase || stored.Sequence != now.Sequence {
 			return stored, errors.New("the rotation has gone on without this replica")
 		}
 		next, _, err := rotate.Step(stored, waits, c.Clock.Now())
-		before, after = stored, next
 		return next, err
 	})
-	if err != nil {
-		return false, err
-	}
-	c.tell(before, after)
-	return true, nil
+	return err == nil, err
 }
 
 func (c *Conductor) waiting(now rotate.CA) []rotate.Wait {
@@ -226,19 +220,10 @@ func (c *Conductor) wanted(ctx context.Context, now rotate.CA) (*rotate.Signer, 
 
 // Start begins a rotation to a CA.
 func (c *Conductor) Start(ctx context.Context, next rotate.Signer, reason string) error {
-	var before, after rotate.CA
-	err := c.Store.Update(ctx, func(stored rotate.CA) (rotate.CA, error) {
-		begun, err := rotate.Begin(stored, next, reason, c.Clock.Now())
-		before, after = stored, begun
-		return begun, err
-	})
-	if err == nil {
-		c.tell(before, after)
-	}
-	return err
+	return c.Do(ctx, func(stored rotate.CA) (rotate.CA, error) { return rotate.Begin(stored, next, reason, c.Clock.Now()) })
 }
 
-// Do applies an operator's word to the rotation: rotate.Pause and its like.
+// Do stores a change of the rotation, such as rotate.Pause, and tells of it.
 func (c *Conductor) Do(ctx context.Context, change func(rotate.CA) (rotate.CA, error)) error {
 	var before, after rotate.CA
 	err := c.Store.Update(ctx, func(stored rotate.CA) (rotate.CA, error) {

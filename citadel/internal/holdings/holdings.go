@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -128,11 +127,7 @@ func (s *Server) hear(stream grpc.BidiStreamingServer[identityv1.Holding, identi
 		if !ok || pod.Component != component {
 			return status.Errorf(codes.NotFound, "no pod %s/%s of %s is known", mesh.Namespace, h.GetPod(), component)
 		}
-		s.mu.Lock()
-		s.heard[h.GetPod()] = h
-		close(s.changed)
-		s.changed = make(chan struct{})
-		s.mu.Unlock()
+		s.Note(h)
 	}
 }
 
@@ -218,14 +213,14 @@ func (s *Server) Holders() []rotate.Holder {
 	return out
 }
 
-// Note puts in what this replica itself holds, which needs no stream.
+// Note puts in what a component holds: one that is heard, or this replica itself, which needs no stream.
 func (s *Server) Note(h *identityv1.Holding) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.leading == nil {
 		return
 	}
-	s.heard[strings.Clone(h.GetPod())] = h
+	s.heard[h.GetPod()] = h
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
