@@ -32,11 +32,11 @@ const writeTimeout = 15 * time.Second
 
 // Controller publishes while its Run lasts; it may be run again.
 type Controller struct {
-	client      kubernetes.Interface
-	trust       *ca.Keeper
-	trustDomain string
-	log         *slog.Logger
-	written     *prometheus.CounterVec
+	client    kubernetes.Interface
+	trust     *ca.Keeper
+	documents *Documents
+	log       *slog.Logger
+	written   *prometheus.CounterVec
 
 	mu      sync.Mutex
 	session *session  // while Run lasts and its caches are synced
@@ -44,8 +44,8 @@ type Controller struct {
 }
 
 // New returns a controller that publishes the trust bundle; its metrics go to the registerer.
-func New(client kubernetes.Interface, trust *ca.Keeper, trustDomain string, reg prometheus.Registerer, log *slog.Logger) *Controller {
-	c := &Controller{client: client, trust: trust, trustDomain: trustDomain, log: log,
+func New(client kubernetes.Interface, trust *ca.Keeper, documents *Documents, reg prometheus.Registerer, log *slog.Logger) *Controller {
+	c := &Controller{client: client, trust: trust, documents: documents, log: log,
 		written: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_citadel_bundles_written_total", Help: "Writes of the trust bundle, by kind of object."}, []string{"kind"})}
 	reg.MustRegister(c.written)
 	return c
@@ -193,7 +193,7 @@ func (c *Controller) Progress() Progress {
 // data is what a ConfigMap holds: the roots, and the whole bundle as SPIFFE writes it.
 func (c *Controller) data() (map[string]string, error) {
 	state := c.trust.Current()
-	document, err := Document(c.trustDomain, state)
+	document, err := c.documents.Document(state)
 	if err != nil {
 		return nil, err
 	}

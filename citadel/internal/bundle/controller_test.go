@@ -27,7 +27,7 @@ var roots = []byte("the roots")
 
 func start(t *testing.T, client *fake.Clientset) {
 	t.Helper()
-	c := New(client, ca.NewKeeper(&ca.State{RootsPEM: roots}), "cluster.local", prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil)))
+	c := New(client, ca.NewKeeper(&ca.State{RootsPEM: roots}), &Documents{TrustDomain: "cluster.local"}, prometheus.NewRegistry(), slog.New(slog.NewTextHandler(io.Discard, nil)))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- c.Run(ctx) }()

@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
@@ -35,9 +36,24 @@ func Of(trustDomain string, state *ca.State) (*spiffebundle.Bundle, error) {
 	return b, nil
 }
 
+// Documents makes the bundle of a state a document, once: every namespace and every stream has the same. It is safe for
+// concurrent use.
+type Documents struct {
+	TrustDomain string
+
+	mu       sync.Mutex
+	of       *ca.State
+	document []byte
+}
+
 // Document returns the bundle of a state as a JWK set (SPIFFE Trust Domain and Bundle, section 4).
-func Document(trustDomain string, state *ca.State) ([]byte, error) {
-	b, err := Of(trustDomain, state)
+func (d *Documents) Document(state *ca.State) ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.of == state {
+		return d.document, nil
+	}
+	b, err := Of(d.TrustDomain, state)
 	if err != nil {
 		return nil, err
 	}
@@ -45,5 +61,6 @@ func Document(trustDomain string, state *ca.State) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding the trust bundle: %w", err)
 	}
+	d.of, d.document = state, document
 	return document, nil
 }

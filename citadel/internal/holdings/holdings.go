@@ -43,6 +43,7 @@ type Server struct {
 	identityv1.UnimplementedTrustBundlesServer
 	keeper      *ca.Keeper
 	pods        *podwatch.Watch
+	documents   *bundle.Documents
 	trustDomain string
 	log         *slog.Logger
 
@@ -50,13 +51,11 @@ type Server struct {
 	leading chan struct{}                  // closed when this replica leads no more; nil while it does not lead
 	heard   map[string]*identityv1.Holding // by pod
 	changed chan struct{}
-	made    *ca.State // what message was made of
-	message *identityv1.Bundle
 }
 
 // New returns a server that answers while it leads.
-func New(keeper *ca.Keeper, pods *podwatch.Watch, trustDomain string, log *slog.Logger) *Server {
-	return &Server{keeper: keeper, pods: pods, trustDomain: trustDomain, log: log, heard: map[string]*identityv1.Holding{}, changed: make(chan struct{})}
+func New(keeper *ca.Keeper, pods *podwatch.Watch, documents *bundle.Documents, log *slog.Logger) *Server {
+	return &Server{keeper: keeper, pods: pods, documents: documents, trustDomain: documents.TrustDomain, log: log, heard: map[string]*identityv1.Holding{}, changed: make(chan struct{})}
 }
 
 // Lead answers until ctx ends. What was heard in an earlier time of leading is forgotten.
@@ -153,22 +152,16 @@ func check(h *identityv1.Holding, component string) error {
 	return nil
 }
 
-// current returns the message of the keeper's state, made once for all streams.
+// current returns the message of the keeper's state.
 func (s *Server) current() (*identityv1.Bundle, error) {
 	state := s.keeper.Current()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.made == state {
-		return s.message, nil
-	}
-	document, err := bundle.Document(s.trustDomain, state)
+	document, err := s.documents.Document(state)
 	if err != nil {
 		return nil, err
 	}
-	s.made, s.message = state, &identityv1.Bundle{
+	return &identityv1.Bundle{
 		Sequence: state.Sequence, Document: document, Issuer: state.Signer.Certificate().SubjectKeyId, RenewWithin: durationpb.New(state.RenewWithin),
-	}
-	return s.message, nil
+	}, nil
 }
 
 // Changed returns a channel that is closed when something new is heard. Take it before looking at Holders.

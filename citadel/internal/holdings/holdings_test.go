@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/utils/clock"
 
+	"github.com/bulwark-mesh/bulwark/citadel/internal/bundle"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/podwatch"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/rotate"
@@ -77,7 +78,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.server = New(w.keeper, pods, "cluster.local", log)
+	w.server = New(w.keeper, pods, &bundle.Documents{TrustDomain: "cluster.local"}, log)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

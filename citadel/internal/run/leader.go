@@ -63,7 +63,7 @@ type leader struct {
 }
 
 // newLeader puts it together; the recorder's Events go out while ctx lasts.
-func newLeader(ctx context.Context, s Settings, k clients, vault *store.Store, origins *origin.Origins, issuance *issuance, h *holdings.Server, pods *podwatch.Watch, reg prometheus.Registerer, log *slog.Logger) (*leader, error) {
+func newLeader(ctx context.Context, s Settings, k clients, vault *store.Store, origins *origin.Origins, issuance *issuance, documents *bundle.Documents, h *holdings.Server, pods *podwatch.Watch, reg prometheus.Registerer, log *slog.Logger) (*leader, error) {
 	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: k.lease.EventsV1()})
 	if err := broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
 		return nil, fmt.Errorf("recording events: %w", err)
@@ -72,7 +72,7 @@ func newLeader(ctx context.Context, s Settings, k clients, vault *store.Store, o
 	recorder := broadcaster.NewRecorder(scheme.Scheme, "bulwark-citadel")
 	l := &leader{
 		settings: s, clients: k, store: vault, holdings: h, pods: pods, log: log, plugged: make(chan struct{}, 1),
-		bundles:   bundle.New(k.bulk, vault.Keeper(), s.TrustDomain, reg, log),
+		bundles:   bundle.New(k.bulk, vault.Keeper(), documents, reg, log),
 		workloads: secrets.New(k.bulk, vault.Keeper(), issuance.secrets(s), clock.RealClock{}, recorder, reg, log),
 	}
 	l.conductor = &conductor.Conductor{

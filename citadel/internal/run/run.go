@@ -116,8 +116,9 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	held := holdings.New(keeper, pods, s.TrustDomain, log)
-	leader, err := newLeader(ctx, s, k, vault, origins, issuance, held, pods, registry, log)
+	documents := &bundle.Documents{TrustDomain: s.TrustDomain}
+	held := holdings.New(keeper, pods, documents, log)
+	leader, err := newLeader(ctx, s, k, vault, origins, issuance, documents, held, pods, registry, log)
 	if err != nil {
 		return err
 	}
