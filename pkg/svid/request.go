@@ -92,19 +92,29 @@ var ErrNoToken = errors.New("no valid token")
 // Obtain returns a new SVID. It asks by the token; by the current SVID, which may be nil, when there is no valid token or
 // Citadel says that it cannot have it reviewed: so identities outlive the API server.
 func (r *Requester) Obtain(ctx context.Context, tokens Tokens, current *x509svid.SVID, ttl time.Duration, now time.Time) (*x509svid.SVID, error) {
+	return tokenFirst(tokens, current, now,
+		func(options ...grpc.CallOption) (*x509svid.SVID, error) {
+			return r.request(withTokens(ctx, tokens), r.conn, ttl, now, options...)
+		},
+		func() (*x509svid.SVID, error) { return r.Renew(ctx, current, ttl, now) })
+}
+
+// tokenFirst asks by the token, or by the current SVID when the token cannot do.
+func tokenFirst[T any](tokens Tokens, current *x509svid.SVID, now time.Time, byToken func(...grpc.CallOption) (T, error), byCertificate func() (T, error)) (T, error) {
+	var none T
 	var refused error = ErrNoToken
 	if tokens.Valid(now) {
 		var answered peer.Peer
-		got, err := r.request(withTokens(ctx, tokens), r.conn, ttl, now, grpc.Peer(&answered))
+		got, err := byToken(grpc.Peer(&answered))
 		if err == nil || !unreviewed(err, answered) {
 			return got, err
 		}
 		refused = err
 	}
 	if !usable(current, now) {
-		return nil, refused
+		return none, refused
 	}
-	return r.Renew(ctx, current, ttl, now)
+	return byCertificate()
 }
 
 // unreviewed says whether Citadel was there and the API server, which reviews tokens, was not. A call that found no
@@ -152,24 +162,16 @@ func (r *Requester) JWT(ctx context.Context, tokens Tokens, current *x509svid.SV
 		}
 		return resp.GetToken(), nil
 	}
-	var refused error = ErrNoToken
-	if tokens.Valid(now) {
-		var answered peer.Peer
-		token, err := call(withTokens(ctx, tokens), r.conn, grpc.Peer(&answered))
-		if err == nil || !unreviewed(err, answered) {
-			return token, err
-		}
-		refused = err
-	}
-	if !usable(current, now) {
-		return "", refused
-	}
-	conn, err := r.as(current)
-	if err != nil {
-		return "", err
-	}
-	defer conn.Close()
-	return call(ctx, conn)
+	return tokenFirst(tokens, current, now,
+		func(options ...grpc.CallOption) (string, error) { return call(withTokens(ctx, tokens), r.conn, options...) },
+		func() (string, error) {
+			conn, err := r.as(current)
+			if err != nil {
+				return "", err
+			}
+			defer conn.Close()
+			return call(ctx, conn)
+		})
 }
 
 // as returns a connection of the SVID's own, for one call. It is used for a few seconds every few hours.
