@@ -163,7 +163,9 @@ func (r *Requester) JWT(ctx context.Context, tokens Tokens, current *x509svid.SV
 		return resp.GetToken(), nil
 	}
 	return tokenFirst(tokens, current, now,
-		func(options ...grpc.CallOption) (string, error) { return call(withTokens(ctx, tokens), r.conn, options...) },
+		func(options ...grpc.CallOption) (string, error) {
+			return call(withTokens(ctx, tokens), r.conn, options...)
+		},
 		func() (string, error) {
 			conn, err := r.as(current)
 			if err != nil {
