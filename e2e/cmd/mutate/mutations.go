@@ -50,5 +50,5 @@ var mutations = []mutation{
 		{"citadel/internal/rotate/waiting.go", "(len(waits) > 0 && !c.Rotation.Forced)", "(len(waits) > 0 && !c.Rotation.Forced && false)"}}},
 	{13, "tokens are reviewed by the API server alone, and certificates do not renew themselves", "TestCertificatesAreRenewedWhileTheAPIServerIsAway", []edit{
 		{"citadel/internal/issue/token.go", "if strings.Count(token, \".\") != 2 {", "if strings.Count(token, \".\") != 3 {"},
-		{"pkg/svid/request.go", "	return r.Renew(ctx, current, ttl, now)\n", "	return nil, refused\n"}}},
+		{"pkg/svid/request.go", "	return byCertificate()\n", "	return none, refused\n"}}},
 }
