@@ -33,6 +33,7 @@ type Authority struct {
 	clock     clock.PassiveClock
 	end       time.Time     // when the last of its chains to a root ends; no certificate outlives that
 	throwAway crypto.Signer // signs what is linted
+	above     []string
 }
 
 // Request asks for a certificate. The caller has authenticated ID and proven possession of the key.
@@ -68,6 +69,9 @@ func New(m Material, c clock.PassiveClock) (*Authority, error) {
 	}
 	if a.throwAway, err = throwAwayLike(a.key.Public()); err != nil {
 		return nil, err
+	}
+	for _, c := range append(a.intermediates(), a.roots[0]) {
+		a.above = append(a.above, string(EncodeCerts([]*x509.Certificate{c})))
 	}
 	return a, nil
 }
@@ -138,15 +142,6 @@ func (a *Authority) Issue(r Request) ([]*x509.Certificate, error) {
 	return append([]*x509.Certificate{leaf}, a.intermediates()...), nil
 }
 
-func (a *Authority) sign(template *x509.Certificate, r Request) (*x509.Certificate, error) {
-	key := lintedKey{a.key, a.throwAway, func(c *x509.Certificate) error { return lintSVID(c, a.cert, r) }}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, r.PublicKey, key)
-	if err != nil {
-		return nil, err
-	}
-	return x509.ParseCertificate(der)
-}
-
 // Try issues a certificate to nobody and verifies it as a peer would: a CA whose path length or name constraints forbid
 // what it is needed for is found out before anyone depends on it.
 func (a *Authority) Try(id spiffe.ID) error {
@@ -212,6 +207,9 @@ func (a *Authority) Roots() []*x509.Certificate { return a.roots }
 
 // RootsPEM returns the trust bundle as it is published.
 func (a *Authority) RootsPEM() []byte { return EncodeCerts(a.roots) }
+
+// Above returns what is above each leaf in PEM, one certificate each, the root last.
+func (a *Authority) Above() []string { return a.above }
 
 // Signed reports whether a certificate was issued by this key.
 func (a *Authority) Signed(c *x509.Certificate) bool {

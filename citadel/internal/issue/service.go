@@ -83,15 +83,13 @@ func (s *Service) CreateCertificate(ctx context.Context, req *securityapi.IstioC
 		if err != nil {
 			return "", err
 		}
-		state := s.Keeper.Current()
+		signer := s.Keeper.Current().Signer
 		ttl := time.Duration(min(req.GetValidityDuration(), int64(s.Policy.MaxTTL/time.Second))) * time.Second
-		chain, err := s.certify(state.Signer, ca.Request{ID: id, PublicKey: key, TTL: ttl, Pod: ca.Pod{Name: c.PodName, UID: c.PodUID, Node: c.NodeName}})
+		chain, err := s.certify(signer, ca.Request{ID: id, PublicKey: key, TTL: ttl, Pod: ca.Pod{Name: c.PodName, UID: c.PodUID, Node: c.NodeName}})
 		if err != nil {
 			return "", err
 		}
-		for _, c := range append(chain, state.Signer.Roots()[0]) {
-			resp.CertChain = append(resp.CertChain, string(ca.EncodeCerts([]*x509.Certificate{c})))
-		}
+		resp.CertChain = append([]string{string(ca.EncodeCerts(chain[:1]))}, signer.Above()...)
 		return chain[0].SerialNumber.Text(16), nil
 	})
 	if err != nil {
