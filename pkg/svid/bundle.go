@@ -14,13 +14,10 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/clock"
 
+	"github.com/bulwark-mesh/bulwark/pkg/kubeobject"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -78,23 +75,14 @@ func NewBundle(trustDomain, namespace string, client kubernetes.Interface, log *
 
 // Run watches the ConfigMap until ctx ends.
 func (b *Bundle) Run(ctx context.Context) error {
-	factory := informers.NewSharedInformerFactoryWithOptions(b.client, 0, informers.WithNamespace(b.namespace),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-			o.FieldSelector = fields.OneTermEqualSelector("metadata.name", mesh.TrustBundleConfig).String()
-		}))
-	informer := factory.Core().V1().ConfigMaps().Informer()
-	take := func(obj any) {
-		if cm, ok := obj.(*corev1.ConfigMap); ok && cm.Name == mesh.TrustBundleConfig {
-			b.offer(cm.Data)
-		}
-	}
-	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: take, UpdateFunc: func(_, obj any) { take(obj) }}); err != nil {
-		return fmt.Errorf("watching the trust bundle: %w", err)
-	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { b.reconsider(ctx) })
-	informer.RunWithContext(ctx)
+	kubeobject.WatchConfigMap(ctx, b.client, b.namespace, mesh.TrustBundleConfig, func(m *corev1.ConfigMap) {
+		if m != nil {
+			b.offer(m.Data)
+		}
+	})
 	return nil
 }
 

@@ -16,15 +16,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/clock"
 
+	"github.com/bulwark-mesh/bulwark/pkg/kubeobject"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
@@ -36,11 +33,9 @@ const (
 
 // Store follows the list and writes it. It is safe for concurrent use.
 type Store struct {
-	configs typedcorev1.ConfigMapInterface
-	factory informers.SharedInformerFactory
-	clock   clock.PassiveClock
-	log     *slog.Logger
-	synced  cache.InformerSynced
+	client kubernetes.Interface
+	clock  clock.PassiveClock
+	log    *slog.Logger
 
 	mu     sync.RWMutex
 	list   revocation.List
@@ -49,30 +44,8 @@ type Store struct {
 }
 
 // New returns the store; its metrics go to the registerer. It follows nothing until Run.
-func New(client kubernetes.Interface, c clock.PassiveClock, reg prometheus.Registerer, log *slog.Logger) (*Store, error) {
-	s := &Store{configs: client.CoreV1().ConfigMaps(mesh.Namespace), clock: c, log: log}
-	s.factory = informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(mesh.Namespace),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-			o.FieldSelector = fields.OneTermEqualSelector("metadata.name", mesh.RevocationsConfig).String()
-		}))
-	handler, err := s.factory.Core().V1().ConfigMaps().Informer().AddEventHandler(cache.FilteringResourceEventHandler{
-		FilterFunc: func(o any) bool {
-			key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(o)
-			return err == nil && key == mesh.Namespace+"/"+mesh.RevocationsConfig
-		},
-		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(o any) { s.take(o.(*corev1.ConfigMap).Data) },
-			UpdateFunc: func(_, o any) { s.take(o.(*corev1.ConfigMap).Data) },
-			DeleteFunc: func(any) {
-				s.log.Warn("the list of revocations was deleted; nothing is revoked", "configMap", mesh.RevocationsConfig)
-				s.take(nil)
-			},
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("watching ConfigMap %s: %w", mesh.RevocationsConfig, err)
-	}
-	s.synced = handler.HasSynced
+func New(client kubernetes.Interface, c clock.PassiveClock, reg prometheus.Registerer, log *slog.Logger) *Store {
+	s := &Store{client: client, clock: c, log: log}
 	reg.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulwark_citadel_revocations", Help: "Revocations in force."},
 			func() float64 { return float64(len(s.List())) }),
@@ -85,7 +58,19 @@ func New(client kubernetes.Interface, c clock.PassiveClock, reg prometheus.Regis
 				}
 				return 0
 			}))
-	return s, nil
+	return s
+}
+
+// see follows the ConfigMap; that there is none is a good list, too.
+func (s *Store) see(stored *corev1.ConfigMap) {
+	if stored != nil {
+		s.take(stored.Data)
+		return
+	}
+	if s.Ready() == nil {
+		s.log.Warn("the list of revocations was deleted; nothing is revoked", "configMap", mesh.RevocationsConfig)
+	}
+	s.take(nil)
 }
 
 // take follows the data, unless it is damaged.
@@ -103,8 +88,9 @@ func (s *Store) take(data map[string]string) {
 
 // Run follows the list, and removes what has expired from it, until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
-	s.factory.StartWithContext(ctx)
-	defer s.factory.Shutdown()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { kubeobject.WatchConfigMap(ctx, s.client, mesh.Namespace, mesh.RevocationsConfig, s.see) })
 	wait.JitterUntilWithContext(ctx, func(ctx context.Context) {
 		if err := s.Clean(ctx); err != nil && ctx.Err() == nil {
 			s.log.Warn("removing expired revocations; they are without effect all the same", "error", err)
@@ -115,16 +101,16 @@ func (s *Store) Run(ctx context.Context) error {
 
 // Ready returns an error until a good list has been read; before that nothing may be issued. No ConfigMap is a good list.
 func (s *Store) Ready() error {
-	synced := s.synced()
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	switch {
-	case s.damage != nil && !s.read:
+	case s.read:
+		return nil
+	case s.damage != nil:
 		return fmt.Errorf("ConfigMap %s/%s must be repaired: %w", mesh.Namespace, mesh.RevocationsConfig, s.damage)
-	case !synced:
+	default:
 		return errors.New("the list of revocations has not been read yet")
 	}
-	return nil
 }
 
 // List returns the revocations in force.
@@ -198,7 +184,8 @@ func (s *Store) change(ctx context.Context, edit func(revocation.List) (revocati
 }
 
 func (s *Store) changeOnce(ctx context.Context, edit func(revocation.List) (revocation.List, error)) error {
-	stored, err := s.configs.Get(ctx, mesh.RevocationsConfig, metav1.GetOptions{})
+	configs := s.client.CoreV1().ConfigMaps(mesh.Namespace)
+	stored, err := configs.Get(ctx, mesh.RevocationsConfig, metav1.GetOptions{})
 	missing := apierrors.IsNotFound(err)
 	if missing {
 		stored = &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: mesh.RevocationsConfig, Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue}}}
@@ -223,9 +210,9 @@ func (s *Store) changeOnce(ctx context.Context, edit func(revocation.List) (revo
 	}
 	maps.Copy(changed.Data, data)
 	if missing {
-		_, err = s.configs.Create(ctx, changed, metav1.CreateOptions{FieldManager: mesh.FieldManager})
+		_, err = configs.Create(ctx, changed, metav1.CreateOptions{FieldManager: mesh.FieldManager})
 	} else {
-		_, err = s.configs.Update(ctx, changed, metav1.UpdateOptions{FieldManager: mesh.FieldManager})
+		_, err = configs.Update(ctx, changed, metav1.UpdateOptions{FieldManager: mesh.FieldManager})
 	}
 	if err == nil {
 		s.take(changed.Data) // this replica need not wait for the watch

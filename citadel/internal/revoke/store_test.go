@@ -45,10 +45,7 @@ type fixture struct {
 func newStore(t *testing.T, objects ...runtime.Object) fixture {
 	t.Helper()
 	f := fixture{client: fake.NewClientset(objects...), clock: testclock.NewFakePassiveClock(start), reg: prometheus.NewRegistry()}
-	var err error
-	if f.Store, err = New(f.client, f.clock, f.reg, slog.New(slog.NewTextHandler(io.Discard, nil))); err != nil {
-		t.Fatal(err)
-	}
+	f.Store = New(f.client, f.clock, f.reg, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	return f
 }
 

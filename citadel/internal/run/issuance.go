@@ -56,9 +56,7 @@ func newIssuance(s Settings, k clients, keeper *ca.Keeper, trust roots, pods *po
 	}
 	observe(reg, i.events)
 	i.audit = auditlog.New(i.events, own, clock.RealClock{}, reg)
-	if i.revocations, err = revoke.New(k.issue, clock.RealClock{}, reg, log); err != nil {
-		return nil, err
-	}
+	i.revocations = revoke.New(k.issue, clock.RealClock{}, reg, log)
 	i.service = issue.NewService(issue.Config{
 		Keeper: keeper,
 		Authorizer: &issue.Authorizer{

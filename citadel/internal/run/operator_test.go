@@ -81,10 +81,7 @@ func newDesk(t *testing.T) *desk {
 	if err := vault.Open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	revocations, err := revoke.New(client, clock.RealClock{}, reg, quiet)
-	if err != nil {
-		t.Fatal(err)
-	}
+	revocations := revoke.New(client, clock.RealClock{}, reg, quiet)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { _ = revocations.Run(ctx) })

@@ -13,15 +13,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/rotate"
+	"github.com/bulwark-mesh/bulwark/pkg/kubeobject"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -193,27 +191,9 @@ func (s *Store) Update(ctx context.Context, change func(rotate.CA) (rotate.CA, e
 
 // Run follows the Secret until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
-	factory := informers.NewSharedInformerFactoryWithOptions(s.client, 0, informers.WithNamespace(mesh.Namespace),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-			o.FieldSelector = fields.OneTermEqualSelector("metadata.name", mesh.CASecret).String()
-		}))
-	informer := factory.Core().V1().Secrets().Informer()
-	take := func(obj any) {
-		if secret, ok := obj.(*corev1.Secret); ok && secret.Name == mesh.CASecret {
-			s.take(secret)
-		}
-	}
-	deleted := func(any) {
-		select {
-		case s.gone <- struct{}{}:
-		default:
-		}
-	}
-	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: take, UpdateFunc: func(_, obj any) { take(obj) }, DeleteFunc: deleted}); err != nil {
-		return fmt.Errorf("watching the CA Secret: %w", err)
-	}
-	factory.StartWithContext(ctx)
-	defer factory.Shutdown()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { kubeobject.WatchSecret(ctx, s.client, mesh.Namespace, mesh.CASecret, s.see) })
 	ticker := s.clock.NewTicker(rederive)
 	defer ticker.Stop()
 	for {
@@ -225,6 +205,18 @@ func (s *Store) Run(ctx context.Context) error {
 				s.log.Error("the CA can no longer sign", "error", err)
 			}
 		}
+	}
+}
+
+// see takes the Secret, or has Keep look for it when it is gone.
+func (s *Store) see(secret *corev1.Secret) {
+	if secret != nil {
+		s.take(secret)
+		return
+	}
+	select {
+	case s.gone <- struct{}{}:
+	default:
 	}
 }
 

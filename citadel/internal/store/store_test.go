@@ -207,7 +207,7 @@ func TestDeletedSecretIsRestoredFromMemory(t *testing.T) {
 	defer wg.Wait()
 	defer cancel()
 	secrets := client.CoreV1().Secrets(mesh.Namespace)
-	// The informer must have seen it, to see it go.
+	// A fake client does not tell of what happens between a list and its watch.
 	eventually(t, "the watch is on", func() bool {
 		for _, a := range client.Actions() {
 			if a.GetVerb() == "watch" {
