@@ -32,26 +32,30 @@ func open(dir string) (*os.Root, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the pod's emptyDir for files: %w", err)
 	}
-	if err := inMemory(root); err != nil {
+	memory, err := InMemory(root)
+	if err != nil {
+		err = fmt.Errorf("the pod's emptyDir for files: %w", err)
+	} else if !memory {
+		err = errors.New("the pod's emptyDir for files is on a disk, where no key is written; give the emptyDir medium: Memory")
+	}
+	if err != nil {
 		return nil, errors.Join(err, root.Close())
 	}
 	return root, nil
 }
 
-func inMemory(root *os.Root) error {
+// InMemory says whether a directory is in memory (tmpfs or ramfs) and not on a disk.
+func InMemory(root *os.Root) (bool, error) {
 	d, err := root.Open(".")
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer d.Close()
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(d.Fd()), &st); err != nil {
-		return fmt.Errorf("the pod's emptyDir for files: %w", err)
+		return false, &fs.PathError{Op: "statfs", Path: root.Name(), Err: err}
 	}
-	if st.Type != unix.TMPFS_MAGIC && st.Type != unix.RAMFS_MAGIC {
-		return errors.New("the pod's emptyDir for files is on a disk, where no key is written; give the emptyDir medium: Memory")
-	}
-	return nil
+	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC, nil
 }
 
 // replace puts the files in place of those that are there, all in one step.

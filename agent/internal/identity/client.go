@@ -84,7 +84,8 @@ func (p *Identity) Restored() {
 }
 
 // Unknown says whether the pod may still hold a certificate or bundle from an earlier agent: until this agent has an SVID
-// for it and a client has taken one, or has had the time to.
+// for it and a client has taken one from its socket, or has had the time to. What the agent writes into files by itself
+// says nothing of who has them from elsewhere.
 func (p *Identity) Unknown() bool {
 	st := p.Status()
 	p.mu.Lock()
@@ -96,7 +97,7 @@ func (p *Identity) Unknown() bool {
 		return true
 	}
 	for c := range p.clients {
-		if c.held.Trusts {
+		if c.held.Trusts && c.method == BySocket {
 			return false
 		}
 	}

@@ -128,20 +128,21 @@ func (p *Identity) JWT(ctx context.Context, audience []string) (string, error) {
 	return p.issuer.Requester.JWT(ctx, p.tokens(), current, audience, p.issuer.Clock.Now())
 }
 
-// SetToken takes the pod's token, which kubelet renews.
-func (p *Identity) SetToken(token string, expires time.Time) {
+// SetToken takes the pod's token, which kubelet renews, and says whether it is another than before.
+func (p *Identity) SetToken(token string, expires time.Time) (news bool) {
 	p.mu.Lock()
-	news := token != p.token
+	news = token != p.token
 	p.token, p.expires = token, expires
 	p.mu.Unlock()
 	if !news {
-		return
+		return false
 	}
 	if st := p.Status(); st.State == svid.Pending && errors.Is(st.LastError, svid.ErrNoToken) {
 		p.Nudge(0) // a pod waits for its first SVID, and the token was what it lacked
 	} else {
 		p.Nudge(tokenSpread)
 	}
+	return true
 }
 
 // tokenSpread is the time over which an agent whose pods have got new tokens asks again.

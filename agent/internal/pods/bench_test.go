@@ -31,7 +31,7 @@ func newBenchmark(b *testing.B) *benchmark {
 	}
 	n := &benchmark{Node: identitytest.New(b, clock.RealClock{}, identitytest.Quiet), b: b, dir: b.TempDir()}
 	var err error
-	n.registry, err = pods.New(filepath.Join(n.dir, "state"), n.Issuer, identitytest.Quiet, sds.Attach(n.Bundle, identitytest.Quiet), api.Attach(n.Bundle))
+	n.registry, err = pods.New(filepath.Join(n.dir, "state"), filepath.Join(n.dir, "tokens"), n.Issuer, identitytest.Quiet, sds.Attach(n.Bundle, identitytest.Quiet), api.Attach(n.Bundle))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -47,6 +47,8 @@ type node struct {
 	citadel  *svidtest.Citadel
 	bundle   *svid.Bundle
 	dir      string
+	tokens   string // on the disk, where none is kept, unless a test says otherwise
+	log      *slog.Logger
 	registry *pods.Registry
 	issuer   *identity.Issuer
 }
@@ -57,7 +59,8 @@ func newNode(t *testing.T) *node {
 		t.Skip("giving sockets to the proxy's user needs root")
 	}
 	ca := svidtest.New(t, "cluster.local")
-	n := &node{t: t, ca: ca, citadel: ca.Serve(time.Hour), dir: t.TempDir()}
+	n := &node{t: t, ca: ca, citadel: ca.Serve(time.Hour), dir: t.TempDir(), log: quiet}
+	n.tokens = filepath.Join(n.dir, "tokens")
 	var err error
 	if n.bundle, err = svid.NewBundle("cluster.local", mesh.Namespace, fake.NewClientset(), quiet); err != nil {
 		t.Fatal(err)
@@ -83,7 +86,7 @@ func newNode(t *testing.T) *node {
 func (n *node) start() {
 	n.t.Helper()
 	var err error
-	n.registry, err = pods.New(filepath.Join(n.dir, "state"), n.issuer, quiet, sds.Attach(n.bundle, quiet), api.Attach(n.bundle))
+	n.registry, err = pods.New(filepath.Join(n.dir, "state"), n.tokens, n.issuer, n.log, sds.Attach(n.bundle, quiet), api.Attach(n.bundle))
 	if err != nil {
 		n.t.Fatal(err)
 	}

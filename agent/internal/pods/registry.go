@@ -25,6 +25,7 @@ type Registry struct {
 	issuer   *identity.Issuer
 	services []Attach
 	store    *store
+	tokens   *tokens
 	log      *slog.Logger
 	ctx      context.Context // of everything that runs for a pod; ends with Close
 	cancel   context.CancelFunc
@@ -60,40 +61,47 @@ type writer struct {
 	done   chan struct{}
 }
 
-// New returns a registry that remembers its volumes in a directory.
-func New(dir string, issuer *identity.Issuer, log *slog.Logger, services ...Attach) (*Registry, error) {
+// New returns a registry that remembers its volumes in a directory, and the tokens of its pods in another, tokenDir, if
+// that is in memory.
+func New(dir, tokenDir string, issuer *identity.Issuer, log *slog.Logger, services ...Attach) (*Registry, error) {
 	s, err := newStore(dir)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Registry{issuer: issuer, services: services, store: s, log: log, ctx: ctx, cancel: cancel, pods: map[string]*pod{}, vols: map[string]Volume{}}, nil
+	return &Registry{
+		issuer: issuer, services: services, store: s, tokens: newTokens(tokenDir, log), log: log,
+		ctx: ctx, cancel: cancel, pods: map[string]*pod{}, vols: map[string]Volume{},
+	}, nil
 }
 
 // Restore makes the sockets again that an earlier agent had made, in the same directories, so that pods which have them
-// mounted go on. Their SVIDs come when kubelet hands over their tokens.
+// mounted go on. Their SVIDs come at once by the tokens that it kept; without one, when kubelet hands it over.
 func (r *Registry) Restore() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	volumes, err := r.store.load()
+	kept := r.tokens.load(r.issuer.Clock.Now())
 	for _, v := range volumes {
 		if !exists(v.Target) {
 			_ = files.Remove(v.Target, v.Files)
 			_ = r.store.remove(v.ID) // the pod went while no agent was there
 			continue
 		}
-		if e := r.Publish(v, "", time.Time{}); e != nil && !errors.Is(e, files.ErrNotWritten) {
+		if e := r.publish(v, kept[v.Facts.UID], true); e != nil && !errors.Is(e, files.ErrNotWritten) {
 			err = errors.Join(err, e)
 		}
-		r.restored(v.Facts.UID)
+	}
+	for uid := range kept {
+		if r.pods[uid] == nil {
+			delete(kept, uid)
+			err = errors.Join(err, r.tokens.remove(uid))
+		}
+	}
+	if len(r.pods) > 0 {
+		r.log.Info("took pods over from an earlier agent", "pods", len(r.pods), "withToken", len(kept))
 	}
 	return err
-}
-
-func (r *Registry) restored(uid string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if p := r.pods[uid]; p != nil {
-		p.identity.Restored()
-	}
 }
 
 // Publish gives a pod its socket, or renews its token. It does not wait for Citadel, and returns files.ErrNotWritten as
@@ -101,6 +109,11 @@ func (r *Registry) restored(uid string) {
 func (r *Registry) Publish(v Volume, token string, expires time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.publish(v, bound{token, expires}, false)
+}
+
+// publish does it, with mu held; restored says that an earlier agent has served the pod.
+func (r *Registry) publish(v Volume, b bound, restored bool) error {
 	if r.ctx.Err() != nil {
 		return errors.New("the agent is stopping")
 	}
@@ -118,17 +131,16 @@ func (r *Registry) Publish(v Volume, token string, expires time.Time) error {
 	}
 	if p == nil {
 		var err error
-		if p, err = r.start(v.Facts, token, expires); err != nil {
+		if p, err = r.start(v.Facts, b, restored); err != nil {
 			return err
 		}
 		r.pods[v.Facts.UID] = p
-	} else if token != "" {
-		p.identity.SetToken(token, expires)
+	} else {
+		r.give(p.identity, b)
 	}
 	if s := p.sockets[v.ID]; s == nil || !s.intact() {
 		if err := r.open(p, v); err != nil {
-			r.dropIfUnused(p)
-			return err
+			return errors.Join(err, r.dropIfUnused(p))
 		}
 		r.vols[v.ID] = v
 		if err := r.store.save(v); err != nil {
@@ -179,15 +191,26 @@ func (r *Registry) open(p *pod, v Volume) error {
 	return nil
 }
 
+// give gives a pod its token, if there is one, and keeps one that is new for the next agent.
+func (r *Registry) give(id *identity.Identity, b bound) {
+	if b.Token == "" || !id.SetToken(b.Token, b.Expires) {
+		return
+	}
+	if err := r.tokens.save(id.Facts.UID, b); err != nil {
+		r.log.Warn("the next agent will have to wait for a pod's token", "pod", id.String(), "error", err)
+	}
+}
+
 // start makes the server of a pod and what runs for it.
-func (r *Registry) start(f identity.Facts, token string, expires time.Time) (*pod, error) {
+func (r *Registry) start(f identity.Facts, b bound, restored bool) (*pod, error) {
 	id, err := r.issuer.New(f)
 	if err != nil {
 		return nil, err
 	}
-	if token != "" {
-		id.SetToken(token, expires)
+	if restored {
+		id.Restored()
 	}
+	r.give(id, b)
 	ctx, cancel := context.WithCancel(r.ctx)
 	p := &pod{identity: id, cancel: cancel, done: make(chan struct{}), sockets: map[string]*socket{}, writers: map[string]*writer{}}
 	// Envoy pushes all its statistics in one message: some megabytes in a large mesh.
@@ -222,19 +245,20 @@ func (r *Registry) Unpublish(volumeID, target string) error {
 				s.close()
 				delete(p.sockets, volumeID)
 			}
-			r.dropIfUnused(p)
+			err = errors.Join(err, r.dropIfUnused(p))
 		}
 		delete(r.vols, volumeID)
 	}
 	return errors.Join(err, clean(target), r.store.remove(volumeID))
 }
 
-func (r *Registry) dropIfUnused(p *pod) {
+func (r *Registry) dropIfUnused(p *pod) error {
 	if len(p.sockets) > 0 {
-		return
+		return nil
 	}
 	delete(r.pods, p.identity.Facts.UID)
 	p.stop()
+	return r.tokens.remove(p.identity.Facts.UID)
 }
 
 func (p *pod) stop() {
@@ -254,7 +278,7 @@ func (r *Registry) Pods() []*identity.Identity {
 	return out
 }
 
-// Close stops serving. The sockets stay where they are, for the next agent to take over.
+// Close stops serving. The sockets and tokens stay where they are, for the next agent to take over.
 func (r *Registry) Close() {
 	r.mu.Lock()
 	r.cancel()
@@ -268,6 +292,7 @@ func (r *Registry) Close() {
 		p.stop()
 		delete(r.pods, uid)
 	}
+	r.tokens.close()
 	r.mu.Unlock()
 	r.wg.Wait()
 }

@@ -86,7 +86,7 @@ func Run(ctx context.Context, s Settings) (err error) {
 		Requester: requester, Bundle: source.Bundle, TrustDomain: s.TrustDomain, TokenFile: s.TokenFile, TTL: s.WorkloadTTL,
 		Clock: clock.RealClock{}, Metrics: identities, Log: log,
 	}
-	node, err := pods.New(filepath.Join(s.StateDir, "pods"), issuer, log,
+	node, err := pods.New(filepath.Join(s.StateDir, "pods"), s.TokenDir, issuer, log,
 		sds.Attach(source.Bundle, log),
 		relay.Attach(relay.Config{Pilot: s.Pilot, TrustDomain: s.TrustDomain, Bundle: source.Bundle, Clock: clock.RealClock{}, Log: log}),
 		workloadapi.Attach(source.Bundle),

@@ -23,6 +23,7 @@ type Settings struct {
 	Mixer              string        `mapstructure:"mixer" usage:"address of Mixer's telemetry intake"`
 	TokenFile          string        `mapstructure:"tokenFile" usage:"the agent's own token for Citadel"`
 	StateDir           string        `mapstructure:"stateDir" usage:"directory of the node that outlives the agent: the spool, and which pods have a socket"`
+	TokenDir           string        `mapstructure:"tokenDir" usage:"directory of the node for the tokens of its pods, which outlive the agent there if it is in memory (tmpfs)"`
 	SpoolBytes         int           `mapstructure:"spoolBytes" usage:"size of the audit spool; what does not fit while Mixer is away is lost and counted"`
 	CSISocket          string        `mapstructure:"csiSocket" usage:"where the CSI driver listens"`
 	CSIEndpoint        string        `mapstructure:"csiEndpoint" usage:"the same place as kubelet sees it"`
@@ -41,7 +42,7 @@ func Defaults() Settings {
 		Pilot: fmt.Sprintf("%s:%d", mesh.ServiceHost(mesh.PilotAccount), mesh.XDSPort),
 		Mixer: fmt.Sprintf("%s:%d", mesh.ServiceHost(mesh.MixerAccount), mesh.TelemetryPort),
 
-		StateDir: "/var/lib/bulwark", SpoolBytes: 256 << 20,
+		StateDir: "/var/lib/bulwark", TokenDir: "/run/bulwark/tokens", SpoolBytes: 256 << 20,
 		CSISocket: "/csi/csi.sock", CSIEndpoint: "/var/lib/kubelet/plugins/" + mesh.CSIDriver + "/csi.sock",
 		RegistrationSocket: "/registration/" + mesh.CSIDriver + "-reg.sock", PodsDir: "/var/lib/kubelet/pods",
 		LogLevel: "info", HealthAddress: fmt.Sprintf(":%d", mesh.MonitoringPort), OperatorAddress: fmt.Sprintf(":%d", mesh.OperatorPort),

@@ -56,9 +56,19 @@ func TestRestoredPodHoldsTheWorstUntilItsClientIsBack(t *testing.T) {
 	if !worst() {
 		t.Fatal("a pod whose proxy is not back is believed to hold nothing old")
 	}
+	held := identity.Held{Trusts: true, Sequence: 5, Issuers: []string{hex.EncodeToString(signer)}}
+	own := p.Connect(identity.ByFiles)
+	defer own.Close()
+	own.Holds(held)
+	if !p.Unknown() {
+		t.Fatal("the agent's own writing of files is taken for the return of a proxy")
+	}
 	c := p.Connect(identity.BySocket)
 	defer c.Close()
-	c.Holds(identity.Held{Trusts: true, Sequence: 5, Issuers: []string{hex.EncodeToString(signer)}})
+	c.Holds(held)
+	if p.Unknown() {
+		t.Fatal("the proxy is back, and still believed to hold something old")
+	}
 	if !worst() {
 		t.Fatal("the pod without a proxy has not had the time to come back")
 	}

@@ -50,6 +50,9 @@ func membersEnding(ctx context.Context, client *kube.Client) (string, error) {
 	return "", nil
 }
 
+// leaves are the agent's volumes in which it leaves something.
+var leaves = []string{"state", "run", "plugin"}
+
 // cleaners are pods that remove what the agents keep, one for each node that has an agent.
 func cleaners(ctx context.Context, client *kube.Client) ([]*corev1.Pod, error) {
 	agents, err := client.CoreV1().Pods(mesh.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=agent"})
@@ -64,13 +67,13 @@ func cleaners(ctx context.Context, client *kube.Client) ([]*corev1.Pod, error) {
 		container := agent.Spec.Containers[0]
 		container.Args = []string{"cleanup"}
 		container.StartupProbe, container.LivenessProbe, container.ReadinessProbe, container.Ports = nil, nil, nil, nil
-		container.VolumeMounts = slices.DeleteFunc(slices.Clone(container.VolumeMounts), func(m corev1.VolumeMount) bool { return m.Name != "state" && m.Name != "plugin" })
+		container.VolumeMounts = slices.DeleteFunc(slices.Clone(container.VolumeMounts), func(m corev1.VolumeMount) bool { return !slices.Contains(leaves, m.Name) })
 		out = append(out, &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: "bulwark-cleanup-" + agent.Spec.NodeName, Namespace: mesh.Namespace, Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue}},
 			Spec: corev1.PodSpec{
 				NodeName: agent.Spec.NodeName, RestartPolicy: corev1.RestartPolicyNever, Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
 				AutomountServiceAccountToken: new(bool), Containers: []corev1.Container{container},
-				Volumes: slices.DeleteFunc(slices.Clone(agent.Spec.Volumes), func(v corev1.Volume) bool { return v.Name != "state" && v.Name != "plugin" }),
+				Volumes: slices.DeleteFunc(slices.Clone(agent.Spec.Volumes), func(v corev1.Volume) bool { return !slices.Contains(leaves, v.Name) }),
 			},
 		})
 	}
