@@ -19,6 +19,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/citadel/internal/origin"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/rotate"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/store"
+	"github.com/bulwark-mesh/bulwark/pkg/kubeobject"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -41,15 +42,15 @@ type Conductor struct {
 	Config  rotate.Config
 	Observe func() rotate.Observation
 	Heard   func() <-chan struct{} // closed when Observe may return something else
-	Plugged <-chan struct{}        // says that Secret cacerts may have changed
 	Clock   clock.WithTicker
 	Events  events.EventRecorder
 	Log     *slog.Logger
 
-	mu     sync.Mutex
-	waits  []rotate.Wait
-	failed string    // why the CA that should be is not of use
-	retry  time.Time // when it is asked for again
+	mu      sync.Mutex
+	plugged *corev1.Secret // cacerts, nil if there is none
+	waits   []rotate.Wait
+	failed  string    // why the CA that should be is not of use
+	retry   time.Time // when it is asked for again
 }
 
 // Register makes the rotation's state metrics.
@@ -109,6 +110,14 @@ func (c *Conductor) Trouble() (string, bool) {
 // Run drives rotations until ctx ends.
 func (c *Conductor) Run(ctx context.Context) {
 	defer c.note(nil)
+	plugged := make(chan struct{}, 1) // Secret cacerts was looked at, or has changed
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	watch.Go(func() { c.watchPlugged(ctx, plugged) })
+	select {
+	case <-plugged:
+	case <-ctx.Done():
+	}
 	for ctx.Err() == nil {
 		changed, heard := c.Store.Changed(), c.Heard()
 		pause := lookIdle
@@ -130,11 +139,23 @@ func (c *Conductor) Run(ctx context.Context) {
 		case <-changed:
 		case <-heard:
 			c.rest(ctx)
-		case <-c.Plugged:
+		case <-plugged:
 		case <-timer.C():
 		}
 		timer.Stop()
 	}
+}
+
+func (c *Conductor) watchPlugged(ctx context.Context, changed chan<- struct{}) {
+	kubeobject.WatchSecret(ctx, c.Origins.Client, mesh.Namespace, mesh.PluggedCASecret, func(secret *corev1.Secret) {
+		c.mu.Lock()
+		c.plugged = secret
+		c.mu.Unlock()
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})
 }
 
 func (c *Conductor) rest(ctx context.Context) {
@@ -189,7 +210,10 @@ func (c *Conductor) begin(ctx context.Context, now rotate.CA) (bool, error) {
 
 // wanted returns the CA that should sign and why, or nil when it is the one that does.
 func (c *Conductor) wanted(ctx context.Context, now rotate.CA) (*rotate.Signer, string, error) {
-	plugged, err := c.Origins.Plugged(ctx)
+	c.mu.Lock()
+	secret := c.plugged
+	c.mu.Unlock()
+	plugged, err := c.Origins.OfSecret(secret)
 	switch {
 	case err == nil && bytes.Equal(plugged.Material.Cert, now.Current.Material.Cert) && bytes.Equal(plugged.Material.Root, now.Current.Material.Root):
 		return nil, "", nil

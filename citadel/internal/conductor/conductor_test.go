@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
@@ -34,10 +35,9 @@ var config = rotate.Config{TrustDomain: "cluster.local", KeyType: ca.P256, RootT
 // replica is a Citadel that can lead, with a view of a mesh of its own.
 type replica struct {
 	*Conductor
-	mu      sync.Mutex
-	holder  rotate.Holder
-	heard   chan struct{}
-	plugged chan struct{}
+	mu     sync.Mutex
+	holder rotate.Holder
+	heard  chan struct{}
 }
 
 func newReplica(t *testing.T, client *fake.Clientset) *replica {
@@ -48,8 +48,8 @@ func newReplica(t *testing.T, client *fake.Clientset) *replica {
 	if err := vault.Open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	r := &replica{heard: make(chan struct{}), plugged: make(chan struct{}, 1)}
-	r.Conductor = &Conductor{Store: vault, Origins: origins, Config: config, Clock: clock.RealClock{}, Log: log, Plugged: r.plugged,
+	r := &replica{heard: make(chan struct{})}
+	r.Conductor = &Conductor{Store: vault, Origins: origins, Config: config, Clock: clock.RealClock{}, Log: log,
 		Heard: func() <-chan struct{} {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -173,6 +173,16 @@ func TestPluggedInCAIsRotatedTo(t *testing.T) {
 	r := newReplica(t, client)
 	r.says(1, r.signer())
 	defer leads(r)()
+	// A fake client does not tell of what happens between a list and its watch.
+	eventually(t, "both Secrets are watched", func() bool {
+		n := 0
+		for _, a := range client.Actions() {
+			if a.GetVerb() == "watch" {
+				n++
+			}
+		}
+		return n == 2
+	})
 	m, err := ca.NewRoot("cluster.local", ca.P384, time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +192,6 @@ func TestPluggedInCAIsRotatedTo(t *testing.T) {
 	if secret, err = client.CoreV1().Secrets(mesh.Namespace).Create(t.Context(), secret, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	r.plugged <- struct{}{}
 	eventually(t, "a CA without its key is named as the trouble", func() bool {
 		what, is := r.Trouble()
 		return is && strings.Contains(what, mesh.PluggedCASecret)
@@ -194,10 +203,18 @@ func TestPluggedInCAIsRotatedTo(t *testing.T) {
 	if _, err := client.CoreV1().Secrets(mesh.Namespace).Update(t.Context(), secret, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	r.plugged <- struct{}{}
 	eventually(t, "both roots are published", in(r, rotate.Publishing))
 	r.says(2, r.signer())
 	eventually(t, "the plugged-in CA signs", func() bool { return r.Store.CA().Current.Origin == rotate.PluggedIn })
+	reads := 0
+	for _, a := range client.Actions() {
+		if get, ok := a.(clienttesting.GetAction); ok && get.GetVerb() == "get" && get.GetName() == mesh.PluggedCASecret {
+			reads++
+		}
+	}
+	if reads != 1 {
+		t.Errorf("Secret %s was read %d times, want once, at the start: it is watched", mesh.PluggedCASecret, reads)
+	}
 	if _, err := r.Origins.Next(t.Context()); err == nil || !strings.Contains(err.Error(), "replace it") {
 		t.Errorf("a rotation away from a plugged-in CA: %v", err)
 	}

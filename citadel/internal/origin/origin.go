@@ -8,12 +8,10 @@ import (
 	"fmt"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
@@ -64,7 +62,7 @@ func (o *Origins) fresh(ctx context.Context) (rotate.Signer, error) {
 // ErrNotPlugged says that there is no Secret cacerts.
 var ErrNotPlugged = errors.New("no CA is plugged in")
 
-// Plugged returns the CA of Secret cacerts.
+// Plugged returns the CA of Secret cacerts, which it reads.
 func (o *Origins) Plugged(ctx context.Context) (rotate.Signer, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -75,33 +73,17 @@ func (o *Origins) Plugged(ctx context.Context) (rotate.Signer, error) {
 	if err != nil {
 		return rotate.Signer{}, fmt.Errorf("reading Secret %s/%s: %w", mesh.Namespace, mesh.PluggedCASecret, err)
 	}
+	return o.OfSecret(secret)
+}
+
+// OfSecret returns the CA of Secret cacerts as it was seen; nil stands for none.
+func (o *Origins) OfSecret(secret *corev1.Secret) (rotate.Signer, error) {
+	if secret == nil {
+		return rotate.Signer{}, ErrNotPlugged
+	}
 	m := ca.Material{Cert: secret.Data[mesh.CACertKey], Key: secret.Data[mesh.CAKeyKey], Chain: secret.Data[mesh.CertChainKey], Root: secret.Data[mesh.RootCertKey]}
 	if _, err := rotate.Usable(m, o.Rotation.TrustDomain, o.Clock); err != nil {
 		return rotate.Signer{}, fmt.Errorf("Secret %s/%s is of no use: %w", mesh.Namespace, mesh.PluggedCASecret, err)
 	}
 	return rotate.Signer{Material: m, Origin: rotate.PluggedIn}, nil
-}
-
-// WatchPlugged says on a channel of capacity one that Secret cacerts came, changed or went, until ctx ends.
-func (o *Origins) WatchPlugged(ctx context.Context, changed chan<- struct{}) error {
-	factory := informers.NewSharedInformerFactoryWithOptions(o.Client, 0, informers.WithNamespace(mesh.Namespace),
-		informers.WithTweakListOptions(func(opts *metav1.ListOptions) {
-			opts.FieldSelector = fields.OneTermEqualSelector("metadata.name", mesh.PluggedCASecret).String()
-		}))
-	say := func(any) {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
-	_, err := factory.Core().V1().Secrets().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc: say, UpdateFunc: func(_, o any) { say(o) }, DeleteFunc: say,
-	})
-	if err != nil {
-		return fmt.Errorf("watching Secret %s: %w", mesh.PluggedCASecret, err)
-	}
-	factory.StartWithContext(ctx)
-	defer factory.Shutdown()
-	<-ctx.Done()
-	return nil
 }

@@ -58,7 +58,6 @@ type leader struct {
 	pods      *podwatch.Watch
 	conductor *conductor.Conductor
 	log       *slog.Logger
-	plugged   chan struct{}
 	leading   isLeading
 }
 
@@ -71,12 +70,12 @@ func newLeader(ctx context.Context, s Settings, k clients, vault *store.Store, o
 	context.AfterFunc(ctx, broadcaster.Shutdown)
 	recorder := broadcaster.NewRecorder(scheme.Scheme, "bulwark-citadel")
 	l := &leader{
-		settings: s, clients: k, store: vault, holdings: h, pods: pods, log: log, plugged: make(chan struct{}, 1),
+		settings: s, clients: k, store: vault, holdings: h, pods: pods, log: log,
 		bundles:   bundle.New(k.bulk, vault.Keeper(), documents, reg, log),
 		workloads: secrets.New(k.bulk, vault.Keeper(), issuance.secrets(s), clock.RealClock{}, recorder, reg, log),
 	}
 	l.conductor = &conductor.Conductor{
-		Store: vault, Origins: origins, Config: s.rotation(), Observe: l.observe, Heard: h.Changed, Plugged: l.plugged, Clock: clock.RealClock{}, Events: recorder, Log: log,
+		Store: vault, Origins: origins, Config: s.rotation(), Observe: l.observe, Heard: h.Changed, Clock: clock.RealClock{}, Events: recorder, Log: log,
 	}
 	l.conductor.Register(reg)
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulwark_citadel_leading", Help: "1 on the replica that reconciles."}, func() float64 {
@@ -107,7 +106,6 @@ func (l *leader) run(ctx context.Context) error {
 		group.Go(func() error { return l.bundles.Run(ctx) })
 		group.Go(func() error { l.store.Keep(ctx); return nil })
 		group.Go(func() error { l.conductor.Run(ctx); return nil })
-		group.Go(func() error { return l.conductor.Origins.WatchPlugged(ctx, l.plugged) })
 		if l.settings.Secrets {
 			group.Go(func() error { return l.workloads.Run(ctx) })
 		}
