@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -13,7 +12,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
-	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
 )
 
 // caStatus is the CA as Citadel's operator API shows it.
@@ -72,9 +70,11 @@ func (a *app) caStatus() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return onLeader(cmd.Context(), client, func(_ *operator.Connection, now caStatus) error {
-				return print(cmd.OutOrStdout(), output, now, func(out io.Writer) { showCA(out, now) })
-			})
+			now, err := leaderStatus(cmd.Context(), client)
+			if err != nil {
+				return err
+			}
+			return print(cmd.OutOrStdout(), output, now, func(out io.Writer) { showCA(out, now) })
 		},
 	}
 	outputFlag(cmd, &output)
@@ -120,51 +120,17 @@ func (a *app) caRotate() *cobra.Command {
 	return cmd
 }
 
-// onLeader calls do with a way to the Citadel that leads, and what it says of the CA.
-func onLeader(ctx context.Context, client *kube.Client, do func(*operator.Connection, caStatus) error) error {
-	pods, err := operator.Pods(ctx, client, "citadel")
+// sayToCA tells Citadel to start, pause, resume, abort or force a rotation.
+func sayToCA(ctx context.Context, client *kube.Client, action string) error {
+	conn, _, err := toLeader(ctx, client)
 	if err != nil {
 		return err
 	}
-	var troubles []error
-	for _, pod := range pods {
-		found, err := func() (bool, error) {
-			conn, err := operator.Connect(ctx, client, &pod)
-			if err != nil {
-				return false, err
-			}
-			defer conn.Close()
-			callCtx, cancel := context.WithTimeout(ctx, callLimit)
-			defer cancel()
-			var now caStatus
-			if err := conn.GetJSON(callCtx, "/v1/ca", &now); err != nil {
-				return false, fmt.Errorf("asking pod %s: %w", pod.Name, err)
-			}
-			if !now.Leading {
-				return false, nil
-			}
-			return true, do(conn, now)
-		}()
-		if found {
-			return err
-		}
-		if err != nil {
-			troubles = append(troubles, err)
-		}
+	defer conn.Close()
+	if err := conn.PostJSON(ctx, "/v1/ca/rotation", map[string]string{"action": action, "by": whoAmI(ctx, client)}, nil); err != nil {
+		return fmt.Errorf("root rotation: %w", err)
 	}
-	return errors.Join(append([]error{errors.New("no replica of Citadel leads at the moment; one will within five seconds")}, troubles...)...)
-}
-
-// sayToCA tells Citadel to start, pause, resume, abort or force a rotation.
-func sayToCA(ctx context.Context, client *kube.Client, action string) error {
-	return onLeader(ctx, client, func(conn *operator.Connection, _ caStatus) error {
-		callCtx, cancel := context.WithTimeout(ctx, callLimit)
-		defer cancel()
-		if err := conn.PostJSON(callCtx, "/v1/ca/rotation", map[string]string{"action": action, "by": whoAmI(ctx, client)}, nil); err != nil {
-			return fmt.Errorf("root rotation: %w", err)
-		}
-		return nil
-	})
+	return nil
 }
 
 // whoAmI is the user of the kubeconfig, for the record.
@@ -180,8 +146,7 @@ func whoAmI(ctx context.Context, client *kube.Client) string {
 func watchRotation(ctx context.Context, client *kube.Client, out io.Writer, follow bool) error {
 	shown, away := "", time.Time{}
 	for {
-		var now caStatus
-		err := onLeader(ctx, client, func(_ *operator.Connection, s caStatus) error { now = s; return nil })
+		now, err := leaderStatus(ctx, client)
 		if err != nil && (!follow || ctx.Err() != nil || (!away.IsZero() && time.Since(away) > time.Minute)) {
 			return err
 		}

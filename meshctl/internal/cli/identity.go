@@ -96,8 +96,6 @@ func podIdentity(ctx context.Context, client *kube.Client, namespace, name strin
 			return nil, err
 		}
 		defer conn.Close()
-		ctx, cancel := context.WithTimeout(ctx, callLimit)
-		defer cancel()
 		d := podDetail{pod: pod}
 		if err := conn.GetJSON(ctx, "/v1/workloads/"+string(pod.UID), &d); err != nil {
 			return nil, fmt.Errorf("asking the agent of node %s about pod %s/%s (if it is not in the mesh: is the namespace labelled for injection, and was the pod made after that?): %w", pod.Spec.NodeName, namespace, name, err)

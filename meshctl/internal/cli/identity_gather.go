@@ -22,6 +22,9 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
 
+// callLimit bounds all that one component is asked.
+const callLimit = 15 * time.Second
+
 // atOnce bounds the components that are asked at a time.
 const atOnce = 16
 

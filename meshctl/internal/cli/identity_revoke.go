@@ -102,10 +102,12 @@ func revokeTarget(ctx context.Context, client *kube.Client, target identities.Ta
 	}{revocation.Revocation{
 		Identity: target.Identity, Serial: target.Serial, PodUID: target.PodUID(), Reason: o.reason, By: whoAmI(ctx, client), Expires: now.Add(o.lasts).UTC().Truncate(time.Second),
 	}, o.force}
-	err = onCitadel(ctx, client, func(ctx context.Context, conn *operator.Connection) error {
-		return conn.PostJSON(ctx, "/v1/revocations", call, &made)
-	})
+	conn, err := toCitadel(ctx, client, nil)
 	if err != nil {
+		return made, err
+	}
+	defer conn.Close()
+	if err = conn.PostJSON(ctx, "/v1/revocations", call, &made); err != nil {
 		return made, fmt.Errorf("revoking: %w", err)
 	}
 	return made, nil
@@ -191,35 +193,16 @@ func (a *app) identityRestore() *cobra.Command {
 				return err
 			}
 			by := url.Values{"by": {whoAmI(cmd.Context(), client)}}
-			err = onCitadel(cmd.Context(), client, func(ctx context.Context, conn *operator.Connection) error {
-				return conn.Delete(ctx, "/v1/revocations/"+url.PathEscape(args[0])+"?"+by.Encode())
-			})
+			conn, err := toCitadel(cmd.Context(), client, nil)
 			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			if err := conn.Delete(cmd.Context(), "/v1/revocations/"+url.PathEscape(args[0])+"?"+by.Encode()); err != nil {
 				return fmt.Errorf("%w (meshctl identity revocations lists them)", err)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s is undone\n", args[0])
 			return nil
 		},
 	}
-}
-
-// onCitadel calls do with a way to the first replica that can be reached; any will do for revocations.
-func onCitadel(ctx context.Context, client *kube.Client, do func(context.Context, *operator.Connection) error) error {
-	pods, err := operator.Pods(ctx, client, "citadel")
-	if err != nil {
-		return err
-	}
-	var troubles []error
-	for _, pod := range pods {
-		conn, err := operator.Connect(ctx, client, &pod)
-		if err != nil {
-			troubles = append(troubles, err)
-			continue
-		}
-		defer conn.Close()
-		callCtx, cancel := context.WithTimeout(ctx, callLimit)
-		defer cancel()
-		return do(callCtx, conn)
-	}
-	return errors.Join(troubles...)
 }

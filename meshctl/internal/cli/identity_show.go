@@ -104,13 +104,8 @@ func ofSecret(ctx context.Context, client *kube.Client, namespace, name string) 
 		return nil, err
 	}
 	account := strings.TrimPrefix(name, mesh.SecretPrefix)
-	var schedule []identities.Scheduled
+	schedule, asking := renewals(ctx, client)
 	var mine identities.Scheduled
-	asking := onLeader(ctx, client, func(conn *operator.Connection, _ caStatus) error {
-		callCtx, cancel := context.WithTimeout(ctx, callLimit)
-		defer cancel()
-		return conn.GetJSON(callCtx, "/v1/secrets", &schedule)
-	})
 	for _, s := range schedule {
 		if s.Namespace == namespace && s.ServiceAccount == account {
 			mine = s
@@ -126,12 +121,25 @@ func ofSecret(ctx context.Context, client *kube.Client, namespace, name string) 
 	return s, nil
 }
 
-// revocations asks the first Citadel that answers.
-func revocations(ctx context.Context, client *kube.Client) (revocation.List, error) {
-	var list revocation.List
-	err := onCitadel(ctx, client, func(ctx context.Context, conn *operator.Connection) error {
-		return conn.GetJSON(ctx, "/v1/revocations", &list)
-	})
+// renewals asks the Citadel that leads when Secrets are renewed.
+func renewals(ctx context.Context, client *kube.Client) (schedule []identities.Scheduled, err error) {
+	conn, _, err := toLeader(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	err = conn.GetJSON(ctx, "/v1/secrets", &schedule)
+	return schedule, err
+}
+
+// revocations asks any Citadel.
+func revocations(ctx context.Context, client *kube.Client) (list revocation.List, err error) {
+	conn, err := toCitadel(ctx, client, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	err = conn.GetJSON(ctx, "/v1/revocations", &list)
 	return list, err
 }
 

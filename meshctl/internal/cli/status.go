@@ -16,9 +16,6 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
-// callLimit bounds one question to one component.
-const callLimit = 15 * time.Second
-
 // proxy is one connected proxy, as Pilot's operator API shows it.
 type proxy struct {
 	Proxy       string                     `json:"proxy"`
@@ -93,9 +90,7 @@ func proxies(ctx context.Context, client *kube.Client) ([]proxy, error) {
 			return nil, err
 		}
 		var these []proxy
-		callCtx, cancel := context.WithTimeout(ctx, callLimit)
-		err = conn.GetJSON(callCtx, "/v1/proxies", &these)
-		cancel()
+		err = conn.GetJSON(ctx, "/v1/proxies", &these)
 		conn.Close()
 		if err != nil {
 			return nil, fmt.Errorf("asking pod %s: %w", pod.Name, err)

@@ -34,6 +34,7 @@ import (
 const (
 	tokenLifetime  = 10 * time.Minute // the least that Kubernetes gives
 	connectTimeout = 15 * time.Second
+	callTimeout    = 15 * time.Second // of a call whose answer is read whole
 )
 
 // componentLabel names the component that a pod is of.
@@ -198,6 +199,8 @@ func (c *Connection) Get(ctx context.Context, path string) (io.ReadCloser, error
 
 // GetJSON reads a path into out.
 func (c *Connection) GetJSON(ctx context.Context, path string, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	body, err := c.Get(ctx, path)
 	if err != nil {
 		return err
@@ -221,6 +224,8 @@ func (c *Connection) send(ctx context.Context, method, path string, in, out any)
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(content))
 	if err != nil {
 		return err
