@@ -11,11 +11,12 @@ import (
 	"strings"
 )
 
-// ErrElsewhere is returned by PauseAPIServer on a cluster whose API server does not run on this machine.
-var ErrElsewhere = errors.New("the API server of this cluster is not a process of this machine")
+// ErrElsewhere is why a process of the cluster cannot be stopped or killed from here.
+var ErrElsewhere = errors.New("the cluster's processes are not processes of this machine")
 
 // PauseAPIServer stops the API server's process in the middle of what it does (SIGSTOP): connections to it stay open and
-// nothing comes back. It goes on when resume is called, and also when this process ends in whatever way.
+// nothing comes back. It goes on when resume is called, and also when this process ends in whatever way. On a cluster
+// whose API server does not run on this machine it returns ErrElsewhere.
 func (l *Lab) PauseAPIServer() (resume func() error, err error) {
 	pid, err := l.apiServer()
 	if err != nil {

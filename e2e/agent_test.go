@@ -1,0 +1,127 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/bulwark-mesh/bulwark/e2e/claims"
+	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
+	"github.com/bulwark-mesh/bulwark/e2e/internal/sample"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// identityLimit is how long a program that starts on the node may wait for its identity once the agent is ready again.
+// Kubelet, who would bring the agent the pods' tokens again, comes after a minute or so.
+const identityLimit = 5 * time.Second
+
+// The agent of payroll's node is killed, and its pod is deleted, as in an upgrade, while requests go on: none fails, and
+// a program that starts then has its identity at once.
+func TestAgentKilledOrReplacedIsNotNoticedByItsPods(t *testing.T) {
+	prove(t, "agent", func(ctx context.Context, s *claims.Scene) (string, error) {
+		node, err := deployCaller(ctx, s)
+		if err != nil {
+			return "", err
+		}
+		var happened []string
+		for _, way := range []struct {
+			name string
+			end  func(*corev1.Pod) error
+		}{
+			{"killed", func(agent *corev1.Pod) error { return s.KillContainer(agent, "agent") }},
+			{"replaced", func(agent *corev1.Pod) error {
+				return s.CoreV1().Pods(agent.Namespace).Delete(ctx, agent.Name, metav1.DeleteOptions{})
+			}},
+		} {
+			var back, took time.Duration
+			requests, err := underLoad(ctx, s, "agent-"+way.name, func() error {
+				var err error
+				back, took, err = identityAfter(ctx, s, node, way.end)
+				return err
+			})
+			if errors.Is(err, lab.ErrElsewhere) {
+				t.Skip(err)
+			}
+			if err != nil {
+				return "", fmt.Errorf("agent %s: %w", way.name, err)
+			}
+			happened = append(happened, fmt.Sprintf("%s: ready again after %.1f s, a new client's SVID %.1f s later, %d requests, 0 failed", way.name, back.Seconds(), took.Seconds(), requests))
+		}
+		return strings.Join(happened, "; "), nil
+	})
+}
+
+// deployCaller runs a pod that uses the Workload API on the node of payroll, whose name it returns.
+func deployCaller(ctx context.Context, s *claims.Scene) (node string, err error) {
+	payroll, err := s.Pod(ctx, s.Namespace, "payroll")
+	if err != nil {
+		return "", err
+	}
+	node = payroll.Spec.NodeName
+	manifest := fmt.Sprintf(workloadAPIPod, s.Outside, "docker.io/bulwark/sample:"+s.Tag)
+	if err := s.Apply(ctx, strings.Replace(manifest, "serviceAccountName: caller\n", "serviceAccountName: caller\n      nodeName: "+node+"\n", 1)); err != nil {
+		return "", err
+	}
+	if err := s.Ready(ctx, s.Outside, time.Minute); err != nil {
+		return "", err
+	}
+	return node, asksWhoItIs(ctx, s) // an agent that is ended knows the pod
+}
+
+// identityAfter ends the node's agent, and returns after which time one was ready again, and how much later a new client
+// had its SVID.
+func identityAfter(ctx context.Context, s *claims.Scene, node string, end func(*corev1.Pod) error) (back, took time.Duration, err error) {
+	before, err := agentOf(ctx, node)
+	if err != nil {
+		return 0, 0, err
+	}
+	began := time.Now()
+	if err := end(before); err != nil {
+		return 0, 0, err
+	}
+	err = lab.PollFor(ctx, 30*time.Second, func(ctx context.Context) error {
+		now, err := agentOf(ctx, node)
+		if err == nil && now.Status.ContainerStatuses[0].ContainerID == before.Status.ContainerStatuses[0].ContainerID {
+			err = fmt.Errorf("agent %s has not ended", now.Name)
+		}
+		return err
+	})
+	if err != nil {
+		return 0, 0, err
+	}
+	ready := time.Now()
+	err = lab.PollFor(ctx, identityLimit, func(ctx context.Context) error { return asksWhoItIs(ctx, s) })
+	if err != nil {
+		err = fmt.Errorf("no SVID within %s of the agent's return: %w", identityLimit, err)
+	}
+	return ready.Sub(began), time.Since(ready), err
+}
+
+// agentOf returns the agent of a node. It is an error if that is not ready.
+func agentOf(ctx context.Context, node string) (*corev1.Pod, error) {
+	pods, err := cluster.CoreV1().Pods(mesh.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=agent", FieldSelector: "spec.nodeName=" + node})
+	if err != nil {
+		return nil, err
+	}
+	for _, pod := range pods.Items {
+		if pod.DeletionTimestamp == nil && len(pod.Status.ContainerStatuses) == 1 && pod.Status.ContainerStatuses[0].Ready {
+			return &pod, nil
+		}
+	}
+	return nil, fmt.Errorf("no agent on %s is ready", node)
+}
+
+// asksWhoItIs runs a program in the caller's pod that has nothing yet and asks the Workload API.
+func asksWhoItIs(ctx context.Context, s *claims.Scene) error {
+	got, err := lab.ExecJSON[sample.SVIDResult](ctx, s.Lab, s.Outside, "caller", "client", "sample", "svid", "/spiffe/agent.sock")
+	if want := fmt.Sprintf("spiffe://%s/ns/%s/sa/caller", mesh.DefaultTrustDomain, s.Outside); err == nil && got.ID != want {
+		err = lab.Stop(fmt.Errorf("the caller is %s, not %s", got.ID, want))
+	}
+	return err
+}
