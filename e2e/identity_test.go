@@ -66,9 +66,7 @@ func deployBare(t *testing.T) bareScene {
 	defer cancel()
 	s := bareScene{cluster, "e2e-bare-outside"} // its pods have no proxy that a failed test could ask
 	cleanUp(t, s.Namespace)
-	manifest := strings.NewReplacer("NAMESPACE", s.Namespace, "IMAGE", "docker.io/bulwark/sample:"+s.Tag,
-		"RESTRICTED", "{allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}").Replace(barePods)
-	if err := s.Apply(ctx, manifest); err != nil {
+	if err := s.Apply(ctx, fillIn(barePods, s.Namespace, s.Tag)); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Ready(ctx, s.Namespace, time.Minute); err != nil {
@@ -77,27 +75,12 @@ func deployBare(t *testing.T) bareScene {
 	return s
 }
 
-// The intruder lies in the attributes of its volume about whose it is, and has a second volume whose socket is a proxy's.
-const barePods = `
+// barePods has a server and three pods that wait to be told what to do. The intruder lies in the attributes of its volume
+// about whose it is, and has a second volume whose socket is a proxy's.
+var barePods = `
 apiVersion: v1
 kind: Namespace
 metadata: {name: NAMESPACE}
----
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: server, namespace: NAMESPACE}
----
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: caller, namespace: NAMESPACE}
----
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: reader, namespace: NAMESPACE}
----
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: intruder, namespace: NAMESPACE}
 ---
 apiVersion: v1
 kind: Service
@@ -105,105 +88,36 @@ metadata: {name: server, namespace: NAMESPACE}
 spec:
   selector: {app: server}
   ports: [{name: https, port: 8443}]
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: server, namespace: NAMESPACE}
-spec:
-  selector: {matchLabels: {app: server}}
-  template:
-    metadata: {labels: {app: server}}
-    spec:
-      serviceAccountName: server
-      terminationGracePeriodSeconds: 2
-      securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
-      containers:
+` + barePod("server", `
         - name: server
-          image: IMAGE
-          imagePullPolicy: IfNotPresent
+          IMAGE
           args: [spiffe, serve]
           readinessProbe: {tcpSocket: {port: 8443}, periodSeconds: 1}
-          securityContext: RESTRICTED
-          volumeMounts: [{name: spiffe, mountPath: /spiffe, readOnly: true}]
-      volumes:
-        - name: spiffe
-          csi: {driver: csi.bulwark.dev, readOnly: true, volumeAttributes: {access: any}}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: caller, namespace: NAMESPACE}
-spec:
-  selector: {matchLabels: {app: caller}}
-  template:
-    metadata: {labels: {app: caller}}
-    spec:
-      serviceAccountName: caller
-      terminationGracePeriodSeconds: 2
-      securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
-      containers:
-        - name: client
-          image: IMAGE
-          imagePullPolicy: IfNotPresent
-          args: [wait]
-          securityContext: RESTRICTED
-          volumeMounts: [{name: spiffe, mountPath: /spiffe, readOnly: true}]
-      volumes:
-        - name: spiffe
-          csi: {driver: csi.bulwark.dev, readOnly: true, volumeAttributes: {access: any}}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: reader, namespace: NAMESPACE}
-spec:
-  selector: {matchLabels: {app: reader}}
-  template:
-    metadata: {labels: {app: reader}}
-    spec:
-      serviceAccountName: reader
-      terminationGracePeriodSeconds: 2
-      securityContext: {runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, seccompProfile: {type: RuntimeDefault}}
-      containers:
+          securityContext: {RESTRICTED}
+          volumeMounts: [SPIFFE]
+`, ownSocket) + barePod("caller", bareClient, ownSocket) + barePod("reader", `
         - name: reader
-          image: IMAGE
-          imagePullPolicy: IfNotPresent
+          IMAGE
           args: [wait]
-          securityContext: RESTRICTED
-          volumeMounts:
-            - {name: spiffe, mountPath: /spiffe, readOnly: true}
-            - {name: identity, mountPath: /identity, readOnly: true}
+          securityContext: {runAsGroup: 65532, RESTRICTED}
+          volumeMounts: [SPIFFE, {name: identity, mountPath: /identity, readOnly: true}]
         - name: other
-          image: IMAGE
-          imagePullPolicy: IfNotPresent
+          IMAGE
           args: [wait]
-          securityContext: {runAsUser: 65531, runAsGroup: 65531, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+          securityContext: {runAsUser: 65531, runAsGroup: 65531, RESTRICTED}
           volumeMounts: [{name: identity, mountPath: /identity, readOnly: true}]
-      volumes:
+`, `
         - name: identity
           emptyDir: {medium: Memory, sizeLimit: 1Mi}
         - name: spiffe
           csi: {driver: csi.bulwark.dev, readOnly: true, volumeAttributes: {files: identity, uid: "65532", gid: "65532"}}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: intruder, namespace: NAMESPACE}
-spec:
-  selector: {matchLabels: {app: intruder}}
-  template:
-    metadata: {labels: {app: intruder}}
-    spec:
-      serviceAccountName: intruder
-      terminationGracePeriodSeconds: 2
-      securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
-      containers:
+`) + barePod("intruder", `
         - name: client
-          image: IMAGE
-          imagePullPolicy: IfNotPresent
+          IMAGE
           args: [wait]
-          securityContext: RESTRICTED
-          volumeMounts:
-            - {name: spiffe, mountPath: /spiffe, readOnly: true}
-            - {name: proxys, mountPath: /proxys, readOnly: true}
-      volumes:
+          securityContext: {RESTRICTED}
+          volumeMounts: [SPIFFE, {name: proxys, mountPath: /proxys, readOnly: true}]
+`, `
         - name: spiffe
           csi:
             driver: csi.bulwark.dev
@@ -215,7 +129,56 @@ spec:
               csi.storage.k8s.io/pod.namespace: bulwark-system
         - name: proxys
           csi: {driver: csi.bulwark.dev, readOnly: true}
+`)
+
+// A container that waits, and the volume whose socket gives its pod an identity.
+const (
+	bareClient = `
+        - name: client
+          IMAGE
+          args: [wait]
+          securityContext: {RESTRICTED}
+          volumeMounts: [SPIFFE]
 `
+	ownSocket = `
+        - name: spiffe
+          csi: {driver: csi.bulwark.dev, readOnly: true, volumeAttributes: {access: any}}
+`
+)
+
+// barePod is an account and a Deployment of one pod without a proxy. The words in capitals are for fillIn.
+func barePod(account, containers, volumes string) string {
+	return strings.NewReplacer("ACCOUNT", account, "CONTAINERS", containers, "VOLUMES", volumes).Replace(`
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: ACCOUNT, namespace: NAMESPACE}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: ACCOUNT, namespace: NAMESPACE}
+spec:
+  selector: {matchLabels: {app: ACCOUNT}}
+  template:
+    metadata: {labels: {app: ACCOUNT}}
+    spec:
+      serviceAccountName: ACCOUNT
+      terminationGracePeriodSeconds: 2
+      securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
+      containers:CONTAINERS
+      volumes:VOLUMES
+`)
+}
+
+// fillIn puts a namespace and the sample's image into manifests of bare pods.
+func fillIn(manifests, namespace, tag string) string {
+	return strings.NewReplacer(
+		"NAMESPACE", namespace,
+		"IMAGE", "image: docker.io/bulwark/sample:"+tag+"\n          imagePullPolicy: IfNotPresent",
+		"RESTRICTED", "allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}",
+		"SPIFFE", "{name: spiffe, mountPath: /spiffe, readOnly: true}",
+	).Replace(manifests)
+}
 
 func spiffeClientsSpeakMutualTLS(ctx context.Context, s bareScene) (string, error) {
 	call := func(server string, flags ...string) (sample.CallResult, error) {
