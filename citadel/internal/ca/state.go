@@ -16,11 +16,6 @@ type State struct {
 	RenewWithin time.Duration // the time over which certificates of an earlier signer are renewed
 }
 
-// NewState returns the state of an authority whose roots are the whole bundle.
-func NewState(signer *Authority, tokens *TokenKeys) *State {
-	return &State{Signer: signer, Roots: signer.Roots(), RootsPEM: signer.RootsPEM(), Tokens: tokens, Sequence: 1}
-}
-
 // Keeper holds the current State. It is safe for concurrent use.
 type Keeper struct {
 	mu      sync.RWMutex

@@ -31,6 +31,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/auditlog"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca/catest"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/podwatch"
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
@@ -272,7 +273,7 @@ func newServiceAt(t testing.TB, c *cluster, now time.Time) fixture {
 		t.Fatal(err)
 	}
 	f := fixture{clock: clock, trail: &trail{}, revoked: &revocation.List{}, keys: keys, watch: watch}
-	keeper := ca.NewKeeper(ca.NewState(authority, nil))
+	keeper := ca.NewKeeper(catest.State(authority, nil))
 	f.Service = NewService(Config{
 		Keeper: keeper,
 		Authorizer: &Authorizer{

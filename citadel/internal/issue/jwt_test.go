@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca/catest"
 	identityv1 "github.com/bulwark-mesh/bulwark/pkg/api/identity/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -28,7 +29,7 @@ func (f fixture) withTokenKey(t testing.TB) *jwtbundle.Bundle {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Keeper.Set(ca.NewState(f.Keeper.Current().Signer, &ca.TokenKeys{Signer: key, Published: []ca.TokenKey{key}}))
+	f.Keeper.Set(catest.State(f.Keeper.Current().Signer, &ca.TokenKeys{Signer: key, Published: []ca.TokenKey{key}}))
 	bundle := jwtbundle.New(spiffeid.RequireTrustDomainFromString("cluster.local"))
 	if err := bundle.AddJWTAuthority(key.ID, key.Key.Public()); err != nil {
 		t.Fatal(err)

@@ -29,6 +29,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/auditlog"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca/catest"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/podwatch"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
@@ -175,7 +176,7 @@ func (l *live) service() fixture {
 		l.t.Fatal(err)
 	}
 	f := fixture{trail: &trail{}, keys: keys, watch: watch, reviewer: NewReviewer(l.client.AuthenticationV1().TokenReviews(), clock.RealClock{})}
-	keeper := ca.NewKeeper(ca.NewState(authority, nil))
+	keeper := ca.NewKeeper(catest.State(authority, nil))
 	f.Service = NewService(Config{
 		Keeper: keeper,
 		Authorizer: &Authorizer{

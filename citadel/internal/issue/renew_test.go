@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca/catest"
 	identityv1 "github.com/bulwark-mesh/bulwark/pkg/api/identity/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
@@ -135,7 +136,7 @@ func TestOldConnectionRenewsNothingThatTodayIsNotValid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Keeper.Set(ca.NewState(next, nil))
+	s.Keeper.Set(catest.State(next, nil))
 	if err := renew(); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("after its root was retired: %v", err)
 	}

@@ -28,6 +28,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca/catest"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -70,7 +71,7 @@ func csrPortOf(t *testing.T, m ca.Material, service securityapi.IstioCertificate
 	if err != nil {
 		t.Fatal(err)
 	}
-	trust, err = newRoots(ca.NewKeeper(ca.NewState(signer, nil)), "cluster.local")
+	trust, err = newRoots(ca.NewKeeper(catest.State(signer, nil)), "cluster.local")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca/catest"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -162,7 +163,7 @@ func TestDeletedAndDamagedSecretsAreRestored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := build(account("finance", "payroll", "u1"), ca.NewState(foreignCA, nil), w.ctl.config)
+	foreign, err := build(account("finance", "payroll", "u1"), catest.State(foreignCA, nil), w.ctl.config)
 	if err != nil {
 		t.Fatal(err)
 	}

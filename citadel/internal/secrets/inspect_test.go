@@ -10,6 +10,7 @@ import (
 	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/citadel/internal/ca/catest"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -25,7 +26,7 @@ func newState(t testing.TB, clock *testclock.FakeClock, before ...*ca.State) *ca
 	if err != nil {
 		t.Fatal(err)
 	}
-	state := ca.NewState(signer, nil)
+	state := catest.State(signer, nil)
 	for _, b := range before {
 		state.Roots = append(state.Roots, b.Roots...)
 		state.RootsPEM = append(state.RootsPEM, b.RootsPEM...)
