@@ -252,9 +252,9 @@ func (s *session) sync(ctx context.Context, t task) error {
 	case clusterWide:
 		return s.syncClusterBundle(ctx)
 	case validating:
-		return s.syncValidating(ctx, t.name)
+		return syncWebhooks(ctx, s, validating, s.validating, s.client.AdmissionregistrationV1().ValidatingWebhookConfigurations())
 	case mutating:
-		return s.syncMutating(ctx, t.name)
+		return syncWebhooks(ctx, s, mutating, s.mutating, s.client.AdmissionregistrationV1().MutatingWebhookConfigurations())
 	}
 	ns, err := s.namespaces.Get(t.name)
 	if apierrors.IsNotFound(err) || (err == nil && ns.DeletionTimestamp != nil) {
