@@ -22,7 +22,7 @@ type Config struct {
 	// identity is has no Secret; a certificate that is gets replaced. Both are looked at each minute.
 	Denies func(identity, serial string) bool
 
-	// Audit, if set, is told of every certificate that was written; serial is lower-case hexadecimal. It must not block.
+	// Audit, if set, is told of every certificate before it is written; serial is lower-case hexadecimal. It must not block.
 	Audit func(reason string, id spiffe.ID, serial string)
 }
 

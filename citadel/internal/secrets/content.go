@@ -13,23 +13,19 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
-// build returns a Secret with a new key and certificate for the service account.
-func build(sa *corev1.ServiceAccount, state *ca.State, c Config) (*corev1.Secret, error) {
-	id, err := spiffe.New(c.TrustDomain, sa.Namespace, sa.Name)
-	if err != nil {
-		return nil, err
-	}
+// build returns a Secret with a new key and certificate for the service account, and the certificate's serial number.
+func build(sa *corev1.ServiceAccount, id spiffe.ID, state *ca.State, c Config) (*corev1.Secret, string, error) {
 	key, err := ca.NewKeyOf(cmp.Or(c.KeyType, ca.P256))
 	if err != nil {
-		return nil, fmt.Errorf("making a key for %s: %w", id, err)
+		return nil, "", fmt.Errorf("making a key for %s: %w", id, err)
 	}
 	chain, err := state.Signer.Issue(ca.Request{ID: id, PublicKey: key.Public(), TTL: c.TTL})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	keyPEM, err := ca.EncodeKey(key)
 	if err != nil {
-		return nil, fmt.Errorf("the key of %s: %w", id, err)
+		return nil, "", fmt.Errorf("the key of %s: %w", id, err)
 	}
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
@@ -43,7 +39,7 @@ func build(sa *corev1.ServiceAccount, state *ca.State, c Config) (*corev1.Secret
 			mesh.PrivateKeyKey: keyPEM,
 			mesh.RootCertKey:   state.RootsPEM,
 		},
-	}, nil
+	}, chain[0].SerialNumber.Text(16), nil
 }
 
 // owner makes the Secret go with its account.

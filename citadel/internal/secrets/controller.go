@@ -74,15 +74,16 @@ type session struct {
 
 	mu      sync.Mutex
 	view    view
-	known   map[key]facts         // of Secrets that were found sound
-	taken   map[key]bool          // accounts whose Secret's name belongs to another
-	repairs map[key]*rate.Limiter // of Secrets that had to be repaired
-	failed  map[key]string        // why a Secret could not be written
+	known   map[key]facts          // of Secrets that were found sound
+	past    map[key]*corev1.Secret // what the cache had of Secrets written since
+	taken   map[key]bool           // accounts whose Secret's name belongs to another
+	repairs map[key]*rate.Limiter  // of Secrets that had to be repaired
+	failed  map[key]string         // why a Secret could not be written
 }
 
 func (c *Controller) newSession() *session {
 	s := &session{Controller: c, order: newOrder(), view: view{State: c.authority.Current(), since: c.now()},
-		known: map[key]facts{}, taken: map[key]bool{}, repairs: map[key]*rate.Limiter{}, failed: map[key]string{}}
+		known: map[key]facts{}, past: map[key]*corev1.Secret{}, taken: map[key]bool{}, repairs: map[key]*rate.Limiter{}, failed: map[key]string{}}
 	queue := workqueue.NewTypedWithConfig(workqueue.TypedQueueConfig[key]{Queue: s.order})
 	s.queue = workqueue.NewTypedRateLimitingQueueWithConfig(
 		workqueue.NewTypedItemExponentialFailureRateLimiter[key](c.retry, time.Minute),
@@ -186,7 +187,11 @@ func (s *session) secretChanged(was, is any) {
 	for _, obj := range []any{was, is} {
 		if secret, ok := obj.(*corev1.Secret); ok {
 			if account, ours := strings.CutPrefix(secret.Name, mesh.SecretPrefix); ours && account != "" {
-				s.ask(key{Namespace: secret.Namespace, Name: account}, urgent)
+				k := key{Namespace: secret.Namespace, Name: account}
+				s.mu.Lock()
+				delete(s.past, k)
+				s.mu.Unlock()
+				s.ask(k, urgent)
 			}
 			return
 		}

@@ -16,14 +16,17 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/events"
 	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca/catest"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 func TestMain(m *testing.M) {
@@ -112,6 +115,15 @@ func (w *world) good(ns, name, uid string) bool {
 	return wrong == "" && s.Type == mesh.SecretType
 }
 
+func built(sa *corev1.ServiceAccount, state *ca.State, c Config) (*corev1.Secret, error) {
+	id, err := spiffe.New(c.TrustDomain, sa.Namespace, sa.Name)
+	if err != nil {
+		return nil, err
+	}
+	s, _, err := build(sa, id, state, c)
+	return s, err
+}
+
 func (w *world) update(s *corev1.Secret) {
 	w.t.Helper()
 	if _, err := w.client.CoreV1().Secrets(s.Namespace).Update(context.Background(), s, metav1.UpdateOptions{}); err != nil {
@@ -151,7 +163,7 @@ func TestEveryAccountHasASecretExistingAndNew(t *testing.T) {
 func TestDeletedAndDamagedSecretsAreRestored(t *testing.T) {
 	w := newWorld(t)
 	eventually(t, "the first", func() bool { return w.good("finance", "payroll", "u1") })
-	other, err := build(account("finance", "admin", "u9"), w.authority.Current(), w.ctl.config)
+	other, err := built(account("finance", "admin", "u9"), w.authority.Current(), w.ctl.config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,33 +175,63 @@ func TestDeletedAndDamagedSecretsAreRestored(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, err := build(account("finance", "payroll", "u1"), catest.State(foreignCA, nil), w.ctl.config)
+	foreign, err := built(account("finance", "payroll", "u1"), catest.State(foreignCA, nil), w.ctl.config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, spoil := range map[string]func(*corev1.Secret){
-		"emptied":                        func(s *corev1.Secret) { s.Data = nil },
-		"without its key":                func(s *corev1.Secret) { delete(s.Data, mesh.PrivateKeyKey) },
-		"with rubbish for a certificate": func(s *corev1.Secret) { s.Data[mesh.CertChainKey] = []byte("rubbish") },
-		"with another account's key":     func(s *corev1.Secret) { s.Data[mesh.PrivateKeyKey] = other.Data[mesh.PrivateKeyKey] },
-		"with another identity":          func(s *corev1.Secret) { s.Data = other.Data },
-		"with a certificate of another CA": func(s *corev1.Secret) {
+	damages := []struct {
+		what   string
+		reason Reason
+		spoil  func(*corev1.Secret)
+	}{
+		{"emptied", Corrupt, func(s *corev1.Secret) { s.Data = nil }},
+		{"without its key", Corrupt, func(s *corev1.Secret) { delete(s.Data, mesh.PrivateKeyKey) }},
+		{"with rubbish for a certificate", Corrupt, func(s *corev1.Secret) { s.Data[mesh.CertChainKey] = []byte("rubbish") }},
+		{"with another account's key", KeyMismatch, func(s *corev1.Secret) { s.Data[mesh.PrivateKeyKey] = other.Data[mesh.PrivateKeyKey] }},
+		{"with another identity", WrongIdentity, func(s *corev1.Secret) { s.Data = other.Data }},
+		{"with a certificate of another CA", Untrusted, func(s *corev1.Secret) {
 			s.Data[mesh.CertChainKey], s.Data[mesh.PrivateKeyKey] = foreign.Data[mesh.CertChainKey], foreign.Data[mesh.PrivateKeyKey]
-		},
-		"with another bundle":    func(s *corev1.Secret) { s.Data[mesh.RootCertKey] = foreign.Data[mesh.RootCertKey] },
-		"with an entry too many": func(s *corev1.Secret) { s.Data["extra"] = []byte("x") },
-		"without its owner":      func(s *corev1.Secret) { s.OwnerReferences = nil },
-		"without its label":      func(s *corev1.Secret) { s.Labels = nil },
-	} {
+		}},
+		{"with another bundle", BundleChanged, func(s *corev1.Secret) { s.Data[mesh.RootCertKey] = foreign.Data[mesh.RootCertKey] }},
+		{"with an entry too many", Edited, func(s *corev1.Secret) { s.Data["extra"] = []byte("x") }},
+		{"without its owner", Edited, func(s *corev1.Secret) { s.OwnerReferences = nil }},
+		{"without its label", Edited, func(s *corev1.Secret) { s.Labels = nil }},
+		{"expired", Expired, func(*corev1.Secret) { w.clock.Step(25 * time.Hour) }},
+		{"not valid yet", NotYetValid, func(*corev1.Secret) { w.clock.Step(-25 * time.Hour) }},
+	}
+	for _, d := range damages {
+		w.settled(1)
+		w.told(d.reason)
+		before := testutil.ToFloat64(w.ctl.written.WithLabelValues(string(d.reason)))
 		s := w.get("finance", "payroll").DeepCopy()
-		spoil(s)
+		d.spoil(s)
 		w.update(s)
-		eventually(t, "restored after it was "+name, func() bool { return w.good("finance", "payroll", "u1") })
+		eventually(t, "restored after it was "+d.what, func() bool { return w.good("finance", "payroll", "u1") })
+		eventually(t, fmt.Sprintf("%s is counted after it was %s", d.reason, d.what), func() bool {
+			return testutil.ToFloat64(w.ctl.written.WithLabelValues(string(d.reason))) > before
+		})
+		if d.reason.repair() {
+			eventually(t, fmt.Sprintf("an Event says %s after it was %s", d.reason, d.what), func() bool { return w.told(d.reason) })
+		}
 	}
 	if err := w.client.CoreV1().Secrets("finance").Delete(context.Background(), "bulwark.payroll", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "restored after it was deleted", func() bool { return w.good("finance", "payroll", "u1") })
+	eventually(t, "an Event says that it was deleted", func() bool { return w.told(Deleted) })
+}
+
+// told takes the Events that there are, and says whether one has the reason.
+func (w *world) told(reason Reason) bool {
+	found := false
+	for {
+		select {
+		case e := <-w.events.Events:
+			found = found || strings.Contains(e, "Warning Secret"+string(reason)+" ")
+		default:
+			return found
+		}
+	}
 }
 
 func TestWhatOthersPutOnASecretStays(t *testing.T) {
@@ -216,8 +258,59 @@ func TestSecretsAreRenewedAroundHalfOfTheirLife(t *testing.T) {
 	w.advance(6 * time.Hour)
 	eventually(t, "renewed after 15 of 24 hours", func() bool { return serial(t, w.get("finance", "payroll")) != first })
 	eventually(t, "valid", func() bool { return w.good("finance", "payroll", "u1") })
-	if n := testutil.ToFloat64(w.ctl.written.WithLabelValues(string(Renewed))); n != 1 {
-		t.Fatalf("%v renewals", n)
+	eventually(t, "counted", func() bool { return testutil.ToFloat64(w.ctl.written.WithLabelValues(string(Renewed))) == 1 })
+}
+
+// The cache may show what was replaced for some time. It must not be replaced again: the write would fail, and a
+// certificate would have been issued for nothing.
+func TestWhatTheCacheStillShowsIsNotReplacedAgain(t *testing.T) {
+	w := newWorld(t)
+	w.settled(1)
+	s, k := w.ctl.running.Load(), key{Namespace: "finance", Name: "payroll"}
+	before, err := s.secrets.Secrets("finance").Get("bulwark.payroll")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.stop() // nor does the cache change any more
+	first, stale := w.get("finance", "payroll"), before.DeepCopy()
+	delete(stale.Data, mesh.PrivateKeyKey)
+	for range 3 {
+		if _, err := s.keep(context.Background(), k, account("finance", "payroll", "u1"), stale); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := testutil.ToFloat64(w.ctl.written.WithLabelValues(string(Corrupt))); n != 1 || serial(t, w.get("finance", "payroll")) == serial(t, first) {
+		t.Fatalf("written %v times", n)
+	}
+}
+
+// A watch that is resumed against a restored etcd, or a partial answer to a list, may take objects out of the cache that are
+// there still.
+func TestACacheThatShrankTakesNoSecretAway(t *testing.T) {
+	for resource, there := range map[string]runtime.Object{"namespaces": namespace("finance", nil), "serviceaccounts": account("finance", "payroll", "u1")} {
+		t.Run(resource, func(t *testing.T) {
+			w := newWorld(t)
+			w.settled(1)
+			first, k := serial(t, w.get("finance", "payroll")), key{Namespace: "finance", Name: "payroll"}
+			w.client.PrependReactor("get", resource, func(clienttesting.Action) (bool, runtime.Object, error) { return true, there, nil })
+			gone := k
+			if resource == "namespaces" {
+				gone = key{Name: "finance"}
+			}
+			if err := w.client.Tracker().Delete(corev1.SchemeGroupVersion.WithResource(resource), gone.Namespace, gone.Name); err != nil {
+				t.Fatal(err)
+			}
+			s := w.ctl.running.Load()
+			s.ask(k, look) // a namespace that goes has its accounts looked at only if they are there
+			eventually(t, "the account is reported", func() bool {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				return strings.Contains(s.failed[k], "not known to be gone")
+			})
+			if s := w.get("finance", "payroll"); s == nil || serial(t, s) != first {
+				t.Fatal("the Secret of a live account was removed or written anew")
+			}
+		})
 	}
 }
 
@@ -303,7 +396,7 @@ func TestRenewalsAreSpread(t *testing.T) {
 	issued := w.clock.Now()
 	var early, late int
 	for range 60 {
-		s, err := build(account("finance", "payroll", "u1"), w.authority.Current(), w.ctl.config)
+		s, err := built(account("finance", "payroll", "u1"), w.authority.Current(), w.ctl.config)
 		if err != nil {
 			t.Fatal(err)
 		}

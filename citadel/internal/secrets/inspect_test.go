@@ -43,7 +43,7 @@ func newSigner(t testing.TB, clock *testclock.FakeClock, old *ca.State, within t
 
 func mustBuild(t *testing.T, sa *corev1.ServiceAccount, state *ca.State, c Config) *corev1.Secret {
 	t.Helper()
-	s, err := build(sa, state, c)
+	s, err := built(sa, state, c)
 	if err != nil {
 		t.Fatal(err)
 	}

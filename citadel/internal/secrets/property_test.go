@@ -141,7 +141,7 @@ func (c *chaos) spoil(s *corev1.Secret) string {
 		s.OwnerReferences = nil
 		return "remove owner"
 	case 3:
-		s.Data[mesh.RootCertKey] = []byte("rubbish")
+		s.Data = map[string][]byte{mesh.CertChainKey: s.Data[mesh.CertChainKey], mesh.PrivateKeyKey: s.Data[mesh.PrivateKeyKey], mesh.RootCertKey: []byte("rubbish")}
 		return "spoil bundle"
 	case 4:
 		stranger := mustBuild(c.t, account(s.Namespace, s.Name[len(mesh.SecretPrefix):], "x"), newState(c.t, c.clock), dayLong)

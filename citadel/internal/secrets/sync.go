@@ -48,14 +48,13 @@ func (s *session) sync(ctx context.Context, k key) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	if sa == nil || sa.DeletionTimestamp != nil || !wanted {
-		if sa != nil && wanted {
-			return time.Time{}, nil // it is going; the garbage collector takes its Secret along
-		}
-		if sa == nil && existing != nil && wanted {
-			// A cache that shrank (a restored etcd, a partial answer) must not take keys away from accounts that exist.
-			if _, err := s.client.CoreV1().ServiceAccounts(k.Namespace).Get(ctx, k.Name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-				return time.Time{}, fmt.Errorf("service account %s is missing from the cache, and not known to be gone (%v)", k, err)
+	if sa != nil && sa.DeletionTimestamp != nil && wanted {
+		return time.Time{}, nil // the garbage collector takes its Secret along
+	}
+	if sa == nil || !wanted {
+		if existing != nil {
+			if err := s.knownToBeGone(ctx, k); err != nil {
+				return time.Time{}, err
 			}
 		}
 		s.drop(k)
@@ -67,8 +66,27 @@ func (s *session) sync(ctx context.Context, k key) (time.Time, error) {
 	return s.keep(ctx, k, sa, existing)
 }
 
+// knownToBeGone asks the API server about what the cache lacks, the namespace or the account. A cache that shrank (a restored
+// etcd, a partial answer) must not take keys away from accounts that exist.
+func (s *session) knownToBeGone(ctx context.Context, k key) error {
+	if _, err := s.namespaces.Get(k.Namespace); apierrors.IsNotFound(err) {
+		if _, err := s.client.CoreV1().Namespaces().Get(ctx, k.Namespace, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			return fmt.Errorf("the namespace of %s is missing from the cache, and not known to be gone (%v)", k, err)
+		}
+	}
+	if _, err := s.accounts.ServiceAccounts(k.Namespace).Get(k.Name); apierrors.IsNotFound(err) {
+		if _, err := s.client.CoreV1().ServiceAccounts(k.Namespace).Get(ctx, k.Name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			return fmt.Errorf("service account %s is missing from the cache, and not known to be gone (%v)", k, err)
+		}
+	}
+	return nil
+}
+
 // keep leaves a Secret as it is, or writes it anew.
 func (s *session) keep(ctx context.Context, k key, sa *corev1.ServiceAccount, existing *corev1.Secret) (time.Time, error) {
+	if s.replaced(k) == existing {
+		return time.Time{}, nil // the cache is behind; the account is asked for again when it is not
+	}
 	view := s.current()
 	found, reason := inspect(existing, sa, view, s.config, s.now())
 	if reason == "" || reason.routine() {
@@ -96,6 +114,7 @@ func (s *session) keep(ctx context.Context, k key, sa *corev1.ServiceAccount, ex
 	if err != nil {
 		return time.Time{}, fmt.Errorf("writing Secret %s/%s: %w", existing.Namespace, existing.Name, err)
 	}
+	s.replace(k, existing)
 	return s.wrote(k, updated, sa, reason)
 }
 
@@ -104,11 +123,28 @@ func (s *session) replacement(existing *corev1.Secret, sa *corev1.ServiceAccount
 	if reason == BundleChanged {
 		return withBundle(existing, state), nil
 	}
-	fresh, err := build(sa, state, s.config)
+	fresh, err := s.fresh(sa, state, reason)
 	if err != nil {
 		return nil, err
 	}
 	return merge(existing, fresh), nil
+}
+
+// fresh is a Secret with a new certificate, which is in the audit trail before it is anywhere else: one whose writing was
+// cut short has been issued all the same.
+func (s *session) fresh(sa *corev1.ServiceAccount, state *ca.State, reason Reason) (*corev1.Secret, error) {
+	id, err := spiffe.New(s.config.TrustDomain, sa.Namespace, sa.Name)
+	if err != nil {
+		return nil, err
+	}
+	secret, serial, err := build(sa, id, state, s.config)
+	if err != nil {
+		return nil, err
+	}
+	if s.config.Audit != nil {
+		s.config.Audit(string(reason), id, serial)
+	}
+	return secret, nil
 }
 
 // wanted says whether the account is to have a Secret, if it exists.
@@ -137,7 +173,7 @@ func (s *session) create(ctx context.Context, k key, sa *corev1.ServiceAccount) 
 			return time.Time{}, fmt.Errorf("Secret is deleted again and again; it is restored once in %s", repairEvery)
 		}
 	}
-	fresh, err := build(sa, s.current().State, s.config)
+	fresh, err := s.fresh(sa, s.current().State, reason)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -187,9 +223,6 @@ func (s *session) wrote(k key, secret *corev1.Secret, sa *corev1.ServiceAccount,
 	}
 	s.learn(k, found)
 	s.log.Info("workload Secret written", "secret", secret.Namespace+"/"+secret.Name, "reason", reason, "serial", found.serial, "renewAt", found.due)
-	if id, err := spiffe.New(s.config.TrustDomain, sa.Namespace, sa.Name); err == nil && s.config.Audit != nil && reason != BundleChanged {
-		s.config.Audit(string(reason), id, found.serial)
-	}
 	if reason.repair() {
 		s.events.Eventf(sa, secret, corev1.EventTypeWarning, "Secret"+string(reason), "IssueIdentity", "Secret %s was written anew, with a new key: %s", secret.Name, told[reason])
 	}
@@ -263,11 +296,26 @@ func (s *session) forget(k key) facts {
 	return was
 }
 
+// replace notes that what the cache has is of the past, until it has something else.
+func (s *session) replace(k key, cached *corev1.Secret) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.past[k] = cached
+}
+
+// replaced returns what was in the cache when the Secret was last written; nil if the cache has changed since.
+func (s *session) replaced(k key) *corev1.Secret {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.past[k]
+}
+
 // drop forgets an account that should have no Secret.
 func (s *session) drop(k key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.known, k)
+	delete(s.past, k)
 	delete(s.taken, k)
 	delete(s.repairs, k)
 }
