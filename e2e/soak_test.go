@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -247,20 +246,7 @@ func TestRootRotatesWithoutAFailedRequest(t *testing.T) {
 
 // Citadel and the agents are killed at random moments of a root rotation, this one to an intermediate of another CA that is
 // plugged in: it comes to its end all the same, and nobody is cut off.
-//
-// An agent that was killed has no token of its pods until kubelet hands them over again, which takes a minute and a half at
-// times: with certificates of a minute they would end meanwhile, rotation or not. So they live for ten minutes here.
 func TestRootRotationSurvivesKilledCitadelsAndAgents(t *testing.T) {
-	if err := cluster.Install(t.Context(), io.Discard, "citadel.workloadTTL=10m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-		defer cancel()
-		if err := cluster.Install(ctx, io.Discard); err != nil {
-			t.Error(err)
-		}
-	})
 	proveFor(t, "root-faults", rotationLimit+*soak+3*time.Minute, func(ctx context.Context, s *claims.Scene) (string, error) {
 		before, err := caStatus(ctx)
 		if err != nil {
