@@ -1,15 +1,22 @@
 package svid
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	testclock "k8s.io/utils/clock/testing"
 
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
@@ -39,6 +46,34 @@ func (b *Bundle) sequence() uint64 {
 func (b *Bundle) trusts(c *x509.Certificate) bool {
 	t, _, err := b.Current()
 	return err == nil && t.X509.HasX509Authority(c)
+}
+
+func TestBundleWaitsForTheConfigMap(t *testing.T) {
+	ca, client := svidtest.New(t, "cluster.local"), fake.NewClientset()
+	b, _ := newBundle(t)
+	b.client = client
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() { _ = b.Run(ctx) })
+	// A fake client does not tell of what happens between a list and its watch.
+	watches := func(a clienttesting.Action) bool { return a.GetVerb() == "watch" }
+	for ; !slices.ContainsFunc(client.Actions(), watches); time.Sleep(time.Millisecond) {
+		if ctx.Err() != nil {
+			t.Fatal("nothing is watched")
+		}
+	}
+	if _, _, err := b.Current(); !errors.Is(err, ErrNoBundle) {
+		t.Fatalf("without a ConfigMap: %v, want %v", err, ErrNoBundle)
+	}
+	published := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: mesh.TrustBundleConfig}, Data: map[string]string{mesh.RootCertKey: string(ca.PEM())}}
+	if _, err := client.CoreV1().ConfigMaps(mesh.Namespace).Create(ctx, published, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.WaitReady(ctx); err != nil || !b.trusts(ca.Cert) {
+		t.Fatalf("with a ConfigMap: %v, root trusted: %v", err, b.trusts(ca.Cert))
+	}
 }
 
 func TestConfigMapCannotAddARootWhileTheStreamIsThere(t *testing.T) {
