@@ -64,7 +64,7 @@ func deployCaller(ctx context.Context, s *claims.Scene) (node string, err error)
 		return "", err
 	}
 	node = payroll.Spec.NodeName
-	manifest := fmt.Sprintf(workloadAPIPod, s.Outside, "docker.io/bulwark/sample:"+s.Tag)
+	manifest := fillIn(barePod("caller", bareClient, ownSocket), s.Outside, s.Tag)
 	if err := s.Apply(ctx, strings.Replace(manifest, "serviceAccountName: caller\n", "serviceAccountName: caller\n      nodeName: "+node+"\n", 1)); err != nil {
 		return "", err
 	}

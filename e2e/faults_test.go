@@ -139,7 +139,7 @@ func TestUnenforceablePolicyIsRefusedWithFieldAndReason(t *testing.T) {
 // A pod without a proxy that mounts the agent's volume gets its identity from the SPIFFE Workload API.
 func TestWorkloadAPIGivesAPodItsIdentity(t *testing.T) {
 	prove(t, "workload-api", func(ctx context.Context, s *claims.Scene) (string, error) {
-		err := s.Apply(ctx, fmt.Sprintf(workloadAPIPod, s.Outside, "docker.io/bulwark/sample:"+s.Tag))
+		err := s.Apply(ctx, fillIn(barePod("caller", bareClient, ownSocket), s.Outside, s.Tag))
 		if err != nil {
 			return "", err
 		}
@@ -157,31 +157,3 @@ func TestWorkloadAPIGivesAPodItsIdentity(t *testing.T) {
 		return got.ID, nil
 	})
 }
-
-const workloadAPIPod = `
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: caller, namespace: %[1]s}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: caller, namespace: %[1]s}
-spec:
-  selector: {matchLabels: {app: caller}}
-  template:
-    metadata: {labels: {app: caller}}
-    spec:
-      serviceAccountName: caller
-      terminationGracePeriodSeconds: 2
-      securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
-      containers:
-        - name: client
-          image: %[2]s
-          imagePullPolicy: IfNotPresent
-          args: [wait]
-          securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
-          volumeMounts: [{name: spiffe, mountPath: /spiffe, readOnly: true}]
-      volumes:
-        - name: spiffe
-          csi: {driver: csi.bulwark.dev, readOnly: true, volumeAttributes: {access: any}}
-`
