@@ -39,13 +39,14 @@ type Store struct {
 
 	mu     sync.RWMutex
 	list   revocation.List
-	read   bool  // a good list has been read
-	damage error // why the list that is stored now is not the one that is followed
+	read   bool          // a good list has been read
+	damage error         // why the list that is stored now is not the one that is followed
+	gone   chan struct{} // capacity one: the ConfigMap was deleted while something is revoked
 }
 
 // New returns the store; its metrics go to the registerer. It follows nothing until Run.
 func New(client kubernetes.Interface, c clock.PassiveClock, reg prometheus.Registerer, log *slog.Logger) *Store {
-	s := &Store{client: client, clock: c, log: log}
+	s := &Store{client: client, clock: c, log: log, gone: make(chan struct{}, 1)}
 	reg.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulwark_citadel_revocations", Help: "Revocations in force."},
 			func() float64 { return float64(len(s.List())) }),
@@ -61,16 +62,21 @@ func New(client kubernetes.Interface, c clock.PassiveClock, reg prometheus.Regis
 	return s
 }
 
-// see follows the ConfigMap; that there is none is a good list, too.
+// see follows the ConfigMap. That there is none is a good list, too, at the start. Later it is put back if anything is
+// revoked: a restored etcd must not give an identity back, and who deletes it must say for whom (Undo).
 func (s *Store) see(stored *corev1.ConfigMap) {
-	if stored != nil {
+	switch {
+	case stored != nil:
 		s.take(stored.Data)
-		return
+	case len(s.List()) == 0:
+		s.take(nil)
+	default:
+		s.log.Error("the list of revocations was deleted; it is put back", "configMap", mesh.Namespace+"/"+mesh.RevocationsConfig)
+		select {
+		case s.gone <- struct{}{}:
+		default:
+		}
 	}
-	if s.Ready() == nil {
-		s.log.Warn("the list of revocations was deleted; nothing is revoked", "configMap", mesh.RevocationsConfig)
-	}
-	s.take(nil)
 }
 
 // take follows the data, unless it is damaged.
@@ -86,17 +92,30 @@ func (s *Store) take(data map[string]string) {
 	s.list, s.read = list, true
 }
 
-// Run follows the list, and removes what has expired from it, until ctx ends.
+// Run follows the list, removes what has expired from it, and puts it back when it was deleted, until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { kubeobject.WatchConfigMap(ctx, s.client, mesh.Namespace, mesh.RevocationsConfig, s.see) })
-	wait.JitterUntilWithContext(ctx, func(ctx context.Context) {
+	for {
 		if err := s.Clean(ctx); err != nil && ctx.Err() == nil {
 			s.log.Warn("removing expired revocations; they are without effect all the same", "error", err)
 		}
-	}, cleanEvery, 0.5, true)
-	return nil
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.gone:
+			if err := s.putBack(ctx); err != nil && ctx.Err() == nil {
+				s.log.Error("the deleted list of revocations is followed here, and not stored", "error", err)
+			}
+		case <-time.After(wait.Jitter(cleanEvery, 0.5)):
+		}
+	}
+}
+
+// putBack stores the list again, unless there is one.
+func (s *Store) putBack(ctx context.Context) error {
+	return s.change(ctx, func(list revocation.List) (revocation.List, error) { return list, nil })
 }
 
 // Ready returns an error until a good list has been read; before that nothing may be issued. No ConfigMap is a good list.
@@ -195,6 +214,9 @@ func (s *Store) changeOnce(ctx context.Context, edit func(revocation.List) (revo
 	list, err := revocation.Parse(stored.Data)
 	if err != nil {
 		return err
+	}
+	if missing {
+		list = s.List()
 	}
 	if list, err = edit(list); err != nil {
 		return err

@@ -131,6 +131,32 @@ func TestDamageKeepsTheLastGoodList(t *testing.T) {
 	eventually(t, "an empty list is followed", func() bool { return !f.denied() })
 }
 
+func TestDeletedListStaysInForceAndIsPutBack(t *testing.T) {
+	f := newStore(t, configMap(encoded(t, of("a", start.Add(time.Hour)))))
+	f.run(t)
+	eventually(t, "denied", f.denied)
+	configs := f.client.CoreV1().ConfigMaps(mesh.Namespace)
+	if err := configs.Delete(t.Context(), mesh.RevocationsConfig, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the list is back", func() bool {
+		stored, err := configs.Get(t.Context(), mesh.RevocationsConfig, metav1.GetOptions{})
+		if !f.denied() {
+			t.Fatal("nobody is denied while the list is away")
+		}
+		return err == nil && strings.Contains(stored.Data[revocation.ConfigKey], payroll)
+	})
+	if err := f.Undo(t.Context(), "a"); err != nil || f.denied() {
+		t.Fatalf("undone: %v, denied %t", err, f.denied())
+	}
+	if err := configs.Delete(t.Context(), mesh.RevocationsConfig, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Add(t.Context(), of("b", start.Add(time.Hour))); err != nil || !f.denied() {
+		t.Fatalf("added after an empty list was deleted: %v", err)
+	}
+}
+
 func TestAddAndUndo(t *testing.T) {
 	ctx := context.Background()
 	f := newStore(t)

@@ -38,7 +38,7 @@ type Store struct {
 	good   prometheus.Gauge
 
 	first First
-	gone  chan struct{} // capacity one: the Secret was deleted
+	amiss chan struct{} // capacity one: the Secret was deleted, or put back to what it was
 
 	mu      sync.Mutex
 	ca      rotate.CA
@@ -51,15 +51,15 @@ type First func(context.Context) (rotate.Signer, error)
 
 // New returns a store that holds nothing until it is opened; its metric goes to the registerer.
 func New(client kubernetes.Interface, config rotate.Config, clk clock.WithTicker, first First, reg prometheus.Registerer, log *slog.Logger) *Store {
-	s := &Store{client: client, config: config, clock: clk, log: log, gone: make(chan struct{}, 1), changed: make(chan struct{}), first: first,
+	s := &Store{client: client, config: config, clock: clk, log: log, amiss: make(chan struct{}, 1), changed: make(chan struct{}), first: first,
 		good: prometheus.NewGauge(prometheus.GaugeOpts{Name: "bulwark_citadel_ca_secret_good", Help: "0 while Secret bulwark-ca is damaged and Citadel goes on with what it had read before."})}
 	reg.MustRegister(s.good)
 	return s
 }
 
 // Open loads the CA, making one if there is none; then that is stored, unless another replica was faster: then that
-// one's is used by all. A Secret that is there is never overwritten: one that cannot be read is Damaged, and a person
-// must look, as another CA would cut every workload off from every other.
+// one's is used by all. A Secret that is there is never overwritten, nor made where a trust bundle shows that there was
+// one: it is Damaged, and a person must look, as another CA would cut every workload off from every other.
 func (s *Store) Open(ctx context.Context) error {
 	c, created, err := s.loadOrCreate(ctx)
 	if err != nil {
@@ -76,11 +76,12 @@ func (s *Store) Open(ctx context.Context) error {
 	return nil
 }
 
-// Damaged says that the CA Secret is there and of no use.
+// Damaged says that the CA Secret is of no use, or gone from a mesh that has one.
 type Damaged struct{ Err error }
 
 func (d Damaged) Error() string {
-	return fmt.Sprintf("Secret %s/%s is damaged (restore it, or delete it to start the mesh anew): %v", mesh.Namespace, mesh.CASecret, d.Err)
+	return fmt.Sprintf("Secret %[1]s/%[2]s is damaged or lost (restore it; or start the mesh anew, without any identity of today, by deleting it and ConfigMap %[1]s/%[3]s): %[4]v",
+		mesh.Namespace, mesh.CASecret, mesh.TrustBundleConfig, d.Err)
 }
 
 // Unwrap returns what is wrong.
@@ -104,10 +105,15 @@ func (s *Store) Changed() <-chan struct{} {
 }
 
 func (s *Store) loadOrCreate(ctx context.Context) (rotate.CA, bool, error) {
-	secrets := s.client.CoreV1().Secrets(mesh.Namespace)
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	got, err := secrets.Get(ctx, mesh.CASecret, metav1.GetOptions{})
+	// Asked in this order, as a bundle is published after the Secret was made.
+	_, err := s.client.CoreV1().ConfigMaps(mesh.Namespace).Get(ctx, mesh.TrustBundleConfig, metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return rotate.CA{}, false, fmt.Errorf("reading ConfigMap %s: %w", mesh.TrustBundleConfig, err)
+	}
+	published := err == nil
+	got, err := s.client.CoreV1().Secrets(mesh.Namespace).Get(ctx, mesh.CASecret, metav1.GetOptions{})
 	if err == nil {
 		c, err := decode(got.Data)
 		if err != nil {
@@ -117,6 +123,9 @@ func (s *Store) loadOrCreate(ctx context.Context) (rotate.CA, bool, error) {
 	}
 	if !apierrors.IsNotFound(err) {
 		return rotate.CA{}, false, fmt.Errorf("reading Secret %s: %w", mesh.CASecret, err)
+	}
+	if published {
+		return rotate.CA{}, false, Damaged{fmt.Errorf("it is not there, and ConfigMap %s says that the mesh has a CA", mesh.TrustBundleConfig)}
 	}
 	c, err := s.begin(ctx)
 	if err != nil {
@@ -170,6 +179,9 @@ func (s *Store) Update(ctx context.Context, change func(rotate.CA) (rotate.CA, e
 		if err != nil {
 			return Damaged{err}
 		}
+		if known := s.CA(); older(now, known) {
+			now = known
+		}
 		next, err := change(now)
 		if err != nil {
 			return err
@@ -208,30 +220,41 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 }
 
-// see takes the Secret, or has Keep look for it when it is gone.
+// see takes the Secret, or has Keep put it right when it is gone or older than what was published.
 func (s *Store) see(secret *corev1.Secret) {
-	if secret != nil {
-		s.take(secret)
+	if secret != nil && s.take(secret) {
 		return
 	}
 	select {
-	case s.gone <- struct{}{}:
+	case s.amiss <- struct{}{}:
 	default:
 	}
 }
 
-// take reads the Secret as somebody, another replica as a rule, has left it. A damaged one changes nothing.
-func (s *Store) take(secret *corev1.Secret) {
+// older says whether a is of the past of b, as from a backup. Every member has b's bundle by now and takes none of an
+// earlier sequence, so what a signs might be believed by nobody.
+func older(a, b rotate.CA) bool { return a.Sequence < b.Sequence }
+
+// take reads the Secret as somebody, another replica as a rule, has left it. A damaged one changes nothing; nor does an
+// older one, about which it returns false.
+func (s *Store) take(secret *corev1.Secret) bool {
 	c, err := decode(secret.Data)
+	if err == nil && older(c, s.CA()) {
+		s.good.Set(0)
+		s.log.Error("the CA Secret is older than what was published: restored from a backup? Going on with what it was",
+			"secret", mesh.Namespace+"/"+mesh.CASecret, "published", s.CA().Sequence, "found", c.Sequence)
+		return false
+	}
 	if err == nil {
 		err = s.adopt(c)
 	}
 	if err != nil {
 		s.good.Set(0)
 		s.log.Error("the CA Secret was damaged; going on with what it was", "secret", mesh.Namespace+"/"+mesh.CASecret, "error", err)
-		return
+		return true
 	}
 	s.good.Set(1)
+	return true
 }
 
 // adopt makes c what this replica signs with and publishes.
@@ -248,9 +271,6 @@ func (s *Store) adopt(c rotate.CA) error {
 	s.changed = make(chan struct{})
 	if same(now, next) {
 		return nil
-	}
-	if next.Sequence < now.Sequence {
-		s.log.Warn("the CA Secret holds an older bundle than was published: restored from a backup?", "published", now.Sequence, "found", next.Sequence)
 	}
 	s.keeper.Set(next)
 	s.log.Info("the CA changed", "phase", c.Rotation.Phase, "subject", next.Signer.Certificate().Subject.String(), "roots", len(next.Roots), "bundle", next.Sequence)
@@ -276,8 +296,9 @@ func sameTokens(a, b *ca.TokenKeys) bool {
 	return true
 }
 
-// Keep looks after the Secret on the replica that holds the Lease, until ctx ends: one that was deleted is put back from
-// memory, as a restart would otherwise make a new root, and the keys for JWT-SVIDs are rotated.
+// Keep looks after the Secret on the replica that holds the Lease, until ctx ends: one that was deleted or exchanged for
+// an older one is put back from memory, as a restart would otherwise sign with what nobody trusts, and the keys for
+// JWT-SVIDs are rotated.
 func (s *Store) Keep(ctx context.Context) {
 	ticker := s.clock.NewTicker(rederive)
 	defer ticker.Stop()
@@ -288,7 +309,7 @@ func (s *Store) Keep(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-s.gone:
+		case <-s.amiss:
 		case <-ticker.C():
 		}
 	}
@@ -314,7 +335,10 @@ func (s *Store) look(ctx context.Context) error {
 	}
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	_, err = s.client.CoreV1().Secrets(mesh.Namespace).Get(call, mesh.CASecret, metav1.GetOptions{})
+	got, err := s.client.CoreV1().Secrets(mesh.Namespace).Get(call, mesh.CASecret, metav1.GetOptions{})
+	if err == nil {
+		return s.putForward(ctx, got)
+	}
 	if !apierrors.IsNotFound(err) {
 		return err
 	}
@@ -322,5 +346,17 @@ func (s *Store) look(ctx context.Context) error {
 		return errors.Join(errors.New("the CA Secret was deleted"), err)
 	}
 	s.log.Error("the CA Secret was deleted; it has been restored from memory")
+	return nil
+}
+
+// putForward writes what is known over a Secret that is older. A damaged one is left for a person to look at.
+func (s *Store) putForward(ctx context.Context, found *corev1.Secret) error {
+	if c, err := decode(found.Data); err != nil || !older(c, s.CA()) {
+		return nil
+	}
+	if err := s.Update(ctx, func(c rotate.CA) (rotate.CA, error) { return c, nil }); err != nil {
+		return fmt.Errorf("the CA Secret is older than what was published: %w", err)
+	}
+	s.log.Error("the CA Secret was older than what was published; it has been restored from memory")
 	return nil
 }

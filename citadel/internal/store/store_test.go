@@ -7,12 +7,15 @@ import (
 	"io"
 	"log/slog"
 	"reflect"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
@@ -61,6 +64,19 @@ func eventually(t *testing.T, what string, is func() bool) {
 			t.Fatalf("not within ten seconds: %s", what)
 		}
 	}
+}
+
+// watched waits for the watch: a fake client does not tell of what happens between a list and its watch.
+func watched(t *testing.T, client *fake.Clientset) {
+	t.Helper()
+	eventually(t, "the watch is on", func() bool {
+		for _, a := range client.Actions() {
+			if a.GetVerb() == "watch" {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 func nextRoot(t *testing.T) rotate.Signer {
@@ -207,15 +223,7 @@ func TestDeletedSecretIsRestoredFromMemory(t *testing.T) {
 	defer wg.Wait()
 	defer cancel()
 	secrets := client.CoreV1().Secrets(mesh.Namespace)
-	// A fake client does not tell of what happens between a list and its watch.
-	eventually(t, "the watch is on", func() bool {
-		for _, a := range client.Actions() {
-			if a.GetVerb() == "watch" {
-				return true
-			}
-		}
-		return false
-	})
+	watched(t, client)
 	if err := secrets.Delete(t.Context(), mesh.CASecret, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -223,6 +231,68 @@ func TestDeletedSecretIsRestoredFromMemory(t *testing.T) {
 		o, err := secrets.Get(t.Context(), mesh.CASecret, metav1.GetOptions{})
 		return err == nil && bytes.Equal(o.Data[mesh.CAKeyKey], s.CA().Current.Material.Key)
 	})
+}
+
+// A restored etcd brings back the Secret of a CA whose root has been withdrawn since: what it signs nobody would believe.
+func TestAnOlderCASecretIsPutForward(t *testing.T) {
+	client, clk := fake.NewClientset(), testclock.NewFakeClock(start)
+	s := opened(t, client, clk)
+	secrets := client.CoreV1().Secrets(mesh.Namespace)
+	backup, err := secrets.Get(t.Context(), mesh.CASecret, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, change := range []func(rotate.CA) (rotate.CA, error){begin(nextRoot(t)), advance, advance, advance} {
+		if err := s.Update(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wanted := s.CA()
+	if wanted.Sequence < 2 || wanted.Current.Origin != rotate.SelfSigned || bytes.Equal(wanted.Current.Material.Key, backup.Data[mesh.CAKeyKey]) {
+		t.Fatalf("not rotated: %d", wanted.Sequence)
+	}
+	running(t, s)
+	watched(t, client)
+	restore := func() {
+		t.Helper()
+		if _, err := secrets.Update(t.Context(), backup, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is := func(key []byte) bool {
+		o, err := secrets.Get(t.Context(), mesh.CASecret, metav1.GetOptions{})
+		return err == nil && bytes.Equal(o.Data[mesh.CAKeyKey], key)
+	}
+	restore()
+	eventually(t, "the metric says so", func() bool { return testutil.ToFloat64(s.good) == 0 })
+	if !bytes.Equal(s.CA().Current.Material.Key, wanted.Current.Material.Key) {
+		t.Fatal("a replica that does not lead signs with the old root")
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Keep(ctx) })
+	defer wg.Wait()
+	defer cancel()
+	eventually(t, "the leader puts it forward", func() bool { return is(wanted.Current.Material.Key) && testutil.ToFloat64(s.good) == 1 })
+
+	restore()
+	if err := s.Update(t.Context(), func(c rotate.CA) (rotate.CA, error) { c.Sequence++; return c, nil }); err != nil {
+		t.Fatal(err)
+	}
+	if c := s.CA(); c.Sequence != wanted.Sequence+1 || !is(wanted.Current.Material.Key) {
+		t.Fatal("a change was made to what was restored")
+	}
+}
+
+func TestNoNewCAIsMadeForAMeshThatHasOne(t *testing.T) {
+	client := fake.NewClientset(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: mesh.TrustBundleConfig, Namespace: mesh.Namespace}})
+	err := newStore(client, testclock.NewFakeClock(start)).Open(t.Context())
+	if !errors.As(err, &Damaged{}) || !strings.Contains(err.Error(), mesh.TrustBundleConfig) {
+		t.Fatalf("%v", err)
+	}
+	if _, err := client.CoreV1().Secrets(mesh.Namespace).Get(t.Context(), mesh.CASecret, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Fatalf("a Secret was made: %v", err)
+	}
 }
 
 // A CA that could not issue what peers accept is not stored.
