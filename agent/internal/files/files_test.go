@@ -191,7 +191,7 @@ func TestPodCannotLeadTheAgentOutOfItsDirectory(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer root.Close()
-			_ = replace(root, []file{{keyFile, []byte("key"), 0o400}}, 4242, 4343, time.Now()) // it may fail
+			_, _ = replace(root, []file{{keyFile, []byte("key"), 0o400}}, 4242, 4343, time.Now()) // it may fail
 			_ = empty(root, names)
 			st, err := os.Stat(precious)
 			if err != nil {
@@ -213,7 +213,7 @@ func TestRemoveLeavesNothing(t *testing.T) {
 	}
 	defer root.Close()
 	for i := range 2 {
-		if err := replace(root, []file{{certFile, []byte("c"), 0o444}, {keyFile, []byte("key"), 0o400}}, 4242, 4343, time.Unix(int64(i), 0)); err != nil {
+		if _, err := replace(root, contents, 4242, 4343, time.Unix(int64(i), 0)); err != nil {
 			t.Fatal(err)
 		}
 	}

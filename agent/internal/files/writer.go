@@ -10,11 +10,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"sync/atomic"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
@@ -31,8 +31,12 @@ const (
 
 var names = []string{certFile, keyFile, caFile, bundleFile}
 
-// again is how long after a failure writing is tried again: kubelet may not have made the emptyDir yet.
-const again = time.Second
+// After a failure writing is tried again, at first soon: kubelet may not have made the emptyDir yet. Then more and more
+// seldom: a pod that has it fail each time may keep the memory of the files of each time.
+const (
+	again   = time.Second
+	longest = time.Minute
+)
 
 // Writer keeps the files of one volume up to date.
 type Writer struct {
@@ -42,24 +46,28 @@ type Writer struct {
 	bundle *svid.Bundle
 	log    *slog.Logger
 	state  atomic.Pointer[error] // nil before the first write; then its outcome
+	said   map[string]string     // what was last logged under each heading; Run's alone
 }
 
 // New returns a writer into the emptyDir beside a CSI volume.
 func New(target string, s Spec, p *identity.Identity, b *svid.Bundle, log *slog.Logger) *Writer {
-	return &Writer{dir: s.Dir(target), spec: s, pod: p, bundle: b, log: log}
+	return &Writer{dir: s.Dir(target), spec: s, pod: p, bundle: b, log: log, said: map[string]string{}}
 }
 
 // ErrNotWritten is why a pod has to wait: there is no SVID yet, or no directory for it.
 var ErrNotWritten = errors.New("the pod's identity files are not written yet")
 
-// Ready returns nil when there are files: of this writer, or of an earlier agent's.
+// Ready returns nil when there are files: of this writer, or of an earlier agent's whose certificate is still good.
 func (w *Writer) Ready() error {
 	outcome := w.state.Load()
 	if outcome != nil && *outcome == nil {
 		return nil
 	}
-	if _, err := os.Lstat(w.dir + "/" + keyFile); err == nil {
-		return nil
+	if root, err := os.OpenRoot(w.dir); err == nil {
+		defer root.Close()
+		if check(root, time.Now()) == nil {
+			return nil
+		}
 	}
 	if outcome == nil {
 		return fmt.Errorf("%w: %w", ErrNotWritten, svid.ErrPending)
@@ -71,7 +79,8 @@ func (w *Writer) Ready() error {
 func (w *Writer) Run(ctx context.Context) {
 	client := w.pod.Connect(identity.ByFiles)
 	defer client.Close()
-	said := ""
+	retries := backoff.NewExponentialBackOff()
+	retries.InitialInterval, retries.MaxInterval, retries.Multiplier, retries.RandomizationFactor = again, longest, 2, 0.5
 	for {
 		certificate := w.pod.Changed()
 		trust, bundle, noBundle := w.bundle.Current()
@@ -80,15 +89,12 @@ func (w *Writer) Run(ctx context.Context) {
 		if noBundle == nil && pending == nil {
 			err := w.write(current, trust)
 			w.state.Store(&err)
+			w.say("writing a pod's identity files", err)
 			if err == nil {
 				client.Holds(identity.Held{Trusts: true, Sequence: trust.Sequence, Issuers: []string{hex.EncodeToString(current.Certificates[0].AuthorityKeyId)}})
-				said = ""
+				retries.Reset()
 			} else {
-				if err.Error() != said {
-					w.log.Warn("writing a pod's identity files", "pod", w.pod.String(), "error", err)
-					said = err.Error()
-				}
-				retry = time.After(again + time.Duration(rand.Int64N(int64(again))))
+				retry = time.After(retries.NextBackOff())
 			}
 		}
 		select {
@@ -101,6 +107,19 @@ func (w *Writer) Run(ctx context.Context) {
 	}
 }
 
+// say logs an error once, until it is another or over.
+func (w *Writer) say(what string, err error) {
+	now := ""
+	if err != nil {
+		now = err.Error()
+	}
+	if err != nil && now != w.said[what] {
+		w.log.Warn(what, "pod", w.pod.String(), "error", err)
+	}
+	w.said[what] = now
+}
+
+// write returns nil when the files are there, even if earlier ones could not be removed.
 func (w *Writer) write(s *x509svid.SVID, trust *svid.Trust) error {
 	files, err := w.content(s, trust)
 	if err != nil {
@@ -111,9 +130,11 @@ func (w *Writer) write(s *x509svid.SVID, trust *svid.Trust) error {
 		return err
 	}
 	defer root.Close()
-	if err := replace(root, files, w.spec.UID, w.spec.GID, time.Now()); err != nil {
+	dir, err := replace(root, files, w.spec.UID, w.spec.GID, time.Now())
+	if err != nil {
 		return fmt.Errorf("files of pod %s: %w", w.pod, err)
 	}
+	w.say("removing a pod's earlier identity files", sweep(root, dir))
 	return nil
 }
 
