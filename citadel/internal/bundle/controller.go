@@ -47,7 +47,9 @@ type Controller struct {
 func New(client kubernetes.Interface, trust *ca.Keeper, documents *Documents, reg prometheus.Registerer, log *slog.Logger) *Controller {
 	c := &Controller{client: client, trust: trust, documents: documents, log: log,
 		written: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_citadel_bundles_written_total", Help: "Writes of the trust bundle, by kind of object."}, []string{"kind"})}
-	reg.MustRegister(c.written)
+	reg.MustRegister(c.written, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "bulwark_citadel_bundles_behind", Help: "ConfigMaps and webhooks without the current trust bundle; 0 on a replica that does not reconcile."},
+		func() float64 { return float64(c.Progress().Behind) }))
 	return c
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/auditlog"
@@ -88,22 +89,45 @@ func (i *issuance) secrets(s Settings) secrets.Config {
 	return c
 }
 
-// run follows keys and revocations, and delivers audit events to Mixer under Citadel's own identity, until ctx ends.
-func (i *issuance) run(ctx context.Context, own *self) error {
-	id, err := spiffe.New(i.trust.td.Name(), mesh.Namespace, mesh.MixerAccount)
-	if err != nil {
-		return err
-	}
-	conn, err := grpc.NewClient(i.mixer, mtls.DialOptions(mtls.Client(own, i.trust, mtls.OneOf(id)))...)
-	if err != nil {
-		return fmt.Errorf("Mixer's address %q: %w", i.mixer, err)
-	}
-	defer conn.Close()
+// run follows keys and revocations until ctx ends.
+func (i *issuance) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return i.keys.Run(ctx) })
 	group.Go(func() error { return i.revocations.Run(ctx) })
-	group.Go(func() error { (&spool.Sender{Spool: i.events, Conn: conn, Log: i.log}).Run(ctx); return nil })
 	return group.Wait()
+}
+
+// flushWithin is how long Citadel stays for Mixer when it ends: what is in the spool then may go with the pod.
+const flushWithin = 4 * time.Second
+
+// deliver sends audit events to Mixer under Citadel's own identity until the function it returns is called, which waits a
+// little for Mixer to have the last of them.
+func (i *issuance) deliver(own *self) (stop func(), err error) {
+	id, err := spiffe.New(i.trust.td.Name(), mesh.Namespace, mesh.MixerAccount)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient(i.mixer, mtls.DialOptions(mtls.Client(own, i.trust, mtls.OneOf(id)))...)
+	if err != nil {
+		return nil, fmt.Errorf("Mixer's address %q: %w", i.mixer, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		(&spool.Sender{Spool: i.events, Conn: conn, Log: i.log}).Run(ctx)
+	}()
+	return func() {
+		within, release := context.WithTimeout(ctx, flushWithin)
+		err := wait.PollUntilContextCancel(within, 20*time.Millisecond, true, func(context.Context) (bool, error) { return i.events.Stats().Unacked == 0, nil })
+		if err != nil {
+			i.log.Error("Mixer does not have all audit events, and they go if the pod is deleted", "events", i.events.Stats().Unacked)
+		}
+		release()
+		cancel()
+		<-done
+		_ = conn.Close() // there is nothing to do about an error
+	}, nil
 }
 
 // observer is Citadel's own pod, as it is named in audit events.

@@ -84,6 +84,8 @@ func newLeader(ctx context.Context, s Settings, k clients, vault *store.Store, o
 		}
 		return 0
 	}))
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulwark_citadel_bundle_holders_behind",
+		Help: "Pods of Pilot, Citadel, Mixer and agents that do not hold the current trust bundle, or whose proxies do not; 0 on a replica that does not lead."}, l.holdersBehind))
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulwark_citadel_token_key_timestamp_seconds", Help: "When the newest key for JWT-SVIDs was made; a new one is made each day."}, func() float64 {
 		keys := vault.CA().Tokens
 		if len(keys) == 0 {
@@ -92,6 +94,19 @@ func newLeader(ctx context.Context, s Settings, k clients, vault *store.Store, o
 		return float64(keys[len(keys)-1].Created.Unix())
 	}))
 	return l, nil
+}
+
+func (l *leader) holdersBehind() float64 {
+	if !l.leading.Load() {
+		return 0
+	}
+	current, behind := l.store.Keeper().Current().Sequence, 0
+	for _, h := range l.holdings.Holders() {
+		if !h.Heard || min(h.Sequence, h.ProxiesSequence) < current {
+			behind++
+		}
+	}
+	return float64(behind)
 }
 
 // run leads whenever this replica holds the Lease, until ctx ends.

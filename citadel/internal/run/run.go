@@ -128,8 +128,13 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) (err er
 	}
 	api := operatorapi.New(k.issue.AuthenticationV1().TokenReviews(), log)
 	(&operator{leader: leader, origins: origins, revocations: issuance.revocations, audit: issuance.audit, trustDomain: s.TrustDomain}).register(api)
+	flush, err := issuance.deliver(self)
+	if err != nil {
+		return err
+	}
+	defer flush() // when nobody issues any more
 	group.Go(func() error { self.Run(ctx); return nil })
-	group.Go(func() error { return issuance.run(ctx, self) })
+	group.Go(func() error { return issuance.run(ctx) })
 	group.Go(func() error {
 		return serveCSR(ctx, s.CSRAddress, mtls.ServerWithOptionalClientCert(self, trust, mtls.MemberOf(s.TrustDomain)), self, &serving, func(r grpc.ServiceRegistrar) {
 			securityapi.RegisterIstioCertificateServiceServer(r, issuance.service)
