@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -25,11 +26,18 @@ func EveryAccountHasItsIdentity(ctx context.Context, s *Scene) (string, error) {
 	if _, err := s.CoreV1().ServiceAccounts(s.Namespace).Create(ctx, newcomer, metav1.CreateOptions{}); err != nil {
 		return "", err
 	}
-	err := lab.PollFor(ctx, 10*time.Second, func(ctx context.Context) error { return s.secretIsSound(ctx, s.Namespace, newcomer.Name) })
+	err := lab.PollFor(ctx, 10*time.Second, func(ctx context.Context) error { return s.SecretIsSound(ctx, s.Namespace, newcomer.Name) })
 	if err != nil {
 		return "", err
 	}
 	took := time.Since(began)
+	bundle, err := s.bundleOfNewNamespace(ctx)
+	if err != nil {
+		return "", err
+	}
+	if max(took, bundle) > identityLimit {
+		return "", fmt.Errorf("a new account's Secret was there after %s and a new namespace's trust bundle after %s, want %s at most", took, bundle, identityLimit)
+	}
 	namespaces, err := s.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: mesh.SecretsLabel + "!=disabled"})
 	if err != nil {
 		return "", err
@@ -47,17 +55,36 @@ func EveryAccountHasItsIdentity(ctx context.Context, s *Scene) (string, error) {
 			if account.DeletionTimestamp != nil {
 				continue
 			}
-			if err := s.secretIsSound(ctx, account.Namespace, account.Name); err != nil {
+			if err := s.SecretIsSound(ctx, account.Namespace, account.Name); err != nil {
 				return "", err
 			}
 			count++
 		}
 	}
-	return fmt.Sprintf("%d accounts, each with its own; a new one's after %d ms", count, took.Milliseconds()), nil
+	return fmt.Sprintf("%d accounts, each with its own; a new one's after %d ms, the trust bundle of a new namespace after %d ms", count, took.Milliseconds(), bundle.Milliseconds()), nil
 }
 
-// secretIsSound checks the Secret of an account against the root that the mesh publishes.
-func (s *Scene) secretIsSound(ctx context.Context, namespace, account string) error {
+// identityLimit is how long a new account may be without its Secret, and a new namespace without the trust bundle.
+const identityLimit = time.Second
+
+// bundleOfNewNamespace returns after which time a new namespace has the trust bundle.
+func (s *Scene) bundleOfNewNamespace(ctx context.Context) (time.Duration, error) {
+	began := time.Now()
+	created, err := s.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: s.Namespace + "-new-"}}, metav1.CreateOptions{})
+	if err != nil {
+		return 0, err
+	}
+	name := created.Name
+	err = lab.PollFor(ctx, 10*time.Second, func(ctx context.Context) error {
+		_, err := s.CoreV1().ConfigMaps(name).Get(ctx, mesh.TrustBundleConfig, metav1.GetOptions{})
+		return err
+	})
+	took := time.Since(began)
+	return took, errors.Join(err, s.DeleteNamespaces(context.WithoutCancel(ctx), name))
+}
+
+// SecretIsSound checks the Secret of an account against the root that the mesh publishes.
+func (s *Scene) SecretIsSound(ctx context.Context, namespace, account string) error {
 	name := mesh.SecretPrefix + account
 	secret, err := s.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
