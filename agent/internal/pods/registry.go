@@ -88,9 +88,8 @@ func (r *Registry) Restore() error {
 			_ = r.store.remove(v.ID) // the pod went while no agent was there
 			continue
 		}
-		if e := r.publish(v, kept[v.Facts.UID], true); e != nil && !errors.Is(e, files.ErrNotWritten) {
-			err = errors.Join(err, e)
-		}
+		_, e := r.publish(v, kept[v.Facts.UID], true)
+		err = errors.Join(err, e)
 	}
 	for uid := range kept {
 		if r.pods[uid] == nil {
@@ -108,31 +107,36 @@ func (r *Registry) Restore() error {
 // long as a pod that wants files has none: it is called again, and the pod does not start without them.
 func (r *Registry) Publish(v Volume, token string, expires time.Time) error {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.publish(v, bound{token, expires}, false)
+	w, err := r.publish(v, bound{token, expires}, false)
+	r.mu.Unlock()
+	if err != nil || w == nil {
+		return err
+	}
+	return w.Ready()
 }
 
-// publish does it, with mu held; restored says that an earlier agent has served the pod.
-func (r *Registry) publish(v Volume, b bound, restored bool) error {
+// publish does it, with mu held, and returns the writer of the volume's files if it wants any. Restored says that an
+// earlier agent has served the pod.
+func (r *Registry) publish(v Volume, b bound, restored bool) (*writer, error) {
 	if r.ctx.Err() != nil {
-		return errors.New("the agent is stopping")
+		return nil, errors.New("the agent is stopping")
 	}
 	if known, ok := r.vols[v.ID]; ok && known != v {
-		return fmt.Errorf("volume %s belongs to another pod or directory", v.ID)
+		return nil, fmt.Errorf("volume %s belongs to another pod or directory", v.ID)
 	}
 	for _, other := range r.vols {
 		if other.ID != v.ID && other.Facts.UID == v.Facts.UID && v.Files.Volume != "" && other.Files.Volume == v.Files.Volume {
-			return fmt.Errorf("another volume of the pod has its files in the emptyDir %s already", v.Files.Volume)
+			return nil, fmt.Errorf("another volume of the pod has its files in the emptyDir %s already", v.Files.Volume)
 		}
 	}
 	p := r.pods[v.Facts.UID]
 	if p != nil && p.identity.Facts != v.Facts {
-		return fmt.Errorf("pod UID %s is known under another name", v.Facts.UID)
+		return nil, fmt.Errorf("pod UID %s is known under another name", v.Facts.UID)
 	}
 	if p == nil {
 		var err error
 		if p, err = r.start(v.Facts, b, restored); err != nil {
-			return err
+			return nil, err
 		}
 		r.pods[v.Facts.UID] = p
 	} else {
@@ -140,21 +144,21 @@ func (r *Registry) publish(v Volume, b bound, restored bool) error {
 	}
 	if s := p.sockets[v.ID]; s == nil || !s.intact() {
 		if err := r.open(p, v); err != nil {
-			return errors.Join(err, r.dropIfUnused(p))
+			return nil, errors.Join(err, r.dropIfUnused(p))
 		}
 		r.vols[v.ID] = v
 		if err := r.store.save(v); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if v.Files == (files.Spec{}) {
-		return nil
+		return nil, nil
 	}
-	return r.write(p, v)
+	return r.write(p, v), nil
 }
 
 // write has the files of a volume written from now on.
-func (r *Registry) write(p *pod, v Volume) error {
+func (r *Registry) write(p *pod, v Volume) *writer {
 	w := p.writers[v.ID]
 	if w == nil {
 		ctx, cancel := context.WithCancel(r.ctx)
@@ -165,7 +169,7 @@ func (r *Registry) write(p *pod, v Volume) error {
 			w.Run(ctx)
 		})
 	}
-	return w.Ready()
+	return w
 }
 
 func (w *writer) stop() {
@@ -231,16 +235,12 @@ func (r *Registry) start(f identity.Facts, b bound, restored bool) (*pod, error)
 
 // Unpublish removes a volume's socket, and forgets the pod with its last. It is no error if there is none.
 func (r *Registry) Unpublish(volumeID, target string) error {
+	err := r.endFiles(volumeID)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var err error
 	if v, ok := r.vols[volumeID]; ok {
 		if p := r.pods[v.Facts.UID]; p != nil {
-			if w := p.writers[volumeID]; w != nil {
-				w.stop()
-				delete(p.writers, volumeID)
-				err = files.Remove(v.Target, v.Files)
-			}
+			delete(p.writers, volumeID)
 			if s := p.sockets[volumeID]; s != nil {
 				s.close()
 				delete(p.sockets, volumeID)
@@ -250,6 +250,23 @@ func (r *Registry) Unpublish(volumeID, target string) error {
 		delete(r.vols, volumeID)
 	}
 	return errors.Join(err, clean(target), r.store.remove(volumeID))
+}
+
+// endFiles stops the writing of a volume's files and removes them. It waits without the lock, so that no pod's directory
+// holds up the others; the volume and its writer stay known meanwhile, so that nothing takes their place.
+func (r *Registry) endFiles(volumeID string) error {
+	r.mu.Lock()
+	v := r.vols[volumeID]
+	var w *writer
+	if p := r.pods[v.Facts.UID]; p != nil {
+		w = p.writers[volumeID]
+	}
+	r.mu.Unlock()
+	if w == nil {
+		return nil
+	}
+	w.stop()
+	return files.Remove(v.Target, v.Files)
 }
 
 func (r *Registry) dropIfUnused(p *pod) error {
@@ -281,8 +298,11 @@ func (r *Registry) Pods() []*identity.Identity {
 // Close stops serving. The sockets and tokens stay where they are, for the next agent to take over.
 func (r *Registry) Close() {
 	r.mu.Lock()
-	r.cancel()
-	for uid, p := range r.pods {
+	r.cancel() // nothing is published after this
+	all := r.pods
+	r.pods = map[string]*pod{}
+	r.mu.Unlock()
+	for _, p := range all {
 		for _, s := range p.sockets {
 			s.close()
 		}
@@ -290,9 +310,9 @@ func (r *Registry) Close() {
 			w.stop() // the files stay as well
 		}
 		p.stop()
-		delete(r.pods, uid)
 	}
-	r.tokens.close()
-	r.mu.Unlock()
 	r.wg.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tokens.close()
 }
