@@ -161,7 +161,15 @@ func leader(ctx context.Context) (string, error) {
 	})
 }
 
-// killLeader gives it no chance to hand the Lease over.
-func killLeader(ctx context.Context, pod string) error {
-	return cluster.CoreV1().Pods(mesh.Namespace).Delete(ctx, pod, *metav1.NewDeleteOptions(0))
+// killLeader gives it no chance to hand the Lease over, or, on a cluster whose nodes are elsewhere, hardly one.
+func killLeader(ctx context.Context, name string) error {
+	pods := cluster.CoreV1().Pods(mesh.Namespace)
+	pod, err := pods.Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if err := cluster.KillContainer(pod, "citadel"); !errors.Is(err, lab.ErrElsewhere) {
+		return err
+	}
+	return pods.Delete(ctx, name, *metav1.NewDeleteOptions(0))
 }

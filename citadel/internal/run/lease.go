@@ -18,11 +18,12 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
-// Times of the Lease: a replica that was killed is replaced within leaseDuration + retryPeriod, under five seconds.
+// Times of the Lease: a replica that was killed is replaced within leaseDuration and a retryPeriod and a half, which leaves
+// more than a second of the five that may pass for the next one to fill its caches and write.
 const (
-	leaseDuration = 4 * time.Second
-	renewDeadline = 3 * time.Second
-	retryPeriod   = 500 * time.Millisecond
+	leaseDuration = 3 * time.Second
+	renewDeadline = 2 * time.Second
+	retryPeriod   = 400 * time.Millisecond
 )
 
 // lead calls work whenever this replica holds the Lease, with a context that ends when it no longer does, until ctx
