@@ -153,6 +153,9 @@ func TestSessionsAreNotResumed(t *testing.T) {
 	t.Run("certificate optional", func(t *testing.T) {
 		sessionsAreNotResumed(t, ca, id, mtls.ServerWithOptionalClientCert(svid, ca.Bundle(), mtls.OneOf(id)))
 	})
+	t.Run("no certificate asked for", func(t *testing.T) {
+		sessionsAreNotResumed(t, ca, id, mtls.ServerWithoutClientCert(svid))
+	})
 }
 
 func sessionsAreNotResumed(t *testing.T, ca *svidtest.CA, id spiffe.ID, server *tls.Config) {
