@@ -25,13 +25,14 @@ type Settings struct {
 	WorkloadTTL      time.Duration     `mapstructure:"workloadTTL" usage:"lifetime of certificates, when the caller asks for none"`
 	MaxWorkloadTTL   time.Duration     `mapstructure:"maxWorkloadTTL" usage:"the longest lifetime a caller gets; 0 is workloadTTL"`
 	SecretTTL        time.Duration     `mapstructure:"secretTTL" usage:"lifetime of certificates in workload Secrets"`
-	RotationFraction float64           `mapstructure:"rotationFraction" usage:"part of its life after which a certificate in a Secret is renewed "`
+	RotationFraction float64           `mapstructure:"rotationFraction" usage:"part of its life after which a certificate in a Secret is renewed"`
 	KeyType          string            `mapstructure:"keyType" usage:"kind of the keys that Citadel makes, for its root and for workload Secrets: ecdsa-p256, ecdsa-p384 or rsa-3072"`
 	KubeletSync      time.Duration     `mapstructure:"kubeletSync" usage:"how long kubelet takes at most to bring a changed Secret or ConfigMap into pods that mount it; a root rotation waits for it"`
 	UpstreamSigner   string            `mapstructure:"upstreamSigner" usage:"signer of the CertificateSigningRequest API that signs Citadel's own certificate, such as clusterissuers.cert-manager.io/corporate; empty for none"`
 	UpstreamRoots    string            `mapstructure:"upstreamRoots" usage:"ConfigMap of bulwark-system whose root-cert.pem holds that signer's roots; empty if its answers end with the root"`
 	DNSNames         map[string]string `mapstructure:"dnsNames" usage:"DNS names in the certificate of a control plane's service account: account=name,name"`
 	RotationJitter   float64           `mapstructure:"rotationJitter" usage:"part of its life by which that moment is shifted at most, either way, so that what was issued together is not renewed together"`
+	RotationMinimum  time.Duration     `mapstructure:"rotationMinimum" usage:"what must be left of its life at that moment; 0 is two minutes, which kubelet may take to bring a changed Secret into a pod, or a tenth of the life"`
 	SecretsOptIn     bool              `mapstructure:"secretsOptIn" usage:"keep Secrets only in namespaces labelled bulwark.dev/secrets=enabled"`
 	Secrets          bool              `mapstructure:"secrets" usage:"keep a Secret with key and certificate for every service account"`
 	KubeQPS          float64           `mapstructure:"kubeQPS" usage:"requests a second to the API server for Secrets and bundles"`
@@ -105,7 +106,7 @@ func (s Settings) rotation() rotate.Config {
 }
 
 func (s Settings) workloadSecrets() secrets.Config {
-	return secrets.Config{TrustDomain: s.TrustDomain, TTL: s.SecretTTL, Fraction: s.RotationFraction, Jitter: s.RotationJitter, OptIn: s.SecretsOptIn, KeyType: ca.KeyType(s.KeyType)}
+	return secrets.Config{TrustDomain: s.TrustDomain, TTL: s.SecretTTL, Fraction: s.RotationFraction, Jitter: s.RotationJitter, Minimum: s.RotationMinimum, OptIn: s.SecretsOptIn, KeyType: ca.KeyType(s.KeyType)}
 }
 
 // upstream is the signer above Citadel. A tenth of a root's life, a year as a rule, is asked for.

@@ -1,6 +1,7 @@
 package secrets
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -15,6 +16,7 @@ type Config struct {
 	TTL         time.Duration // of the certificates
 	Fraction    float64       // of its life after which a certificate is renewed
 	Jitter      float64       // of its life by which that moment is shifted at most, either way
+	Minimum     time.Duration // that must be left of its life at that moment; 0 is DefaultMinimum
 	OptIn       bool          // only namespaces labelled mesh.SecretsLabel=enabled have Secrets; else all that are not labelled "disabled"
 	KeyType     ca.KeyType    // of the keys; ca.P256 if empty
 
@@ -26,6 +28,12 @@ type Config struct {
 	Audit func(reason string, id spiffe.ID, serial string)
 }
 
+// DefaultMinimum is how long kubelet takes at most to put a changed Secret into a volume.
+const DefaultMinimum = 2 * time.Minute
+
+// minimum is what must be left: of a very short life, by default, a tenth.
+func (c Config) minimum() time.Duration { return cmp.Or(c.Minimum, min(DefaultMinimum, c.TTL/10)) }
+
 // denies says whether the account's identity is revoked, or its certificate of a serial number.
 func (c Config) denies(k key, serial string) bool {
 	if c.Denies == nil {
@@ -35,8 +43,8 @@ func (c Config) denies(k key, serial string) bool {
 	return err == nil && c.Denies(id.String(), serial)
 }
 
-// Bounds of the settings. What remains of a certificate after its renewal is due must do for retries and for kubelet,
-// which takes up to two minutes to put a changed Secret into a volume; very short lives are for tests.
+// Bounds of the settings. What remains of a certificate after its renewal is due must do for retries, too; very short
+// lives are for tests.
 const (
 	minTTL       = 30 * time.Second
 	maxJitter    = 0.2
@@ -54,6 +62,9 @@ func (c Config) Validate() error {
 	}
 	if c.Jitter < 0 || c.Jitter > maxJitter {
 		errs = append(errs, fmt.Errorf("rotation jitter %g is outside 0 to %g", c.Jitter, maxJitter))
+	}
+	if c.Minimum < 0 || c.Minimum > c.TTL/2 {
+		errs = append(errs, fmt.Errorf("rotation minimum %s is outside 0 to %s, half of a certificate's life", c.Minimum, c.TTL/2))
 	}
 	if c.Fraction-c.Jitter < minRemaining || c.Fraction+c.Jitter > 1-minRemaining {
 		errs = append(errs, fmt.Errorf("rotation fraction %g with jitter %g renews before %g or after %g of a certificate's life", c.Fraction, c.Jitter, minRemaining, 1-minRemaining))

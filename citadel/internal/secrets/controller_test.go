@@ -391,6 +391,32 @@ func TestRunsAgainAfterItStopped(t *testing.T) {
 	eventually(t, "restored", func() bool { return w.good("finance", "payroll", "u1") })
 }
 
+func TestTheMinimumIsLeftWhenACertificateIsRenewed(t *testing.T) {
+	w := newWorld(t)
+	for minimum, want := range map[time.Duration]time.Duration{0: 2 * time.Minute, 8 * time.Hour: 8 * time.Hour} {
+		config, early := w.ctl.config, false
+		config.Fraction, config.Jitter, config.Minimum = 0.8, 0.1, minimum
+		for range 60 {
+			s, err := built(account("finance", "payroll", "u1"), w.authority.Current(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pair, err := tls.X509KeyPair(s.Data[mesh.CertChainKey], s.Data[mesh.PrivateKeyKey])
+			if err != nil {
+				t.Fatal(err)
+			}
+			left := pair.Leaf.NotAfter.Sub(dueAt(pair.Leaf, config))
+			if left < want {
+				t.Fatalf("with a minimum of %s, %s are left", minimum, left)
+			}
+			early = early || left > want+time.Hour
+		}
+		if !early {
+			t.Errorf("with a minimum of %s, all are renewed at once", minimum)
+		}
+	}
+}
+
 func TestRenewalsAreSpread(t *testing.T) {
 	w := newWorld(t)
 	issued := w.clock.Now()

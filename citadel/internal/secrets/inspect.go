@@ -136,11 +136,16 @@ func verifies(pair tls.Certificate, bundle []*x509.Certificate, now time.Time) b
 }
 
 // dueAt is the configured fraction of the certificate's life, shifted by the jitter so that what was issued together is
-// not renewed together.
+// not renewed together. It is earlier if less than the minimum would be left.
 func dueAt(leaf *x509.Certificate, c Config) time.Time {
 	issued := leaf.NotBefore.Add(ca.Backdate)
 	life := leaf.NotAfter.Sub(issued)
-	return issued.Add(time.Duration(float64(life) * (c.Fraction + c.Jitter*(2*phase(leaf)-1))))
+	part := func(f float64) time.Duration { return time.Duration(float64(life) * f) }
+	due, last := issued.Add(part(c.Fraction+c.Jitter*(2*phase(leaf)-1))), leaf.NotAfter.Add(-c.minimum()-part(c.Jitter*phase(leaf)))
+	if last.Before(due) {
+		return last
+	}
+	return due
 }
 
 // slot is when a certificate of an earlier signer is replaced: the first moment since then whose place in its period of

@@ -155,6 +155,9 @@ func TestSettingsThatLeaveNoTimeAreRefused(t *testing.T) {
 		{"late", func(c *Config) { c.Fraction = 0.9 }, "outside 0.2 to 0.8"},
 		{"negative jitter", func(c *Config) { c.Jitter = -0.1 }, "outside 0 to 0.2"},
 		{"much jitter", func(c *Config) { c.Jitter = 0.3 }, "outside 0 to 0.2"},
+		{"half is the minimum", func(c *Config) { c.Minimum = c.TTL / 2 }, ""},
+		{"more than half is the minimum", func(c *Config) { c.Minimum = c.TTL/2 + 1 }, "minimum"},
+		{"a negative minimum", func(c *Config) { c.Minimum = -1 }, "minimum"},
 		{"late by jitter", func(c *Config) { c.Fraction, c.Jitter = 0.8, 0.2 }, "after 0.9"},
 	} {
 		config := dayLong
