@@ -43,6 +43,7 @@ func BoundedOptions(l Limits) []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(l.MaxRecvMsgSize),
 		grpc.MaxConcurrentStreams(l.MaxConcurrentStreams),
 		grpc.MaxHeaderListSize(l.MaxHeaderListSize),
+		grpc.InTapHandle(newPace().tap),
 		grpc.ConnectionTimeout(10 * time.Second), // a handshake that dawdles holds a goroutine no longer than this
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		// Finds peers that vanished without closing, so that their streams do not live on.

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"math/big"
 	"net"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -154,57 +153,6 @@ func TestCSRPortTakesNothingWithoutTLS13AndNothingOversized(t *testing.T) {
 	long := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+strings.Repeat("x", 40<<10))
 	if _, err := client.CreateCertificate(long, &securityapi.IstioCertificateRequest{}); err == nil {
 		t.Error("headers of 40 KiB are taken")
-	}
-}
-
-// Ten thousand calls at once over one connection, and a thousand connections that never finish their handshake: others
-// are served meanwhile, and memory stays within 64 MiB.
-func TestFloodOfCallsAndHandshakesIsBounded(t *testing.T) {
-	service := &patient{takes: 50 * time.Millisecond}
-	addr, trust := csrPort(t, service)
-	other := trust.client(t, addr)
-	if _, err := other.CreateCertificate(t.Context(), &securityapi.IstioCertificateRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	var before, during runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	for range 1000 {
-		conn, err := net.Dial("tcp", addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { conn.Close() })
-		fmt.Fprint(conn, "\x16\x03\x01") // the beginning of a handshake
-	}
-	flooder := trust.client(t, addr)
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	for range 10000 {
-		wg.Go(func() { _, _ = flooder.CreateCertificate(ctx, &securityapi.IstioCertificateRequest{}) })
-	}
-	var worst time.Duration
-	for range 20 {
-		began := time.Now()
-		call, done := context.WithTimeout(t.Context(), 10*time.Second)
-		_, err := other.CreateCertificate(call, &securityapi.IstioCertificateRequest{})
-		done()
-		if err != nil {
-			t.Fatalf("another client is not served: %v", err)
-		}
-		worst = max(worst, time.Since(began))
-	}
-	runtime.ReadMemStats(&during)
-	cancel()
-	wg.Wait()
-	if most := service.most.Load(); most > 101 {
-		t.Errorf("%d calls of one connection were worked on at once", most)
-	}
-	// The flooding client is in this process too; and may have as much again.
-	grown := (int64(during.HeapInuse) - int64(before.HeapInuse)) >> 20
-	t.Logf("others waited %s at most for an answer that takes %s; the heap grew by %d MiB, the flooding client's included", worst.Round(time.Millisecond), service.takes, grown)
-	if grown > 128 {
-		t.Errorf("the heap grew by %d MiB", grown)
 	}
 }
 
