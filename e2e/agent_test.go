@@ -2,8 +2,12 @@ package e2e
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -54,6 +58,109 @@ func TestAgentKilledOrReplacedIsNotNoticedByItsPods(t *testing.T) {
 			happened = append(happened, fmt.Sprintf("%s: ready again after %.1f s, a new client's SVID %.1f s later, %d requests, 0 failed", way.name, back.Seconds(), took.Seconds(), requests))
 		}
 		return strings.Join(happened, "; "), nil
+	})
+}
+
+// kept are the directories in which an agent keeps something of a pod on its node.
+var kept = []string{"run/bulwark/tokens", "var/lib/bulwark/pods", "var/lib/kubelet/pods"}
+
+// What the agent keeps of a pod on its node, its token in memory, its name and its socket, goes with the pod.
+func TestPodThatGoesLeavesNothingOnItsNode(t *testing.T) {
+	prove(t, "gone", func(ctx context.Context, s *claims.Scene) (string, error) {
+		node, err := deployCaller(ctx, s)
+		if err != nil {
+			return "", err
+		}
+		pod, err := s.Pod(ctx, s.Outside, "caller")
+		if err != nil {
+			return "", err
+		}
+		agent, err := agentOf(ctx, node)
+		if err != nil {
+			return "", err
+		}
+		root, err := s.ContainerRoot(agent, "agent")
+		if errors.Is(err, lab.ErrElsewhere) {
+			t.Skip(err)
+		}
+		if err != nil {
+			return "", err
+		}
+		for _, dir := range kept {
+			if found, err := mentions(filepath.Join(root, dir), string(pod.UID)); err != nil || len(found) == 0 {
+				return "", fmt.Errorf("nothing of a running pod is in %s, or it cannot be read: %v", dir, err)
+			}
+		}
+		if err := s.AppsV1().Deployments(s.Outside).Delete(ctx, "caller", metav1.DeleteOptions{}); err != nil {
+			return "", err
+		}
+		deleted := time.Now()
+		err = lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
+			for _, dir := range kept {
+				if found, err := mentions(filepath.Join(root, dir), string(pod.UID)); err != nil || len(found) > 0 {
+					return fmt.Errorf("of a deleted pod there is still %v (%v)", found, err)
+				}
+			}
+			out, err := s.Meshctl(ctx, "identity", "list", "-o", "json")
+			if err == nil && strings.Contains(string(out), pod.Name) {
+				err = errors.New("the deleted pod is still in meshctl identity list")
+			}
+			return err
+		})
+		return fmt.Sprintf("nothing is left %.1f s after the deletion", time.Since(deleted).Seconds()), err
+	})
+}
+
+// mentions returns the files and directories below a directory with a text in their name, or in their content.
+func mentions(dir, text string) ([]string, error) {
+	var found []string
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // it went meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		if strings.Contains(entry.Name(), text) {
+			found = append(found, path)
+			if entry.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if entry.Type().IsRegular() && filepath.Ext(path) == ".json" {
+			if content, err := os.ReadFile(path); err == nil && strings.Contains(string(content), text) {
+				found = append(found, path)
+			}
+		}
+		return nil
+	})
+	return found, err
+}
+
+// Whoever may look into a proxy sees which certificates it has, and no key.
+func TestNoKeyIsInWhatAProxyTells(t *testing.T) {
+	prove(t, "dumps", func(ctx context.Context, s *claims.Scene) (string, error) {
+		size := 0
+		for _, page := range []string{"config_dump?include_eds", "certs", "clusters", "listeners", "stats", "server_info", "memory", "contention", "init_dump"} {
+			out, err := s.Exec(ctx, s.Namespace, "payroll", s.Container("payroll"), "sample", "get", "http://127.0.0.1:15000/"+page)
+			if err != nil {
+				return "", err
+			}
+			size += len(out)
+			// Keys are PEM in the configuration, and bytes are base64 in its JSON.
+			for _, key := range []string{"PRIVATE KEY", base64.StdEncoding.EncodeToString([]byte("-----BEGIN PRIVATE KEY"))[:28], base64.StdEncoding.EncodeToString([]byte("-----BEGIN EC PRIVATE KEY"))[:28]} {
+				if strings.Contains(string(out), key) {
+					return "", fmt.Errorf("/%s has %q in it", page, key)
+				}
+			}
+			for where, want := range map[string]string{"config_dump?include_eds": base64.StdEncoding.EncodeToString([]byte("[redacted]")), "certs": s.ID("payroll")} {
+				if page == where && !strings.Contains(string(out), want) {
+					return "", fmt.Errorf("/%s has no %q: is it the page of a proxy with a certificate?", page, want)
+				}
+			}
+		}
+		return fmt.Sprintf("no key in %d kB", size>>10), nil
 	})
 }
 

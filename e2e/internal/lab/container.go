@@ -28,6 +28,16 @@ func (l *Lab) KillContainer(pod *corev1.Pod, container string) error {
 	return nil
 }
 
+// ContainerRoot returns the directory in which this machine sees the files of a running container. It returns ErrElsewhere on
+// a cluster whose containers do not run on this machine.
+func (l *Lab) ContainerRoot(pod *corev1.Pod, container string) (string, error) {
+	pids, err := processes(pod, container)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("/proc/%d/root", pids[0]), nil
+}
+
 // processes are those whose control group is named for the container.
 func processes(pod *corev1.Pod, container string) ([]int, error) {
 	id := ""
