@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,7 +36,8 @@ type identityResult struct {
 	CitadelPeak    float64       `json:"citadelResidentBytes"`
 	Newcomer       time.Duration `json:"newcomerNs"` // Secret of an account that is made in the middle of that
 	Pods           int           `json:"pods"`
-	SVIDWithin     []within      `json:"svidWithin"`
+	InTurn         []within      `json:"inTurnSvidWithin"` // when each pod starts after the one before has its certificate
+	AtOnce         []within      `json:"atOnceSvidWithin"` // when all start at once
 	AgentPerPod    float64       `json:"agentBytesAPod"`
 	CertificateCPU time.Duration `json:"certificateCpuNs"` // of Citadel, for each certificate of these pods
 }
@@ -67,7 +70,13 @@ func identityCommand(c *common) *cobra.Command {
 			if err := b.secrets(ctx); err != nil {
 				return err
 			}
-			if err := b.pods(ctx); err != nil {
+			if b.result.InTurn, err = b.pods(ctx, "in-turn", 1); err != nil {
+				return err
+			}
+			if err := b.clear(ctx); err != nil {
+				return err
+			}
+			if b.result.AtOnce, err = b.atOnce(ctx); err != nil {
 				return err
 			}
 			return c.write(cmd, &b.result)
@@ -166,64 +175,96 @@ func (b *identityBench) newcomer(ctx context.Context) error {
 	return err
 }
 
-// pods measures the time from a pod's start to its certificate, as the agents see it.
-func (b *identityBench) pods(ctx context.Context) error {
-	progress("starting %d pods", b.result.Pods)
+// clear deletes the pods and waits until they are gone: a node takes only so many.
+func (b *identityBench) clear(ctx context.Context) error {
+	pods := b.client.CoreV1().Pods(identityNamespace)
+	if err := pods.DeleteCollection(ctx, meta.DeleteOptions{}, meta.ListOptions{}); err != nil {
+		return err
+	}
+	return wait.PollUntilContextTimeout(ctx, 500*time.Millisecond, 3*time.Minute, true, func(ctx context.Context) (bool, error) {
+		list, err := pods.List(ctx, meta.ListOptions{ResourceVersion: "0"})
+		return err == nil && len(list.Items) == 0, nil
+	})
+}
+
+// atOnce starts all pods together, and measures what they take of Citadel and the agents.
+func (b *identityBench) atOnce(ctx context.Context) ([]within, error) {
+	agents, err := b.agents(ctx)
+	if err != nil {
+		return nil, err
+	}
+	before, err := b.citadel(ctx)
+	if err != nil {
+		return nil, err
+	}
+	times, err := b.pods(ctx, "at-once", b.result.Pods)
+	if err != nil {
+		return nil, err
+	}
+	after, err := b.citadel(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if issued := after["bulwark_citadel_issued_total"] - before["bulwark_citadel_issued_total"]; issued > 0 {
+		b.result.CertificateCPU = seconds((after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]) / issued)
+	}
+	now, err := b.agents(ctx)
+	b.result.AgentPerPod = (now.resident - agents.resident) / float64(b.result.Pods)
+	return times, err
+}
+
+// pods starts pods, so many at a time, each time when the ones before have their certificates, and returns how long the
+// agents say that each waited for its certificate.
+func (b *identityBench) pods(ctx context.Context, name string, together int) ([]within, error) {
+	progress("starting %d pods, %d at a time", b.result.Pods, together)
 	pilot, err := b.client.AppsV1().Deployments(mesh.Namespace).Get(ctx, mesh.PilotAccount, meta.GetOptions{})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	image := strings.Replace(pilot.Spec.Template.Spec.Containers[0].Image, "/pilot:", "/sample:", 1)
 	before, err := b.agents(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	citadelBefore, err := b.citadel(ctx)
-	if err != nil {
-		return err
-	}
-	yes, grace := true, int64(0)
+	after := before
 	for i := range b.result.Pods {
-		_, err := b.client.CoreV1().Pods(identityNamespace).Create(ctx, &core.Pod{
-			ObjectMeta: meta.ObjectMeta{Name: fmt.Sprintf("pod-%d", i)},
-			Spec: core.PodSpec{
-				ServiceAccountName: fmt.Sprintf("account-%d", i), TerminationGracePeriodSeconds: &grace, AutomountServiceAccountToken: new(bool),
-				Containers: []core.Container{{Name: "app", Image: image, ImagePullPolicy: core.PullIfNotPresent, Args: []string{"wait"},
-					VolumeMounts: []core.VolumeMount{{Name: "spiffe", MountPath: "/spiffe", ReadOnly: true}}}},
-				Volumes: []core.Volume{{Name: "spiffe", VolumeSource: core.VolumeSource{CSI: &core.CSIVolumeSource{
-					Driver: mesh.CSIDriver, ReadOnly: &yes, VolumeAttributes: map[string]string{"access": "any"}}}}},
-			},
-		}, meta.CreateOptions{})
+		if _, err := b.client.CoreV1().Pods(identityNamespace).Create(ctx, waiting(fmt.Sprintf("%s-%d", name, i), fmt.Sprintf("account-%d", i), image), meta.CreateOptions{}); err != nil {
+			return nil, err
+		}
+		if started := i + 1; started%together != 0 && started < b.result.Pods {
+			continue
+		}
+		err = wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, 5*time.Minute, true, func(ctx context.Context) (bool, error) {
+			after, err = b.agents(ctx)
+			return err == nil && after.count-before.count >= uint64(i+1), nil
+		})
 		if err != nil {
-			return err
+			return nil, fmt.Errorf("waiting for the pods' certificates: %w", err)
 		}
 	}
-	err = wait.PollUntilContextTimeout(ctx, 500*time.Millisecond, 5*time.Minute, true, func(ctx context.Context) (bool, error) {
-		now, err := b.agents(ctx)
-		return err == nil && now.count-before.count >= uint64(b.result.Pods), nil
-	})
-	if err != nil {
-		return fmt.Errorf("waiting for the pods' certificates: %w", err)
-	}
-	after, err := b.agents(ctx)
-	if err != nil {
-		return err
-	}
-	citadelAfter, err := b.citadel(ctx)
-	if err != nil {
-		return err
-	}
-	issued := citadelAfter["bulwark_citadel_issued_total"] - citadelBefore["bulwark_citadel_certificates_issued_total"]
-	if issued > 0 {
-		b.result.CertificateCPU = seconds((citadelAfter["process_cpu_seconds_total"] - citadelBefore["process_cpu_seconds_total"]) / issued)
-	}
-	b.result.AgentPerPod = (after.resident - before.resident) / float64(b.result.Pods)
+	var out []within
 	for bound, n := range after.buckets {
 		if !math.IsInf(bound, 1) {
-			b.result.SVIDWithin = append(b.result.SVIDWithin, within{bound, int(n - before.buckets[bound])})
+			out = append(out, within{bound, int(n - before.buckets[bound])})
 		}
 	}
-	return nil
+	slices.SortFunc(out, func(a, b within) int { return cmp.Compare(a.Seconds, b.Seconds) })
+	return out, nil
+}
+
+// waiting is a pod that mounts the agent's volume and waits.
+func waiting(name, account, image string) *core.Pod {
+	yes, grace := true, int64(0)
+	return &core.Pod{
+		ObjectMeta: meta.ObjectMeta{Name: name},
+		Spec: core.PodSpec{
+			ServiceAccountName: account, TerminationGracePeriodSeconds: &grace, AutomountServiceAccountToken: new(bool),
+			Containers: []core.Container{{Name: "app", Image: image, ImagePullPolicy: core.PullIfNotPresent, Args: []string{"wait"},
+				VolumeMounts: []core.VolumeMount{{Name: "spiffe", MountPath: "/spiffe", ReadOnly: true}}}},
+			Volumes: []core.Volume{{Name: "spiffe", VolumeSource: core.VolumeSource{CSI: &core.CSIVolumeSource{
+				Driver: mesh.CSIDriver, ReadOnly: &yes, VolumeAttributes: map[string]string{"access": "any"}}}}},
+		},
+	}
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
@@ -296,21 +337,20 @@ func (r *identityResult) Table() report.Table {
 	t.Row("CPU of Citadel for each", report.Millis(r.SecretsCPU/time.Duration(r.Accounts)))
 	t.Row("Citadel's resident memory after it", report.MB(r.CitadelPeak))
 	t.Row("Secret of an account that is made meanwhile", report.Millis(r.Newcomer))
-	t.Row(fmt.Sprintf("pods started at once, on all nodes: %d; of them with a certificate", r.Pods), r.share())
+	t.Row(fmt.Sprintf("%d pods started one after the other; with a certificate", r.Pods), share(r.InTurn))
+	t.Row(fmt.Sprintf("%d pods started at once, on all nodes; with a certificate", r.Pods), share(r.AtOnce))
 	t.Row("CPU of Citadel for a pod's certificate, pod watch and all", report.Millis(r.CertificateCPU))
 	t.Row("agents' resident memory a pod", report.MB(r.AgentPerPod))
 	return t
 }
 
-func (r *identityResult) share() string {
+func share(times []within) string {
 	var parts []string
 	last := -1
-	for _, bound := range []float64{0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5} {
-		for _, w := range r.SVIDWithin {
-			if w.Seconds == bound && w.Pods != last {
-				parts = append(parts, fmt.Sprintf("%d within %g ms", w.Pods, bound*1000))
-				last = w.Pods
-			}
+	for _, w := range times {
+		if w.Pods != last {
+			parts = append(parts, fmt.Sprintf("%d within %g ms", w.Pods, w.Seconds*1000))
+			last = w.Pods
 		}
 	}
 	return strings.Join(parts, ", ")
