@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"k8s.io/utils/clock"
@@ -106,12 +107,26 @@ func (a *Authority) check() error {
 	if err != nil {
 		return fmt.Errorf("CA certificate does not chain to the root: %w", err)
 	}
+	if chains = slices.DeleteFunc(chains, forbidsLeaves); len(chains) == 0 {
+		return errors.New("CA certificate may not sign: a path length above it has no room for a leaf beneath it")
+	}
 	for _, chain := range chains {
 		if end := firstEnd(chain); end.After(a.end) {
 			a.end = end
 		}
 	}
 	return nil
+}
+
+// forbidsLeaves reports whether a chain of certificates that sign is too long for one of them when a leaf comes beneath it
+// (RFC 5280, 4.2.1.9: the path length counts the intermediates between a certificate and the leaf).
+func forbidsLeaves(chain []*x509.Certificate) bool {
+	for between, c := range chain {
+		if limited := c.MaxPathLen > 0 || c.MaxPathLenZero; limited && between > c.MaxPathLen {
+			return true
+		}
+	}
+	return false
 }
 
 // firstEnd is when the first certificate of a chain ends, and the chain with it.

@@ -12,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -183,6 +184,59 @@ func TestLintStopsWhatBreaksTheSpecification(t *testing.T) {
 	}
 }
 
+// Each change is one that the linter has to stop before a root is signed with its own key.
+func TestLintStopsARootThatBreaksTheSpecification(t *testing.T) {
+	key := &countedKey{Signer: newKey(t)}
+	workload := &url.URL{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/finance/sa/payroll"}
+	for name, spoil := range map[string]func(*x509.Certificate){
+		"CA:FALSE":               func(c *x509.Certificate) { c.IsCA, c.MaxPathLenZero = false, false },
+		"no basic constraints":   func(c *x509.Certificate) { c.BasicConstraintsValid, c.IsCA, c.MaxPathLenZero = false, false, false },
+		"no certificate signing": func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCRLSign },
+		"digital signature":      func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageDigitalSignature },
+		"key encipherment":       func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageKeyEncipherment },
+		"client use":             func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} },
+		"any use":                func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} },
+		"a workload's identity":  func(c *x509.Certificate) { c.URIs = []*url.URL{workload} },
+		"an identity more":       func(c *x509.Certificate) { c.URIs = append(c.URIs, workload) },
+		"another trust domain":   func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "spiffe", Host: "other.domain"}} },
+		"no identity":            func(c *x509.Certificate) { c.URIs = nil },
+		"a path length of 1":     func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = 1, false },
+		"no path length":         func(c *x509.Certificate) { c.MaxPathLen, c.MaxPathLenZero = -1, false },
+		"no name constraint":     func(c *x509.Certificate) { c.PermittedURIDomains = nil },
+		"another's name constraint": func(c *x509.Certificate) {
+			c.PermittedURIDomains = append(c.PermittedURIDomains, "other.domain")
+		},
+		"a name constraint that may be ignored": func(c *x509.Certificate) { c.PermittedDNSDomainsCritical = false },
+		"key usage that may be ignored": func(c *x509.Certificate) {
+			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: keyUsageID, Value: []byte{3, 2, 1, 6}})
+		},
+		"an unknown extension": func(c *x509.Certificate) {
+			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: []int{1, 2, 3, 4}, Value: []byte{5, 0}})
+		},
+		"no name":           func(c *x509.Certificate) { c.Subject = pkix.Name{} },
+		"a DNS name":        func(c *x509.Certificate) { c.DNSNames = []string{"kubernetes.default.svc"} },
+		"an IP address":     func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)} },
+		"an end before now": func(c *x509.Certificate) { c.NotAfter = c.NotBefore.Add(-time.Hour) },
+	} {
+		template, err := rootProfile("cluster.local", start, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		root, err := signRoot(template, "cluster.local", key)
+		if err != nil || root.CheckSignatureFrom(root) != nil {
+			t.Fatalf("unspoiled: %v", err)
+		}
+		spoil(template)
+		before := key.signatures
+		if _, err := signRoot(template, "cluster.local", key); err == nil {
+			t.Errorf("%s: passed", name)
+		}
+		if key.signatures != before {
+			t.Errorf("%s: signed with the root's key", name)
+		}
+	}
+}
+
 // countedKey counts what is signed with it.
 type countedKey struct {
 	crypto.Signer
@@ -319,21 +373,64 @@ func TestMaterialThatDoesNotFitIsRefused(t *testing.T) {
 	}
 	clock := testclock.NewFakePassiveClock(start)
 	for name, m := range map[string]Material{
-		"key of another CA":    {Cert: one.Cert, Key: two.Key, Root: one.Root},
-		"root of another CA":   {Cert: one.Cert, Key: one.Key, Root: two.Root},
-		"nothing":              {},
-		"no root":              {Cert: one.Cert, Key: one.Key},
-		"cut off key":          {Cert: one.Cert, Key: one.Key[:40], Root: one.Root},
-		"rubbish after a root": {Cert: one.Cert, Key: one.Key, Root: append(bytes.Clone(one.Root), "rubbish"...)},
-		"key instead of root":  {Cert: one.Cert, Key: one.Key, Root: one.Key},
+		"key of another CA":                      {Cert: one.Cert, Key: two.Key, Root: one.Root},
+		"root of another CA":                     {Cert: one.Cert, Key: one.Key, Root: two.Root},
+		"nothing":                                {},
+		"no root":                                {Cert: one.Cert, Key: one.Key},
+		"cut off key":                            {Cert: one.Cert, Key: one.Key[:40], Root: one.Root},
+		"rubbish after a root":                   {Cert: one.Cert, Key: one.Key, Root: append(bytes.Clone(one.Root), "rubbish"...)},
+		"key instead of root":                    {Cert: one.Cert, Key: one.Key, Root: one.Key},
+		"an intermediate whose root allows none": ladder(t, 0, -1),
+		"an intermediate beneath one, whose root allows one":          ladder(t, 1, -1, -1),
+		"an intermediate beneath one that allows none":                ladder(t, -1, 0, -1),
+		"an intermediate beneath two, the upper of which allows none": ladder(t, -1, 0, 5, 0),
 	} {
 		if _, err := New(m, clock); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+	for name, m := range map[string]Material{
+		"an intermediate whose root allows one":             ladder(t, 1, 0),
+		"an intermediate beneath one that allows one":       ladder(t, 2, 1, 0),
+		"three intermediates, of whom nobody says how many": ladder(t, -1, -1, -1, -1),
+	} {
+		a, err := New(m, clock)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if err := a.Try(identity(t)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	if _, err := New(one, testclock.NewFakePassiveClock(start.Add(2*time.Hour))); err == nil {
 		t.Error("an expired CA: accepted")
 	}
+}
+
+// ladder returns the lowest of CAs beneath each other, the root first, with the given path lengths, -1 for none.
+func ladder(t *testing.T, lengths ...int) Material {
+	t.Helper()
+	var parent *x509.Certificate
+	var above []*x509.Certificate // from the lowest to the root
+	var key, parentKey crypto.Signer
+	for n, length := range lengths {
+		template, err := rootProfile("cluster.local", start, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		template.Subject.CommonName = fmt.Sprint("CA ", n)
+		template.MaxPathLen, template.MaxPathLenZero = length, length == 0
+		if key = newKey(t); n == 0 {
+			parent, parentKey = template, key
+		}
+		parent = signedBy(t, template, parent, key.Public(), parentKey)
+		above, parentKey = append([]*x509.Certificate{parent}, above...), key
+	}
+	keyPEM, err := EncodeKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := len(above) - 1
+	return Material{Cert: EncodeCerts(above[:1]), Chain: EncodeCerts(above[:root]), Root: EncodeCerts(above[root:]), Key: keyPEM}
 }
 
 // plugged returns an intermediate under a root of its own.

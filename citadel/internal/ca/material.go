@@ -67,15 +67,15 @@ func NewRoot(trustDomain string, t KeyType, now time.Time, ttl time.Duration) (M
 	if err != nil {
 		return Material{}, err
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	root, err := signRoot(template, trustDomain, key)
 	if err != nil {
-		return Material{}, fmt.Errorf("signing the root: %w", err)
+		return Material{}, fmt.Errorf("root of %s is not signed: %w", trustDomain, err)
 	}
 	keyPEM, err := EncodeKey(key)
 	if err != nil {
 		return Material{}, err
 	}
-	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	cert := EncodeCerts([]*x509.Certificate{root})
 	return Material{Cert: cert, Root: cert, Chain: cert, Key: keyPEM}, nil
 }
 

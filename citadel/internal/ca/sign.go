@@ -13,26 +13,40 @@ import (
 	"sync"
 )
 
-// sign makes a certificate of a template. The linter stands in front of the key: the very bytes that are to be signed are
-// first signed with a throw-away key and read as a stranger would read the certificate, and only what passes is signed with
-// the real key. So a certificate that breaks the specification never exists.
+// sign makes the certificate of a leaf.
 func (a *Authority) sign(template *x509.Certificate, r Request) (*x509.Certificate, error) {
-	draft := recorder{Signer: a.key}
-	if _, err := x509.CreateCertificate(rand.Reader, template, a.cert, r.PublicKey, &draft); !errors.Is(err, errRecorded) {
+	return signLinted(template, a.cert, r.PublicKey, a.key, a.throwAway, func(c *x509.Certificate) error { return lintSVID(c, a.cert, r) })
+}
+
+// signRoot makes the self-signed certificate of a key.
+func signRoot(template *x509.Certificate, trustDomain string, key crypto.Signer) (*x509.Certificate, error) {
+	throwAway, err := throwAwayLike(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	return signLinted(template, template, key.Public(), key, throwAway, func(c *x509.Certificate) error { return lintRoot(c, trustDomain, key.Public()) })
+}
+
+// signLinted makes a certificate of a template. The linter stands in front of the key: the very bytes that are to be signed
+// are first signed with a throw-away key and read as a stranger would read the certificate, and only what passes is signed
+// with the real key. So a certificate that breaks the specification never exists.
+func signLinted(template, parent *x509.Certificate, public crypto.PublicKey, key, throwAway crypto.Signer, lint func(*x509.Certificate) error) (*x509.Certificate, error) {
+	draft := recorder{Signer: key}
+	if _, err := x509.CreateCertificate(rand.Reader, template, parent, public, &draft); !errors.Is(err, errRecorded) {
 		return nil, fmt.Errorf("writing what is to be signed: %w", err)
 	}
-	throwAway, _, err := draft.signedWith(a.throwAway)
+	der, _, err := draft.signedWith(throwAway)
 	if err != nil {
 		return nil, fmt.Errorf("signing with the throw-away key: %w", err)
 	}
-	c, err := x509.ParseCertificate(throwAway)
+	c, err := x509.ParseCertificate(der)
 	if err != nil {
 		return nil, fmt.Errorf("reading what is to be signed: %w", err)
 	}
-	if err := lintSVID(c, a.cert, r); err != nil {
+	if err := lint(c); err != nil {
 		return nil, err
 	}
-	c.Raw, c.Signature, err = draft.signedWith(a.key)
+	c.Raw, c.Signature, err = draft.signedWith(key)
 	return c, err
 }
 
