@@ -26,12 +26,13 @@ import (
 // nor, as it is nice, its work is taken for the server's.
 const attackEnv = "CITADEL_ATTACK"
 
-// attacked measures how long calls take before, and while the test's attack runs in another process. The server's memory
-// may grow by 64 MiB.
-func attacked(t *testing.T, addr string, call func() error) (quietly, meanwhile latencies) {
+// attacked measures how long calls take before, and while the test's attack runs in another process: fair says whether the
+// one is like the other. As the machine may have other work, it is asked up to three times. The server's memory may grow by
+// 64 MiB.
+func attacked(t *testing.T, addr string, call func() error, fair func(quietly, meanwhile latencies) bool) {
 	t.Helper()
 	measure(t, 200*time.Millisecond, call) // connects
-	quietly = measure(t, 2*time.Second, call)
+	quietly := measure(t, 2*time.Second, call)
 	var memory, during runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&memory)
@@ -49,21 +50,30 @@ func attacked(t *testing.T, addr string, call func() error) (quietly, meanwhile 
 		t.Fatalf("the attacker's process: %q, %v", lines.Text(), lines.Err())
 	}
 	measure(t, time.Second, call) // meanwhile it fills the buffers of the kernel
-	meanwhile = measure(t, 3*time.Second, call)
-	runtime.ReadMemStats(&during)
+	var grown int64
+	for try := 1; ; try++ {
+		meanwhile := measure(t, 3*time.Second, call)
+		runtime.ReadMemStats(&during)
+		grown = max(grown, (int64(during.HeapInuse)-int64(memory.HeapInuse))>>20)
+		t.Logf("median, 90th and 99th percentile of a call: %s, %s, %s; under attack %s, %s, %s; the heap grew by %d MiB",
+			quietly.p(50), quietly.p(90), quietly.p(99), meanwhile.p(50), meanwhile.p(90), meanwhile.p(99), grown)
+		if fair(quietly, meanwhile) {
+			break
+		}
+		if try == 3 {
+			t.Error("others wait for an attacker")
+			break
+		}
+	}
 	if err := attacker.Process.Kill(); err != nil {
 		t.Errorf("the attack did not last: %v", err)
 	}
 	if _ = attacker.Wait(); attacker.ProcessState.Exited() {
 		t.Errorf("the attack did not last: %s", attacker.ProcessState)
 	}
-	grown := (int64(during.HeapInuse) - int64(memory.HeapInuse)) >> 20
-	t.Logf("median, 90th and 99th percentile of a call: %s, %s, %s; under attack %s, %s, %s; the heap grew by %d MiB",
-		quietly.p(50), quietly.p(90), quietly.p(99), meanwhile.p(50), meanwhile.p(90), meanwhile.p(99), grown)
 	if grown > 64 {
 		t.Errorf("the heap grew by %d MiB", grown)
 	}
-	return quietly, meanwhile
 }
 
 // latencies are what calls took, the longest last.
@@ -123,11 +133,11 @@ func TestRapidResetStarvesNobody(t *testing.T) {
 	})
 	c := newCitadel(t)
 	client := c.trust.client(t, c.addr)
-	quietly, meanwhile := attacked(t, c.addr, func() error { _, err := c.issue(t.Context(), client); return err })
-	// What is added is for a machine that has other work to do too.
-	if meanwhile.p(50) > 2*quietly.p(50)+10*time.Millisecond || meanwhile.p(90) > 2*quietly.p(90)+50*time.Millisecond {
-		t.Error("others wait for an attacker")
-	}
+	issue := func() error { _, err := c.issue(t.Context(), client); return err }
+	attacked(t, c.addr, issue, func(quietly, meanwhile latencies) bool {
+		// What is added is for a machine that has other work to do too.
+		return meanwhile.p(50) <= 2*quietly.p(50)+10*time.Millisecond && meanwhile.p(90) <= 2*quietly.p(90)+50*time.Millisecond
+	})
 }
 
 // resetForever opens streams and resets them, until the connection ends, and the process with it.
@@ -198,15 +208,12 @@ func TestFloodOfCallsAndOfConnectionsThatStallIsBounded(t *testing.T) {
 	service := &patient{takes: 50 * time.Millisecond}
 	addr, trust := csrPort(t, service)
 	client := trust.client(t, addr)
-	quietly, meanwhile := attacked(t, addr, func() error {
+	attacked(t, addr, func() error {
 		call, done := context.WithTimeout(t.Context(), 10*time.Second)
 		defer done()
 		_, err := client.CreateCertificate(call, &securityapi.IstioCertificateRequest{})
 		return err
-	})
-	if meanwhile.p(90) > 2*quietly.p(90)+50*time.Millisecond {
-		t.Error("others wait for a flood")
-	}
+	}, func(quietly, meanwhile latencies) bool { return meanwhile.p(90) <= 2*quietly.p(90)+50*time.Millisecond })
 	if most := service.most.Load(); most > 101 {
 		t.Errorf("%d calls of one connection were worked on at once", most)
 	}
