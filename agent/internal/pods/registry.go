@@ -48,6 +48,7 @@ type Volume struct {
 type pod struct {
 	identity *identity.Identity
 	server   *grpc.Server
+	callers  *callers
 	cancel   context.CancelFunc
 	done     chan struct{}
 	sockets  map[string]*socket // by volume ID
@@ -188,7 +189,7 @@ func (r *Registry) open(p *pod, v Volume) error {
 	}
 	p.sockets[v.ID] = s
 	r.wg.Go(func() {
-		if err := p.server.Serve(s.listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) && !s.closed() {
+		if err := p.server.Serve(door{s.listener, p.callers, v.Any}); err != nil && !errors.Is(err, grpc.ErrServerStopped) && !s.closed() {
 			r.log.Error("serving a pod's socket", "pod", v.Facts.Namespace+"/"+v.Facts.Pod, "error", err)
 		}
 	})
@@ -205,6 +206,9 @@ func (r *Registry) give(id *identity.Identity, b bound) {
 	}
 }
 
+// limits of a pod's server; what one process may send of it is in callers and frames.
+var limits = mtls.Limits{MaxRecvMsgSize: large, MaxConcurrentStreams: 32, MaxHeaderListSize: 8 << 10}
+
 // start makes the server of a pod and what runs for it.
 func (r *Registry) start(f identity.Facts, b bound, restored bool) (*pod, error) {
 	id, err := r.issuer.New(f)
@@ -217,8 +221,9 @@ func (r *Registry) start(f identity.Facts, b bound, restored bool) (*pod, error)
 	r.give(id, b)
 	ctx, cancel := context.WithCancel(r.ctx)
 	p := &pod{identity: id, cancel: cancel, done: make(chan struct{}), sockets: map[string]*socket{}, writers: map[string]*writer{}}
-	// Envoy pushes all its statistics in one message: some megabytes in a large mesh.
-	p.server = grpc.NewServer(append(mtls.BoundedOptions(mtls.Limits{MaxRecvMsgSize: 16 << 20}), grpc.WaitForHandlers(true))...)
+	p.callers = newCallers(r.log.With("pod", id.String()))
+	p.server = grpc.NewServer(append(mtls.BoundedOptions(limits), grpc.WaitForHandlers(true),
+		grpc.ForceServerCodecV2(newCodec(p.callers.turn)), grpc.StreamInterceptor(p.callers.limitStreams))...)
 	var running sync.WaitGroup
 	running.Go(func() { id.Run(ctx) })
 	for _, attach := range r.services {
@@ -280,6 +285,7 @@ func (r *Registry) dropIfUnused(p *pod) error {
 
 func (p *pod) stop() {
 	p.cancel()
+	p.callers.close()
 	p.server.Stop() // its streams never end by themselves
 	<-p.done
 }
