@@ -2,9 +2,14 @@ package conductor
 
 import (
 	"context"
+	"crypto"
+	cryptorand "crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"io"
 	"log/slog"
+	"math/big"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -24,6 +29,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/citadel/internal/rotate"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/store"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 func TestMain(m *testing.M) {
@@ -168,21 +174,22 @@ func TestRotationSurvivesAnyNumberOfLeaders(t *testing.T) {
 	}
 }
 
+// watches counts what is watched: a fake client does not tell of what happens between a list and its watch.
+func watches(client *fake.Clientset) (n int) {
+	for _, a := range client.Actions() {
+		if a.GetVerb() == "watch" {
+			n++
+		}
+	}
+	return n
+}
+
 func TestPluggedInCAIsRotatedTo(t *testing.T) {
 	client := fake.NewClientset()
 	r := newReplica(t, client)
 	r.says(1, r.signer())
 	defer leads(r)()
-	// A fake client does not tell of what happens between a list and its watch.
-	eventually(t, "both Secrets are watched", func() bool {
-		n := 0
-		for _, a := range client.Actions() {
-			if a.GetVerb() == "watch" {
-				n++
-			}
-		}
-		return n == 2
-	})
+	eventually(t, "both Secrets are watched", func() bool { return watches(client) == 2 })
 	m, err := ca.NewRoot("cluster.local", ca.P384, time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -218,6 +225,77 @@ func TestPluggedInCAIsRotatedTo(t *testing.T) {
 	if _, err := r.Origins.Next(t.Context()); err == nil || !strings.Contains(err.Error(), "replace it") {
 		t.Errorf("a rotation away from a plugged-in CA: %v", err)
 	}
+}
+
+// A signing certificate that is renewed under the same root needs nobody to hold anything new.
+func TestRenewedIntermediateSignsAtOnce(t *testing.T) {
+	root, err := ca.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := signing("root")
+	template.MaxPathLen, template.MaxPathLenZero = 1, false
+	rootCert := signedBy(t, template, template, root.Public(), root)
+	intermediate := func(name string) map[string][]byte {
+		key, err := ca.NewKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert := ca.EncodeCerts([]*x509.Certificate{signedBy(t, signing(name), rootCert, key.Public(), root)})
+		keyPEM, err := ca.EncodeKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return map[string][]byte{mesh.CACertKey: cert, mesh.CAKeyKey: keyPEM, mesh.CertChainKey: cert, mesh.RootCertKey: ca.EncodeCerts([]*x509.Certificate{rootCert})}
+	}
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: mesh.PluggedCASecret, Namespace: mesh.Namespace}, Data: intermediate("first")}
+	client := fake.NewClientset(secret)
+	r := newReplica(t, client)
+	before, old := r.Store.CA(), r.signer()
+	r.says(1, old) // and never anything else
+	defer leads(r)()
+	eventually(t, "both Secrets are watched", func() bool { return watches(client) == 2 })
+	secret.Data = intermediate("second")
+	if _, err := client.CoreV1().Secrets(mesh.Namespace).Update(t.Context(), secret, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new one signs", func() bool { return string(r.signer()) != string(old) })
+	// Each phase of a rotation would be stored, and publishing a root would make another bundle.
+	after, state := r.Store.CA(), r.Store.Keeper().Current()
+	if after.Rotation.Phase != rotate.Idle || !after.Rotation.Started.IsZero() || after.Sequence != before.Sequence || state.Sequence != before.Sequence || after.Previous != nil {
+		t.Errorf("a rotation began: %+v, bundle %d after %d", after.Rotation, after.Sequence, before.Sequence)
+	}
+	if len(state.Roots) != 1 || !state.Roots[0].Equal(rootCert) || !strings.Contains(after.Rotation.Last, "under the same root") {
+		t.Errorf("%d roots; %q", len(state.Roots), after.Rotation.Last)
+	}
+	id, err := spiffe.New("cluster.local", "finance", "payroll")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if chain, err := state.Signer.Issue(ca.Request{ID: id, PublicKey: root.Public(), TTL: time.Minute}); err != nil || len(chain) != 2 || chain[1].Subject.CommonName != "second" {
+		t.Errorf("chain of %d, %v", len(chain), err)
+	}
+}
+
+// signing is a CA certificate as operators make it.
+func signing(name string) *x509.Certificate {
+	c := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign}
+	ca.Constrain(c, "cluster.local")
+	return c
+}
+
+func signedBy(t *testing.T, template, parent *x509.Certificate, key crypto.PublicKey, signer crypto.Signer) *x509.Certificate {
+	t.Helper()
+	der, err := x509.CreateCertificate(cryptorand.Reader, template, parent, key, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 func TestMeshThatBeginsWithAPluggedInCANeverHasAnother(t *testing.T) {
