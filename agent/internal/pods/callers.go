@@ -20,12 +20,12 @@ import (
 )
 
 // How many connections the processes of one pod may have. Envoy has one for each of its workers and one for its main
-// thread, a program that speaks the Workload API one or two. The proxy's are counted apart, so that nobody else in the pod
+// thread, a program that speaks the Workload API up to three. The proxy's are counted apart, so that nobody else in the pod
 // can take them away, whatever volumes it has.
 const (
 	ofProxy  = 32
-	ofOthers = 16
-	ofOne    = 8 // user of the others
+	ofOthers = 32
+	ofOne    = 16 // user of the others
 )
 
 // callers are the processes of one pod that are connected to its sockets. They are bounded so that no pod can use up the

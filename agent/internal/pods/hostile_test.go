@@ -90,7 +90,7 @@ func TestNobodyInAPodTakesItsProxysConnections(t *testing.T) {
 		}
 		return count
 	}
-	for i, want := range []int{8, 8, 0} {
+	for i, want := range []int{16, 16, 0} {
 		if got := in(6000 + i); got != want {
 			t.Errorf("user %d has %d connections, not %d", 6000+i, got, want)
 		}
