@@ -1,10 +1,13 @@
 package run
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -25,15 +28,27 @@ import (
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca/catest"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/podwatch"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/spool"
 )
 
 // citadel is the CSR service as Citadel puts it together and serves it, with its spool, on a cluster where the word
 // "pilot" is the token of Pilot's pod.
 type citadel struct {
+	securityapi.UnimplementedIstioCertificateServiceServer
 	*issuance
 	stateDir string
 	addr     string
 	csr      string
+	answers  func(*securityapi.IstioCertificateResponse) // called with each answer before it is sent, if set
+}
+
+// CreateCertificate implements IstioCertificateService.
+func (c *citadel) CreateCertificate(ctx context.Context, req *securityapi.IstioCertificateRequest) (*securityapi.IstioCertificateResponse, error) {
+	resp, err := c.service.CreateCertificate(ctx, req)
+	if err == nil && c.answers != nil {
+		c.answers(resp)
+	}
+	return resp, err
 }
 
 func newCitadel(t *testing.T) *citadel {
@@ -78,7 +93,7 @@ func newCitadel(t *testing.T) *citadel {
 			t.Fatal(c.revocations.Ready())
 		}
 	}
-	c.addr, c.trust = csrPortOf(t, m, c.service)
+	c.addr, c.trust = csrPortOf(t, m, c)
 	return c
 }
 
@@ -108,4 +123,63 @@ func (c *citadel) issue(ctx context.Context, client securityapi.IstioCertificate
 	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer pilot"), 10*time.Second)
 	defer cancel()
 	return client.CreateCertificate(ctx, &securityapi.IstioCertificateRequest{Csr: c.csr}, o...)
+}
+
+// A Citadel that is killed right after an answer, or in the middle of it, leaves the event of what it has issued.
+func TestEventIsInTheSpoolBeforeTheAnswer(t *testing.T) {
+	c := newCitadel(t)
+	client := c.trust.client(t, c.addr)
+	answered := 0
+	c.answers = func(resp *securityapi.IstioCertificateResponse) {
+		answered++
+		certs, err := ca.DecodeCerts([]byte(resp.CertChain[0]))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		left := filepath.Join(t.TempDir(), "spool")
+		if err := os.CopyFS(left, os.DirFS(filepath.Join(c.stateDir, "spool"))); err != nil {
+			t.Error(err)
+			return
+		}
+		if !holds(t, left, certs[0].SerialNumber.Text(16)) {
+			t.Errorf("certificate %d is answered before its event is written", answered)
+		}
+		next, err := spool.Open(left, spoolBytes, nil, time.Now)
+		if err != nil {
+			t.Errorf("what a killed Citadel leaves: %v", err)
+			return
+		}
+		defer next.Close()
+		if waiting := next.Stats().Unacked; waiting < uint64(answered) {
+			t.Errorf("the next process finds %d events of %d certificates", waiting, answered)
+		}
+	}
+	for range 20 {
+		if _, err := c.issue(t.Context(), client); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if answered != 20 {
+		t.Fatalf("%d answers", answered)
+	}
+}
+
+// holds tells whether a text is in one of a directory's files.
+func holds(t *testing.T, dir, text string) bool {
+	t.Helper()
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, f := range files {
+		content, err := os.ReadFile(filepath.Join(dir, f.Name()))
+		if err != nil {
+			t.Error(err)
+		}
+		if bytes.Contains(content, []byte(text)) {
+			return true
+		}
+	}
+	return false
 }
