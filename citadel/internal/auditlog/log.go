@@ -29,6 +29,7 @@ const (
 	CreateCertificate = "CreateCertificate"
 	CreateToken       = "CreateToken"
 	WriteSecret       = "WriteSecret" // by the Secret controller, whom nobody asked
+	WatchBundle       = "WatchBundle" // by a component; there are events of refusals only
 )
 
 // Methods of operators' actions.
@@ -49,7 +50,7 @@ type Action struct {
 	Peer     string // address of the caller
 }
 
-// Decision is an answer to a request for a certificate or token.
+// Decision is an answer to a request for a certificate, a token or the stream of trust bundles.
 type Decision struct {
 	Method   string
 	Protocol string                // gRPC, or Kubernetes for Secrets

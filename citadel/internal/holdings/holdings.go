@@ -14,9 +14,11 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/bulwark-mesh/bulwark/citadel/internal/auditlog"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/bundle"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/podwatch"
@@ -45,6 +47,7 @@ type Server struct {
 	pods        *podwatch.Watch
 	documents   *bundle.Documents
 	trustDomain string
+	audit       *auditlog.Log
 	log         *slog.Logger
 
 	mu      sync.Mutex
@@ -53,9 +56,9 @@ type Server struct {
 	changed chan struct{}
 }
 
-// New returns a server that answers while it leads.
-func New(keeper *ca.Keeper, pods *podwatch.Watch, documents *bundle.Documents, log *slog.Logger) *Server {
-	return &Server{keeper: keeper, pods: pods, documents: documents, trustDomain: documents.TrustDomain, log: log, heard: map[string]*identityv1.Holding{}, changed: make(chan struct{})}
+// New returns a server that answers while it leads. Whom it refuses is in the audit trail.
+func New(keeper *ca.Keeper, pods *podwatch.Watch, documents *bundle.Documents, audit *auditlog.Log, log *slog.Logger) *Server {
+	return &Server{keeper: keeper, pods: pods, documents: documents, trustDomain: documents.TrustDomain, audit: audit, log: log, heard: map[string]*identityv1.Holding{}, changed: make(chan struct{})}
 }
 
 // Lead answers until ctx ends. What was heard in an earlier time of leading is forgotten.
@@ -73,13 +76,9 @@ func (s *Server) Lead(ctx context.Context) {
 
 // Watch implements TrustBundles.
 func (s *Server) Watch(stream grpc.BidiStreamingServer[identityv1.Holding, identityv1.Bundle]) error {
-	id, err := mtls.PeerID(stream.Context())
+	component, err := s.admit(stream.Context())
 	if err != nil {
-		return status.Errorf(codes.Unauthenticated, "the trust bundle is watched over mutual TLS: %v", err)
-	}
-	component := componentOf[id.ServiceAccount]
-	if id.TrustDomain != s.trustDomain || id.Namespace != mesh.Namespace || component == "" {
-		return status.Errorf(codes.PermissionDenied, "%s is not a component of the control plane", id)
+		return err
 	}
 	s.mu.Lock()
 	done := s.leading
@@ -108,6 +107,29 @@ func (s *Server) Watch(stream grpc.BidiStreamingServer[identityv1.Holding, ident
 			return nil
 		}
 	}
+}
+
+// admit returns which component calls.
+func (s *Server) admit(ctx context.Context) (string, error) {
+	refused := auditlog.Decision{Method: auditlog.WatchBundle, Protocol: "gRPC"}
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		refused.Peer = p.Addr.String()
+	}
+	id, err := mtls.PeerID(ctx)
+	component := componentOf[id.ServiceAccount]
+	switch {
+	case err != nil:
+		err = status.Errorf(codes.Unauthenticated, "the trust bundle is watched over mutual TLS: %v", err)
+	case id.TrustDomain != s.trustDomain || id.Namespace != mesh.Namespace || component == "":
+		refused.Identity = id.String()
+		err = status.Errorf(codes.PermissionDenied, "%s is not a component of the control plane", id)
+	default:
+		return component, nil
+	}
+	if s.audit.Refused(refused, status.Convert(err).Message()) {
+		s.log.Warn("refused a stream of trust bundles", "peer", refused.Peer, "identity", refused.Identity, "reason", status.Convert(err).Message())
+	}
+	return "", err
 }
 
 func (s *Server) hear(stream grpc.BidiStreamingServer[identityv1.Holding, identityv1.Bundle], component string) error {

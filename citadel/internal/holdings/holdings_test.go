@@ -6,11 +6,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -25,11 +27,13 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/utils/clock"
 
+	"github.com/bulwark-mesh/bulwark/citadel/internal/auditlog"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/bundle"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/podwatch"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/rotate"
 	identityv1 "github.com/bulwark-mesh/bulwark/pkg/api/identity/v1"
+	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -49,6 +53,26 @@ type world struct {
 	lead   func() (stop func())
 	addr   string
 	trust  *x509bundle.Bundle
+	trail  *trail
+}
+
+// trail keeps audit events.
+type trail struct {
+	mu     sync.Mutex
+	events []*telemetryv1.Event
+}
+
+func (l *trail) Append(e *telemetryv1.Event) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events = append(l.events, e)
+	return true
+}
+
+func (l *trail) all() []*telemetryv1.Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.events)
 }
 
 func component(name, pod string) *corev1.Pod {
@@ -64,7 +88,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, ca: rotate.CA{Current: rotate.Signer{Material: root}, Sequence: 1}}
+	w := &world{t: t, trail: &trail{}, ca: rotate.CA{Current: rotate.Signer{Material: root}, Sequence: 1}}
 	state := w.state()
 	w.keeper = ca.NewKeeper(state)
 	td := spiffeid.RequireTrustDomainFromString("cluster.local")
@@ -78,7 +102,8 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.server = New(w.keeper, pods, &bundle.Documents{TrustDomain: "cluster.local"}, log)
+	w.server = New(w.keeper, pods, &bundle.Documents{TrustDomain: "cluster.local"},
+		auditlog.New(w.trail, nil, clock.RealClock{}, prometheus.NewRegistry()), log)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -177,6 +202,39 @@ func TestOnlyComponentsWatchAndOnlyTheLeaderAnswers(t *testing.T) {
 		if _, err := w.watch(account).Recv(); status.Code(err) != want {
 			t.Errorf("%q: %v, want %s", account, err, want)
 		}
+	}
+}
+
+func TestRefusedStreamsAreInTheAuditTrailAndBounded(t *testing.T) {
+	w := newWorld(t)
+	refused := func(account, identity, reason string, code codes.Code) {
+		t.Helper()
+		before := len(w.trail.all())
+		if _, err := w.watch(account).Recv(); status.Code(err) != code {
+			t.Fatalf("%q: %v, want %s", account, err, code)
+		}
+		events := w.trail.all()[before:]
+		if len(events) != 1 {
+			t.Fatalf("%q: %d events", account, len(events))
+		}
+		e := events[0]
+		if e.Kind != telemetryv1.Kind_KIND_ISSUANCE || e.Verdict != telemetryv1.Verdict_VERDICT_REFUSED || e.Method != auditlog.WatchBundle || e.SourceIdentity != identity ||
+			!strings.Contains(e.Reason, reason) || !strings.HasPrefix(e.SourceAddress, "127.0.0.1:") {
+			t.Errorf("%q: %v", account, e)
+		}
+	}
+	refused("", "", "over mutual TLS", codes.Unauthenticated)
+	refused("default", "spiffe://cluster.local/ns/"+mesh.Namespace+"/sa/default", "not a component", codes.PermissionDenied)
+	if _, err := w.watch(mesh.PilotAccount).Recv(); status.Code(err) != codes.Unavailable || len(w.trail.all()) != 2 {
+		t.Errorf("who may watch and comes to the wrong replica: %v, %d events", err, len(w.trail.all()))
+	}
+	for range 300 {
+		if _, err := w.server.admit(t.Context()); status.Code(err) != codes.Unauthenticated {
+			t.Fatal(err)
+		}
+	}
+	if n := len(w.trail.all()); n > 150 {
+		t.Errorf("%d events of 300 refusals", n)
 	}
 }
 

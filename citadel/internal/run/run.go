@@ -117,7 +117,7 @@ func serve(ctx context.Context, s Settings, k clients, log *slog.Logger) (err er
 		return err
 	}
 	documents := &bundle.Documents{TrustDomain: s.TrustDomain}
-	held := holdings.New(keeper, pods, documents, log)
+	held := holdings.New(keeper, pods, documents, issuance.audit, log)
 	leader, err := newLeader(ctx, s, k, vault, origins, issuance, documents, held, pods, registry, log)
 	if err != nil {
 		return err

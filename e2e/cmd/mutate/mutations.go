@@ -35,7 +35,7 @@ var mutations = []mutation{
 	{9, "an agent may ask for the pods of other nodes", "TestIdentity/NobodyGetsTheIdentityOfAnother", []edit{
 		{"citadel/internal/issue/authorize.go", "case pod.NodeName != agent.NodeName:", "case false:"}}},
 	{9, "every workload may watch as a component", "TestIdentity/NobodyGetsTheIdentityOfAnother", []edit{
-		{"citadel/internal/holdings/holdings.go", "if id.TrustDomain != s.trustDomain || id.Namespace != mesh.Namespace || component == \"\" {", "if id.TrustDomain != s.trustDomain {"}}},
+		{"citadel/internal/holdings/holdings.go", "case id.TrustDomain != s.trustDomain || id.Namespace != mesh.Namespace || component == \"\":", "case id.TrustDomain != s.trustDomain:"}}},
 	{9, "a proxy's socket is open to every user", "TestIdentity/NobodyReachesTheSocketOfAnother", []edit{
 		{"agent/internal/pods/socket.go", "	if everyone {\n", "	if everyone || mode != 0 {\n"}}},
 	{10, "Pilot does not know revocations", "TestIdentity/RevokedIsDeniedAtOnceAndNotRenewed", []edit{
