@@ -45,12 +45,12 @@ func (l *limits) take(identity, node string) error {
 	now := l.clock.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	of := reserve(l.identities, identity, identityBurst, now)
+	of := reserve(l.identities, identity, callsASecond, identityBurst, now)
 	if delay := of.DelayFrom(now); delay > 0 {
 		of.CancelAt(now)
 		return l.exceeded("identity", identity, delay)
 	}
-	at := reserve(l.nodes, node, nodeBurst, now)
+	at := reserve(l.nodes, node, callsASecond, nodeBurst, now)
 	if delay := at.DelayFrom(now); delay > 0 {
 		at.CancelAt(now)
 		of.CancelAt(now)
@@ -59,10 +59,10 @@ func (l *limits) take(identity, node string) error {
 	return nil
 }
 
-func reserve(of *lru.Cache, key string, burst int, now time.Time) *rate.Reservation {
+func reserve(of *lru.Cache, key string, perSecond rate.Limit, burst int, now time.Time) *rate.Reservation {
 	limiter, ok := of.Get(key)
 	if !ok {
-		limiter = rate.NewLimiter(callsASecond, burst)
+		limiter = rate.NewLimiter(perSecond, burst)
 		of.Add(key, limiter)
 	}
 	return limiter.(*rate.Limiter).ReserveN(now, 1)
@@ -71,6 +71,45 @@ func reserve(of *lru.Cache, key string, burst int, now time.Time) *rate.Reservat
 func (l *limits) exceeded(kind, name string, delay time.Duration) error {
 	l.refused.WithLabelValues(kind).Inc()
 	return tooMany(fmt.Sprintf("too many requests of %s %s", kind, name), delay)
+}
+
+// A token that published keys do not decide costs the API server a review, and any stranger can make one up. Where keys are
+// not published every token is such: an agent that starts again on a node with 250 pods has each of theirs reviewed, and its
+// own again and again meanwhile.
+const (
+	reviewsASecond    = 20
+	reviewBurst       = 600
+	allReviewsASecond = 400
+	allReviewsBurst   = 4000
+)
+
+// budget bounds the reviews that the API server is asked for, by the address that calls and in all.
+type budget struct {
+	mu        sync.Mutex
+	addresses *lru.Cache
+	all       *rate.Limiter
+}
+
+func newBudget() *budget {
+	return &budget{addresses: lru.New(limitersOfKind), all: rate.NewLimiter(allReviewsASecond, allReviewsBurst)}
+}
+
+// take counts a review. Above a limit it returns ResourceExhausted, as limits.take does.
+func (b *budget) take(address string, now time.Time) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	of := reserve(b.addresses, address, reviewsASecond, reviewBurst, now)
+	if delay := of.DelayFrom(now); delay > 0 {
+		of.CancelAt(now)
+		return tooMany("too many tokens of "+address+" that only the API server can judge", delay)
+	}
+	all := b.all.ReserveN(now, 1)
+	if delay := all.DelayFrom(now); delay > 0 {
+		all.CancelAt(now)
+		of.CancelAt(now)
+		return tooMany("too many tokens that only the API server can judge", delay)
+	}
+	return nil
 }
 
 // tooMany is ResourceExhausted with the time after which it is worth trying again.

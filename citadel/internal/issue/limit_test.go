@@ -182,6 +182,75 @@ func TestWaitingIsBoundedAndEndsWithTheCall(t *testing.T) {
 	}
 }
 
+func from(ctx context.Context, a, b byte) context.Context {
+	return peer.NewContext(ctx, &peer.Peer{Addr: &net.TCPAddr{IP: net.IPv4(10, 0, a, b), Port: 1}})
+}
+
+// Strangers make up tokens: what the API server is asked for them is bounded, and nobody else feels it. What an agent asks for
+// on a node that starts again is within the bound.
+func TestReviewsAreBoundedByAddressAndInAll(t *testing.T) {
+	c := newCluster(t)
+	s := newService(t, c)
+	made := 0
+	ask := func(ctx context.Context) codes.Code {
+		made++
+		_, err := s.CreateCertificate(ctx, &securityapi.IstioCertificateRequest{})
+		return status.Code(err)
+	}
+	word := func(a, b byte) codes.Code { return ask(from(as(fmt.Sprint("word", made)), a, b)) }
+	otherIssuer := func(a, b byte) codes.Code {
+		return ask(from(as(c.signed(t, "payroll", set("iss", fmt.Sprint("https://other/", made)))), a, b))
+	}
+	for range 2*250 + 100 {
+		if code := word(0, 1); code != codes.Unauthenticated {
+			t.Fatalf("token %d of a node: %s", made, code)
+		}
+	}
+	if n := c.reviews.Load(); int(n) != made {
+		t.Fatalf("%d reviews of %d tokens", n, made)
+	}
+	before := c.reviews.Load()
+	for range 100 {
+		if code := word(0, 1); code != codes.ResourceExhausted {
+			t.Fatalf("beyond the bound: %s", code)
+		}
+		if code := otherIssuer(0, 1); code != codes.ResourceExhausted {
+			t.Fatalf("a signed one of another issuer, beyond the bound: %s", code)
+		}
+	}
+	if n := c.reviews.Load() - before; n != 0 {
+		t.Fatalf("%d reviews beyond the bound", n)
+	}
+	if code := otherIssuer(0, 2); code != codes.Unauthenticated {
+		t.Errorf("another address: %s", code)
+	}
+	resp, err := s.CreateCertificate(from(as(c.signed(t, "payroll"), c.signed(t, "agent1")), 0, 1), &securityapi.IstioCertificateRequest{Csr: goodCSR(t)})
+	if err != nil || len(resp.GetCertChain()) == 0 {
+		t.Errorf("a token that needs no review, from the same address: %v", err)
+	}
+	s.clock.SetTime(s.clock.Now().Add(time.Second))
+	passed := 0
+	for range 100 {
+		if word(0, 1) == codes.Unauthenticated {
+			passed++
+		}
+	}
+	if passed != reviewsASecond {
+		t.Errorf("a second later %d are reviewed", passed)
+	}
+
+	s.Authorizer.Tokens.Reviewer = NewReviewer(c.AuthenticationV1().TokenReviews(), s.clock)
+	before = c.reviews.Load()
+	for i := range allReviewsBurst + 100 {
+		if code, want := word(byte(i%50), 2), codes.Unauthenticated; i < allReviewsBurst && code != want {
+			t.Fatalf("token %d of 50 nodes: %s", i, code)
+		}
+	}
+	if n := c.reviews.Load() - before; n != allReviewsBurst {
+		t.Errorf("%d reviews in all", n)
+	}
+}
+
 // hanging reviews nothing until its end.
 type hanging struct {
 	typedauthv1.TokenReviewInterface
@@ -201,17 +270,14 @@ func TestStormOfOneNodeStarvesNoOther(t *testing.T) {
 	s := newService(t, c)
 	api := &hanging{end: make(chan struct{})}
 	s.Authorizer.Tokens.Reviewer = NewReviewer(api, s.clock)
-	from := func(ctx context.Context, ip byte) context.Context {
-		return peer.NewContext(ctx, &peer.Peer{Addr: &net.TCPAddr{IP: net.IPv4(10, 0, 0, ip), Port: 1}})
-	}
 	var wg sync.WaitGroup
 	for range 200 {
 		wg.Go(func() {
-			_, _ = s.CreateCertificate(from(as("rubbish"), 1), &securityapi.IstioCertificateRequest{})
+			_, _ = s.CreateCertificate(from(as("rubbish"), 0, 1), &securityapi.IstioCertificateRequest{})
 		})
 	}
 	eventually(t, "the storm holds all it can", func() bool { return api.calls.Load() == fromOne })
-	ctx, cancel := context.WithTimeout(from(as(c.signed(t, "payroll"), c.signed(t, "agent1")), 2), 10*time.Second)
+	ctx, cancel := context.WithTimeout(from(as(c.signed(t, "payroll"), c.signed(t, "agent1")), 0, 2), 10*time.Second)
 	defer cancel()
 	for range 20 {
 		if _, err := s.CreateCertificate(ctx, &securityapi.IstioCertificateRequest{Csr: goodCSR(t)}); err != nil {

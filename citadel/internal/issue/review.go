@@ -31,6 +31,7 @@ const (
 // Reviewer authenticates tokens by TokenReview, which is for those that cannot be verified offline.
 type Reviewer struct {
 	reviews typedauthv1.TokenReviewInterface
+	budget  *budget
 	clock   clock.PassiveClock
 
 	mu   sync.Mutex
@@ -44,11 +45,11 @@ type review struct {
 
 // NewReviewer returns a reviewer that asks the API server.
 func NewReviewer(reviews typedauthv1.TokenReviewInterface, c clock.PassiveClock) *Reviewer {
-	return &Reviewer{reviews: reviews, clock: c, seen: map[[32]byte]review{}}
+	return &Reviewer{reviews: reviews, budget: newBudget(), clock: c, seen: map[[32]byte]review{}}
 }
 
 // Review returns whose token it is. Its errors are gRPC statuses: Unauthenticated if the token is no good, Unavailable
-// if the API server cannot say.
+// if the API server cannot say, ResourceExhausted if the caller's address has asked too often.
 func (r *Reviewer) Review(ctx context.Context, token string) (Caller, error) {
 	key := sha256.Sum256([]byte(token))
 	now := r.clock.Now()
@@ -57,6 +58,10 @@ func (r *Reviewer) Review(ctx context.Context, token string) (Caller, error) {
 	r.mu.Unlock()
 	if ok && now.Before(known.until) {
 		return known.caller, nil
+	}
+	_, from := callerAddress(ctx)
+	if err := r.budget.take(from, now); err != nil {
+		return Caller{}, err
 	}
 	caller, err := r.ask(ctx, token)
 	if err != nil {

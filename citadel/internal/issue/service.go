@@ -127,14 +127,8 @@ func (s *Service) CreateToken(ctx context.Context, req *identityv1.TokenRequest)
 func (s *Service) answer(ctx context.Context, method string, issue func(spiffe.ID, Caller) (string, error)) error {
 	began := s.Clock.Now()
 	defer func() { s.duration.WithLabelValues(method).Observe(s.Clock.Since(began).Seconds()) }()
-	d := auditlog.Decision{Method: method, Protocol: "gRPC"}
-	from := ""
-	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
-		d.Peer = p.Addr.String()
-		if from, _, _ = net.SplitHostPort(d.Peer); from == "" {
-			from = d.Peer
-		}
-	}
+	address, from := callerAddress(ctx)
+	d := auditlog.Decision{Method: method, Protocol: "gRPC", Peer: address}
 	caller, err := s.serve(ctx, method, from, &d, issue)
 	if err != nil {
 		s.refuse(d, caller, err)
@@ -148,6 +142,19 @@ func (s *Service) answer(ctx context.Context, method string, issue func(spiffe.I
 	s.Audit.Issued(d)
 	s.Log.Info("issued", "method", method, "by", by, "identity", d.Identity, "serial", d.Serial, "pod", caller.PodName, "podUID", caller.PodUID, "node", caller.NodeName)
 	return nil
+}
+
+// callerAddress returns where a call comes from, with its port and without; nothing if there is no connection.
+func callerAddress(ctx context.Context) (address, host string) {
+	p, ok := peer.FromContext(ctx)
+	if !ok || p.Addr == nil {
+		return "", ""
+	}
+	address = p.Addr.String()
+	if host, _, _ = net.SplitHostPort(address); host == "" {
+		host = address
+	}
+	return address, host
 }
 
 func (s *Service) serve(ctx context.Context, method, from string, d *auditlog.Decision, issue func(spiffe.ID, Caller) (string, error)) (Caller, error) {

@@ -40,7 +40,7 @@ type Verifier struct {
 }
 
 // Verify returns whose token it is. Its errors are gRPC statuses: Unauthenticated if the token is no good, Unavailable if
-// nobody can say.
+// nobody can say, ResourceExhausted if the API server has been asked too often.
 func (v *Verifier) Verify(ctx context.Context, token string) (Caller, error) {
 	if len(token) > maxToken {
 		return Caller{}, status.Errorf(codes.Unauthenticated, "token is longer than %d bytes", maxToken)

@@ -270,6 +270,8 @@ func TestNewPodNeedNotWaitForTheWatch(t *testing.T) {
 	}
 }
 
+// Tokens of service accounts are not for one use: an agent shows its own with that of every pod. So none of a hundred is
+// refused as a replay, and each gets a certificate of its own. What holds a stolen token back is its pod, its node and its end.
 func TestTokensMayBeUsedAHundredTimesAtOnce(t *testing.T) {
 	c := newCluster(t)
 	s := newService(t, c)
