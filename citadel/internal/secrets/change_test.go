@@ -2,7 +2,9 @@ package secrets
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -205,19 +207,68 @@ func TestIssuanceIsToldToTheAudit(t *testing.T) {
 	}
 }
 
+// What alerts and dashboards are made of: nothing more, nothing less, and each what it says.
 func TestProgressIsMetrics(t *testing.T) {
+	series := func(accounts, ready, missing, foreign, oldBundle, oldSigner, due int, overdue, last float64) string {
+		var out strings.Builder
+		for _, m := range []struct {
+			name, help string
+			value      float64
+		}{
+			{"accounts", "Service accounts that should have a Secret; 0 on a replica that does not reconcile.", float64(accounts)},
+			{"ready", "Service accounts whose Secret was verified and has the current signer and bundle.", float64(ready)},
+			{"missing", "Service accounts without a usable Secret.", float64(missing)},
+			{"foreign", "Service accounts whose Secret's name is taken by an object that is not Citadel's.", float64(foreign)},
+			{"old_bundle", "Secrets with an earlier trust bundle.", float64(oldBundle)},
+			{"old_signer", "Secrets with a certificate of an earlier signer.", float64(oldSigner)},
+			{"due", "Secrets whose certificate is due for renewal.", float64(due)},
+			{"overdue_seconds", "How long the oldest of these has been due.", overdue},
+			{"last_write_timestamp_seconds", "When this replica last wrote a Secret.", last},
+		} {
+			fmt.Fprintf(&out, "# HELP bulwark_citadel_secrets_%[1]s %[2]s\n# TYPE bulwark_citadel_secrets_%[1]s gauge\nbulwark_citadel_secrets_%[1]s %[3]v\n", m.name, m.help, m.value)
+		}
+		return out.String()
+	}
 	w := newWorld(t)
 	w.settled(1)
-	want := `
-# HELP bulwark_citadel_secrets_accounts Service accounts that should have a Secret; 0 on a replica that does not reconcile.
-# TYPE bulwark_citadel_secrets_accounts gauge
-bulwark_citadel_secrets_accounts 1
-# HELP bulwark_citadel_secrets_ready Service accounts whose Secret was verified and has the current signer and bundle.
-# TYPE bulwark_citadel_secrets_ready gauge
-bulwark_citadel_secrets_ready 1
-`
-	if err := testutil.CollectAndCompare(collector{w.ctl}, strings.NewReader(want), "bulwark_citadel_secrets_accounts", "bulwark_citadel_secrets_ready"); err != nil {
+	last := func() float64 { return float64(w.ctl.Progress().LastWrite.UnixMilli()) / 1000 }
+	if err := testutil.CollectAndCompare(collector{w.ctl}, strings.NewReader(series(1, 1, 0, 0, 0, 0, 0, 0, last()))); err != nil {
+		t.Error(err)
+	}
+	if got := w.clock.Now().Sub(w.ctl.Progress().LastWrite); got < 0 || got > time.Second {
+		t.Errorf("the last write is %s old", got)
+	}
+
+	// One whose Secret's name is taken, two that cannot be written, and one that is due and of an earlier signer and bundle.
+	w.client.PrependReactor("*", "secrets", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		write, ok := a.(clienttesting.CreateAction) // or an update, which is like it
+		if !ok || write.GetObject().(metav1.Object).GetName() == mesh.SecretPrefix+"taken" {
+			return false, nil, nil
+		}
+		return true, nil, errors.New("the API server takes no Secrets")
+	})
+	if err := w.client.Tracker().Add(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "finance", Name: mesh.SecretPrefix + "taken"}, Type: corev1.SecretTypeOpaque}); err != nil {
 		t.Fatal(err)
+	}
+	for _, name := range []string{"taken", "a0", "a1"} {
+		if _, err := w.client.CoreV1().ServiceAccounts("finance").Create(t.Context(), account("finance", name, "u-"+name), metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.authority.Set(newSigner(t, w.clock, w.authority.Current(), time.Hour))
+	w.advance(20 * time.Hour)
+	eventually(t, "all of it is seen", func() bool {
+		p := w.ctl.Progress()
+		return p.Accounts == 4 && p.Foreign == 1 && p.Missing == 2 && p.OldBundle == 1 && p.OldSigner == 1 && p.Due == 1
+	})
+	scheduled := w.ctl.Schedule()
+	i := slices.IndexFunc(scheduled, func(s Scheduled) bool { return s.ServiceAccount == "payroll" })
+	overdue := w.clock.Now().Round(0).Sub(scheduled[i].NextRenewal).Seconds()
+	if overdue < 5*3600 || overdue > 20*3600 {
+		t.Errorf("overdue for %g seconds", overdue)
+	}
+	if err := testutil.CollectAndCompare(collector{w.ctl}, strings.NewReader(series(4, 0, 2, 1, 1, 1, 1, overdue, last()))); err != nil {
+		t.Error(err)
 	}
 }
 
