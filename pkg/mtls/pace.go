@@ -15,12 +15,12 @@ import (
 )
 
 // A stream that is reset as soon as it is open counts for no bound on open streams, costs its sender nothing and a server
-// some 5 µs (CVE-2023-44487). At the rate here that is a twentieth of a core, and many times what any component asks of
+// some 5 µs (CVE-2023-44487). At the rate here that is a fiftieth of a core, and many times what any component asks of
 // another.
 const (
-	streamsASecond = 10000
+	streamsASecond = 4000
 	streamsAtOnce  = 1000
-	longestPause   = time.Second
+	longestPause   = 5 * time.Second
 	addressesKept  = 1 << 14 // those used last; one that was forgotten begins with a full burst
 )
 

@@ -16,7 +16,7 @@ func TestStreamsOfOneAddressArePacedAndThoseOfOthersAreNot(t *testing.T) {
 			t.Fatalf("within the burst: %s, refused %v", delay, refused)
 		}
 	}
-	for n := 1; n <= streamsASecond; n++ { // as many connections as that, each with one stream that waits
+	for n := 1; n <= streamsASecond*int(longestPause/time.Second); n++ { // as many connections as that, each with one stream that waits
 		if delay, refused := p.take("10.0.0.1", now); refused || delay < time.Duration(n-1)*time.Second/streamsASecond || delay > longestPause {
 			t.Fatalf("stream %d after the burst: %s, refused %v", n, delay, refused)
 		}
