@@ -80,6 +80,9 @@ func (r *Rotator) Follow(b *Bundle) { r.bundle = b }
 
 // Run obtains and renews until ctx ends. It is called once.
 func (r *Rotator) Run(ctx context.Context) {
+	if !r.trusts(ctx) {
+		return
+	}
 	for {
 		changed := r.heedSigner()
 		wait := r.untilNext()
@@ -102,6 +105,20 @@ func (r *Rotator) Run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// trusts waits for a bundle to verify Citadel by, so that a program that has just started does not fail before it can
+// succeed. It is false if ctx ends before.
+func (r *Rotator) trusts(ctx context.Context) bool {
+	if r.bundle == nil {
+		return true
+	}
+	if _, _, err := r.bundle.Current(); err != nil {
+		r.mu.Lock()
+		r.lastErr = err
+		r.mu.Unlock()
+	}
+	return r.bundle.WaitReady(ctx) == nil
 }
 
 // Nudge brings the next attempt after a failure forward to a random moment within the time given, for when what failed

@@ -277,6 +277,30 @@ func TestSignerThatChangesHasEveryoneRenewOverTheTimeGiven(t *testing.T) {
 	}
 }
 
+func TestNothingIsAskedForBeforeThereIsABundle(t *testing.T) {
+	signer := svidtest.New(t, "cluster.local")
+	b, _ := newBundle(t)
+	asked := make(chan struct{}, 1)
+	r := NewRotator(func(context.Context) (*x509svid.SVID, error) {
+		if _, _, err := b.Current(); err != nil {
+			t.Errorf("asked with %v", err)
+		}
+		asked <- struct{}{}
+		return signer.SVID(signer.ID("ns", "sa"), time.Now().Add(time.Hour)), nil
+	}, testclock.NewFakeClock(time.Now()), quiet, nil)
+	r.Follow(b)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); r.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	eventually(t, "the reason is told", func() bool { return errors.Is(r.Status().LastError, ErrNoBundle) })
+	if err := b.hear(signer.Document(1), signer.Cert.SubjectKeyId, time.Hour, true); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	eventually(t, "there is an SVID", func() bool { return r.Status().State == Valid && r.Status().LastError == nil })
+}
+
 func TestPendingUntilTheFirst(t *testing.T) {
 	r := NewRotator(nil, testclock.NewFakeClock(time.Now()), quiet, nil)
 	if _, err := r.GetX509SVID(); !errors.Is(err, ErrPending) {
