@@ -51,4 +51,10 @@ var mutations = []mutation{
 	{13, "tokens are reviewed by the API server alone, and certificates do not renew themselves", "TestCertificatesAreRenewedWhileTheAPIServerIsAway", []edit{
 		{"citadel/internal/issue/token.go", "if strings.Count(token, \".\") != 2 {", "if strings.Count(token, \".\") != 3 {"},
 		{"pkg/svid/request.go", "	return byCertificate()\n", "	return none, refused\n"}}},
+	{14, "an agent keeps no tokens for the next one", "TestAgentKilledOrReplacedIsNotNoticedByItsPods", []edit{
+		{"agent/internal/pods/tokens.go", "	if len(validation.IsDNS1123Label(uid)) > 0 {\n", "	if len(uid) > 0 {\n		return nil\n	}\n	if len(validation.IsDNS1123Label(uid)) > 0 {\n"}}},
+	{14, "the token of a pod stays on its node", "TestPodThatGoesLeavesNothingOnItsNode", []edit{
+		{"agent/internal/pods/tokens.go", "t.root.Remove(uid + tokenSuffix)", "t.root.Chmod(uid+tokenSuffix, 0o600)"}}},
+	{15, "the Lease of a dead Citadel is waited for", "TestAnotherCitadelLeadsWithinFiveSeconds", []edit{
+		{"citadel/internal/run/lease.go", "leaseDuration = 3 * time.Second", "leaseDuration = 15 * time.Second"}}},
 }
