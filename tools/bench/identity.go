@@ -34,6 +34,7 @@ type identityResult struct {
 	Secrets        time.Duration `json:"secretsNs"` // until each account has its Secret
 	SecretsCPU     time.Duration `json:"secretsCpuNs"`
 	CitadelPeak    float64       `json:"citadelResidentBytes"`
+	CitadelEach    float64       `json:"citadelBytesASecret"`
 	Newcomer       time.Duration `json:"newcomerNs"` // Secret of an account that is made in the middle of that
 	Pods           int           `json:"pods"`
 	InTurn         []within      `json:"inTurnSvidWithin"` // when each pod starts after the one before has its certificate
@@ -146,6 +147,7 @@ func (b *identityBench) secrets(ctx context.Context) error {
 	}
 	b.result.SecretsCPU = seconds(after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"])
 	b.result.CitadelPeak = after["process_resident_memory_bytes"]
+	b.result.CitadelEach = (b.result.CitadelPeak - before["process_resident_memory_bytes"]) / float64(b.result.Accounts)
 	return nil
 }
 
@@ -336,11 +338,12 @@ func (r *identityResult) Table() report.Table {
 	t.Row(fmt.Sprintf("first issuance of %d Secrets", r.Accounts), report.Seconds(r.Secrets))
 	t.Row("CPU of Citadel for each", report.Millis(r.SecretsCPU/time.Duration(r.Accounts)))
 	t.Row("Citadel's resident memory after it", report.MB(r.CitadelPeak))
+	t.Row("growth of it for 10,000 Secrets", report.MB(10000*r.CitadelEach))
 	t.Row("Secret of an account that is made meanwhile", report.Millis(r.Newcomer))
 	t.Row(fmt.Sprintf("%d pods started one after the other; with a certificate", r.Pods), share(r.InTurn))
 	t.Row(fmt.Sprintf("%d pods started at once, on all nodes; with a certificate", r.Pods), share(r.AtOnce))
 	t.Row("CPU of Citadel for a pod's certificate, pod watch and all", report.Millis(r.CertificateCPU))
-	t.Row("agents' resident memory a pod", report.MB(r.AgentPerPod))
+	t.Row("growth of the agents' resident memory for 100 pods", report.MB(100*r.AgentPerPod))
 	return t
 }
 
