@@ -18,9 +18,11 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	authv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	authclient "k8s.io/client-go/kubernetes/typed/authentication/v1"
+	"k8s.io/utils/lru"
 
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -32,7 +34,16 @@ const (
 	reviewTimeout = 5 * time.Second
 	reviewFor     = 10 * time.Second // how long an accepted token is believed without asking again
 	reviewsKept   = 64
+
+	// A token that nobody knows costs the API server a review and the log a line, and any stranger can make one up. What one
+	// address does leaves another its share.
+	reviewsASecond = 5
+	reviewBurst    = 50
+	addressesKept  = 1024
 )
+
+// errTooMany is why a token was not looked at.
+var errTooMany = errors.New("too many tokens from this address; wait a little")
 
 // Server guards the handlers of one component. See New.
 type Server struct {
@@ -42,11 +53,12 @@ type Server struct {
 
 	mu       sync.Mutex
 	accepted map[[32]byte]time.Time // hash of a token → until when it is believed
+	callers  *lru.Cache             // a rate.Limiter of the reviews for each address
 }
 
 // New returns a server that has its callers' tokens reviewed by the API server.
 func New(reviews authclient.TokenReviewInterface, log *slog.Logger) *Server {
-	return &Server{mux: http.NewServeMux(), reviews: reviews, log: log, accepted: map[[32]byte]time.Time{}}
+	return &Server{mux: http.NewServeMux(), reviews: reviews, log: log, accepted: map[[32]byte]time.Time{}, callers: lru.New(addressesKept)}
 }
 
 // Handle adds a handler; the pattern is one of http.ServeMux.
@@ -74,7 +86,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "a bearer token of "+operatorUser+" is needed", http.StatusUnauthorized)
 		return
 	}
-	if err := s.review(r.Context(), token); err != nil {
+	err := s.review(r.Context(), token, r.RemoteAddr)
+	if errors.Is(err, errTooMany) {
+		http.Error(w, err.Error(), http.StatusTooManyRequests)
+		return
+	}
+	if err != nil {
 		s.log.Warn("refused a call to the operator API", "path", r.URL.Path, "remote", r.RemoteAddr, "error", err)
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
@@ -82,13 +99,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(w, r)
 }
 
-func (s *Server) review(ctx context.Context, token string) error {
+func (s *Server) review(ctx context.Context, token, from string) error {
 	key := sha256.Sum256([]byte(token))
 	s.mu.Lock()
 	until, known := s.accepted[key]
 	s.mu.Unlock()
 	if known && time.Now().Before(until) {
 		return nil
+	}
+	if !s.mayAsk(from) {
+		return errTooMany
 	}
 	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
 	defer cancel()
@@ -109,6 +129,22 @@ func (s *Server) review(ctx context.Context, token string) error {
 	}
 	s.accepted[key] = time.Now().Add(reviewFor)
 	return nil
+}
+
+// mayAsk counts a review for an address.
+func (s *Server) mayAsk(from string) bool {
+	host, _, err := net.SplitHostPort(from)
+	if err != nil {
+		host = from
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	limiter, ok := s.callers.Get(host)
+	if !ok {
+		limiter = rate.NewLimiter(reviewsASecond, reviewBurst)
+		s.callers.Add(host, limiter)
+	}
+	return limiter.(*rate.Limiter).Allow()
 }
 
 // Serve listens on addr with the component's TLS configuration until ctx ends.

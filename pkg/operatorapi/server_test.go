@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -51,6 +52,41 @@ func TestOnlyTheOperatorsTokenOpens(t *testing.T) {
 		if w.Code != want {
 			t.Errorf("token %q: status %d, want %d", token, w.Code, want)
 		}
+	}
+}
+
+func TestStrangersTokensCostTheAPIServerNoMoreThanALittle(t *testing.T) {
+	client, reviews := fake.NewClientset(), 0
+	client.PrependReactor("create", "tokenreviews", func(a ktest.Action) (bool, runtime.Object, error) {
+		reviews++
+		review := a.(ktest.CreateAction).GetObject().(*authv1.TokenReview)
+		if review.Spec.Token == "good" {
+			review.Status = authv1.TokenReviewStatus{Authenticated: true, User: authv1.UserInfo{Username: operatorUser}, Audiences: []string{mesh.OperatorAudience}}
+		}
+		return true, review, nil
+	})
+	s := New(client.AuthenticationV1().TokenReviews(), slog.New(slog.DiscardHandler))
+	s.HandleJSON("GET /v1/x", func(*http.Request) (any, error) { return "x", nil })
+	call := func(from, token string) int {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v1/x", nil)
+		r.RemoteAddr = from
+		r.Header.Set("Authorization", "Bearer "+token)
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		return w.Code
+	}
+	answers := map[int]int{}
+	for i := range 1000 {
+		answers[call(fmt.Sprintf("192.0.2.1:%d", i+1), fmt.Sprint("made-up-", i))]++
+	}
+	if answers[403]+answers[429] != 1000 || answers[403] != reviews || reviews > 2*reviewBurst {
+		t.Fatalf("%v, %d reviews", answers, reviews)
+	}
+	if code := call("192.0.2.2:1", "good"); code != 200 {
+		t.Fatalf("the operator at another address: %d", code)
+	}
+	if code := call("192.0.2.1:1", "good"); code != 200 {
+		t.Fatalf("a token that was accepted before, from the stranger's address: %d", code)
 	}
 }
 
