@@ -25,6 +25,7 @@ import (
 	"k8s.io/utils/lru"
 
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 )
 
 // operatorUser is the name TokenReview gives the one account that may call.
@@ -149,7 +150,7 @@ func (s *Server) mayAsk(from string) bool {
 
 // Serve listens on addr with the component's TLS configuration until ctx ends.
 func (s *Server) Serve(ctx context.Context, addr string, config *tls.Config) error {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	l, err := mtls.Listen(ctx, addr)
 	if err != nil {
 		return fmt.Errorf("operator API: %w", err)
 	}

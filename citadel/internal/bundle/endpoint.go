@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 )
 
 // source is the keeper as a spiffebundle.Source.
@@ -42,7 +42,7 @@ func ServeEndpoint(ctx context.Context, addr string, config *tls.Config, trustDo
 	if err != nil {
 		return fmt.Errorf("bundle endpoint: %w", err)
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	l, err := mtls.Listen(ctx, addr)
 	if err != nil {
 		return fmt.Errorf("bundle endpoint: %w", err)
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"sync/atomic"
 	"time"
@@ -161,7 +160,7 @@ func serveCSR(ctx context.Context, addr string, config *tls.Config, self *self, 
 	case <-ctx.Done():
 		return nil
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	l, err := mtls.Listen(ctx, addr)
 	if err != nil {
 		return fmt.Errorf("CSR service: %w", err)
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"time"
@@ -141,7 +140,7 @@ func serve(ctx context.Context, s Settings, log *slog.Logger, registry *promethe
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.TelemetryAddress)
+		l, err := mtls.Listen(ctx, s.TelemetryAddress)
 		if err != nil {
 			return fmt.Errorf("telemetry intake: %w", err)
 		}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"time"
@@ -163,7 +162,7 @@ func (p *Pilot) serveXDS(ctx context.Context) error {
 	if err := p.waitSynced(ctx); err != nil {
 		return ended(ctx, err)
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", p.settings.Listen.XDS)
+	l, err := mtls.Listen(ctx, p.settings.Listen.XDS)
 	if err != nil {
 		return fmt.Errorf("xDS: %w", err)
 	}
