@@ -11,9 +11,9 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/bulwark-mesh/bulwark/agent/internal/callers"
 	"github.com/bulwark-mesh/bulwark/agent/internal/files"
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
-	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 )
 
 // Attach adds a service to the socket of a pod. The function it returns, which may be nil, runs as long as the pod has
@@ -48,7 +48,7 @@ type Volume struct {
 type pod struct {
 	identity *identity.Identity
 	server   *grpc.Server
-	callers  *callers
+	callers  *callers.Callers
 	cancel   context.CancelFunc
 	done     chan struct{}
 	sockets  map[string]*socket // by volume ID
@@ -189,7 +189,7 @@ func (r *Registry) open(p *pod, v Volume) error {
 	}
 	p.sockets[v.ID] = s
 	r.wg.Go(func() {
-		if err := p.server.Serve(door{s.listener, p.callers, v.Any}); err != nil && !errors.Is(err, grpc.ErrServerStopped) && !s.closed() {
+		if err := p.server.Serve(p.callers.Listen(s.listener, v.Any)); err != nil && !errors.Is(err, grpc.ErrServerStopped) && !s.closed() {
 			r.log.Error("serving a pod's socket", "pod", v.Facts.Namespace+"/"+v.Facts.Pod, "error", err)
 		}
 	})
@@ -206,9 +206,6 @@ func (r *Registry) give(id *identity.Identity, b bound) {
 	}
 }
 
-// limits of a pod's server; what one process may send of it is in callers and frames.
-var limits = mtls.Limits{MaxRecvMsgSize: large, MaxConcurrentStreams: 32, MaxHeaderListSize: 8 << 10}
-
 // start makes the server of a pod and what runs for it.
 func (r *Registry) start(f identity.Facts, b bound, restored bool) (*pod, error) {
 	id, err := r.issuer.New(f)
@@ -221,9 +218,8 @@ func (r *Registry) start(f identity.Facts, b bound, restored bool) (*pod, error)
 	r.give(id, b)
 	ctx, cancel := context.WithCancel(r.ctx)
 	p := &pod{identity: id, cancel: cancel, done: make(chan struct{}), sockets: map[string]*socket{}, writers: map[string]*writer{}}
-	p.callers = newCallers(r.log.With("pod", id.String()))
-	p.server = grpc.NewServer(append(mtls.BoundedOptions(limits), grpc.WaitForHandlers(true),
-		grpc.ForceServerCodecV2(newCodec(p.callers.turn)), grpc.StreamInterceptor(p.callers.limitStreams))...)
+	p.callers = callers.New(r.log.With("pod", id.String()))
+	p.server = grpc.NewServer(append(p.callers.ServerOptions(), grpc.WaitForHandlers(true))...)
 	var running sync.WaitGroup
 	running.Go(func() { id.Run(ctx) })
 	for _, attach := range r.services {
@@ -285,7 +281,7 @@ func (r *Registry) dropIfUnused(p *pod) error {
 
 func (p *pod) stop() {
 	p.cancel()
-	p.callers.close()
+	p.callers.Close()
 	p.server.Stop() // its streams never end by themselves
 	<-p.done
 }

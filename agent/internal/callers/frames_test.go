@@ -1,4 +1,4 @@
-package pods
+package callers
 
 import (
 	"bytes"
@@ -172,7 +172,7 @@ type stream struct {
 func (s stream) Context() context.Context { return s.ctx }
 
 func TestOthersCannotTakeTheProxysStreamsOfConfiguration(t *testing.T) {
-	c := newCallers(identitytest.Quiet)
+	c := New(identitytest.Quiet)
 	of := func(proxy bool) grpc.ServerStream {
 		return stream{ctx: peer.NewContext(context.Background(), &peer.Peer{Addr: address{&caller{proxy: proxy}}})}
 	}

@@ -1,4 +1,6 @@
-package pods
+// Package callers bounds what the processes of one pod may take of the agent that serves its sockets, so that no pod can use
+// up the memory of its node's agent, and nobody in a pod can take what its proxy needs.
+package callers
 
 import (
 	"fmt"
@@ -17,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 )
 
 // How many connections the processes of one pod may have. Envoy has one for each of its workers and one for its main
@@ -28,9 +31,9 @@ const (
 	ofOne    = 16 // user of the others
 )
 
-// callers are the processes of one pod that are connected to its sockets. They are bounded so that no pod can use up the
-// memory of its node's agent. Who is a caller is said by the kernel (SO_PEERCRED, unix(7)).
-type callers struct {
+// Callers are the processes of one pod that are connected to its sockets. Who is a caller is said by the kernel
+// (SO_PEERCRED, unix(7)). It is safe for concurrent use; Close it with the pod.
+type Callers struct {
 	turn *turn
 	log  *slog.Logger
 	once sync.Once
@@ -41,15 +44,29 @@ type callers struct {
 	gone    bool // the pod
 }
 
-func newCallers(log *slog.Logger) *callers {
-	return &callers{log: log, open: map[*caller]bool{}, turn: newTurn()}
+// New returns the callers of a pod, of whom there are none yet.
+func New(log *slog.Logger) *Callers {
+	return &Callers{log: log, open: map[*caller]bool{}, turn: newTurn()}
 }
 
-// door is the listener of one socket, which lets in no more callers than are allowed.
+// limits of a pod's server; what one process may send of it is in frames.
+var limits = mtls.Limits{MaxRecvMsgSize: large, MaxConcurrentStreams: 32, MaxHeaderListSize: 8 << 10}
+
+// ServerOptions are those of the gRPC server of the pod's sockets.
+func (c *Callers) ServerOptions() []grpc.ServerOption {
+	return append(mtls.BoundedOptions(limits), grpc.ForceServerCodecV2(newCodec(c.turn)), grpc.StreamInterceptor(c.limitStreams))
+}
+
+// Listen returns the listener of one socket, which lets in no more callers than are allowed. Everyone says whether the socket
+// is open to every user, and not to the proxy's alone.
+func (c *Callers) Listen(l *net.UnixListener, everyone bool) net.Listener {
+	return door{l, c, everyone}
+}
+
 type door struct {
 	*net.UnixListener
-	callers  *callers
-	everyone bool // and not the proxy alone
+	callers  *Callers
+	everyone bool
 }
 
 // Accept implements net.Listener. Whoever is too many is turned away at once: left waiting, he would stand before others.
@@ -68,7 +85,7 @@ func (d door) Accept() (net.Conn, error) {
 	}
 }
 
-func (c *callers) admit(conn *net.UnixConn, everyone bool) (*caller, error) {
+func (c *Callers) admit(conn *net.UnixConn, everyone bool) (*caller, error) {
 	uid, err := userOf(conn)
 	if err != nil {
 		return nil, err
@@ -116,8 +133,8 @@ func userOf(conn *net.UnixConn) (uint32, error) {
 	return cred.Uid, nil
 }
 
-// close cuts everybody off. gRPC's server would wait for those who have connected and say nothing.
-func (c *callers) close() {
+// Close cuts everybody off. gRPC's server would wait for those who have connected and say nothing.
+func (c *Callers) Close() {
 	c.mu.Lock()
 	c.gone = true
 	open := slices.Collect(maps.Keys(c.open))
@@ -128,7 +145,7 @@ func (c *callers) close() {
 }
 
 // complain logs the first of a pod's connections that is refused or cut off.
-func (c *callers) complain(err error) {
+func (c *Callers) complain(err error) {
 	c.once.Do(func() {
 		c.log.Warn("a process of a pod wants more of the agent than is allowed; its connections are refused or closed", "error", err)
 	})
@@ -139,7 +156,7 @@ type caller struct {
 	net.Conn
 	uid     uint32
 	proxy   bool // or one who could come in by the proxy's own socket
-	callers *callers
+	callers *Callers
 	frames  *frames // of the goroutine that reads
 	shut    sync.Once
 	gone    chan struct{} // closed with the connection
@@ -190,7 +207,7 @@ func (a address) String() string { return fmt.Sprintf("uid %d", a.uid) }
 const ofConfiguration = 3
 
 // limitStreams is a grpc.StreamServerInterceptor.
-func (c *callers) limitStreams(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+func (c *Callers) limitStreams(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if info.FullMethod == discovery.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName {
 		p, _ := peer.FromContext(s.Context())
 		a, ok := p.Addr.(address)
