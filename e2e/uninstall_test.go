@@ -46,7 +46,8 @@ func TestUninstallLeavesNothingAndAFailedInstallCanBeRunAgain(t *testing.T) {
 		t.Error(err)
 	}
 
-	out, err = cluster.Meshctl(ctx, "install", "--set", "image.tag=no-such-tag", "--set", "image.pullPolicy=Never", "--timeout=15s")
+	// In a namespace that has just been made again, a pod may come only after a quarter of a minute.
+	out, err = cluster.Meshctl(ctx, "install", "--set", "image.tag=no-such-tag", "--set", "image.pullPolicy=Never", "--timeout=40s")
 	if err == nil || !strings.Contains(err.Error(), "ErrImageNeverPull") || !strings.Contains(err.Error(), "meshctl install") {
 		t.Fatalf("installing what is not there: %v, want the reason and what to do\n%s", err, out)
 	}
