@@ -20,6 +20,15 @@ func Listen(ctx context.Context, addr string) (net.Listener, error) {
 	return &bounded{Listener: l, most: perAddress, open: map[string]int{}}, nil
 }
 
+// Host is the address without its port, by which those who call are told apart. One that has no port, as that of a Unix
+// socket, is returned whole.
+func Host(address string) string {
+	if host, _, _ := net.SplitHostPort(address); host != "" {
+		return host
+	}
+	return address
+}
+
 type bounded struct {
 	net.Listener
 	most int
@@ -35,8 +44,7 @@ func (b *bounded) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		host, _, err := net.SplitHostPort(c.RemoteAddr().String())
-		if err == nil && b.admit(host) {
+		if host := Host(c.RemoteAddr().String()); b.admit(host) {
 			return &counted{Conn: c, gone: sync.OnceFunc(func() { b.leave(host) })}, nil
 		}
 		_ = c.Close() // there is nothing to do about an error

@@ -2,7 +2,6 @@ package mtls
 
 import (
 	"context"
-	"net"
 	"sync"
 	"time"
 
@@ -69,9 +68,5 @@ func addressOf(ctx context.Context) string {
 	if !ok || p.Addr == nil {
 		return ""
 	}
-	host, _, err := net.SplitHostPort(p.Addr.String())
-	if err != nil {
-		return p.Addr.String()
-	}
-	return host
+	return Host(p.Addr.String())
 }

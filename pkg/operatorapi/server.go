@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -134,10 +133,7 @@ func (s *Server) review(ctx context.Context, token, from string) error {
 
 // mayAsk counts a review for an address.
 func (s *Server) mayAsk(from string) bool {
-	host, _, err := net.SplitHostPort(from)
-	if err != nil {
-		host = from
-	}
+	host := mtls.Host(from)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	limiter, ok := s.callers.Get(host)

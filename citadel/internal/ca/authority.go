@@ -34,7 +34,7 @@ type Authority struct {
 	clock     clock.PassiveClock
 	end       time.Time     // when the last of its chains to a root ends; no certificate outlives that
 	throwAway crypto.Signer // signs what is linted
-	above     []string
+	above     []string      // what is above each leaf, in PEM
 }
 
 // Request asks for a certificate. The caller has authenticated ID and proven possession of the key.

@@ -8,7 +8,6 @@ import (
 	"crypto"
 	"crypto/x509"
 	"log/slog"
-	"net"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,6 +23,7 @@ import (
 	identityv1 "github.com/bulwark-mesh/bulwark/pkg/api/identity/v1"
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
@@ -151,10 +151,7 @@ func callerAddress(ctx context.Context) (address, host string) {
 		return "", ""
 	}
 	address = p.Addr.String()
-	if host, _, _ = net.SplitHostPort(address); host == "" {
-		host = address
-	}
-	return address, host
+	return address, mtls.Host(address)
 }
 
 func (s *Service) serve(ctx context.Context, method, from string, d *auditlog.Decision, issue func(spiffe.ID, Caller) (string, error)) (Caller, error) {
