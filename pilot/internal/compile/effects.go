@@ -2,8 +2,6 @@ package compile
 
 import (
 	"fmt"
-	"slices"
-	"strconv"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
@@ -15,7 +13,6 @@ type Effects struct {
 	Services  map[string]bool            // clusters of the services' ports ("namespace/name")
 	Endpoints map[string]bool            // endpoints of the services' ports
 	Listeners map[string]bool            // names of outbound listeners
-	Routes    map[uint32]bool            // ports whose routes change, in every namespace
 	Ports     map[string]map[uint32]bool // of the services, those they had and those they have
 	Classes   []ClassSelector
 
@@ -38,7 +35,7 @@ func (s ClassSelector) Selects(c Class) bool {
 // EffectsOf finds what depends on the changes that led to the snapshot.
 func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change) Effects {
 	e := Effects{
-		Services: map[string]bool{}, Endpoints: map[string]bool{}, Listeners: map[string]bool{}, Routes: map[uint32]bool{},
+		Services: map[string]bool{}, Endpoints: map[string]bool{}, Listeners: map[string]bool{},
 		Ports: map[string]map[uint32]bool{}, former: map[string]*registry.Service{},
 	}
 	for _, c := range changes {
@@ -93,26 +90,14 @@ func (e *Effects) service(snap *registry.Snapshot, c registry.Change) {
 		}
 		for _, p := range s.Ports {
 			e.Ports[s.ID][p.Number] = true // a port that went has its cluster removed
-			if p.Protocol.IsHTTP() && !sameRoutes(c, p.Number) {
-				e.Routes[p.Number] = true
-			}
 		}
-		for _, l := range ListenersOf(snap, s) {
+		for _, l := range Listeners(snap, s) {
 			e.Listeners[l] = true
 		}
 		if len(s.Selector) > 0 {
 			e.Classes = append(e.Classes, ClassSelector{s.Namespace, s.Selector})
 		}
 	})
-}
-
-// sameRoutes reports whether a service is routed to on a port as it was before: by the same names and addresses.
-func sameRoutes(c registry.Change, port uint32) bool {
-	old, _ := c.Old.(*registry.Service)
-	now, _ := c.New.(*registry.Service)
-	number := strconv.Itoa(int(port))
-	return old != nil && now != nil && old.Headless == now.Headless && slices.Equal(old.ClusterIPs, now.ClusterIPs) &&
-		slices.Contains(old.HTTPPorts, number) && slices.Contains(now.HTTPPorts, number)
 }
 
 func (e *Effects) slice(snap *registry.Snapshot, c registry.Change) {
@@ -126,18 +111,17 @@ func (e *Effects) slice(snap *registry.Snapshot, c registry.Change) {
 				e.Services[s.ID] = true
 			}
 			if s.Headless {
-				e.headless(s, sl.Addresses)
+				e.headless(s, sl, sl.Addresses...)
 			}
 		}
 	})
 }
 
-func (e *Effects) headless(s *registry.Service, addresses []string) {
+// headless: addresses in a slice of a headless service, which may be reached otherwise, or not at all any more.
+func (e *Effects) headless(s *registry.Service, slice *registry.Slice, addresses ...string) {
 	for _, a := range addresses {
-		for _, p := range s.Ports {
-			if !p.Protocol.IsHTTP() {
-				e.Listeners[ListenerName(a, p.Number)] = true
-			}
+		for _, l := range headlessListeners(s, slice, a) {
+			e.Listeners[l] = true
 		}
 	}
 }
@@ -154,6 +138,9 @@ func (e *Effects) pod(snap *registry.Snapshot, c registry.Change) {
 		}
 		for sl := range snap.SlicesAt(p.IP) {
 			e.Services[sl.ServiceID], e.Endpoints[sl.ServiceID] = true, true
+			if s := snap.Service(sl.ServiceID); s != nil && s.Headless {
+				e.headless(s, sl, p.IP)
+			}
 		}
 	})
 }
@@ -184,41 +171,19 @@ func (e *Effects) revocation(snap *registry.Snapshot, r *registry.Revocation) {
 
 func (e *Effects) peer(snap *registry.Snapshot, set Settings, p *registry.PeerAuth) {
 	e.class(set, p.Namespace, p.Selector)
+	services := snap.ServicesIn(p.Namespace)
 	if p.Namespace == set.RootNamespace {
-		for s := range snap.Services() {
-			e.Endpoints[s.ID] = true
-		}
-		return
+		services = snap.Services()
 	}
-	for s := range snap.ServicesIn(p.Namespace) {
+	for s := range services {
 		e.Endpoints[s.ID] = true
-	}
-}
-
-// ListenerName names an outbound listener; address 0.0.0.0 takes what no service's own address takes.
-func ListenerName(address string, port uint32) string { return fmt.Sprintf("%s_%d", address, port) }
-
-// AnyAddress is the address of the listeners that HTTP services share.
-const AnyAddress = "0.0.0.0"
-
-// ListenersOf names the outbound listeners that a service needs.
-func ListenersOf(snap *registry.Snapshot, s *registry.Service) []string {
-	var out []string
-	for _, p := range s.Ports {
-		if p.Protocol.IsHTTP() {
-			out = append(out, ListenerName(AnyAddress, p.Number))
-			continue
-		}
-		for _, ip := range s.ClusterIPs {
-			out = append(out, ListenerName(ip, p.Number))
-		}
 		if s.Headless {
-			for sl := range snap.SlicesOf(s.ID) {
-				for _, a := range sl.Addresses {
-					out = append(out, ListenerName(a, p.Number))
-				}
+			for _, l := range Listeners(snap, s) {
+				e.Listeners[l] = true
 			}
 		}
 	}
-	return out
 }
+
+// ListenerName names the outbound listener of an address.
+func ListenerName(address string, port uint32) string { return fmt.Sprintf("%s_%d", address, port) }

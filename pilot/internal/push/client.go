@@ -37,8 +37,6 @@ func (c *client) setClass(key string) { c.class = key }
 // a stale answer costs a look too many.
 func (c *client) sees(sc scope) bool {
 	switch sc.kind {
-	case namespaceScope:
-		return sc.value == c.namespace
 	case podScope:
 		return sc.value == c.pod
 	case deliveryScope:
@@ -122,18 +120,14 @@ func (s *Store) remove(c *client) {
 	delete(s.clients, c)
 	s.metrics.connections.Set(float64(len(s.clients)))
 	s.leaveClass(c.class)
-	inNamespace, ofPod, byDelivery := false, false, c.delivery == registry.ByAgent
+	ofPod, byDelivery := false, c.delivery == registry.ByAgent
 	for other := range s.clients {
 		byDelivery = byDelivery || other.delivery == c.delivery
-		inNamespace = inNamespace || other.namespace == c.namespace
 		ofPod = ofPod || other.pod == c.pod
 	}
 	if !ofPod {
 		delete(s.pods, c.pod)
 		s.forget(scope{podScope, c.pod})
-	}
-	if !inNamespace {
-		s.forget(scope{namespaceScope, c.namespace})
 	}
 	if !byDelivery {
 		s.forget(ofDelivery(c.delivery))
@@ -144,5 +138,3 @@ func hostOf(serviceID string) string {
 	namespace, name, _ := strings.Cut(serviceID, "/")
 	return name + "." + namespace + ".svc." + mesh.ClusterDomain
 }
-
-func routeName(port uint32) string { return fmt.Sprint(port) }

@@ -17,7 +17,7 @@ import (
 )
 
 // key names a resource. Its scope says which proxies share it, and holds everything but the snapshot that its content is
-// made from: nothing at all, a namespace, a class of workloads, one pod, or the way in which certificates come.
+// made from: nothing at all, a class of workloads, one pod, or the way in which certificates come.
 type key struct {
 	typeURL string
 	scope   scope
@@ -27,10 +27,9 @@ type key struct {
 type scope struct{ kind, value string }
 
 const (
-	namespaceScope = "namespace"
-	classScope     = "class"
-	podScope       = "pod"
-	deliveryScope  = "delivery"
+	classScope    = "class"
+	podScope      = "pod"
+	deliveryScope = "delivery"
 )
 
 // global is shared by every proxy.
@@ -49,8 +48,6 @@ func ofDelivery(d registry.Delivery) scope {
 // scopeOf finds whose resource a name is. Names of inbound and probe clusters mean something else on every workload.
 func (c *client) scopeOf(typeURL, name string) scope {
 	switch typeURL {
-	case deltaxds.RouteType:
-		return scope{namespaceScope, c.namespace}
 	case deltaxds.ExtensionConfigType:
 		if slices.Contains(translate.RevocationNames(), name) {
 			return global
@@ -96,12 +93,6 @@ func (s *Store) compute(k key) proto.Message {
 			if config := translate.Authorization(w.Policies, s.settings.TrustDomain, k.name); config != nil {
 				return config
 			}
-		}
-	case deltaxds.RouteType:
-		if port, err := strconv.ParseUint(k.name, 10, 16); err == nil {
-			services := slices.Collect(s.snap.ServicesSpeakingHTTP(uint32(port)))
-			slices.SortFunc(services, func(a, b *registry.Service) int { return strings.Compare(a.ID, b.ID) })
-			return translate.OutboundRoutes(uint32(port), k.scope.value, services)
 		}
 	}
 	return nil
@@ -166,50 +157,13 @@ func (s *Store) listener(k key) proto.Message {
 	if err != nil {
 		return nil
 	}
-	if ip == compile.AnyAddress {
-		for range s.snap.ServicesSpeakingHTTP(uint32(port)) {
-			return translate.HTTPListener(uint32(port))
-		}
-		return nil
-	}
 	if _, err := netip.ParseAddr(ip); err != nil {
 		return nil
 	}
-	if p := s.serviceAt(ip, uint32(port)); p != nil {
-		return translate.ServiceListener(ip, p)
+	if f := compile.FrontendAt(s.snap, s.settings, ip, uint32(port)); f != nil {
+		return translate.ServiceListener(f)
 	}
 	return nil
-}
-
-// serviceAt finds the service port that a listener at an address stands for. An address that several claim is the oldest's.
-func (s *Store) serviceAt(ip string, number uint32) *compile.ServicePort {
-	var found *registry.Service
-	consider := func(svc *registry.Service) {
-		for _, p := range svc.Ports {
-			if p.Number == number && !p.Protocol.IsHTTP() && (found == nil || older(svc, found)) {
-				found = svc
-			}
-		}
-	}
-	for svc := range s.snap.ServicesAt(ip) {
-		consider(svc)
-	}
-	for sl := range s.snap.SlicesAt(ip) {
-		if svc := s.snap.Service(sl.ServiceID); svc != nil && svc.Headless {
-			consider(svc)
-		}
-	}
-	if found == nil {
-		return nil
-	}
-	return portOf(compile.ServicePorts(s.snap, s.settings, found), number)
-}
-
-func older(a, b *registry.Service) bool {
-	if c := a.Created.Compare(b.Created); c != 0 {
-		return c < 0
-	}
-	return a.ID < b.ID
 }
 
 // servicePort finds the service port that a cluster's name means.
@@ -303,7 +257,7 @@ func (s *Store) sharedListeners() []string {
 	out := []string{translate.VirtualOutbound, translate.StatsListener}
 	seen := map[string]bool{}
 	for svc := range s.snap.Services() {
-		for _, l := range compile.ListenersOf(s.snap, svc) {
+		for _, l := range compile.Listeners(s.snap, svc) {
 			if !seen[l] {
 				seen[l] = true
 				out = append(out, l)

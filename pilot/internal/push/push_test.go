@@ -3,6 +3,7 @@ package push
 import (
 	"context"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"log/slog"
 	"slices"
@@ -73,9 +74,17 @@ func (m *testMesh) counts() (recomputes, marshals float64) {
 func service(ns, name string, port uint32) registry.Event {
 	id := ns + "/" + name
 	return registry.Event{Kind: registry.Services, ID: id, Object: &registry.Service{
-		ID: id, Namespace: ns, Name: name, ClusterIPs: []string{"10.96.0.1"}, Selector: map[string]string{"app": name},
-		Ports: []registry.ServicePort{{Name: "http", Number: port, Target: 8080, Protocol: registry.HTTP}}, HTTPPorts: []string{fmt.Sprint(port)},
+		ID: id, Namespace: ns, Name: name, ClusterIPs: []string{clusterIP(id)}, Selector: map[string]string{"app": name},
+		Ports: []registry.ServicePort{{Name: "http", Number: port, Target: 8080, Protocol: registry.HTTP}},
 	}}
+}
+
+// clusterIP is an address of the service's own.
+func clusterIP(id string) string {
+	h := fnv.New32a()
+	_, _ = io.WriteString(h, id)
+	sum := h.Sum(nil)
+	return fmt.Sprintf("10.%d.%d.%d", 96+sum[0]%16, sum[1], sum[2])
 }
 
 func slice(ns, name string, addresses ...string) registry.Event {
@@ -216,21 +225,19 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 	}
 	for _, p := range connected {
 		p.take(t, "cds", services+4) // and two of every proxy, two of its own
-		p.take(t, "lds", 5)
+		p.take(t, "lds", services+4)
 		endpoints := &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.EndpointType}
 		for i := range services {
 			endpoints.ResourceNamesSubscribe = append(endpoints.ResourceNamesSubscribe, fmt.Sprintf("outbound|80||s%d.shop.svc.cluster.local", i))
 		}
 		p.in <- endpoints
 		p.take(t, "eds", services)
-		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.RouteType, ResourceNamesSubscribe: []string{"80"}}
-		p.take(t, "rds", 1)
 		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: append(translate.AuthorizationNames(), translate.RevocationNames()...)}
 		p.take(t, short(deltaxds.ExtensionConfigType), 8)
 	}
-	// Shared: clusters and endpoints of services, two clusters, three listeners, one route table, two lists of revocations.
+	// Shared: clusters, endpoints and listeners of services, two clusters, two listeners, two lists of revocations.
 	// Own, of each proxy: two clusters, two listeners, the six configurations of authorization.
-	shared := services*2 + 2 + 3 + 1 + 2
+	shared := services*3 + 2 + 2 + 2
 	recomputed, marshalled := m.counts()
 	if want := float64(shared + proxies*(4+6)); marshalled != want || recomputed != want {
 		t.Fatalf("connecting %d proxies took %v recomputes and %v marshals, want %v of each", proxies, recomputed, marshalled, want)
@@ -385,7 +392,7 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 	p.take(t, "lds", 4)
 	headless := service("shop", "s1", 5432)
 	hs := headless.Object.(*registry.Service)
-	hs.Headless, hs.ClusterIPs, hs.HTTPPorts, hs.Ports[0].Protocol = true, nil, nil, registry.TCP
+	hs.Headless, hs.ClusterIPs = true, nil
 	selectorless := service("shop", "s2", 90)
 	selectorless.Object.(*registry.Service).Selector = nil
 	gone := func(k registry.Kind, id string) registry.Event { return registry.Event{Kind: k, ID: id} }
@@ -419,7 +426,7 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 		fresh := NewStore(settings, m.reg.Snapshot(), NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 		twin := &client{store: fresh, pod: c.pod, namespace: c.namespace, identity: c.identity}
 		fresh.add(twin, m.reg.Snapshot().Pod(c.pod))
-		for _, url := range []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.ExtensionConfigType, deltaxds.RouteType} {
+		for _, url := range []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.ExtensionConfigType} {
 			got, want := versions(m.store.resourcesOf(c, url)), versions(fresh.resourcesOf(twin, url))
 			if fmt.Sprint(got) != fmt.Sprint(want) {
 				t.Fatalf("after step %d, %s: got %v, want %v", i, short(url), got, want)

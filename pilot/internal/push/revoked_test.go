@@ -43,7 +43,6 @@ func TestRevokedIdentityOpensNoTCPConnection(t *testing.T) {
 	db, endpoints := service("shop", "db", 5432), slice("shop", "db", "127.0.0.3")
 	port := &db.Object.(*registry.Service).Ports[0]
 	port.Target, port.Protocol = target, registry.TCP
-	db.Object.(*registry.Service).HTTPPorts = nil
 	endpoints.Object.(*registry.Slice).Ports[0].Number = target
 	m.apply(db, endpoints, pod("shop", "db", "db-0", "127.0.0.3"))
 	ca := envoytest.NewCA(t)

@@ -69,7 +69,7 @@ func (s *Store) Config(proxy string) (map[string][]json.RawMessage, error) {
 
 func (s *Store) dump(c *client) (map[string][]json.RawMessage, error) {
 	out := map[string][]json.RawMessage{}
-	for _, typeURL := range []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.ExtensionConfigType, deltaxds.RouteType} {
+	for _, typeURL := range []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.ExtensionConfigType} {
 		for _, r := range s.resourcesOf(c, typeURL) {
 			msg, err := r.Body().UnmarshalNew()
 			if err != nil {
@@ -85,7 +85,7 @@ func (s *Store) dump(c *client) (map[string][]json.RawMessage, error) {
 	return out, nil
 }
 
-// resourcesOf collects what a client may have; endpoints and routes have the names that clusters and listeners give them.
+// resourcesOf collects what a client may have; endpoints have the names of their clusters.
 func (s *Store) resourcesOf(c *client, typeURL string) []*deltaxds.Resource {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -95,12 +95,6 @@ func (s *Store) resourcesOf(c *client, typeURL string) []*deltaxds.Resource {
 		names = append(translate.AuthorizationNames(), translate.RevocationNames()...)
 	case deltaxds.EndpointType:
 		names = s.names(c, deltaxds.ClusterType)
-	case deltaxds.RouteType:
-		for _, l := range s.names(c, deltaxds.ListenerType) {
-			if port, ok := strings.CutPrefix(l, "0.0.0.0_"); ok {
-				names = append(names, port)
-			}
-		}
 	}
 	var out []*deltaxds.Resource
 	for _, n := range names {

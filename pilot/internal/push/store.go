@@ -110,7 +110,7 @@ func (s *Store) renew(k key, d dirt) {
 	s.cache[k] = old
 }
 
-// shared renews what is shared by all proxies, or by those of a namespace.
+// shared renews what is shared by all proxies.
 func (s *Store) shared(e compile.Effects, d dirt) {
 	if len(s.clients) == 0 {
 		clear(s.cache)
@@ -128,18 +128,6 @@ func (s *Store) shared(e compile.Effects, d dirt) {
 	if e.Revocations {
 		for _, n := range translate.RevocationNames() {
 			s.renew(key{deltaxds.ExtensionConfigType, global, n}, d)
-		}
-	}
-	if len(e.Routes) == 0 {
-		return
-	}
-	for k := range maps.Clone(s.cache) {
-		if k.typeURL == deltaxds.RouteType {
-			for port := range e.Routes {
-				if k.name == routeName(port) {
-					s.renew(k, d)
-				}
-			}
 		}
 	}
 }

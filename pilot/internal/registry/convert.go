@@ -44,7 +44,7 @@ func FromService(s *core.Service) *Service {
 		port := ServicePort{Name: p.Name, Number: number, Target: number}
 		if p.TargetPort.Type == intstr.String {
 			port.Target, port.TargetName = 0, p.TargetPort.StrVal
-		} else if p.TargetPort.IntVal != 0 && !out.Headless {
+		} else if p.TargetPort.IntVal != 0 {
 			port.Target = uint32(p.TargetPort.IntVal)
 		}
 		appProtocol := ""
@@ -52,9 +52,6 @@ func FromService(s *core.Service) *Service {
 			appProtocol = *p.AppProtocol
 		}
 		port.Protocol, port.ServerFirst = ProtocolOf(appProtocol, p.Name, number), ServerFirst(appProtocol, p.Name, number)
-		if port.Protocol.IsHTTP() {
-			out.HTTPPorts = append(out.HTTPPorts, strconv.Itoa(int(number)))
-		}
 		out.Ports = append(out.Ports, port)
 	}
 	return out

@@ -34,7 +34,6 @@ type Service struct {
 	Headless        bool
 	Selector        map[string]string
 	Ports           []ServicePort
-	HTTPPorts       []string // numbers of the ports that speak HTTP, for the index
 	Created         time.Time
 }
 

@@ -46,7 +46,6 @@ func tables() *memdb.DBSchema {
 		add(k, index("namespace", "Namespace", false, false, false))
 	}
 	add(Services, index("ip", "ClusterIPs", false, true, true))
-	add(Services, index("http", "HTTPPorts", false, true, true))
 	add(Slices, index("service", "ServiceID", false, true, false))
 	add(Slices, index("address", "Addresses", false, true, true))
 	add(Pods, index("ip", "IP", false, true, false))
@@ -150,11 +149,6 @@ func (s *Snapshot) ServicesIn(ns string) iter.Seq[*Service] {
 // ServicesAt returns the services with a cluster IP.
 func (s *Snapshot) ServicesAt(ip string) iter.Seq[*Service] {
 	return all[Service](s, Services, "ip", ip)
-}
-
-// ServicesSpeakingHTTP returns the services whose port of that number speaks HTTP.
-func (s *Snapshot) ServicesSpeakingHTTP(port uint32) iter.Seq[*Service] {
-	return all[Service](s, Services, "http", fmt.Sprint(port))
 }
 
 // SlicesOf returns the endpoint slices of a service.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -50,28 +51,20 @@ func everything(t *testing.T, snap *registry.Snapshot, workload string) map[stri
 		"listener/" + translate.VirtualOutbound:   translate.OutboundListener(),
 		"listener/" + translate.StatsListener:     translate.StatsListener15090(),
 	}
-	namespace, _, _ := strings.Cut(workload, "/")
-	byPort := map[uint32][]*registry.Service{}
 	for s := range snap.Services() {
 		for _, p := range compile.ServicePorts(snap, settings, s) {
 			c := translate.OutboundCluster(&p, pod.Delivery)
 			out["cluster/"+c.GetName()] = c
 			out["endpoints/"+c.GetName()] = translate.Endpoints(c.GetName(), compile.Endpoints(snap, settings, s, p.Number))
-			if p.Protocol.IsHTTP() {
-				byPort[p.Number] = append(byPort[p.Number], s)
-				l := translate.HTTPListener(p.Number)
-				out["listener/"+l.GetName()] = l
-				continue
-			}
-			for _, name := range compile.ListenersOf(snap, s) {
-				if ip, port, _ := strings.Cut(name, "_"); ip != compile.AnyAddress && port == l(p.Number) {
-					out["listener/"+name] = translate.ServiceListener(ip, &p)
-				}
-			}
 		}
-	}
-	for port, services := range byPort {
-		out["routes/"+l(port)] = translate.OutboundRoutes(port, namespace, services)
+		for _, name := range compile.Listeners(snap, s) {
+			ip, port, _ := strings.Cut(name, "_")
+			number, err := strconv.ParseUint(port, 10, 16)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out["listener/"+name] = translate.ServiceListener(compile.FrontendAt(snap, settings, ip, uint32(number)))
+		}
 	}
 	w := compile.CompileWorkload(snap, settings, compile.ClassOf(pod))
 	out["listener/"+translate.VirtualInbound] = translate.InboundListener(settings, &w)
@@ -87,8 +80,6 @@ func everything(t *testing.T, snap *registry.Snapshot, workload string) map[stri
 	}
 	return out
 }
-
-func l(port uint32) string { b, _ := json.Marshal(port); return string(b) }
 
 func TestGolden(t *testing.T) {
 	world, err := os.ReadFile("testdata/world.yaml")

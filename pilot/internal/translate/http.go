@@ -33,11 +33,6 @@ func withRoutes(m *hcm.HttpConnectionManager, rc *route.RouteConfiguration) *hcm
 	return m
 }
 
-func withRDS(m *hcm.HttpConnectionManager, name string) *hcm.HttpConnectionManager {
-	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: overADS(), RouteConfigName: name}}
-	return m
-}
-
 // normalized makes paths canonical before a policy sees them, and passes on what the policies saw: slashes merged, escaped
 // slashes and dot segments resolved. The client's certificate is told to the application, and no one else's word about it.
 func normalized(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {

@@ -23,7 +23,7 @@ import (
 // InboundListener takes every connection to the workload. A connection that no filter chain takes is refused.
 func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listener {
 	l := &listener.Listener{
-		Name: VirtualInbound, Address: address(compile.AnyAddress, mesh.InboundPort), TrafficDirection: core.TrafficDirection_INBOUND,
+		Name: VirtualInbound, Address: address(anyAddress, mesh.InboundPort), TrafficDirection: core.TrafficDirection_INBOUND,
 		PerConnectionBufferLimitBytes: u32(1 << 20),
 		ListenerFilters: []*listener.ListenerFilter{
 			listenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{}),

@@ -6,6 +6,7 @@ import (
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	httpinspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	originaldst "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
@@ -27,11 +28,14 @@ const (
 	StatsListener   = "prometheus_stats"
 )
 
+// anyAddress is where listeners are that redirected connections come to.
+const anyAddress = "0.0.0.0"
+
 // OutboundListener takes every connection of the application and hands it to the listener of its original destination, or
 // lets it through where no service is known.
 func OutboundListener() *listener.Listener {
 	return &listener.Listener{
-		Name: VirtualOutbound, Address: address(compile.AnyAddress, mesh.OutboundPort), UseOriginalDst: yes(),
+		Name: VirtualOutbound, Address: address(anyAddress, mesh.OutboundPort), UseOriginalDst: yes(),
 		TrafficDirection:              core.TrafficDirection_OUTBOUND,
 		ListenerFilters:               []*listener.ListenerFilter{listenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{})},
 		PerConnectionBufferLimitBytes: u32(1 << 20),
@@ -40,21 +44,20 @@ func OutboundListener() *listener.Listener {
 	}
 }
 
-// HTTPListener takes the connections to a port that HTTP services share; its routes are those of the proxy's namespace.
-func HTTPListener(port uint32) *listener.Listener {
-	return outbound(compile.AnyAddress, port, &listener.FilterChain{Name: "http", Filters: []*listener.Filter{outboundHTTP(port)}})
-}
-
-// ServiceListener takes the connections to one address of a service that does not speak HTTP, or may not.
-func ServiceListener(ip string, p *compile.ServicePort) *listener.Listener {
-	tcp := tcpProxy(forward(p.Cluster(), p.Cluster(), outboundTCPLogs(p)))
-	if p.Protocol != registry.Auto {
-		return outbound(ip, p.Number, &listener.FilterChain{Name: "tcp", Filters: []*listener.Filter{tcp}})
+// ServiceListener takes the connections to one address of a service port. It names nothing but that port, and looks at no
+// Host: where a request goes, and whether over mutual TLS, follows from the address that was called.
+func ServiceListener(f *compile.Frontend) *listener.Listener {
+	tcp := &listener.FilterChain{Name: "tcp", Filters: []*listener.Filter{outboundTCP(f)}}
+	http := &listener.FilterChain{Name: "http", Filters: []*listener.Filter{outboundHTTP(f)}}
+	switch {
+	case f.Service.Protocol.IsHTTP():
+		return outbound(f, http)
+	case f.Service.Protocol != registry.Auto:
+		return outbound(f, tcp)
 	}
-	l := outbound(ip, p.Number,
-		&listener.FilterChain{Name: "http", FilterChainMatch: &listener.FilterChainMatch{ApplicationProtocols: []string{"http/1.0", "http/1.1", "h2c"}},
-			Filters: []*listener.Filter{oneServiceHTTP(p)}},
-		&listener.FilterChain{Name: "tcp", Filters: []*listener.Filter{opaque(), tcp}})
+	http.FilterChainMatch = &listener.FilterChainMatch{ApplicationProtocols: httpProtocols}
+	tcp.Filters = append([]*listener.Filter{opaque()}, tcp.Filters...)
+	l := outbound(f, http, tcp)
 	sniff(l)
 	return l
 }
@@ -81,35 +84,38 @@ func sniff(l *listener.Listener, declared ...uint32) {
 	l.ContinueOnListenerFiltersTimeout = true
 }
 
-func outbound(ip string, port uint32, chains ...*listener.FilterChain) *listener.Listener {
-	l := &listener.Listener{
-		Name: compile.ListenerName(ip, port), Address: address(ip, port), BindToPort: no(), FilterChains: chains,
+func outbound(f *compile.Frontend, chains ...*listener.FilterChain) *listener.Listener {
+	return &listener.Listener{
+		Name: compile.ListenerName(f.Address, f.Port), Address: address(f.Address, f.Port), BindToPort: no(), FilterChains: chains,
 		TrafficDirection: core.TrafficDirection_OUTBOUND, PerConnectionBufferLimitBytes: u32(1 << 20),
 	}
-	return l
 }
 
-func outboundHTTP(port uint32) *listener.Filter {
-	return httpManager(withRDS(connectionManager(fmt.Sprintf("outbound_%d", port), nil, []*accesslog.AccessLog{requestMetrics(sourceReport())}, refusedServer()), fmt.Sprint(port)))
+// upstream names the cluster behind a frontend. A pod of a headless service that takes no mutual TLS is reached as it is.
+func upstream(f *compile.Frontend) string {
+	if f.Pod != nil && f.Pod.Plain {
+		return PassthroughCluster
+	}
+	return f.Service.Cluster()
 }
 
-// oneServiceHTTP routes whatever host to the service whose address was called.
-func oneServiceHTTP(p *compile.ServicePort) *listener.Filter {
-	rc := InboundRoutes(0)
-	rc.Name = p.Cluster()
-	rc.VirtualHosts[0].Name = fmt.Sprintf("%s:%d", p.Host, p.Number)
-	rc.VirtualHosts[0].Routes[0] = to(p.Cluster(), "default", retries())
-	return httpManager(withRoutes(connectionManager(fmt.Sprintf("outbound_%d", p.Number), nil, []*accesslog.AccessLog{requestMetrics(sourceReport())}, refusedServer()), rc))
+func outboundHTTP(f *compile.Frontend) *listener.Filter {
+	p := f.Service
+	rc := &route.RouteConfiguration{Name: p.Cluster(), ValidateClusters: no(), VirtualHosts: []*route.VirtualHost{{
+		Name: fmt.Sprintf("%s:%d", p.Host, p.Number), Domains: []string{"*"}, Routes: []*route.Route{to(upstream(f), "default", retries())}}}}
+	logs := []*accesslog.AccessLog{requestMetrics(ofFrontend(sourceReport(), f))}
+	return httpManager(withRoutes(connectionManager(fmt.Sprintf("outbound_%d", p.Number), nil, logs, refusedServer()), rc))
+}
+
+func outboundTCP(f *compile.Frontend) *listener.Filter {
+	logs := append([]*accesslog.AccessLog{audit(atEnd(when(failedUpstream)), outboundTags("tcp"))},
+		connectionMetrics(ofFrontend(sourceReport(), f))...)
+	return tcpProxy(forward(upstream(f), f.Service.Cluster(), logs))
 }
 
 // refusedServer audits a server that is not one of the service's identities, also when another one answers in the end.
 func refusedServer() *accesslog.AccessLog {
 	return audit(when(failedUpstream), outboundTags("http"))
-}
-
-func outboundTCPLogs(p *compile.ServicePort) []*accesslog.AccessLog {
-	return append([]*accesslog.AccessLog{audit(atEnd(when(failedUpstream)), outboundTags("tcp"))},
-		connectionMetrics(ofService(sourceReport(), p))...)
 }
 
 // opaque tells the server's proxy, by the ALPN of the connection, that these bytes are not HTTP.

@@ -48,7 +48,7 @@ func plainListener(name string, port uint32, filters []*hcm.HttpFilter, routes [
 	m := withRoutes(connectionManager(name, filters, nil), rc)
 	m.UpgradeConfigs = nil
 	return &listener.Listener{
-		Name: name, Address: address(compile.AnyAddress, port),
+		Name: name, Address: address(anyAddress, port),
 		FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{httpManager(m)}}},
 	}
 }

@@ -63,13 +63,20 @@ func sourceReport() []label {
 	}
 }
 
-// ofService fills in what is known of the server where connections go to one service.
-func ofService(labels []label, p *compile.ServicePort) []label {
+// ofFrontend fills in what is known of the server where connections go to one address.
+func ofFrontend(labels []label, f *compile.Frontend) []label {
+	p := f.Service
 	known := map[string]string{"destination_service": p.Host, "destination_service_name": p.Service.Name,
 		"destination_service_namespace": p.Service.Namespace}
+	if f.Pod != nil {
+		w := f.Pod.Workload
+		known["destination_workload"], known["destination_workload_namespace"] = w.Workload, w.Namespace
+		known["destination_canonical_service"], known["destination_canonical_revision"] = w.CanonicalName, w.CanonicalRevision
+		known["destination_app"], known["destination_version"] = w.CanonicalName, w.CanonicalRevision
+	}
 	for i, l := range labels {
 		if value, ok := known[l.name]; ok {
-			labels[i] = label{l.name, value, false}
+			labels[i] = label{l.name, value, false} // names and labels of Kubernetes have no percent sign
 		}
 	}
 	return labels
