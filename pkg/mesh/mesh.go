@@ -40,6 +40,11 @@ const (
 	InboundSourceIPv4 = "127.0.0.6" // source address of the proxy's connections to its own application
 )
 
+// UpdateDrain is how long a proxy leaves connections open whose listener or filter chain an update has taken away: a Service
+// that went or speaks another protocol, plaintext that a mode forbids now. It is no part of a pod's end, where the proxy
+// is the last to go.
+const UpdateDrain = 10 * time.Minute
+
 // Backdate is how far before the moment of issue a certificate of Citadel's begins to be valid, for nodes whose clocks are
 // behind.
 const Backdate = 5 * time.Minute

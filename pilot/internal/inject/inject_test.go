@@ -26,7 +26,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 var config = Config{
 	TrustDomain: "cluster.local", ProxyImage: "bulwark/proxy:test", AgentImage: "bulwark/agent:test", PullPolicy: "IfNotPresent",
 	ProxyCPU: "50m", ProxyMemory: "64Mi", ProxyMemoryMax: "256Mi", ProxyLogLevel: "warning", ClusterName: "Kubernetes",
-	ProxyWorkers: 2, DrainSeconds: 5, RedirectCommand: []string{"redirect"},
+	ProxyWorkers: 2, RedirectCommand: []string{"redirect"},
 }
 
 var enabled = map[string]string{"istio-injection": "enabled"}

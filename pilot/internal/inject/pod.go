@@ -33,7 +33,6 @@ type Config struct {
 	ProxyLogLevel   string
 	ClusterName     string // label of metrics
 	ProxyWorkers    int
-	DrainSeconds    int
 	RedirectCommand []string // arguments of the agent's image
 }
 
@@ -99,7 +98,7 @@ func proxyContainer(pod *core.Pod, namespace string, c Config) (core.Container, 
 			"--service-node", "sidecar~$(POD_IP)~$(POD_NAME).$(" + translate.EnvNamespace + ")~$(" + translate.EnvNamespace + ").svc." + mesh.ClusterDomain,
 			"--service-cluster", name + "." + namespace,
 			"--concurrency", fmt.Sprint(c.ProxyWorkers), "--log-level", c.ProxyLogLevel,
-			"--drain-time-s", fmt.Sprint(c.DrainSeconds), "--drain-strategy", "immediate", "--disable-hot-restart",
+			"--drain-time-s", fmt.Sprint(mesh.UpdateDrain.Seconds()), "--drain-strategy", "immediate", "--disable-hot-restart",
 		},
 		Env: []core.EnvVar{
 			field("POD_IP", "status.podIP"), field("POD_NAME", "metadata.name"), field(translate.EnvNamespace, "metadata.namespace"),

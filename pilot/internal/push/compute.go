@@ -45,7 +45,7 @@ func ofDelivery(d registry.Delivery) scope {
 	return scope{deliveryScope, string(d)}
 }
 
-// scopeOf finds whose resource a name is. Names of inbound and probe clusters mean something else on every workload.
+// scopeOf finds whose resource a name is. Names of probe clusters mean something else in every pod.
 func (c *client) scopeOf(typeURL, name string) scope {
 	switch typeURL {
 	case deltaxds.ExtensionConfigType:
@@ -62,8 +62,6 @@ func (c *client) scopeOf(typeURL, name string) scope {
 		}
 	case deltaxds.ClusterType:
 		switch {
-		case strings.HasPrefix(name, "inbound|") || name == translate.InboundPassthroughCluster:
-			return scope{classScope, c.class}
 		case strings.HasPrefix(name, "probe|"):
 			return scope{podScope, c.pod}
 		case strings.HasPrefix(name, "outbound|"):
@@ -90,7 +88,7 @@ func (s *Store) compute(k key) proto.Message {
 			return translate.Revocations(slices.Collect(s.snap.Revocations()), k.name)
 		}
 		if w := s.workload(k.scope.value); w != nil {
-			if config := translate.Authorization(w.Policies, s.settings.TrustDomain, k.name); config != nil {
+			if config := translate.Authorization(w, s.settings.TrustDomain, k.name); config != nil {
 				return config
 			}
 		}
@@ -99,17 +97,7 @@ func (s *Store) compute(k key) proto.Message {
 }
 
 func (s *Store) cluster(k key) proto.Message {
-	switch k.scope.kind {
-	case classScope:
-		if w := s.workload(k.scope.value); w != nil {
-			for _, c := range translate.InboundClusters(w) {
-				if c.GetName() == k.name {
-					return c
-				}
-			}
-		}
-		return nil
-	case podScope:
+	if k.scope.kind == podScope {
 		if p := s.pods[k.scope.value]; p != nil {
 			for _, c := range translate.ProbeClusters(compile.ParseProbes(p.Probes), p.IP) {
 				if c.GetName() == k.name {
@@ -122,6 +110,8 @@ func (s *Store) cluster(k key) proto.Message {
 	switch k.name {
 	case translate.PassthroughCluster:
 		return translate.Passthrough()
+	case translate.InboundCluster:
+		return translate.Inbound()
 	case translate.AdminCluster:
 		return translate.Admin()
 	}
@@ -215,7 +205,6 @@ func (s *Store) names(c *client, typeURL string) []string {
 	out := slices.Clip(s.sharedNames(typeURL))
 	switch typeURL {
 	case deltaxds.ClusterType:
-		out = append(out, inboundNames(s.workload(c.class))...)
 		if p := s.pods[c.pod]; p != nil {
 			out = append(out, probeNames(p)...)
 		}
@@ -244,7 +233,7 @@ func (s *Store) sharedNames(typeURL string) []string {
 }
 
 func (s *Store) sharedClusters() []string {
-	out := []string{translate.PassthroughCluster, translate.AdminCluster}
+	out := []string{translate.PassthroughCluster, translate.InboundCluster, translate.AdminCluster}
 	for svc := range s.snap.Services() {
 		for _, p := range svc.Ports {
 			out = append(out, istiocompat.OutboundCluster(p.Number, "", compile.Host(svc)))
@@ -263,17 +252,6 @@ func (s *Store) sharedListeners() []string {
 				out = append(out, l)
 			}
 		}
-	}
-	return out
-}
-
-func inboundNames(w *compile.Workload) []string {
-	if w == nil {
-		return nil
-	}
-	out := []string{translate.InboundPassthroughCluster}
-	for _, p := range w.Ports {
-		out = append(out, translate.InboundName(p.Number))
 	}
 	return out
 }

@@ -22,7 +22,7 @@ func TestClustersFollowHowTheProxysCertificateComes(t *testing.T) {
 	m.apply(service("a", "web", 80), pod("a", "web", "web-1", "10.0.0.1"), bySecret(pod("a", "web", "web-2", "10.0.0.2")), bySecret(pod("a", "web", "web-3", "10.0.0.3")))
 	connect := func(name, ip string) *proxy {
 		p := m.connect(node(ip, name, "a"), account("a", "web"), deltaxds.ClusterType)
-		p.take(t, "cds", 5)
+		p.take(t, "cds", 4)
 		return p
 	}
 	agent, first := connect("web-1", "10.0.0.1"), connect("web-2", "10.0.0.2")

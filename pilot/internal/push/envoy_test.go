@@ -88,7 +88,7 @@ func (u *unredirected) SendMsg(sent any) error {
 		case *listener.Listener:
 			u.listener(m)
 		case *cluster.Cluster:
-			if m.GetName() == fmt.Sprintf("inbound|%d||", u.application) {
+			if m.GetName() == translate.InboundCluster && u.application != 0 {
 				toApplication(m, u.application)
 			}
 		}

@@ -224,7 +224,7 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		connected = append(connected, p)
 	}
 	for _, p := range connected {
-		p.take(t, "cds", services+4) // and two of every proxy, two of its own
+		p.take(t, "cds", services+3) // and three of every proxy
 		p.take(t, "lds", services+4)
 		endpoints := &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.EndpointType}
 		for i := range services {
@@ -235,11 +235,11 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: append(translate.AuthorizationNames(), translate.RevocationNames()...)}
 		p.take(t, short(deltaxds.ExtensionConfigType), 8)
 	}
-	// Shared: clusters, endpoints and listeners of services, two clusters, two listeners, two lists of revocations.
-	// Own, of each proxy: two clusters, two listeners, the six configurations of authorization.
-	shared := services*3 + 2 + 2 + 2
+	// Shared: clusters, endpoints and listeners of services, three clusters, two listeners, two lists of revocations.
+	// Own, of each proxy: two listeners, the six configurations of authorization.
+	shared := services*3 + 3 + 2 + 2
 	recomputed, marshalled := m.counts()
-	if want := float64(shared + proxies*(4+6)); marshalled != want || recomputed != want {
+	if want := float64(shared + proxies*(2+6)); marshalled != want || recomputed != want {
 		t.Fatalf("connecting %d proxies took %v recomputes and %v marshals, want %v of each", proxies, recomputed, marshalled, want)
 	}
 
@@ -255,7 +255,7 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 	if got := connected[3].take(t, "ecds", 2); !slices.Equal(got, []string{"authorization/http/deny", "authorization/tcp/deny"}) {
 		t.Fatalf("sent %v", got)
 	}
-	connected[3].take(t, "lds", 1) // the first policy; the listener waits with TCP for the verdict from now on
+	connected[3].take(t, "lds", 1) // the first policy: new TCP connections wait for the verdict from now on
 	m.expect(t, "a policy of one workload", &recomputed, &marshalled, 7, 7)
 	m.apply(deny("shop", "q", "s3"))
 	connected[3].take(t, "ecds", 2)
@@ -276,12 +276,13 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		if i == 5 {
 			own = 1
 		}
-		p.take(t, "cds", 1+own)
+		p.take(t, "cds", 1)
 		p.take(t, "lds", 1+own)
+		p.take(t, "ecds", 2*own)
 	}
 	// Made anew to stay as they are: cluster, endpoints and listener of port 80. New: cluster and listener of
-	// port 90, for all. Of the workload: its listener, the cluster of its new port, and nothing of its policies.
-	m.expect(t, "a service's second port", &recomputed, &marshalled, 7, 7)
+	// port 90, for all. Of the workload: its listener, and its authorization, which has the names of services.
+	m.expect(t, "a service's second port", &recomputed, &marshalled, 12, 12)
 
 	m.apply(revoke("one", "s7", "abc"))
 	for _, p := range connected {

@@ -164,23 +164,16 @@ func (s *Store) ofClasses(e compile.Effects, d dirt) {
 	}
 }
 
-// renewClass makes anew what can have changed. A cluster of a workload's own port is all in its name, so only those that
-// come or go matter.
+// renewClass makes anew what can have changed.
 func (s *Store) renewClass(id string, c *class, d dirt) {
 	old := c.compiled
 	c.compiled = nil
 	now := s.workload(id)
 	sc := scope{classScope, id}
-	before, after := inboundNames(old), inboundNames(now)
-	for _, n := range slices.Concat(before, after) {
-		if slices.Contains(before, n) != slices.Contains(after, n) {
-			s.renew(key{deltaxds.ClusterType, sc, n}, d)
-		}
-	}
 	if old == nil || !translate.SameInboundListener(s.settings, old, now) {
 		s.renew(key{deltaxds.ListenerType, sc, translate.VirtualInbound}, d)
 	}
-	if old != nil && reflect.DeepEqual(old.Policies, now.Policies) {
+	if old != nil && old.Other == now.Other && slices.Equal(old.Ports, now.Ports) && reflect.DeepEqual(old.Policies, now.Policies) {
 		return
 	}
 	for _, n := range translate.AuthorizationNames() {
@@ -235,15 +228,10 @@ func (s *Store) follow(c *client, pod *registry.Pod, d dirt) {
 	if now.Key() == c.class {
 		return
 	}
-	names := inboundNames(s.workload(c.class))
 	s.leaveClass(c.class)
 	c.setClass(now.Key())
 	s.joinClass(now)
-	names = append(names, inboundNames(s.workload(c.class))...)
 	sc := scope{classScope, c.class}
-	for _, n := range names {
-		d.add(key{deltaxds.ClusterType, sc, n})
-	}
 	d.add(key{deltaxds.ListenerType, sc, translate.VirtualInbound})
 	for _, n := range translate.AuthorizationNames() {
 		d.add(key{deltaxds.ExtensionConfigType, sc, n})

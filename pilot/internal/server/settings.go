@@ -42,7 +42,6 @@ type Inject struct {
 	MemoryLimit   string `mapstructure:"memoryLimit" usage:"memory a proxy may use"`
 	ProxyLogLevel string `mapstructure:"proxyLogLevel" usage:"log level of Envoy"`
 	Workers       int    `mapstructure:"workers" usage:"worker threads of a proxy"`
-	DrainSeconds  int    `mapstructure:"drainSeconds" usage:"how long a proxy drains its connections when it ends"`
 }
 
 // Defaults suit an installation by meshctl.
@@ -54,7 +53,7 @@ func Defaults() Settings {
 			XDS: port(mesh.XDSPort), Webhook: port(mesh.WebhookPort), Monitoring: port(mesh.MonitoringPort), Operator: port(mesh.OperatorPort)},
 		Inject: Inject{
 			ProxyImage: "bulwark/proxy:dev", AgentImage: "bulwark/agent:dev", PullPolicy: "IfNotPresent",
-			CPU: "50m", Memory: "64Mi", MemoryLimit: "512Mi", ProxyLogLevel: "warning", Workers: 2, DrainSeconds: 5},
+			CPU: "50m", Memory: "64Mi", MemoryLimit: "512Mi", ProxyLogLevel: "warning", Workers: 2},
 	}
 }
 
@@ -75,8 +74,8 @@ func (s Settings) Validate() error {
 	if s.Inject.ProxyImage == "" || s.Inject.AgentImage == "" {
 		errs = append(errs, errors.New("inject.proxyImage and inject.agentImage must be set"))
 	}
-	if s.Inject.Workers <= 0 || s.Inject.DrainSeconds <= 0 {
-		errs = append(errs, errors.New("inject.workers and inject.drainSeconds must be positive"))
+	if s.Inject.Workers <= 0 {
+		errs = append(errs, errors.New("inject.workers must be positive"))
 	}
 	for name, q := range map[string]string{"inject.cpu": s.Inject.CPU, "inject.memory": s.Inject.Memory, "inject.memoryLimit": s.Inject.MemoryLimit} {
 		if _, err := resource.ParseQuantity(q); err != nil {

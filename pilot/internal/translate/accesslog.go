@@ -33,13 +33,10 @@ func tags(pairs ...string) []*tracing.CustomTag {
 	return out
 }
 
-func inboundTags(kind string, port uint32) []*tracing.CustomTag {
+func inboundTags(kind string) []*tracing.CustomTag {
 	out := tags("direction", "inbound", "kind", kind,
 		"source_principal", "%DOWNSTREAM_PEER_URI_SAN%", "destination_principal", "%DOWNSTREAM_LOCAL_URI_SAN%",
-		"tls_version", "%DOWNSTREAM_TLS_VERSION%")
-	if port != 0 {
-		out = append(out, tags("destination_port", fmt.Sprint(port))...)
-	}
+		"tls_version", "%DOWNSTREAM_TLS_VERSION%", "destination_port", "%DOWNSTREAM_LOCAL_PORT%")
 	switch kind {
 	case "tcp":
 		out = append(out, tags("allow_policy", fmt.Sprintf("%%DYNAMIC_METADATA(envoy.filters.network.rbac:%sshadow_effective_policy_id)%%", statPrefix[authz.Allow]))...)

@@ -11,6 +11,7 @@ import (
 	netrbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
@@ -39,13 +40,24 @@ func AuthorizationNames() []string {
 }
 
 // Authorization is the configuration of one filter of a workload, nil if there is none of the name.
-func Authorization(policies []authz.Policy, trustDomain, name string) *core.TypedExtensionConfig {
+func Authorization(w *compile.Workload, trustDomain, name string) *core.TypedExtensionConfig {
 	for _, action := range order {
 		switch name {
 		case httpAuthz(action):
-			return extension(name, httpAuthorization(policies, action, trustDomain))
+			filter := httpAuthorization(w.Policies, action, trustDomain)
+			switch action {
+			case authz.Audit:
+				filter.ShadowRules, filter.ShadowRulesStatPrefix = servedBy(w), servicePrefix
+			case authz.Deny:
+				filter.Rules = withRule(filter.GetRules(), plaintextRule, strictPorts(w))
+			}
+			return extension(name, filter)
 		case tcpAuthz(action):
-			return extension(name, tcpAuthorization(policies, action, trustDomain))
+			filter := tcpAuthorization(w.Policies, action, trustDomain)
+			if action == authz.Audit {
+				filter.ShadowRules, filter.ShadowRulesStatPrefix = servedBy(w), servicePrefix
+			}
+			return extension(name, filter)
 		}
 	}
 	return nil

@@ -42,6 +42,9 @@ func Bootstrap() *bootstrap.Bootstrap {
 				// Values of policies may be long; admission bounds them.
 				"re2.max_program_size.error_level": structpb.NewNumberValue(65536),
 				"re2.max_program_size.warn_level":  structpb.NewNumberValue(65536),
+				// The newer parser of http_inspector waits for the end of the first line, so that what is not HTTP and has no
+				// lines would be held up until the inspection times out. This one knows at the first byte that no method has.
+				"envoy.reloadable_features.http_inspector_use_balsa_parser": structpb.NewBoolValue(false),
 			}}}}}},
 	}
 }

@@ -10,15 +10,14 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
-	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 // Names of clusters that every proxy has.
 const (
-	PassthroughCluster        = "PassthroughCluster"
-	InboundPassthroughCluster = "InboundPassthroughCluster"
-	AdminCluster              = "prometheus_stats"
+	PassthroughCluster = "PassthroughCluster"
+	InboundCluster     = "InboundPassthroughCluster"
+	AdminCluster       = "prometheus_stats"
 )
 
 const (
@@ -89,23 +88,20 @@ func Passthrough() *cluster.Cluster {
 	return c
 }
 
-// InboundCluster is the application itself, on the port a client asked for. The source address keeps the redirection
+// Inbound is the application itself, on the port that a client asked for, whichever that is: of a port that a Service names
+// nothing is different here, so a Service that comes or goes changes no cluster. The source address keeps the redirection
 // from taking the connection for another client's.
-func InboundCluster(name string) *cluster.Cluster {
-	c := originalDst(name)
+func Inbound() *cluster.Cluster {
+	c := originalDst(InboundCluster)
 	c.CircuitBreakers = generous()
-	c.UpstreamBindConfig = &core.BindConfig{SourceAddress: &core.SocketAddress{
-		Address: mesh.InboundSourceIPv4, PortSpecifier: &core.SocketAddress_PortValue{PortValue: 0}}}
+	c.UpstreamBindConfig = fromMesh()
 	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: typed(sameAsDownstream())}
 	return c
 }
 
-// InboundName names the inbound cluster of a port; zero is every other port.
-func InboundName(port uint32) string {
-	if port == 0 {
-		return InboundPassthroughCluster
-	}
-	return istiocompat.InboundCluster(port)
+func fromMesh() *core.BindConfig {
+	return &core.BindConfig{SourceAddress: &core.SocketAddress{
+		Address: mesh.InboundSourceIPv4, PortSpecifier: &core.SocketAddress_PortValue{PortValue: 0}}}
 }
 
 // Admin is Envoy's own admin port, of which 15090 shows one path.

@@ -81,24 +81,15 @@ func workloadListener(t *testing.T, policies []authz.Policy, port uint32, ca *en
 		Class: compile.Class{Namespace: "finance"}, Policies: policies, Other: compile.InboundPort{Mode: authz.Strict, Protocol: registry.TCP},
 		Ports: []compile.InboundPort{{Number: port, Protocol: registry.HTTP, Mode: authz.Permissive}},
 	}
-	l := translate.InboundListener(settings, w)
-	l.Name = fmt.Sprintf("inbound-%d", port)
-	l.Address.GetSocketAddress().Address = "127.0.0.1"
-	l.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: port}
-	l.ListenerFilters, l.AccessLog = l.ListenerFilters[1:], nil
-	var chains []*listener.FilterChain
+	l := inboundOn(t, w, port, revoked...)
 	for _, c := range l.GetFilterChains() {
-		if c.GetFilterChainMatch().GetDestinationPort().GetValue() != port || last(c).GetName() != "envoy.filters.network.http_connection_manager" {
-			continue
-		}
 		if c.GetTransportSocket() != nil {
 			staticCertificates(t, c, ca, leaf)
 		}
-		inlineAuthorization(t, c, policies, revoked...)
-		answer(t, c)
-		chains = append(chains, c)
+		if last(c).GetName() == "envoy.filters.network.http_connection_manager" {
+			answer(t, c)
+		}
 	}
-	l.FilterChains = chains
 	return l
 }
 
@@ -134,7 +125,6 @@ func staticCertificates(t *testing.T, c *listener.FilterChain, ca *envoytest.CA,
 func answer(t *testing.T, c *listener.FilterChain) {
 	repack(t, last(c).GetTypedConfig(), func(m any) {
 		manager := m.(*hcm.HttpConnectionManager)
-		manager.AccessLog = nil
 		manager.GetRouteConfig().GetVirtualHosts()[0].GetRoutes()[0].Action = &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 200}}
 	})
 }

@@ -157,11 +157,7 @@ func fromFiles(t *testing.T, port uint32, app *application) (*listener.Listener,
 		Class: compile.Class{Namespace: "finance", Delivery: registry.BySecret}, Other: compile.InboundPort{Mode: authz.Strict, Protocol: registry.TCP},
 		Ports: []compile.InboundPort{{Number: port, Protocol: registry.TCP, Mode: authz.Strict}},
 	}
-	l := translate.InboundListener(settings, w)
-	l.Address.GetSocketAddress().Address = "127.0.0.1"
-	l.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: port}
-	l.ListenerFilters, l.AccessLog = l.ListenerFilters[1:], nil
-	return only(t, l, port, nil), staticCluster(translate.InboundName(port), app.port)
+	return inboundOn(t, w, port), staticCluster(applicationBehind(port), app.port)
 }
 
 type outbound struct {

@@ -69,13 +69,13 @@ func everything(t *testing.T, snap *registry.Snapshot, workload string) map[stri
 	w := compile.CompileWorkload(snap, settings, compile.ClassOf(pod))
 	out["listener/"+translate.VirtualInbound] = translate.InboundListener(settings, &w)
 	for _, name := range translate.AuthorizationNames() {
-		out[name] = translate.Authorization(w.Policies, settings.TrustDomain, name)
+		out[name] = translate.Authorization(&w, settings.TrustDomain, name)
 	}
 	for _, name := range translate.RevocationNames() {
 		out[name] = translate.Revocations(slices.Collect(snap.Revocations()), name)
 	}
 	out["listener/"+translate.HealthListener] = translate.HealthListener15021(w.Probes)
-	for _, c := range append(translate.InboundClusters(&w), translate.ProbeClusters(w.Probes, pod.IP)...) {
+	for _, c := range append(translate.ProbeClusters(w.Probes, pod.IP), translate.Inbound()) {
 		out["cluster/"+c.GetName()] = c
 	}
 	return out

@@ -1,25 +1,54 @@
 package translate_test
 
 import (
+	"fmt"
 	"testing"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
-	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
+// inboundOn is the inbound listener of a workload as Pilot makes it, on a port of this machine, with what comes by discovery in
+// its place and without logs. The application is behind the cluster that applicationBehind names.
+func inboundOn(t *testing.T, w *compile.Workload, port uint32, revoked ...*registry.Revocation) *listener.Listener {
+	t.Helper()
+	l := translate.InboundListener(settings, w)
+	l.Name = fmt.Sprintf("inbound-%d", port)
+	l.Address.GetSocketAddress().Address = "127.0.0.1"
+	l.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: port}
+	l.ListenerFilters, l.AccessLog = l.ListenerFilters[1:], nil // without original_dst
+	for _, c := range l.GetFilterChains() {
+		inlineAuthorization(t, c, w, revoked...)
+		repack(t, last(c).GetTypedConfig(), func(m any) {
+			switch f := m.(type) {
+			case *tcpproxy.TcpProxy:
+				f.AccessLog, f.ClusterSpecifier = nil, &tcpproxy.TcpProxy_Cluster{Cluster: applicationBehind(port)}
+			case *hcm.HttpConnectionManager:
+				f.AccessLog = nil
+				f.GetRouteConfig().GetVirtualHosts()[0].GetRoutes()[0].GetRoute().ClusterSpecifier = &route.RouteAction_Cluster{Cluster: applicationBehind(port)}
+			}
+		})
+	}
+	return l
+}
+
+func applicationBehind(port uint32) string { return fmt.Sprintf("application-%d", port) }
+
 // inlineAuthorization puts the authorization resources where a chain asks for them, as an Envoy with Pilot has them.
-func inlineAuthorization(t *testing.T, c *listener.FilterChain, policies []authz.Policy, revoked ...*registry.Revocation) {
+func inlineAuthorization(t *testing.T, c *listener.FilterChain, w *compile.Workload, revoked ...*registry.Revocation) {
 	t.Helper()
 	config := func(name string) *core.TypedExtensionConfig {
 		if m, ok := translate.Revocations(revoked, name).(*core.TypedExtensionConfig); ok {
 			return m
 		}
-		out := translate.Authorization(policies, settings.TrustDomain, name)
+		out := translate.Authorization(w, settings.TrustDomain, name)
 		if out == nil {
 			t.Fatalf("no authorization resource %q", name)
 		}

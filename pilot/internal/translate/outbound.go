@@ -12,8 +12,6 @@ import (
 	originaldst "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	setfilterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 
-	xdstype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
-
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
@@ -62,24 +60,10 @@ func ServiceListener(f *compile.Frontend) *listener.Listener {
 	return l
 }
 
-// sniff looks at a client's first bytes, but on ports whose protocol is declared. A client that waits for the server to
-// speak is taken for TCP, in plaintext, after a while.
-func sniff(l *listener.Listener, declared ...uint32) {
-	f := listenerFilter("envoy.filters.listener.http_inspector", &httpinspector.HttpInspector{})
-	var ports []*listener.ListenerFilterChainMatchPredicate
-	for _, p := range declared {
-		ports = append(ports, &listener.ListenerFilterChainMatchPredicate{Rule: &listener.ListenerFilterChainMatchPredicate_DestinationPortRange{
-			DestinationPortRange: &xdstype.Int32Range{Start: int32(p), End: int32(p) + 1}}})
-	}
-	switch len(ports) {
-	case 0:
-	case 1:
-		f.FilterDisabled = ports[0]
-	default:
-		f.FilterDisabled = &listener.ListenerFilterChainMatchPredicate{Rule: &listener.ListenerFilterChainMatchPredicate_OrMatch{
-			OrMatch: &listener.ListenerFilterChainMatchPredicate_MatchSet{Rules: ports}}}
-	}
-	l.ListenerFilters = append(l.ListenerFilters, f)
+// sniff looks at a client's first bytes. A client that waits for the server to speak is taken for TCP, in plaintext, after a
+// while.
+func sniff(l *listener.Listener) {
+	l.ListenerFilters = append(l.ListenerFilters, listenerFilter("envoy.filters.listener.http_inspector", &httpinspector.HttpInspector{}))
 	l.ListenerFiltersTimeout = seconds(1)
 	l.ContinueOnListenerFiltersTimeout = true
 }

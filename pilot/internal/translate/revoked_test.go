@@ -46,7 +46,11 @@ func tellDetails(t *testing.T, l *listener.Listener) {
 	t.Helper()
 	for _, c := range l.GetFilterChains() {
 		repack(t, last(c).GetTypedConfig(), func(m any) {
-			m.(*hcm.HttpConnectionManager).LocalReplyConfig = &hcm.LocalReplyConfig{BodyFormat: &core.SubstitutionFormatString{
+			manager, ok := m.(*hcm.HttpConnectionManager)
+			if !ok {
+				return
+			}
+			manager.LocalReplyConfig = &hcm.LocalReplyConfig{BodyFormat: &core.SubstitutionFormatString{
 				Format: &core.SubstitutionFormatString_TextFormatSource{TextFormatSource: &core.DataSource{Specifier: &core.DataSource_InlineString{
 					InlineString: "%RESPONSE_CODE_DETAILS%"}}}}}
 		})

@@ -1,8 +1,6 @@
 package translate
 
 import (
-	"fmt"
-
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 )
@@ -30,11 +28,10 @@ func retries() *route.RetryPolicy {
 	}
 }
 
-// InboundRoutes hand everything to the application.
-func InboundRoutes(port uint32) *route.RouteConfiguration {
-	name := InboundName(port)
-	return &route.RouteConfiguration{Name: name, ValidateClusters: no(), VirtualHosts: []*route.VirtualHost{{
-		Name: fmt.Sprintf("inbound|http|%d", port), Domains: []string{"*"}, Routes: []*route.Route{to(name, "default", nil)}}}}
+// inboundRoutes hand everything to the application.
+func inboundRoutes() *route.RouteConfiguration {
+	return &route.RouteConfiguration{Name: InboundCluster, ValidateClusters: no(), VirtualHosts: []*route.VirtualHost{{
+		Name: "inbound", Domains: []string{"*"}, Routes: []*route.Route{to(InboundCluster, "default", nil)}}}}
 }
 
 func previousHosts() *route.RetryPolicy_RetryHostPredicate {

@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"regexp"
+
 	xdscore "github.com/cncf/xds/go/xds/core/v3"
 	xds "github.com/cncf/xds/go/xds/type/matcher/v3"
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
@@ -12,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 // Environment variables of a proxy that say what it stands for. They are in its environment, not in its configuration, so
@@ -34,7 +37,7 @@ const MaxSeries = 2000
 // label is a label of Istio's standard metrics; its value is a format string of Envoy.
 type label struct {
 	name, format string
-	mayMiss      bool // an empty value is written as "unknown", which takes 260 bytes of configuration
+	mayMiss      bool // what is not known is written as "unknown", which takes 260 bytes of configuration
 }
 
 func env(name string) string { return "%ENVIRONMENT(" + name + ")%" }
@@ -82,23 +85,28 @@ func ofFrontend(labels []label, f *compile.Frontend) []label {
 	return labels
 }
 
-// destinationReport are the labels of a server's proxy. Of the client it knows the verified identity alone; Mixer joins the rest.
-func destinationReport(w *compile.Workload, p compile.InboundPort, mutual bool) []label {
-	service, name := p.ServiceHost, p.ServiceName
-	if service == "" {
-		service, name = unknown, unknown
-	}
+// Where the audit filter notes the name of the service by which a port is known (see servedBy). Of a TCP connection it is
+// known from the client's first byte on.
+const (
+	httpService = "%DYNAMIC_METADATA(envoy.filters.http.rbac:" + servicePrefix + "shadow_effective_policy_id)%"
+	tcpService  = "%DYNAMIC_METADATA(envoy.filters.network.rbac:" + servicePrefix + "shadow_effective_policy_id)%"
+)
+
+// destinationReport are the labels of a server's proxy. Of the client it knows the verified identity alone; Mixer joins the
+// rest. Service is where the name of the service is found.
+func destinationReport(w *compile.Workload, service string, mutual bool) []label {
 	principal, security := label{"source_principal", unknown, false}, "none"
 	if mutual {
 		principal, security = label{"source_principal", "%DOWNSTREAM_PEER_URI_SAN%", true}, "mutual_tls"
 	}
+	domain := "." + w.Class.Namespace + ".svc." + mesh.ClusterDomain
 	return []label{
 		{"reporter", "destination", false},
 		{"source_workload", unknown, false}, {"source_workload_namespace", unknown, false},
 		{"source_canonical_service", unknown, false}, {"source_canonical_revision", unknown, false},
 		{"source_app", unknown, false}, {"source_version", unknown, false},
 		principal, {"source_cluster", env(EnvCluster), true},
-		{"destination_service", service, false}, {"destination_service_name", name, false},
+		{"destination_service", service + domain, true}, {"destination_service_name", service, true},
 		{"destination_service_namespace", w.Class.Namespace, false},
 		{"destination_workload", env(EnvWorkload), false}, {"destination_workload_namespace", w.Class.Namespace, false},
 		{"destination_canonical_service", env(EnvCanonical), false}, {"destination_canonical_revision", env(EnvRevision), false},
@@ -146,22 +154,26 @@ func stat(name string, labels []label) *stats.Config_Stat {
 	for _, l := range labels {
 		t := &stats.Config_Tag{Name: l.name, ValueFormat: l.format}
 		if l.mayMiss {
-			t.Rules = emptyIsUnknown()
+			t.Rules = replaced(command.ReplaceAllString(l.format, ""), unknown)
 		}
 		s.Tags = append(s.Tags, t)
 	}
 	return s
 }
 
-func emptyIsUnknown() *xds.Matcher {
-	empty := &xds.Matcher_MatcherList_Predicate{MatchType: &xds.Matcher_MatcherList_Predicate_SinglePredicate_{
+// command is what Envoy fills in, by nothing where there is nothing to tell.
+var command = regexp.MustCompile(`%[^%]*%`)
+
+// replaced writes one value of a label as another.
+func replaced(value, by string) *xds.Matcher {
+	found := &xds.Matcher_MatcherList_Predicate{MatchType: &xds.Matcher_MatcherList_Predicate_SinglePredicate_{
 		SinglePredicate: &xds.Matcher_MatcherList_Predicate_SinglePredicate{
 			Input: &xdscore.TypedExtensionConfig{Name: "value", TypedConfig: typed(&tagvalue.StatTagValueInput{})},
 			Matcher: &xds.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{
-				ValueMatch: &xds.StringMatcher{MatchPattern: &xds.StringMatcher_Exact{Exact: ""}}},
+				ValueMatch: &xds.StringMatcher{MatchPattern: &xds.StringMatcher_Exact{Exact: value}}},
 		}}}
-	update := &transform.TransformStat{UpdateTag: &transform.TransformStat_UpdateTag{NewTagValue: unknown}}
+	update := &transform.TransformStat{UpdateTag: &transform.TransformStat_UpdateTag{NewTagValue: by}}
 	return &xds.Matcher{MatcherType: &xds.Matcher_MatcherList_{MatcherList: &xds.Matcher_MatcherList{
-		Matchers: []*xds.Matcher_MatcherList_FieldMatcher{{Predicate: empty, OnMatch: &xds.Matcher_OnMatch{
-			OnMatch: &xds.Matcher_OnMatch_Action{Action: &xdscore.TypedExtensionConfig{Name: "unknown", TypedConfig: typed(update)}}}}}}}}
+		Matchers: []*xds.Matcher_MatcherList_FieldMatcher{{Predicate: found, OnMatch: &xds.Matcher_OnMatch{
+			OnMatch: &xds.Matcher_OnMatch_Action{Action: &xdscore.TypedExtensionConfig{Name: by, TypedConfig: typed(update)}}}}}}}}
 }

@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"slices"
+
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
@@ -17,6 +19,9 @@ func forward(cluster, statPrefix string, logs []*accesslog.AccessLog) *tcpproxy.
 		AccessLogOptions: &tcpproxy.TcpProxy_TcpAccessLogOptions{FlushAccessLogOnConnected: true},
 	}
 }
+
+// tcpMode says when the application is connected; without any, at once.
+type tcpMode func(*tcpproxy.TcpProxy) *tcpproxy.TcpProxy
 
 // afterVerdict keeps the application out of it until the policies have spoken. Envoy's network RBAC decides at the client's
 // first byte; connected before, the application could speak to a client that is denied.
@@ -47,18 +52,25 @@ func enforced(policies []authz.Policy) bool {
 	return false
 }
 
+// restricted reports whether ALLOW policies say who may connect.
+func restricted(policies []authz.Policy) bool {
+	return slices.ContainsFunc(policies, func(p authz.Policy) bool { return p.Action == authz.Allow && !p.Ignored && !p.DryRun })
+}
+
+// everyone is every identity of the mesh.
+func everyone(trustDomain string) []*matcher.StringMatcher {
+	return []*matcher.StringMatcher{prefix("spiffe://" + trustDomain + "/")}
+}
+
 // admitted are the peers that the ALLOW policies could let connect, for ports whose server speaks before network RBAC can
 // decide: others fail in the handshake. Everyone's, if a rule asks for no identity. What a DENY policy denies is cut off at
 // its first byte, after the server's greeting.
 func admitted(policies []authz.Policy, trustDomain string) []*matcher.StringMatcher {
-	everyone := []*matcher.StringMatcher{prefix("spiffe://" + trustDomain + "/")}
 	var out []*matcher.StringMatcher
-	restricted := false
 	for _, p := range policies {
 		if p.Action != authz.Allow || p.Ignored || p.DryRun {
 			continue
 		}
-		restricted = true
 		tcp := p.TCP()
 		for _, r := range tcp.Rules {
 			if r.Never {
@@ -66,14 +78,14 @@ func admitted(policies []authz.Policy, trustDomain string) []*matcher.StringMatc
 			}
 			peers, ok := peersOf(r, trustDomain)
 			if !ok {
-				return everyone
+				return everyone(trustDomain)
 			}
 			out = append(out, peers...)
 		}
 	}
 	switch {
-	case !restricted:
-		return everyone
+	case !restricted(policies):
+		return everyone(trustDomain)
 	case len(out) == 0:
 		return []*matcher.StringMatcher{exact(nobody)}
 	}

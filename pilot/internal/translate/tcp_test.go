@@ -68,33 +68,13 @@ func tcpWorkload(t *testing.T, policies []authz.Policy, port uint32, serverFirst
 		Class: compile.Class{Namespace: "finance"}, Policies: policies, Other: compile.InboundPort{Mode: authz.Strict, Protocol: registry.TCP},
 		Ports: []compile.InboundPort{{Number: port, Protocol: registry.TCP, Mode: authz.Permissive, ServerFirst: serverFirst}},
 	}
-	l := translate.InboundListener(settings, w)
-	l.Name = fmt.Sprintf("inbound-%d", port)
-	l.Address.GetSocketAddress().Address = "127.0.0.1"
-	l.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: port}
-	l.ListenerFilters, l.AccessLog = l.ListenerFilters[1:], nil
-	for _, c := range only(t, l, port, policies, revoked...).GetFilterChains() {
+	l := inboundOn(t, w, port, revoked...)
+	for _, c := range l.GetFilterChains() {
 		if c.GetTransportSocket() != nil {
 			staticCertificates(t, c, ca, leaf)
 		}
 	}
-	return l, staticCluster(translate.InboundName(port), app.port)
-}
-
-// only leaves a listener the chains of one TCP port, with their policies and without logs.
-func only(t *testing.T, l *listener.Listener, port uint32, policies []authz.Policy, revoked ...*registry.Revocation) *listener.Listener {
-	t.Helper()
-	var chains []*listener.FilterChain
-	for _, c := range l.GetFilterChains() {
-		if c.GetFilterChainMatch().GetDestinationPort().GetValue() != port {
-			continue
-		}
-		inlineAuthorization(t, c, policies, revoked...)
-		dropLogs(t, c)
-		chains = append(chains, c)
-	}
-	l.FilterChains = chains
-	return l
+	return l, staticCluster(applicationBehind(port), app.port)
 }
 
 func dropLogs(t *testing.T, c *listener.FilterChain) {
