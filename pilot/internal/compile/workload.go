@@ -54,9 +54,8 @@ type InboundPort struct {
 	Number      uint32
 	Protocol    registry.Protocol
 	Mode        authz.TLSMode
-	ServiceHost string // of the service that names it, for metrics
-	ServiceName string
-	ServerFirst bool // the application speaks before its client does
+	ServiceName string // of the oldest service that names it, for metrics
+	ServerFirst bool   // the application speaks before its client does
 }
 
 // CompileWorkload compiles a class.
@@ -71,10 +70,14 @@ func CompileWorkload(snap *registry.Snapshot, set Settings, c Class) Workload {
 	for _, s := range servicesOf(snap, c) {
 		for _, sp := range s.Ports {
 			number := targetPort(c, sp)
-			if number == 0 || ports[number] != nil { // an older service names it already
+			if number == 0 {
 				continue
 			}
-			ports[number] = &InboundPort{Number: number, Protocol: sp.Protocol, ServiceHost: Host(s), ServiceName: s.Name, ServerFirst: sp.ServerFirst}
+			if p := ports[number]; p != nil { // an older service names it already
+				p.agree(sp)
+				continue
+			}
+			ports[number] = &InboundPort{Number: number, Protocol: sp.Protocol, ServiceName: s.Name, ServerFirst: sp.ServerFirst}
 		}
 	}
 	for number := range modes.Ports {
@@ -89,6 +92,19 @@ func CompileWorkload(snap *registry.Snapshot, set Settings, c Class) Workload {
 	}
 	w.Other = InboundPort{Protocol: registry.Auto, Mode: modes.Default}
 	return w
+}
+
+// agree takes in what another service says of the port. Where they differ, nothing is declared: each connection is taken for
+// what it is, so that clients of both are served.
+func (p *InboundPort) agree(sp registry.ServicePort) {
+	p.ServerFirst = p.ServerFirst && sp.ServerFirst
+	switch {
+	case p.Protocol == sp.Protocol:
+	case p.Protocol.IsHTTP() && sp.Protocol.IsHTTP():
+		p.Protocol = registry.HTTP
+	default:
+		p.Protocol = registry.Auto
+	}
 }
 
 // servicesOf returns the services that select a class, oldest first.

@@ -35,7 +35,6 @@ func TestSameInboundListenerSaysWhatMakingBothWould(t *testing.T) {
 		func(p *compile.InboundPort) { p.Protocol = registry.HTTP },
 		func(p *compile.InboundPort) { p.Mode = authz.Permissive },
 		func(p *compile.InboundPort) { p.ServerFirst = true },
-		func(p *compile.InboundPort) { p.ServiceHost = "s.finance.svc.cluster.local" },
 		func(p *compile.InboundPort) { p.ServiceName = "s" },
 	} {
 		p := compile.InboundPort{Number: 80, Protocol: registry.TCP, Mode: authz.Strict}

@@ -1,0 +1,213 @@
+// Package wire is a workload that speaks whatever its client speaks, on every port, and clients that speak each protocol, once or
+// over connections that they keep open. Tests use it to see what a mesh does to connections that it should not touch.
+package wire
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+const (
+	forever = time.Hour // longer than any test
+	beat    = 100 * time.Millisecond
+)
+
+// Heard is what the server says of a request: who, by the word of its proxy, the client is, and what it asked for.
+type Heard struct {
+	Peer  string `json:"peer,omitempty"` // SPIFFE ID
+	Host  string `json:"host,omitempty"`
+	Proto string `json:"proto"`
+}
+
+// Server returns the subcommand that serves HTTP/1.0, HTTP/1.1, cleartext HTTP/2, WebSocket, TLS with a certificate of its
+// own, and lines of text, all on each port.
+func Server() *cobra.Command {
+	var ports []string
+	cmd := &cobra.Command{Use: "anything", RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), ports) }}
+	cmd.Flags().StringSliceVar(&ports, "port", []string{"8080"}, "ports to listen on")
+	return cmd
+}
+
+func serve(ctx context.Context, ports []string) error {
+	certificate, err := selfSigned()
+	if err != nil {
+		return err
+	}
+	protocols := &http.Protocols{}
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	web := &http.Server{Handler: http.HandlerFunc(answer), Protocols: protocols, ReadHeaderTimeout: forever}
+	accepted := &handed{conns: make(chan net.Conn), done: ctx.Done()}
+	go func() { _ = web.Serve(accepted) }() // ends with Close
+	defer context.AfterFunc(ctx, func() { _ = web.Close() })()
+	failed := make(chan error, len(ports))
+	for _, port := range ports {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", ":"+port)
+		if err != nil {
+			return err
+		}
+		defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					failed <- err
+					return
+				}
+				go take(conn, certificate, accepted)
+			}
+		}()
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failed:
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+}
+
+// take finds out by the first bytes what a client speaks.
+func take(conn net.Conn, certificate tls.Certificate, web *handed) {
+	p := &peeked{Conn: conn, r: bufio.NewReader(conn)}
+	first, err := p.r.Peek(1)
+	if err != nil {
+		_ = conn.Close()
+		return
+	}
+	if first[0] == 0x16 { // a TLS handshake
+		echo(tls.Server(p, &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12}))
+		return
+	}
+	head, err := p.r.Peek(4)
+	if word := string(head); err == nil && (word == "GET " || word == "POST" || word == "PRI ") {
+		web.hand(p)
+		return
+	}
+	echo(p)
+}
+
+func echo(conn net.Conn) {
+	defer conn.Close()
+	lines := bufio.NewScanner(conn)
+	for lines.Scan() {
+		if _, err := fmt.Fprintf(conn, "%s\n", lines.Text()); err != nil {
+			return
+		}
+	}
+}
+
+func answer(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case strings.EqualFold(r.Header.Get("Upgrade"), "websocket"):
+		conn, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-Peer: "+peer(r)+"\r\n\r\n")
+		_, _ = io.Copy(conn, buffered)
+	case r.URL.Path == "/stream": // as a gRPC stream of both directions
+		w.Header().Set("Content-Type", "application/grpc")
+		w.Header().Set("Trailer", "Grpc-Status")
+		w.Header().Set("X-Peer", peer(r))
+		control := http.NewResponseController(w)
+		_ = control.Flush()
+		lines := bufio.NewScanner(r.Body)
+		for lines.Scan() {
+			if _, err := fmt.Fprintf(w, "%s\n", lines.Text()); err != nil || control.Flush() != nil {
+				return
+			}
+		}
+		w.Header().Set("Grpc-Status", "0")
+	case r.URL.Path == "/events":
+		w.Header().Set("Content-Type", "text/event-stream")
+		control := http.NewResponseController(w)
+		tick := time.NewTicker(beat)
+		defer tick.Stop()
+		for {
+			if _, err := io.WriteString(w, "data: beat\n\n"); err != nil || control.Flush() != nil {
+				return
+			}
+			select {
+			case <-tick.C:
+			case <-r.Context().Done():
+				return
+			}
+		}
+	default:
+		_ = json.NewEncoder(w).Encode(Heard{Peer: peer(r), Host: r.Host, Proto: r.Proto})
+	}
+}
+
+// peer reads the client's identity from the header in which a server's proxy tells it.
+func peer(r *http.Request) string {
+	for _, element := range strings.Split(r.Header.Get("X-Forwarded-Client-Cert"), ";") {
+		if id, ok := strings.CutPrefix(element, "URI="); ok {
+			return id
+		}
+	}
+	return ""
+}
+
+// handed is a listener of connections that were accepted elsewhere.
+type handed struct {
+	conns chan net.Conn
+	done  <-chan struct{}
+}
+
+func (h *handed) hand(c net.Conn) {
+	select {
+	case h.conns <- c:
+	case <-h.done:
+		_ = c.Close()
+	}
+}
+
+func (h *handed) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
+		return c, nil
+	case <-h.done:
+		return nil, errors.New("closed")
+	}
+}
+
+func (h *handed) Close() error   { return nil }
+func (h *handed) Addr() net.Addr { return &net.TCPAddr{} }
+
+// peeked is a connection of which some bytes have been looked at.
+type peeked struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (p *peeked) Read(b []byte) (int, error) { return p.r.Read(b) }
+
+func selfSigned() (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
+}
