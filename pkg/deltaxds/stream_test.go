@@ -11,6 +11,7 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	status "google.golang.org/genproto/googleapis/rpc/status"
+	"k8s.io/utils/clock"
 )
 
 type world struct {
@@ -104,7 +105,7 @@ func (p *pipe) ack(r *discovery.DeltaDiscoveryResponse) {
 func start(t *testing.T, w *world) (*Stream, *pipe) {
 	t.Helper()
 	p := &pipe{t.Context(), make(chan *discovery.DeltaDiscoveryRequest), make(chan *discovery.DeltaDiscoveryResponse), make(chan error, 1)}
-	s := NewStream(w)
+	s := NewStream(w, clock.RealClock{})
 	go func() { p.done <- s.Serve(p, nil) }()
 	t.Cleanup(func() {
 		close(p.in)
@@ -194,8 +195,8 @@ func TestClustersGoBeforeListenersAndLeaveAfterThem(t *testing.T) {
 	w.set(t, ClusterType, "new", "1")
 	w.set(t, ListenerType, "l", "2")
 	s.mu.Lock() // both changes are seen at once
-	s.dirty[ClusterType] = map[string]bool{"old": true, "new": true}
-	s.dirty[ListenerType] = map[string]bool{"l": true}
+	s.session.dirty[ClusterType] = map[string]bool{"old": true, "new": true}
+	s.session.dirty[ListenerType] = map[string]bool{"l": true}
 	s.mu.Unlock()
 	s.Dirty(ListenerType, "l")
 	p.ack(p.expect(t, ClusterType, []string{"new"}, nil))
@@ -263,7 +264,7 @@ func TestWitnessHearsWhatTheClientHas(t *testing.T) {
 	w := &witness{&world{have: map[string]map[string]*Resource{}}, make(chan string, 10)}
 	w.set(t, SecretType, "default", "1")
 	p := &pipe{ctx: t.Context(), in: make(chan *discovery.DeltaDiscoveryRequest), out: make(chan *discovery.DeltaDiscoveryResponse), done: make(chan error)}
-	s := NewStream(w)
+	s := NewStream(w, clock.RealClock{})
 	go func() { p.done <- s.Serve(p, nil) }()
 	version := func() string { r, _ := w.Resource(SecretType, "default"); return r.Version }
 	expect := func(want string) {

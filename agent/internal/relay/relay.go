@@ -73,7 +73,7 @@ func (r *Relay) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServic
 	}
 	secrets := r.secrets.Open()
 	defer secrets.Close()
-	stream := deltaxds.NewStream(source{r, secrets})
+	stream := deltaxds.NewStream(source{r, secrets}, r.config.Clock)
 	r.mu.Lock()
 	r.node = first.GetNode()
 	r.streams[stream] = true

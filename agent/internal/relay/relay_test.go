@@ -94,7 +94,7 @@ func (p *pilot) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServic
 	if err != nil {
 		return err
 	}
-	s := deltaxds.NewStream(p)
+	s := deltaxds.NewStream(p, clock.RealClock{})
 	p.mu.Lock()
 	p.streams, p.peers = append(p.streams, s), append(p.peers, id)
 	p.mu.Unlock()

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
@@ -43,7 +44,7 @@ func New(p *identity.Identity, bundle *svid.Bundle, log *slog.Logger) *Server {
 func (s *Server) DeltaSecrets(rpc secretservice.SecretDiscoveryService_DeltaSecretsServer) error {
 	session := s.Open()
 	defer session.Close()
-	stream := deltaxds.NewStream(session)
+	stream := deltaxds.NewStream(session, clock.RealClock{})
 	ctx, cancel := context.WithCancel(rpc.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { s.Follow(ctx, stream.Dirty) })

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
@@ -125,7 +126,7 @@ func toApplication(c *cluster.Cluster, port uint32) {
 
 // DeltaSecrets has the certificates that an agent would.
 func (s *sidecar) DeltaSecrets(rpc secretservice.SecretDiscoveryService_DeltaSecretsServer) error {
-	return deltaxds.NewStream(s).Serve(rpc, nil)
+	return deltaxds.NewStream(s, clock.RealClock{}).Serve(rpc, nil)
 }
 
 func (s *sidecar) Resource(_, name string) (*deltaxds.Resource, bool) {

@@ -10,6 +10,7 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
@@ -63,7 +64,7 @@ func (s *Server) serve(rpc adsStream, first *discovery.DeltaDiscoveryRequest, po
 	ctx, cancel := context.WithCancel(rpc.Context())
 	defer cancel()
 	c := &client{store: s.store, node: node, pod: pod.ID, namespace: pod.Namespace, identity: id, delivery: pod.Delivery, since: time.Now(), end: cancel}
-	c.stream = deltaxds.NewStream(c)
+	c.stream = deltaxds.NewStream(c, clock.RealClock{})
 	if !s.store.admit(c, pod, s.maxProxies) {
 		s.store.metrics.refused.WithLabelValues("full").Inc()
 		return status.Errorf(codes.ResourceExhausted, "%d proxies are connected", s.maxProxies)

@@ -20,6 +20,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	logs "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	"google.golang.org/grpc"
+	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
@@ -106,12 +107,12 @@ func (r resources) Subscribed(string, []string, []string) {}
 
 // DeltaAggregatedResources implements AggregatedDiscoveryService.
 func (a *agent) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	return deltaxds.NewStream(a.resources).Serve(rpc, nil)
+	return deltaxds.NewStream(a.resources, clock.RealClock{}).Serve(rpc, nil)
 }
 
 // DeltaSecrets implements SecretDiscoveryService.
 func (a *agent) DeltaSecrets(rpc secret.SecretDiscoveryService_DeltaSecretsServer) error {
-	return deltaxds.NewStream(a.resources).Serve(rpc, nil)
+	return deltaxds.NewStream(a.resources, clock.RealClock{}).Serve(rpc, nil)
 }
 
 // Export implements LogsService.

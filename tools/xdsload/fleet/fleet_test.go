@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
@@ -33,7 +34,7 @@ type pilot struct {
 }
 
 func (p *pilot) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	s := deltaxds.NewStream(p)
+	s := deltaxds.NewStream(p, clock.RealClock{})
 	p.mu.Lock()
 	p.streams[s] = true
 	p.mu.Unlock()
