@@ -267,7 +267,11 @@ func (s *session) referred(url string, now time.Time) bool {
 
 // pending says whether something is unsent or unanswered.
 func (s *subscription) pending() bool {
-	return len(s.inFlight) > 0 || len(s.unsaid) > 0 || len(s.gone) > 0 || len(s.again) > 0
+	return len(s.inFlight) > 0 || s.unsent()
+}
+
+func (s *subscription) unsent() bool {
+	return len(s.unsaid) > 0 || len(s.gone) > 0 || len(s.again) > 0 || (s.wildcard && !s.answered)
 }
 
 func (s *session) ordered() []string {
@@ -451,7 +455,7 @@ func (s *session) due(now time.Time) (at time.Time, ok bool) {
 	}
 	waits := false
 	for _, sub := range s.types {
-		waits = waits || len(sub.unsaid)+len(sub.gone)+len(sub.again) > 0 || (sub.wildcard && !sub.answered)
+		waits = waits || sub.unsent()
 	}
 	if !waits {
 		return at, false

@@ -102,9 +102,13 @@ func (p *pipe) ack(r *discovery.DeltaDiscoveryResponse) {
 	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()}
 }
 
+func newPipe(t *testing.T) *pipe {
+	return &pipe{t.Context(), make(chan *discovery.DeltaDiscoveryRequest), make(chan *discovery.DeltaDiscoveryResponse), make(chan error, 1)}
+}
+
 func start(t *testing.T, w *world) (*Stream, *pipe) {
 	t.Helper()
-	p := &pipe{t.Context(), make(chan *discovery.DeltaDiscoveryRequest), make(chan *discovery.DeltaDiscoveryResponse), make(chan error, 1)}
+	p := newPipe(t)
 	s := NewStream(w, clock.RealClock{})
 	go func() { p.done <- s.Serve(p, nil) }()
 	t.Cleanup(func() {

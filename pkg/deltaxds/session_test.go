@@ -1,0 +1,333 @@
+package deltaxds
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	status "google.golang.org/genproto/googleapis/rpc/status"
+	clocktesting "k8s.io/utils/clock/testing"
+)
+
+// steps drives a stream without a connection.
+type steps struct {
+	t *testing.T
+	*world
+	*Stream
+	clock *clocktesting.FakeClock
+}
+
+func newSteps(t *testing.T) *steps {
+	w, c := &world{have: map[string]map[string]*Resource{}}, clocktesting.NewFakeClock(time.Now())
+	return &steps{t, w, NewStream(w, c), c}
+}
+
+func (s *steps) ask(url string, names ...string) {
+	s.Take(&discovery.DeltaDiscoveryRequest{TypeUrl: url, ResourceNamesSubscribe: names})
+}
+
+func (s *steps) put(url, name, value string) {
+	s.set(s.t, url, name, value)
+	s.Dirty(url, name)
+}
+
+// says checks the next response: the type's last word, then names, those that are removed with a minus.
+func (s *steps) says(want string) *discovery.DeltaDiscoveryResponse {
+	s.t.Helper()
+	resp := s.Next()
+	got := ""
+	if resp != nil {
+		got = resp.GetTypeUrl()[strings.LastIndexByte(resp.GetTypeUrl(), '.')+1:]
+		for _, r := range resp.GetResources() {
+			got += " " + r.GetName()
+		}
+		for _, n := range resp.GetRemovedResources() {
+			got += " -" + n
+		}
+	}
+	if got != want {
+		s.t.Fatalf("says %q, want %q; %+v", got, want, s.Status())
+	}
+	if resp == nil {
+		return nil
+	}
+	return resp.DeltaDiscoveryResponse
+}
+
+func (s *steps) answer(r *discovery.DeltaDiscoveryResponse, refusal string) {
+	req := &discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()}
+	if refusal != "" {
+		req.ErrorDetail = &status.Status{Message: refusal}
+	}
+	s.Take(req)
+}
+
+// A Service that is made and deleted at once must not freeze a proxy: its cluster warms until a word about its endpoints
+// comes, and that must not wait for the answer about the cluster.
+func TestServiceThatGoesWhileItsClusterWarms(t *testing.T) {
+	s := newSteps(t)
+	s.put(ClusterType, "c", "1")
+	s.ask(ClusterType)
+	clusters := s.says("Cluster c")
+	s.put(ClusterType, "c", "")
+	s.put(EndpointType, "c", "")
+	s.ask(EndpointType, "c")
+	s.answer(s.says("ClusterLoadAssignment -c"), "")
+	s.says("")
+	s.answer(clusters, "")
+	s.says("Cluster -c")
+}
+
+// The endpoints of a changed cluster go while it warms: the proxy has some, and needs a word all the same.
+func TestChangedClusterWhoseEndpointsGo(t *testing.T) {
+	s := newSteps(t)
+	s.put(ClusterType, "c", "1")
+	s.put(EndpointType, "c", "1")
+	s.ask(ClusterType)
+	s.answer(s.says("Cluster c"), "")
+	s.ask(EndpointType, "c")
+	s.answer(s.says("ClusterLoadAssignment c"), "")
+	s.put(ClusterType, "c", "2")
+	s.says("Cluster c")
+	s.put(EndpointType, "c", "")
+	s.says("ClusterLoadAssignment -c")
+}
+
+func TestNameWithoutResourceIsAnsweredOnceUntilItIsAskedForAgain(t *testing.T) {
+	s := newSteps(t)
+	s.ask(RouteType, "80")
+	s.answer(s.says("RouteConfiguration -80"), "")
+	s.Dirty(RouteType, "80")
+	s.says("")
+	s.ask(RouteType, "80")
+	s.answer(s.says("RouteConfiguration -80"), "")
+	s.put(RouteType, "80", "1")
+	s.says("RouteConfiguration 80")
+}
+
+// What waits, waits for a bounded time, whoever does not answer.
+func TestNoAnswerIsWaitedForLongerThanPatience(t *testing.T) {
+	s := newSteps(t)
+	s.put(ClusterType, "old", "1")
+	s.put(ListenerType, "l", "1")
+	s.ask(ClusterType)
+	first := s.says("Cluster old")
+	s.ask(ListenerType)
+	s.says("") // the clusters that it refers to may not be there yet
+	s.clock.Step(Patience)
+	s.says("Listener l") // neither is answered from here on
+	s.put(ListenerType, "l", "")
+	s.put(ClusterType, "old", "")
+	s.put(ClusterType, "new", "1")
+	s.says("Cluster new")
+	s.says("")
+	s.clock.Step(Patience)
+	s.says("Listener -l")
+	s.says("Cluster -old")
+	s.says("")
+	s.answer(first, "") // an answer to one of several
+	if st := s.Status()[ClusterType]; st.Acked != 1 || !st.Pending {
+		t.Fatalf("after one of three answers: %+v", st)
+	}
+	if stalled := s.Stalled(); stalled != nil {
+		t.Fatalf("stalled too early: %v", stalled)
+	}
+}
+
+func TestListenersThatComeAndGoAreSentTogether(t *testing.T) {
+	s := newSteps(t)
+	s.put(ListenerType, "a", "1")
+	s.ask(ListenerType)
+	s.answer(s.says("Listener a"), "")
+	s.put(ListenerType, "a", "")
+	s.put(ListenerType, "b", "1")
+	s.says("Listener b -a") // b may have the address of a; Envoy removes first
+}
+
+// One bad resource makes a proxy refuse what came with it. The others are sent again without it.
+func TestRefusedResourceDoesNotKeepOthersBack(t *testing.T) {
+	s := newSteps(t)
+	for _, name := range []string{"a", "b", "bad", "c"} {
+		s.put(ExtensionConfigType, name, "1")
+	}
+	s.ask(ExtensionConfigType, "a", "b", "bad", "c", "none")
+	s.answer(s.says("TypedExtensionConfig a b bad c -none"), "bad is bad")
+	s.answer(s.says("TypedExtensionConfig a b"), "")
+	if st := s.Status()[ExtensionConfigType]; st.Error != "bad is bad" || !st.Pending {
+		t.Fatalf("while it is looked for: %+v", st)
+	}
+	s.answer(s.says("TypedExtensionConfig bad c"), "bad is bad")
+	s.answer(s.says("TypedExtensionConfig bad"), "bad is bad")
+	s.answer(s.says("TypedExtensionConfig c"), "")
+	s.answer(s.says("TypedExtensionConfig -none"), "")
+	s.says("")
+	if names, _ := s.Unsettled(ExtensionConfigType); len(names) != 1 || names["bad"] != "bad is bad" {
+		t.Fatalf("unsettled: %q", names)
+	}
+	s.put(ExtensionConfigType, "c", "2")
+	s.answer(s.says("TypedExtensionConfig c"), "")
+	if st := s.Status()[ExtensionConfigType]; st.Error != "bad is bad" || st.Pending {
+		t.Fatalf("another one was taken: %+v", st)
+	}
+	s.put(ExtensionConfigType, "bad", "2")
+	s.answer(s.says("TypedExtensionConfig bad"), "")
+	if st := s.Status()[ExtensionConfigType]; st.Error != "" || st.Pending {
+		t.Fatalf("when it was mended: %+v", st)
+	}
+}
+
+// A proxy that reconnects while it warms a cluster says that it has the endpoints; it has those of the cluster before.
+func TestReconnectingProxyGetsTheEndpointsItWarmsWith(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		warms func(*steps)
+	}{
+		{"warming already: it does not ask for clusters before the endpoints have come", func(*steps) {}},
+		{"the cluster has changed meanwhile", func(s *steps) {
+			s.Take(&discovery.DeltaDiscoveryRequest{TypeUrl: ClusterType, InitialResourceVersions: map[string]string{"c": "before"}})
+			s.says("Cluster c")
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSteps(t)
+			s.put(ClusterType, "c", "2")
+			s.put(EndpointType, "c", "1")
+			e, _ := s.Resource(EndpointType, "c")
+			c.warms(s)
+			s.Take(&discovery.DeltaDiscoveryRequest{TypeUrl: EndpointType, ResourceNamesSubscribe: []string{"c"},
+				InitialResourceVersions: map[string]string{"c": e.Version}})
+			s.says("ClusterLoadAssignment c")
+		})
+	}
+}
+
+func TestUnsubscribingFromANameThatEverythingIncludes(t *testing.T) {
+	s := newSteps(t)
+	s.put(ClusterType, "a", "1")
+	s.ask(ClusterType, "*", "a", "none")
+	s.answer(s.says("Cluster a -none"), "")
+	s.Take(&discovery.DeltaDiscoveryRequest{TypeUrl: ClusterType, ResourceNamesUnsubscribe: []string{"a", "none"}})
+	s.answer(s.says("Cluster a"), "") // the client cannot know which of the two it still has
+	s.answer(s.says("Cluster -none"), "")
+	s.Take(&discovery.DeltaDiscoveryRequest{TypeUrl: ClusterType, ResourceNamesUnsubscribe: []string{"*"}})
+	s.put(ClusterType, "a", "2")
+	s.says("")
+	s.ask(ClusterType, "*")
+	s.says("Cluster a")
+}
+
+func TestClientThatDoesNotAnswerHasStalled(t *testing.T) {
+	s := newSteps(t)
+	s.put(ClusterType, "c", "1")
+	s.ask(ClusterType)
+	s.says("Cluster c")
+	s.ask(EndpointType, "c")
+	s.says("ClusterLoadAssignment -c")
+	s.clock.Step(StallLimit - time.Second)
+	if stalled := s.Stalled(); stalled != nil {
+		t.Fatal(stalled)
+	}
+	s.clock.Step(time.Second)
+	stalled := s.Stalled()
+	if stalled == nil || stalled.Type != ClusterType || !slices.Equal(stalled.Names, []string{"c"}) || stalled.For != StallLimit {
+		t.Fatalf("stalled: %+v", stalled)
+	}
+	if text := stalled.Error(); !strings.Contains(text, `["c"]`) || !strings.Contains(text, EndpointType) {
+		t.Fatal(text)
+	}
+}
+
+// hiding does not know its secrets yet.
+type hiding struct{ *world }
+
+func (h hiding) Resource(url, name string) (*Resource, bool) {
+	if url == SecretType {
+		return nil, false
+	}
+	return h.world.Resource(url, name)
+}
+
+func TestClientThatWaitsForUsHasNotStalled(t *testing.T) {
+	s := newSteps(t)
+	s.Stream = NewStream(hiding{s.world}, s.clock)
+	s.put(ClusterType, "c", "1")
+	s.ask(ClusterType)
+	s.says("Cluster c")
+	s.ask(SecretType, "default")
+	s.says("")
+	s.clock.Step(2 * StallLimit)
+	if stalled := s.Stalled(); stalled != nil {
+		t.Fatal(stalled)
+	}
+	s.Take(&discovery.DeltaDiscoveryRequest{TypeUrl: SecretType, ResourceNamesUnsubscribe: []string{"default"}})
+	s.clock.Step(StallLimit)
+	if s.Stalled() == nil {
+		t.Fatal("it waits for nothing and has not stalled")
+	}
+}
+
+func eventually(t *testing.T, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not come to that")
+		}
+	}
+}
+
+// mute is a client that reads nothing: sending to it waits.
+type mute struct {
+	ctx   context.Context
+	ended chan struct{}
+}
+
+func (m *mute) Context() context.Context { return m.ctx }
+func (m *mute) Recv() (*discovery.DeltaDiscoveryRequest, error) {
+	<-m.ctx.Done()
+	return nil, m.ctx.Err()
+}
+func (m *mute) Send(*discovery.DeltaDiscoveryResponse) error {
+	defer close(m.ended)
+	<-m.ctx.Done()
+	return m.ctx.Err()
+}
+
+func TestServeEndsForAClientThatDoesNotRead(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	m := &mute{ctx, make(chan struct{})}
+	w, c := &world{have: map[string]map[string]*Resource{}}, clocktesting.NewFakeClock(time.Now())
+	w.set(t, ClusterType, "c", "1")
+	done := make(chan error, 1)
+	go func() { done <- NewStream(w, c).Serve(m, &discovery.DeltaDiscoveryRequest{TypeUrl: ClusterType}) }()
+	eventually(t, c.HasWaiters)
+	c.Step(StallLimit)
+	var stalled *Stalled
+	if err := <-done; !errors.As(err, &stalled) {
+		t.Fatalf("ended with %v", err)
+	}
+	cancel() // as gRPC does when the call returns
+	<-m.ended
+}
+
+// Serve takes up by itself what has waited long enough.
+func TestServeSendsWhatHasWaitedLongEnough(t *testing.T) {
+	w, c := &world{have: map[string]map[string]*Resource{}}, clocktesting.NewFakeClock(time.Now())
+	w.set(t, ClusterType, "c", "1")
+	w.set(t, ListenerType, "l", "1")
+	s, p := NewStream(w, c), newPipe(t)
+	go func() { p.done <- s.Serve(p, nil) }()
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: ClusterType}
+	p.expect(t, ClusterType, []string{"c"}, nil)
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: ListenerType}
+	eventually(t, func() bool { return s.Status()[ListenerType].Pending && c.HasWaiters() })
+	c.Step(Patience)
+	p.expect(t, ListenerType, []string{"l"}, nil)
+	close(p.in)
+	if err := <-p.done; err != nil {
+		t.Fatal(err)
+	}
+}
