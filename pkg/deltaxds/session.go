@@ -257,12 +257,16 @@ var referrers = map[string][]string{
 	RouteType:           {ListenerType},
 }
 
-// referred says whether something that the client has, or has to be told of, may still refer to what has gone.
+// referred says whether something that the client has may still refer to what has gone, because what replaces it is unsent
+// or unanswered. What is not known here yet does not count: it may come only when the client has answered for this.
 func (s *session) referred(url string, now time.Time) bool {
 	if now.Sub(s.types[url].since) >= Patience {
 		return false
 	}
-	return slices.ContainsFunc(referrers[url], func(by string) bool { return s.types[by] != nil && s.types[by].pending() })
+	return slices.ContainsFunc(referrers[url], func(by string) bool {
+		sub := s.types[by]
+		return sub != nil && len(sub.inFlight)+len(sub.unsaid)+len(sub.again) > 0
+	})
 }
 
 // pending says whether something is unsent or unanswered.

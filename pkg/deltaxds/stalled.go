@@ -2,7 +2,6 @@ package deltaxds
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 )
@@ -20,12 +19,13 @@ type Stalled struct {
 	Waits string        // what the client may be waiting for, as far as can be seen from here
 }
 
-// Error implements error. Names are quoted, and not more than a few.
+// Error implements error.
 func (s *Stalled) Error() string {
-	return fmt.Sprintf("no answer to %s of %s for %s; %s", quoted(s.Names), s.Type, s.For.Round(time.Second), s.Waits)
+	return fmt.Sprintf("no answer to %s of type %s for %s; %s", Quoted(s.Names), s.Type, s.For.Round(time.Second), s.Waits)
 }
 
-func quoted(names []string) string {
+// Quoted is names of resources for people: quoted, and not more than a few.
+func Quoted(names []string) string {
 	const most = 5
 	var out []string
 	for _, n := range names[:min(most, len(names))] {
@@ -102,7 +102,7 @@ func (s *session) waitsFor(url string) string {
 		}
 	}
 	if len(others) > 0 {
-		return "unanswered or unsent as well: " + strings.Join(slices.Clip(others), ", ")
+		return "unanswered or unsent as well: " + strings.Join(others, ", ")
 	}
 	return "everything else that it has asked for has been answered"
 }

@@ -2,6 +2,8 @@ package deltaxds
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -60,7 +62,7 @@ type Status struct {
 	Pending    bool   `json:"pending"`         // something is unsent or unanswered
 }
 
-// Stream is one client. Dirty, Status and Unsettled may be called from any goroutine, and the other methods from one at
+// Stream is one client. Dirty, Status, Unsettled and Names may be called from any goroutine, and the other methods from one at
 // a time.
 type Stream struct {
 	source Source
@@ -118,10 +120,8 @@ func (s *Stream) Unsettled(typeURL string) (names map[string]string, asked bool)
 	if sub == nil {
 		return nil, false
 	}
-	names = map[string]string{}
-	for name, reason := range sub.refused {
-		names[name] = reason
-	}
+	names = make(map[string]string, len(sub.refused))
+	maps.Copy(names, sub.refused)
 	note := func(set map[string]bool) {
 		for name := range set {
 			names[name] = ""
@@ -144,6 +144,16 @@ func (s *Stream) Unsettled(typeURL string) (names map[string]string, asked bool)
 		}
 	}
 	return names, true
+}
+
+// Names returns the names of a type that the client has asked for in this stream.
+func (s *Stream) Names(typeURL string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sub := s.session.types[typeURL]; sub != nil {
+		return slices.Collect(maps.Keys(sub.names))
+	}
+	return nil
 }
 
 // Take brings the stream up to date with a request. Serve calls it; it is there by itself, like Next, for whoever has the

@@ -62,7 +62,8 @@ func (c *cache) Resource(typeURL, name string) (*deltaxds.Resource, bool) {
 	if r := t.resources[name]; r != nil {
 		return r, true
 	}
-	return nil, t.absent[name] || (t.wildcard && t.complete)
+	// A name that is asked for beside everything has an answer of its own.
+	return nil, t.absent[name] || (t.wildcard && t.complete && !t.wanted[name])
 }
 
 // Wildcard implements deltaxds.Source.
@@ -102,6 +103,16 @@ func (c *cache) Subscribed(typeURL string, added, removed []string) {
 	c.signal()
 }
 
+// keep drops the names of a type that are not among those given.
+func (c *cache) keep(typeURL string, names []string) {
+	c.mu.Lock()
+	dropped := slices.DeleteFunc(slices.Collect(maps.Keys(c.of(typeURL).wanted)), func(n string) bool { return slices.Contains(names, n) })
+	c.mu.Unlock()
+	if len(dropped) > 0 {
+		c.Subscribed(typeURL, nil, dropped)
+	}
+}
+
 // apply takes a response of Pilot and returns the names it changed.
 func (c *cache) apply(resp *discovery.DeltaDiscoveryResponse) []string {
 	c.mu.Lock()
@@ -130,8 +141,26 @@ func (c *cache) apply(resp *discovery.DeltaDiscoveryResponse) []string {
 	return changed
 }
 
+// everything says whether Envoy subscribes to all that there is of a type.
+func (c *cache) everything(typeURL string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.of(typeURL).wildcard
+}
+
+// asked lists the types of which Envoy has asked for something.
+func (c *cache) asked() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.types))
+}
+
+// another is the version under which Pilot is told of what the proxy has in another version, or may have still.
+const another = "another"
+
 // initial returns the requests that open a stream to Pilot: every subscription, with the versions that are here already.
-func (c *cache) initial() []*discovery.DeltaDiscoveryRequest {
+// Those that the proxy has not taken do not count, or Pilot would believe that it has them: behind says which these are.
+func (c *cache) initial(behind map[string]lag) []*discovery.DeltaDiscoveryRequest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var out []*discovery.DeltaDiscoveryRequest
@@ -150,6 +179,14 @@ func (c *cache) initial() []*discovery.DeltaDiscoveryRequest {
 		}
 		for name, r := range t.resources {
 			req.InitialResourceVersions[name] = r.Version
+			if behind[url].all {
+				req.InitialResourceVersions[name] = another
+			}
+		}
+		for name := range behind[url].names {
+			if t.wildcard || t.wanted[name] {
+				req.InitialResourceVersions[name] = another
+			}
 		}
 		out = append(out, req)
 	}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"sync"
@@ -25,6 +26,7 @@ type Config struct {
 	TrustDomain string
 	Bundle      *svid.Bundle
 	Clock       clock.Clock
+	Metrics     *Metrics
 	Log         *slog.Logger
 }
 
@@ -40,7 +42,16 @@ type Relay struct {
 	mu      sync.Mutex
 	node    *core.Node
 	streams map[*deltaxds.Stream]bool
-	heard   chan struct{} // capacity one: Envoy has said something, which may be the answer that Pilot waits for
+	lost    map[string]lag // of a proxy that has stalled, by type, until another stream begins
+	stepped chan struct{}  // capacity one: a stream of Envoy has moved, which may be the answer that Pilot waits for
+	anew    chan struct{}  // capacity one: the stream to Pilot must begin anew
+}
+
+// lag is what a proxy does not have of a type as it is here: names with the reason for which it refuses them, or with
+// none if they are unsent or unanswered; or all.
+type lag struct {
+	names map[string]string
+	all   bool
 }
 
 // Attach adds ADS to a pod's socket.
@@ -57,7 +68,7 @@ func New(c Config, p *identity.Identity) *Relay {
 	return &Relay{
 		config: c, pod: p, secrets: sds.New(p, c.Bundle, c.Log), cache: newCache(),
 		log:     c.Log.With("pod", p.Facts.Namespace+"/"+p.Facts.Pod),
-		streams: map[*deltaxds.Stream]bool{}, heard: make(chan struct{}, 1),
+		streams: map[*deltaxds.Stream]bool{}, stepped: make(chan struct{}, 1), anew: make(chan struct{}, 1),
 	}
 }
 
@@ -74,22 +85,50 @@ func (r *Relay) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServic
 	secrets := r.secrets.Open()
 	defer secrets.Close()
 	stream := deltaxds.NewStream(source{r, secrets}, r.config.Clock)
-	r.mu.Lock()
-	r.node = first.GetNode()
-	r.streams[stream] = true
-	r.mu.Unlock()
+	r.connect(stream, first.GetNode())
 	ctx, cancel := context.WithCancel(rpc.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { r.secrets.Follow(ctx, stream.Dirty) })
 	defer wg.Wait()
 	defer cancel()
-	defer func() {
-		r.mu.Lock()
-		delete(r.streams, stream)
-		r.mu.Unlock()
-		r.notice()
-	}()
-	return stream.Serve(&listening{rpc, r.notice}, first)
+	err = stream.Serve(rpc, first)
+	r.disconnect(stream, err)
+	var stalled *deltaxds.Stalled
+	if errors.As(err, &stalled) {
+		r.config.Metrics.stalled.Inc()
+		r.log.Error("the proxy does not take its configuration; its stream begins anew", "type", stalled.Type, "resources", deltaxds.Quoted(stalled.Names),
+			"for", stalled.For.String(), "waitsFor", stalled.Waits)
+		return status.Error(codes.Aborted, err.Error())
+	}
+	return err
+}
+
+func (r *Relay) connect(stream *deltaxds.Stream, node *core.Node) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.node, r.lost = node, nil
+	r.streams[stream] = true
+}
+
+// disconnect forgets a stream. A proxy that has stalled is still there, with what it had.
+func (r *Relay) disconnect(stream *deltaxds.Stream, err error) {
+	var lost map[string]lag
+	var stalled *deltaxds.Stalled
+	if errors.As(err, &stalled) {
+		lost = map[string]lag{}
+		for _, url := range r.cache.asked() {
+			names, asked := stream.Unsettled(url)
+			lost[url] = lag{names, !asked && r.cache.everything(url)}
+		}
+	}
+	r.mu.Lock()
+	delete(r.streams, stream)
+	r.lost = lost
+	r.mu.Unlock()
+	if lost != nil {
+		signal(r.anew) // Pilot may have been told that the proxy has what it has not
+	}
+	signal(r.stepped)
 }
 
 // admit holds Envoy to the pod whose socket it is on: Pilot reads names out of the node's ID.
@@ -136,21 +175,12 @@ func (s source) Refused(typeURL string, versions map[string]string, reason strin
 	s.secrets.Refused(typeURL, versions, reason)
 }
 
-// listening tells when Envoy has said something.
-type listening struct {
-	discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
-	heard func()
-}
+// Stepped implements deltaxds.Follower.
+func (s source) Stepped() { signal(s.stepped) }
 
-func (l *listening) Recv() (*discovery.DeltaDiscoveryRequest, error) {
-	req, err := l.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Recv()
-	l.heard()
-	return req, err
-}
-
-func (r *Relay) notice() {
+func signal(c chan struct{}) {
 	select {
-	case r.heard <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -172,19 +202,45 @@ func (r *Relay) connected() []*deltaxds.Stream {
 	return out
 }
 
-// answered says whether every connected Envoy has taken or refused what it was sent of a type, and why if it refused.
-// With none connected the cache is what takes it.
-func (r *Relay) answered(typeURL string) (done bool, refusal string) {
-	for _, s := range r.connected() {
-		st, ok := s.Status()[typeURL]
-		if ok && st.Pending {
-			return false, ""
-		}
-		if st.Error != "" {
-			refusal = st.Error
+// behind says what the connected Envoy, or each of several, does not have of a type. With none connected the cache is what
+// takes it, unless the last one has stalled.
+func (r *Relay) behind(typeURL string) lag {
+	streams := r.connected()
+	if len(streams) == 0 {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.lost[typeURL]
+	}
+	out := lag{names: map[string]string{}}
+	for _, s := range streams {
+		names, asked := s.Unsettled(typeURL)
+		// Envoy asks for all clusters and all listeners sooner or later; until then it has not taken what has come meanwhile.
+		out.all = out.all || (!asked && r.cache.everything(typeURL))
+		for name, reason := range names {
+			if before, ok := out.names[name]; !ok || before != "" {
+				out.names[name] = reason
+			}
 		}
 	}
-	return true, refusal
+	return out
+}
+
+// tidy drops what an earlier stream has asked for and Envoy does not need any more. It is kept until Envoy has come to all
+// that it asks for, since one that starts while Pilot is away is served from it.
+func (r *Relay) tidy() {
+	streams := r.connected()
+	if len(streams) != 1 {
+		return
+	}
+	status := streams[0].Status()
+	for _, url := range []string{deltaxds.ClusterType, deltaxds.ListenerType} {
+		if st, asked := status[url]; !asked || st.Pending {
+			return
+		}
+	}
+	for _, url := range r.cache.asked() {
+		r.cache.keep(url, streams[0].Names(url))
+	}
 }
 
 func (r *Relay) lastNode() *core.Node {

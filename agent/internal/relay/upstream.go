@@ -2,7 +2,10 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -11,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -18,10 +22,8 @@ import (
 
 const (
 	maxResponse = 64 << 20 // of one response of Pilot
-	// Envoy answers within milliseconds. One that does not is stuck, and its pod should not keep Pilot from sending what
-	// a restarted one will need.
-	answerWithin = 30 * time.Second
-	longLived    = 10 * time.Second // a stream that lasted this long was a good one: the next retry is quick
+	tidyEvery   = time.Minute
+	longLived   = 10 * time.Second // a stream that lasted this long was a good one: the next retry is quick
 )
 
 // Run keeps a stream to Pilot until ctx ends, from when Envoy first asks for something. Losing it changes nothing for
@@ -83,19 +85,6 @@ func (r *Relay) dial() (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// upstream is one stream to Pilot.
-type upstream struct {
-	*Relay
-	rpc       discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
-	unacked   map[string]*response // the last response of each type until it is answered
-	nodeKnown bool
-}
-
-type response struct {
-	nonce string
-	since time.Time
-}
-
 func (r *Relay) stream(ctx context.Context, conn *grpc.ClientConn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -103,9 +92,13 @@ func (r *Relay) stream(ctx context.Context, conn *grpc.ClientConn) error {
 	if err != nil {
 		return err
 	}
-	u := &upstream{Relay: r, rpc: rpc, unacked: map[string]*response{}}
-	for _, req := range r.cache.initial() {
-		if err := u.send(req); err != nil {
+	select {
+	case <-r.anew: // it does
+	default:
+	}
+	u := newUpstream(r)
+	for _, req := range u.open() {
+		if err := rpc.Send(req); err != nil {
 			return err
 		}
 	}
@@ -127,39 +120,28 @@ func (r *Relay) stream(ctx context.Context, conn *grpc.ClientConn) error {
 	}()
 	defer func() { <-done }()
 	defer cancel()
-	return u.loop(ctx, responses, failed)
-}
-
-// loop moves responses to Envoy, and Envoy's subscriptions and answers to Pilot. An answer goes up when Envoy has given
-// it, so that Pilot knows what proxies run with. When that is shows in the state of Envoy's stream a moment after Envoy
-// has spoken, so it is looked at a few times.
-func (u *upstream) loop(ctx context.Context, responses <-chan *discovery.DeltaDiscoveryResponse, failed <-chan error) error {
-	const shortest, longest = time.Millisecond, 100 * time.Millisecond
-	look := shortest
+	tidy := r.config.Clock.NewTimer(tidyEvery)
+	defer tidy.Stop()
 	for {
-		for _, req := range u.cache.pending() {
-			if err := u.send(req); err != nil {
+		requests, err := u.requests()
+		if err != nil {
+			return err
+		}
+		for _, req := range requests {
+			if err := rpc.Send(req); err != nil {
 				return err
 			}
 		}
-		if err := u.answer(); err != nil {
-			return err
-		}
-		var again <-chan time.Time
-		if len(u.unacked) > 0 {
-			again = time.After(look)
-		}
 		select {
 		case resp := <-responses:
-			changed := u.cache.apply(resp)
-			u.unacked[resp.GetTypeUrl()] = &response{nonce: resp.GetNonce(), since: u.config.Clock.Now()}
-			u.dirty(resp.GetTypeUrl(), changed)
-			look = shortest
-		case <-u.cache.wake:
-		case <-u.heard:
-			look = shortest
-		case <-again:
-			look = min(2*look, longest)
+			u.take(resp)
+		case <-r.cache.wake:
+		case <-r.stepped:
+		case <-r.anew:
+			return errors.New("the proxy has stalled")
+		case <-tidy.C():
+			r.tidy()
+			tidy.Reset(tidyEvery)
 		case err := <-failed:
 			return err
 		case <-ctx.Done():
@@ -168,28 +150,114 @@ func (u *upstream) loop(ctx context.Context, responses <-chan *discovery.DeltaDi
 	}
 }
 
-func (u *upstream) answer() error {
-	for url, resp := range u.unacked {
-		done, refusal := u.answered(url)
-		if !done && u.config.Clock.Since(resp.since) < answerWithin {
-			continue
-		}
-		req := &discovery.DeltaDiscoveryRequest{TypeUrl: url, ResponseNonce: resp.nonce}
-		if refusal != "" {
-			u.log.Warn("the proxy refused configuration", "type", url, "reason", refusal)
-			req.ErrorDetail = &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: refusal}
-		}
-		delete(u.unacked, url)
-		if err := u.send(req); err != nil {
-			return err
-		}
-	}
-	return nil
+// upstream is what was said on one stream to Pilot: a state machine that does no I/O. An answer goes up when Envoy has
+// given it, so that Pilot knows what proxies run with.
+type upstream struct {
+	*Relay
+	unanswered map[string][]response      // of Pilot, by type
+	behind     map[string]map[string]bool // by type, names of which Pilot knows that the proxy does not have them
+	nodeKnown  bool
 }
 
-func (u *upstream) send(req *discovery.DeltaDiscoveryRequest) error {
-	if !u.nodeKnown {
-		req.Node, u.nodeKnown = u.lastNode(), true
+type response struct {
+	nonce string
+	names map[string]bool
+}
+
+func newUpstream(r *Relay) *upstream {
+	return &upstream{Relay: r, unanswered: map[string][]response{}, behind: map[string]map[string]bool{}}
+}
+
+// open returns the requests that begin the stream.
+func (u *upstream) open() []*discovery.DeltaDiscoveryRequest {
+	behind := map[string]lag{}
+	for _, url := range u.cache.asked() {
+		behind[url] = u.Relay.behind(url)
+		u.note(url, slices.Collect(maps.Keys(behind[url].names)), true)
 	}
-	return u.rpc.Send(req)
+	return u.named(u.cache.initial(behind))
+}
+
+// take keeps a response of Pilot and tells Envoy of it.
+func (u *upstream) take(resp *discovery.DeltaDiscoveryResponse) {
+	url := resp.GetTypeUrl()
+	changed := u.cache.apply(resp)
+	r := response{resp.GetNonce(), map[string]bool{}}
+	for _, name := range changed {
+		r.names[name] = true
+	}
+	u.unanswered[url] = append(u.unanswered[url], r)
+	u.dirty(url, changed)
+}
+
+var errMistaken = errors.New("the proxy refuses what Pilot believes it has")
+
+// requests returns what there is to say to Pilot: changes of subscriptions, and answers. It fails when Pilot believes what
+// is not so, as when a proxy that has just started refuses what was taken for it: only a new stream can put that right.
+func (u *upstream) requests() ([]*discovery.DeltaDiscoveryRequest, error) {
+	out := u.cache.pending()
+	for _, url := range u.cache.asked() {
+		lag := u.Relay.behind(url)
+		kept := u.unanswered[url][:0]
+		for _, r := range u.unanswered[url] {
+			answer := u.answer(url, r, lag)
+			if answer == nil {
+				kept = append(kept, r)
+				continue
+			}
+			out = append(out, answer)
+		}
+		u.unanswered[url] = kept
+		for name, reason := range lag.names {
+			if reason != "" && !u.behind[url][name] && !slices.ContainsFunc(kept, func(r response) bool { return r.names[name] }) {
+				return nil, fmt.Errorf("%w: %.120q of type %s", errMistaken, name, url)
+			}
+		}
+	}
+	return u.named(out), nil
+}
+
+// answer returns nil while the proxy has not answered.
+func (u *upstream) answer(url string, r response, lag lag) *discovery.DeltaDiscoveryRequest {
+	if lag.all {
+		return nil
+	}
+	req := &discovery.DeltaDiscoveryRequest{TypeUrl: url, ResponseNonce: r.nonce}
+	var refused []string
+	for name := range r.names {
+		switch reason, behind := lag.names[name]; {
+		case behind && reason == "":
+			return nil
+		case behind:
+			refused = append(refused, name)
+			req.ErrorDetail = &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: reason}
+		}
+	}
+	u.note(url, slices.Collect(maps.Keys(r.names)), false)
+	u.note(url, refused, true)
+	if len(refused) > 0 {
+		u.log.Warn("the proxy refused configuration", "type", url, "resources", deltaxds.Quoted(refused), "reason", req.GetErrorDetail().GetMessage())
+	}
+	return req
+}
+
+func (u *upstream) note(url string, names []string, behind bool) {
+	if u.behind[url] == nil {
+		u.behind[url] = map[string]bool{}
+	}
+	for _, name := range names {
+		if behind {
+			u.behind[url][name] = true
+		} else {
+			delete(u.behind[url], name)
+		}
+	}
+}
+
+// named adds to the first request of the stream who it is that asks.
+func (u *upstream) named(requests []*discovery.DeltaDiscoveryRequest) []*discovery.DeltaDiscoveryRequest {
+	if len(requests) > 0 && !u.nodeKnown {
+		requests[0].Node, u.nodeKnown = u.lastNode(), true
+	}
+	return requests
 }

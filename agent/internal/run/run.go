@@ -88,7 +88,8 @@ func Run(ctx context.Context, s Settings) (err error) {
 	}
 	node, err := pods.New(filepath.Join(s.StateDir, "pods"), s.TokenDir, issuer, log,
 		sds.Attach(source.Bundle, log),
-		relay.Attach(relay.Config{Pilot: s.Pilot, TrustDomain: s.TrustDomain, Bundle: source.Bundle, Clock: clock.RealClock{}, Log: log}),
+		relay.Attach(relay.Config{Pilot: s.Pilot, TrustDomain: s.TrustDomain, Bundle: source.Bundle, Clock: clock.RealClock{},
+			Metrics: relay.NewMetrics(registry), Log: log}),
 		workloadapi.Attach(source.Bundle),
 		als.Attach(events, s.NodeName, registry),
 		counters.Attach)
