@@ -47,7 +47,7 @@ type sidecar struct {
 func (m *testMesh) sidecar(ca *envoytest.CA, id spiffe.ID, nodeID string, application uint32) *sidecar {
 	m.t.Helper()
 	identify := func(context.Context) (spiffe.ID, error) { return id, nil }
-	s := &sidecar{Server: NewServer(m.store, identify, 10, m.server.log), leaf: ca.Issue(m.t, id.String()), root: ca.Root,
+	s := &sidecar{Server: NewServer(m.store, Options{Identify: identify, MaxProxies: 10, Recorder: &noted{}, Clock: clock.RealClock{}, Log: m.server.log}), leaf: ca.Issue(m.t, id.String()), root: ca.Root,
 		application: application, admin: envoytest.FreePorts(m.t, 1)[0]}
 	socket := filepath.Join(m.t.TempDir(), "agent.sock")
 	l, err := net.Listen("unix", socket)

@@ -14,6 +14,7 @@ type Metrics struct {
 	pushes      *prometheus.CounterVec
 	pushed      *prometheus.CounterVec
 	refused     *prometheus.CounterVec
+	stalled     *prometheus.CounterVec
 	convergence prometheus.Histogram
 }
 
@@ -30,10 +31,15 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Name: "bulwark_pilot_resources_sent_total", Help: "Resources sent."}, []string{"type"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bulwark_pilot_proxies_refused_total", Help: "Streams refused."}, []string{"reason"}),
+		stalled: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_pilot_proxies_stalled_total",
+			Help: "Times a proxy had not taken what was sent to it within 30 seconds, and its stream began anew."}, []string{"type"}),
 		convergence: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "pilot_proxy_convergence_time",
 			Help: "Seconds from a change in the registry to its being sent to a proxy.", Buckets: []float64{.001, .005, .01, .05, .1, .5, 1, 3, 5, 10, 30}}),
 	}
-	r.MustRegister(m.connections, m.recomputes, m.marshals, m.pushes, m.pushed, m.refused, m.convergence)
+	r.MustRegister(m.connections, m.recomputes, m.marshals, m.pushes, m.pushed, m.refused, m.stalled, m.convergence)
+	for _, typ := range shortNames { // there from the beginning, so that the first is an increase
+		m.stalled.WithLabelValues(typ)
+	}
 	return m
 }
 

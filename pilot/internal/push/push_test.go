@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
@@ -55,7 +56,7 @@ func newMesh(t *testing.T) *testMesh {
 		}
 		return id, nil
 	}
-	return &testMesh{t, reg, store, NewServer(store, identify, 1000, log)}
+	return &testMesh{t, reg, store, NewServer(store, Options{Identify: identify, MaxProxies: 1000, Recorder: &noted{}, Clock: clock.RealClock{}, Log: log})}
 }
 
 func (m *testMesh) apply(events ...registry.Event) {
@@ -115,6 +116,7 @@ type proxy struct {
 	done   chan error
 	cancel context.CancelFunc
 
+	silent   bool // it answers nothing
 	mu       sync.Mutex
 	received map[string][]string // type → names, in the order of their coming
 	removed  map[string][]string
@@ -131,6 +133,9 @@ func (p *proxy) Send(r *discovery.DeltaDiscoveryResponse) error {
 	p.removed[short(r.GetTypeUrl())] = append(p.removed[short(r.GetTypeUrl())], r.GetRemovedResources()...)
 	p.settled.Broadcast()
 	p.mu.Unlock()
+	if p.silent {
+		return nil
+	}
 	go p.answer(&discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()})
 	return nil
 }
@@ -190,11 +195,15 @@ func (m *testMesh) connect(node string, id spiffe.ID, types ...string) *proxy {
 	for i, url := range types {
 		req := &discovery.DeltaDiscoveryRequest{TypeUrl: url}
 		if i == 0 {
-			req.Node = &core.Node{Id: node}
+			req = first(node, url)
 		}
 		p.in <- req
 	}
 	return p
+}
+
+func first(node, typeURL string) *discovery.DeltaDiscoveryRequest {
+	return &discovery.DeltaDiscoveryRequest{TypeUrl: typeURL, Node: &core.Node{Id: node}}
 }
 
 func account(ns, sa string) spiffe.ID {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/utils/clock"
@@ -26,22 +27,31 @@ const (
 // Server is the aggregated discovery service.
 type Server struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
-	store      *Store
-	identify   func(context.Context) (spiffe.ID, error) // the verified peer of a call
-	maxProxies int
-	log        *slog.Logger
+	store   *Store
+	options Options
+	events  *rate.Limiter
+	log     *slog.Logger
 }
 
-// NewServer returns a server of the store. identify tells who a call's client is, by its certificate.
-func NewServer(store *Store, identify func(context.Context) (spiffe.ID, error), maxProxies int, log *slog.Logger) *Server {
-	return &Server{store: store, identify: identify, maxProxies: maxProxies, log: log}
+// Options are what a server needs beside its store.
+type Options struct {
+	Identify   func(context.Context) (spiffe.ID, error) // who a call's client is, by its certificate
+	MaxProxies int
+	Recorder   Recorder // of Events on pods
+	Clock      clock.Clock
+	Log        *slog.Logger
+}
+
+// NewServer returns a server of the store.
+func NewServer(store *Store, o Options) *Server {
+	return &Server{store: store, options: o, events: rate.NewLimiter(eventsPerSecond, eventsAtOnce), log: o.Log}
 }
 
 type adsStream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 
 // DeltaAggregatedResources serves one proxy.
 func (s *Server) DeltaAggregatedResources(rpc adsStream) error {
-	id, err := s.identify(rpc.Context())
+	id, err := s.options.Identify(rpc.Context())
 	if err != nil {
 		s.store.metrics.refused.WithLabelValues("unauthenticated").Inc()
 		return status.Error(codes.Unauthenticated, err.Error())
@@ -64,14 +74,19 @@ func (s *Server) serve(rpc adsStream, first *discovery.DeltaDiscoveryRequest, po
 	ctx, cancel := context.WithCancel(rpc.Context())
 	defer cancel()
 	c := &client{store: s.store, node: node, pod: pod.ID, namespace: pod.Namespace, identity: id, delivery: pod.Delivery, since: time.Now(), end: cancel}
-	c.stream = deltaxds.NewStream(c, clock.RealClock{})
-	if !s.store.admit(c, pod, s.maxProxies) {
+	c.stream = deltaxds.NewStream(c, s.options.Clock)
+	if !s.store.admit(c, pod, s.options.MaxProxies) {
 		s.store.metrics.refused.WithLabelValues("full").Inc()
-		return status.Errorf(codes.ResourceExhausted, "%d proxies are connected", s.maxProxies)
+		return status.Errorf(codes.ResourceExhausted, "%d proxies are connected", s.options.MaxProxies)
 	}
 	defer s.store.remove(c)
 	s.log.Info("proxy connected", "node", node, "identity", id.String())
 	err := c.stream.Serve(&observed{rpc, ctx, c}, first)
+	var stalled *deltaxds.Stalled
+	if errors.As(err, &stalled) {
+		s.stalled(c, pod, stalled)
+		err = status.Error(codes.Aborted, stalled.Error())
+	}
 	s.log.Info("proxy left", "node", node, "error", err)
 	return err
 }

@@ -18,8 +18,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	k8sevents "k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/admission"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
@@ -169,7 +172,15 @@ func (p *Pilot) serveXDS(ctx context.Context) error {
 	secure := mtls.Server(p.identity, p.identity, mtls.MemberOf(p.settings.TrustDomain))
 	options := append(mtls.ServerOptions(secure, mtls.Limits{MaxConcurrentStreams: 8}), grpc.ForceServerCodecV2(deltaxds.Codec()))
 	srv := grpc.NewServer(options...)
-	discovery.RegisterAggregatedDiscoveryServiceServer(srv, push.NewServer(p.store, mtls.PeerID, p.settings.MaxProxies, p.log))
+	broadcaster := k8sevents.NewBroadcaster(&k8sevents.EventSinkImpl{Interface: p.kube.EventsV1()})
+	if err := broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
+		return fmt.Errorf("recording events: %w", err)
+	}
+	defer broadcaster.Shutdown()
+	discovery.RegisterAggregatedDiscoveryServiceServer(srv, push.NewServer(p.store, push.Options{
+		Identify: mtls.PeerID, MaxProxies: p.settings.MaxProxies, Recorder: broadcaster.NewRecorder(scheme.Scheme, "bulwark-pilot"),
+		Clock: clock.RealClock{}, Log: p.log,
+	}))
 	stop := context.AfterFunc(ctx, srv.Stop)
 	defer stop()
 	p.log.Info("serving xDS", "address", l.Addr().String())
