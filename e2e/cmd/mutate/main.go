@@ -1,5 +1,5 @@
-// Command mutate shows that the end-to-end tests can fail: it switches off one protection at a time in a copy of the
-// source, builds and installs that, and expects the test of the protection to fail.
+// Command mutate shows that the tests of what is claimed can fail: it switches off one protection at a time in a copy of
+// the source, and expects the test of the protection to fail. For an end-to-end test it builds and installs the copy.
 package main
 
 import (
@@ -94,19 +94,26 @@ func (m mutation) try(ctx context.Context, tree string) (string, error) {
 		}
 	}
 	defer func() { _, _ = output(context.WithoutCancel(ctx), tree, "git", "checkout", "-q", "--", ".") }()
+	if pkg, test, ok := strings.Cut(m.test, "."); ok {
+		return outcome(ctx, tree, test, `go test -count=1 ./`+pkg+` -run "^`+test+`$"`)
+	}
 	if out, err := output(ctx, tree, "make", "images", "cluster"); err != nil {
 		return "", fmt.Errorf("building: %w: %s", err, tail(out))
 	}
 	if out, err := output(ctx, tree, "sh", "-c", "bin/cluster load bin/oci/*.tar"); err != nil {
 		return "", fmt.Errorf("loading: %w: %s", err, tail(out))
 	}
-	out, err := output(ctx, tree, "sh", "-c",
-		`cd e2e && KUBECONFIG=../.cluster/kubeconfig go test -count=1 . -run "^`+m.test+`$" -tag "$(cat ../bin/tag)"`)
+	return outcome(ctx, tree, m.test, `cd e2e && KUBECONFIG=../.cluster/kubeconfig go test -count=1 . -run "^`+m.test+`$" -tag "$(cat ../bin/tag)"`)
+}
+
+// outcome runs the command, which runs the test, and says how that ended.
+func outcome(ctx context.Context, tree, test, command string) (string, error) {
+	out, err := output(ctx, tree, "sh", "-c", command)
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
 		return "PASSED: the test does not see it", nil
-	case errors.As(err, &exit) && strings.Contains(out, "--- FAIL: "+m.test):
+	case errors.As(err, &exit) && strings.Contains(out, "--- FAIL: "+test):
 		return "failed: " + reason(out), nil
 	default:
 		return "", fmt.Errorf("the test did not run: %w: %s", err, tail(out))

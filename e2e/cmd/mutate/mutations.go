@@ -1,10 +1,10 @@
 package main
 
-// mutation switches off the protection behind a claim.
+// mutation switches off the protection behind a claim. Those from 16 on are of what else must not happen.
 type mutation struct {
 	claim int
 	what  string
-	test  string // that must fail
+	test  string // that must fail; a unit test has its package before it, as "pkg/authz.TestX"
 	edits []edit
 }
 
@@ -57,4 +57,31 @@ var mutations = []mutation{
 		{"agent/internal/pods/tokens.go", "t.root.Remove(uid + tokenSuffix)", "t.root.Chmod(uid+tokenSuffix, 0o600)"}}},
 	{15, "the Lease of a dead Citadel is waited for", "TestAnotherCitadelLeadsWithinFiveSeconds", []edit{
 		{"citadel/internal/run/lease.go", "leaseDuration = 3 * time.Second", "leaseDuration = 15 * time.Second"}}},
+	{16, "that a name does not exist is said when nothing else is on its way", everyWorld, []edit{
+		{session, "			sub.said[name] = nothing\n			resp.RemovedResources = append(resp.RemovedResources, name)", "			sub.gone[name], sub.since = true, now"},
+		{session, "	return slices.ContainsFunc(referrers[url], func(by string) bool {\n		sub := s.types[by]\n		return sub != nil && len(sub.inFlight)+len(sub.unsaid)+len(sub.again) > 0",
+			"	return slices.ContainsFunc(order, func(by string) bool {\n		sub := s.types[by]\n		return sub != nil && len(sub.inFlight) > 0"}}},
+	{16, "endpoints wait for the answer about clusters", everyWorld, []edit{
+		{session, "(url == ListenerType || url == RouteType) && s.unanswered(ClusterType, now)", "url != ClusterType && s.unanswered(ClusterType, now)"}}},
+	{16, "the endpoints of a changed cluster are not sent again", everyWorld, []edit{
+		{session, "	if endpoints.names[cluster] {", "	if false {"}}},
+	{16, "a proxy that reconnects while a cluster warms is not sent its endpoints", everyWorld, []edit{
+		{session, "(s.types[ClusterType] == nil || s.early[name])", "s.early[name]"}}},
+	{16, "what is refused together is not told apart", everyWorld, []edit{
+		{session, "		s.again = append(s.again, names[:n/2], names[n/2:])", ""}}},
+	{16, "an answer is waited for as long as it takes", "pkg/deltaxds.TestNoAnswerIsWaitedForLongerThanPatience", []edit{
+		{session, "len(sub.inFlight) > 0 && now.Sub(sub.inFlight[len(sub.inFlight)-1].at) < Patience", "len(sub.inFlight) > 0"}}},
+	{16, "the relay answers for a proxy that hangs", "agent/internal/relay.TestProxyThatHangsIsNeverSynced", []edit{
+		{"agent/internal/relay/relay.go", "		return r.lost[typeURL]", "		return lag{}"}}},
+	{16, "the relay says that the proxy has what it refuses", "agent/internal/relay.TestPilotHearsWhatAProxyRefusesThatWasAway", []edit{
+		{"agent/internal/relay/upstream.go", "if reason != \"\" && !u.behind[url][name]", "if false && !u.behind[url][name]"}}},
+	{16, "a removal in the relay waits for what only Pilot can send", "agent/internal/relay.TestProxyAndPilotAgreeInEveryWorld", []edit{
+		{session, "		return sub != nil && len(sub.inFlight)+len(sub.unsaid)+len(sub.again) > 0", "		return sub != nil && sub.pending()"}}},
+	{16, "a proxy that does not answer is waited for", "pilot/internal/push.TestProxyThatDoesNotAnswerIsReportedAndItsStreamEnds", []edit{
+		{"pilot/internal/push/server.go", "	if errors.As(err, &stalled) {", "	if false {"}}},
 }
+
+const (
+	session    = "pkg/deltaxds/session.go"
+	everyWorld = "pkg/deltaxds.TestProxyAndServerAgreeInEveryWorld"
+)
