@@ -20,6 +20,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/e2e/claims"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 var churn = flag.Duration("churn", time.Minute, "how long Services come and go in the test of that")
@@ -155,14 +156,18 @@ func serviceName(n int) string { return fmt.Sprintf("churn-%d", n) }
 
 // service makes a Service, or changes its ports and whom it selects.
 func (c *comings) service(ctx context.Context, n int) error {
-	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: serviceName(n), Labels: c.labels()}}
+	single := corev1.IPFamilyPolicySingleStack
+	svc := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: serviceName(n), Labels: c.labels()}, Spec: corev1.ServiceSpec{IPFamilyPolicy: &single},
+	}
 	if app := []string{"payroll", "web", "account-auditor", "nobody", ""}[c.random.IntN(5)]; app != "" {
 		svc.Spec.Selector = map[string]string{"app": app}
 	}
 	for i := range 1 + c.random.IntN(10) {
 		protocol := []string{"http", "http2", "grpc", "tcp", "https", "tls", "odd"}[c.random.IntN(7)]
-		port := corev1.ServicePort{Name: fmt.Sprintf("%s-%d", protocol, i), Port: int32(21000 + i), TargetPort: intstr.FromInt32([]int32{8080, 9000, 7000, 1}[c.random.IntN(4)])}
-		svc.Spec.Ports = append(svc.Spec.Ports, port)
+		target := []int32{8080, 9000, 7000, 1}[c.random.IntN(4)]
+		svc.Spec.Ports = append(svc.Spec.Ports, corev1.ServicePort{
+			Name: fmt.Sprintf("%s-%d", protocol, i), Port: int32(21000 + i), TargetPort: intstr.FromInt32(target)})
 	}
 	services := c.CoreV1().Services(c.Namespace)
 	old, err := services.Get(ctx, svc.Name, metav1.GetOptions{})
@@ -230,34 +235,42 @@ func allSynced(ctx context.Context) (time.Duration, error) {
 	seen := began.Add(time.Second)
 	err := lab.PollFor(ctx, 3*time.Second, func(ctx context.Context) error {
 		if early := time.Until(seen); early > 0 {
-			return fmt.Errorf("it was not asked within a second")
+			return errors.New("it was not asked within a second")
 		}
-		out, err := cluster.Meshctl(ctx, "status", "-o", "json")
-		if err != nil {
-			return err
+		behind, err := unsynced(ctx)
+		if err == nil && behind != "" {
+			err = fmt.Errorf("these have not what is due: %s", behind)
 		}
-		var proxies []struct {
-			Proxy  string
-			Synced bool
-			Types  map[string]deltaxds.Status
-		}
-		if err := json.Unmarshal(out, &proxies); err != nil {
-			return err
-		}
-		var behind []string
-		for _, p := range proxies {
-			for kind, st := range p.Types {
-				if st.Pending || st.Error != "" {
-					behind = append(behind, fmt.Sprintf("%s %s %+v", p.Proxy, kind, st))
-				}
-			}
-		}
-		if len(proxies) == 0 || len(behind) > 0 {
-			return fmt.Errorf("%d proxies, and these have not what is due: %s", len(proxies), strings.Join(behind, "; "))
-		}
-		return nil
+		return err
 	})
 	return time.Since(began), err
+}
+
+// unsynced says which proxies do not have what is due, as `meshctl status` does.
+func unsynced(ctx context.Context) (string, error) {
+	out, err := cluster.Meshctl(ctx, "status", "-o", "json")
+	if err != nil {
+		return "", err
+	}
+	var proxies []struct {
+		Proxy string
+		Types map[string]deltaxds.Status
+	}
+	if err := json.Unmarshal(out, &proxies); err != nil {
+		return "", err
+	}
+	if len(proxies) == 0 {
+		return "", errors.New("no proxy is connected")
+	}
+	var behind []string
+	for _, p := range proxies {
+		for kind, st := range p.Types {
+			if st.Pending || st.Error != "" {
+				behind = append(behind, fmt.Sprintf("%s %s %+v", p.Proxy, kind, st))
+			}
+		}
+	}
+	return strings.Join(behind, "; "), nil
 }
 
 // holds tries that what comes now is known and enforced everywhere.
@@ -287,4 +300,60 @@ spec: {selector: {app: payroll}, ports: [{name: http, port: 80, targetPort: 8080
 	}
 	policy, err := claims.AChangedPolicyIsEnforced(ctx, c.Scene)
 	return strict + "; " + policy, err
+}
+
+// A proxy that is stopped does not take a new policy: it is not said to have it, and the pod's Events tell. When it goes on,
+// it takes it.
+func TestProxyThatHangsIsTold(t *testing.T) {
+	proveFor(t, "hanging", 6*time.Minute, func(ctx context.Context, s *claims.Scene) (string, error) {
+		pod, err := s.Pod(ctx, s.Namespace, "web")
+		if err != nil {
+			return "", err
+		}
+		resume, err := s.PauseContainer(pod, mesh.ProxyContainer)
+		if errors.Is(err, lab.ErrElsewhere) {
+			t.Skip(err)
+		}
+		if err != nil {
+			return "", err
+		}
+		began := time.Now()
+		policy := (&comings{Scene: s}).policy(0)
+		if err := s.Apply(ctx, policy); err != nil {
+			return "", errors.Join(err, resume())
+		}
+		said := ""
+		err = lab.PollFor(ctx, 90*time.Second, func(ctx context.Context) error {
+			events, err := s.EventsV1().Events(s.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=ProxyNotUpdated"})
+			if err != nil {
+				return err
+			}
+			for _, e := range events.Items {
+				if e.Regarding.Name == pod.Name && e.Regarding.UID == pod.UID {
+					said = e.Note
+					return nil
+				}
+			}
+			return errors.New("no Event on the pod")
+		})
+		told := time.Since(began)
+		if err == nil && told < deltaxds.StallLimit {
+			err = fmt.Errorf("told after %s", told)
+		}
+		if behind, statusErr := unsynced(ctx); err == nil && (statusErr != nil || !strings.Contains(behind, pod.Name)) {
+			err = fmt.Errorf("status does not say it: %q (%w)", behind, statusErr)
+		}
+		if err := errors.Join(err, resume()); err != nil {
+			return "", err
+		}
+		resumed := time.Now()
+		err = lab.PollFor(ctx, 30*time.Second, func(ctx context.Context) error {
+			behind, err := unsynced(ctx)
+			if err == nil && behind != "" {
+				err = errors.New(behind)
+			}
+			return err
+		})
+		return fmt.Sprintf("an Event after %s: %s; synced %s after it went on", told.Round(time.Second), said, time.Since(resumed).Round(time.Millisecond)), err
+	})
 }

@@ -22,7 +22,16 @@ func (l *Lab) PauseAPIServer() (resume func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	watchdog := exec.Command("sh", "-c", `kill -STOP "$0" && echo stopped && read -r _; kill -CONT "$0"`, strconv.Itoa(pid))
+	return stopped("the API server", pid)
+}
+
+// stopped stops processes until resume is called or this process ends.
+func stopped(what string, pids ...int) (resume func() error, err error) {
+	args := []string{"-c", `kill -STOP "$@" && echo stopped && read -r _; kill -CONT "$@"`, "sh"}
+	for _, pid := range pids {
+		args = append(args, strconv.Itoa(pid))
+	}
+	watchdog := exec.Command("sh", args...)
 	input, err := watchdog.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -36,7 +45,7 @@ func (l *Lab) PauseAPIServer() (resume func() error, err error) {
 	}
 	resume = func() error { return errors.Join(input.Close(), watchdog.Wait()) }
 	if _, err := output.Read(make([]byte, 16)); err != nil {
-		return nil, errors.Join(fmt.Errorf("stopping the API server, process %d: %w", pid, err), resume())
+		return nil, errors.Join(fmt.Errorf("stopping %s, processes %v: %w", what, pids, err), resume())
 	}
 	return resume, nil
 }

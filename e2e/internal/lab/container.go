@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,6 +29,15 @@ func (l *Lab) KillContainer(pod *corev1.Pod, container string) error {
 	return nil
 }
 
+// PauseContainer stops all processes of a running container where they are, as PauseAPIServer does that one.
+func (l *Lab) PauseContainer(pod *corev1.Pod, container string) (resume func() error, err error) {
+	pids, err := processes(pod, container)
+	if err != nil {
+		return nil, err
+	}
+	return stopped(fmt.Sprintf("%s of pod %s/%s", container, pod.Namespace, pod.Name), pids...)
+}
+
 // ContainerRoot returns the directory in which this machine sees the files of a running container. It returns ErrElsewhere on
 // a cluster whose containers do not run on this machine.
 func (l *Lab) ContainerRoot(pod *corev1.Pod, container string) (string, error) {
@@ -41,7 +51,7 @@ func (l *Lab) ContainerRoot(pod *corev1.Pod, container string) (string, error) {
 // processes are those whose control group is named for the container.
 func processes(pod *corev1.Pod, container string) ([]int, error) {
 	id := ""
-	for _, c := range pod.Status.ContainerStatuses {
+	for _, c := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		if c.Name == container && c.State.Running != nil {
 			_, id, _ = strings.Cut(c.ContainerID, "://")
 		}
