@@ -110,9 +110,9 @@ fuzz: generate ## every fuzz target for FUZZTIME (20s); their seeds run with the
 		echo "$${func#func } in $$(dirname $$file)"; go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file) || exit 1; done
 
 .PHONY: soak
-soak: images cluster ## the rotations under traffic at their full length: five minutes each
+soak: images cluster ## the rotations under traffic at their full length, five minutes each, and ten minutes of Services that come and go
 	bin/cluster load bin/oci/*.tar
-	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 60m . -run 'Rotate|Rotation' -soak 5m -tag "$$(cat ../bin/tag)"
+	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 60m . -run 'Rotate|Rotation|NoProxyIsStuck' -soak 5m -churn 10m -tag "$$(cat ../bin/tag)"
 
 .PHONY: bench bench-install
 bench: images cluster ## measure all but the installation (docs/benchmarks.md); installs Bulwark if it is not there
@@ -128,7 +128,7 @@ bench-install: images cluster ## measure the installation: uninstalls and instal
 	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench install --set image.tag="$$(cat bin/tag)"
 
 .PHONY: mutate
-mutate: ## show that the end-to-end tests fail when a protection is switched off (about half an hour)
+mutate: ## show that tests fail when a protection is switched off (about half an hour)
 	go run ./e2e/cmd/mutate
 
 .PHONY: help
