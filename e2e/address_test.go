@@ -153,8 +153,12 @@ func TestAddressDecidesHowAWorkloadIsReached(t *testing.T) {
 		c.Host = "strict" // the name of a service of the mesh, at an address that is not its own
 		calls = append(calls, c)
 	}
-	// Somebody writes the stranger's address down as their service's.
-	manuals += strings.ReplaceAll(strings.ReplaceAll(manual(ns, "thief", stranger), "spec: {ports", "spec: {clusterIP: None, ports"), "port: 81, targetPort: 8081", "port: 8081")
+	// Somebody writes the stranger's address down as their service's, and that it speaks HTTP.
+	manuals += strings.NewReplacer("NS", ns, "ADDRESS", stranger).Replace(`
+{apiVersion: v1, kind: Service, metadata: {name: thief, namespace: NS}, spec: {clusterIP: None, ports: [{name: http, port: 8081}, {name: http-b, port: 8082}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {name: thief-1, namespace: NS, labels: {kubernetes.io/service-name: thief}}, ports: [{name: http, port: 8081}, {name: http-b, port: 8082}], endpoints: [{addresses: [ADDRESS]}]}
+`)
 	if err := cluster.Apply(ctx, manuals); err != nil {
 		t.Fatal(err)
 	}

@@ -123,6 +123,56 @@ func TestOpenConnectionsOutliveWhatForbidsThemNothing(t *testing.T) {
 	t.Logf("%d connections, %d changes in %s", len(outcomes), 2*len(changes)+2, <-took)
 }
 
+// TestStreamsOutliveTheirServicesChange has the Service itself declared anew while streams through it are open, and then deleted:
+// its listener drains, for longer than this test looks.
+func TestStreamsOutliveTheirServicesChange(t *testing.T) {
+	t.Parallel()
+	const ns = "e2e-streams"
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	cleanUp(t, ns)
+	local := func(object string) string { return strings.ReplaceAll(object, "NS", ns) }
+	service := func(protocol string) string {
+		return local(fmt.Sprintf(`{apiVersion: v1, kind: Service, metadata: {name: server, namespace: NS}, spec: {selector: {app: server}, ports: [{name: a, port: 80, targetPort: 8080, appProtocol: %[1]s}, {name: b, port: 81, targetPort: 8081, appProtocol: %[1]s}, {name: c, port: 82, targetPort: 8082, appProtocol: %[1]s}]}}`, protocol))
+	}
+	err := cluster.Apply(ctx, local(openServer)+anything(ns, "server")+anything(ns, "client"))
+	if err == nil {
+		err = cluster.Ready(ctx, ns, 2*time.Minute)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var calls []wire.Call
+	for _, k := range []wire.Kind{wire.GRPC, wire.WebSocket, wire.Events} {
+		calls = append(calls, wire.Call{Kind: k, Address: "server:80"}, wire.Call{Kind: k, Address: "server:81"})
+	}
+	for _, k := range []wire.Kind{wire.WebSocket, wire.TLS, wire.TCP} {
+		calls = append(calls, wire.Call{Kind: k, Address: "server:81"}, wire.Call{Kind: k, Address: "server:82"})
+	}
+	list, err := json.Marshal(calls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	outcomes := hold(ctx, t, ns, "client", string(list), 30*time.Second, func() {
+		for _, protocol := range []string{"tcp", "http"} {
+			if err := cluster.Apply(ctx, service(protocol)); err != nil {
+				t.Fatal(err)
+			}
+			if err := synced(ctx, ns); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := cluster.Delete(ctx, service("http")); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for _, o := range outcomes {
+		if !o.OK {
+			t.Error(o)
+		}
+	}
+}
+
 // hold keeps connections open while something happens, and longer, and returns what became of them.
 func hold(ctx context.Context, t *testing.T, namespace, app, calls string, duration time.Duration, happens func()) []wire.Outcome {
 	t.Helper()

@@ -18,10 +18,10 @@ var mutations = []mutation{
 		{"pilot/internal/translate/authorization.go", "enforced, shadow := rules(policies, action, trustDomain)", "enforced, shadow := rules(nil, action, trustDomain)"}}},
 	{3, "the proxies speak plaintext", "TestTheWireIsTLS13FromBothSides", []edit{
 		{"pilot/internal/translate/cluster.go", "if p.Mutual {", "if false {"},
-		{"pilot/internal/translate/inbound.go", "	var out []*listener.FilterChain\n	if p.Mode != authz.Disable {", "	var out []*listener.FilterChain\n	p.Mode = authz.Disable\n	if p.Mode != authz.Disable {"},
+		{"pilot/internal/compile/workload.go", "p.Mode = modes.Mode(number)", "p.Mode = authz.Disable"},
 		{"pilot/internal/translate/authorization.go", "enforced, shadow := rules(policies, action, trustDomain)", "enforced, shadow := rules(nil, action, trustDomain)"}}},
 	{4, "STRICT takes plaintext, too", "TestStrangersAreRefusedUnderStrict", []edit{
-		{"pilot/internal/translate/inbound.go", "	switch p.Mode {\n	case authz.Strict:", "	p.Mode = authz.Permissive\n	switch p.Mode {\n	case authz.Strict:"}}},
+		{"pilot/internal/compile/workload.go", "p.Mode = modes.Mode(number)", "p.Mode = authz.Permissive"}}},
 	{5, "any mesh identity may serve any name", "TestImpostorBehindServiceAddressIsRefused", []edit{
 		{"pilot/internal/translate/tls.go", "	if len(sans) == 0 {\n		sans = append(sans, exact(nobody))", "	if sans = []*matcher.StringMatcher{prefix(\"spiffe://\")}; len(sans) == 0 {\n		sans = append(sans, exact(nobody))"}}},
 	{6, "certificates are not renewed", "TestCertificatesRotateWithoutAFailedRequest", []edit{
@@ -79,6 +79,22 @@ var mutations = []mutation{
 		{session, "		return sub != nil && len(sub.inFlight)+len(sub.unsaid)+len(sub.again) > 0", "		return sub != nil && sub.pending()"}}},
 	{16, "a proxy that does not answer is waited for", "pilot/internal/push.TestProxyThatDoesNotAnswerIsReportedAndItsStreamEnds", []edit{
 		{"pilot/internal/push/server.go", "	if errors.As(err, &stalled) {", "	if false {"}}},
+	{17, "a pod behind a headless service is passed through to", "TestAddressDecidesHowAWorkloadIsReached", []edit{
+		{"pilot/internal/translate/outbound.go", "	if f.Pod != nil && f.Pod.Plain {", "	if f.Pod != nil {"}}},
+	{17, "whoever writes an address into a slice says what is spoken there", "TestAddressDecidesHowAWorkloadIsReached", []edit{
+		{"pilot/internal/compile/frontend.go", "p != nil && !p.HostNetwork && p.Namespace == s.Namespace", "p != nil && !p.HostNetwork"}}},
+	{17, "one of two services says what both ports speak", "TestAddressDecidesHowAWorkloadIsReached", []edit{
+		{"pilot/internal/compile/workload.go", "		p.Protocol = registry.Auto\n", ""}}},
+	{17, "what a port refuses is left to what the workload takes", "pilot/internal/translate.TestPortTakesWhatItsModeSays", []edit{
+		{"pilot/internal/translate/match.go", `"tls": m.tls(p), "raw_buffer": plaintext}, takenBy(refused)))`, `"tls": m.tls(p)}, nil))`},
+		{"pilot/internal/translate/match.go", "	plaintext := takenBy(refused)\n	if p.Mode != authz.Strict {\n		plaintext = m.plaintext(p)\n	}\n", ""}}},
+	{18, "a filter chain knows the workload's ports", "TestOpenConnectionsOutliveWhatForbidsThemNothing", []edit{
+		{"pilot/internal/translate/inbound.go", `connectionManager("inbound", `, `connectionManager(fmt.Sprint("inbound", len(c.w.Ports)), `},
+		{"pilot/internal/translate/inbound.go", "import (\n", "import (\n	\"fmt\"\n"}}},
+	{18, "a filter chain knows whether there are policies", "pilot/internal/translate.TestInboundChainsAreTheSameWhateverServicesPoliciesAndModesSay", []edit{
+		{"pilot/internal/translate/inbound.go", `c.tls(tlsTCP, c.tcp(true, afterHandshake))`, `c.tls(tlsTCP, c.tcp(enforced(w.Policies), afterHandshake))`}}},
+	{18, "plaintext that was open when the mode changed goes on asking", "TestOpenPlaintextIsRefusedOnceItIsForbidden", []edit{
+		{"pilot/internal/translate/authorization.go", "filter.Rules = withRule(filter.GetRules(), plaintextRule, strictPorts(w))", "_ = plaintextRule"}}},
 }
 
 const (

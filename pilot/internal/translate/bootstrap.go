@@ -29,8 +29,10 @@ func Bootstrap() *bootstrap.Bootstrap {
 		DynamicResources: &bootstrap.Bootstrap_DynamicResources{
 			AdsConfig: ads, LdsConfig: overADS(), CdsConfig: overADS(),
 		},
-		StatsConfig:        &metrics.StatsConfig{StatsMatcher: kept()},
-		StatsFlushInterval: seconds(5),
+		StatsConfig: &metrics.StatsConfig{StatsMatcher: kept()},
+		// Most of a mesh's clusters are never called from one pod: what they count is made when they first are.
+		DeferredStatOptions: &bootstrap.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
+		StatsFlushInterval:  seconds(5),
 		StatsSinks: []*metrics.StatsSink{{Name: "envoy.stat_sinks.metrics_service", ConfigType: &metrics.StatsSink_TypedConfig{
 			TypedConfig: typed(&metrics.MetricsServiceConfig{GrpcService: agentService(), TransportApiVersion: core.ApiVersion_V3, EmitTagsAsLabels: true})}}},
 		OverloadManager: &overload.OverloadManager{ResourceMonitors: []*overload.ResourceMonitor{{

@@ -1,9 +1,11 @@
 package translate_test
 
 import (
+	"math/rand/v2"
 	"slices"
 	"testing"
 
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
@@ -66,6 +68,54 @@ func TestSameInboundListenerSaysWhatMakingBothWould(t *testing.T) {
 			if equal := string(made[x]) == string(made[y]); same != equal && (same || slices.Equal(x.Ports, y.Ports)) {
 				t.Fatalf("said %v of listeners whose being equal is %v:\n%+v\n%+v", same, equal, x, y)
 			}
+		}
+	}
+}
+
+// Envoy ends the connections of a filter chain whose bytes have changed, and of the whole listener where anything beside its
+// chains and their matcher has. So whatever Services, policies and modes say, a chain that is there is the same chain.
+func TestInboundChainsAreTheSameWhateverServicesPoliciesAndModesSay(t *testing.T) {
+	a := spiffe.ID{TrustDomain: "cluster.local", Namespace: "finance", ServiceAccount: "a"}
+	r := rand.New(rand.NewPCG(1, 2))
+	pick := func(n int) int { return r.IntN(n) }
+	modes, protocols := []authz.TLSMode{authz.Strict, authz.Permissive, authz.Disable}, []registry.Protocol{registry.HTTP, registry.HTTP2, registry.TCP, registry.Auto}
+	policies := [][]authz.Policy{nil, allowOnly(a), {{Action: authz.Allow, Rules: []authz.Rule{{}}}}, {{Action: authz.Deny}}, {{Action: authz.Audit, Rules: []authz.Rule{{}}}}}
+	bytesOf := func(m proto.Message) string {
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	known, rest := map[string]string{}, ""
+	for range 2000 {
+		w := &compile.Workload{Class: compile.Class{Namespace: "finance"}, Identity: a.String(), Policies: policies[pick(len(policies))],
+			Other: compile.InboundPort{Protocol: registry.Auto, Mode: modes[pick(len(modes))]}}
+		for number := range uint32(pick(4)) {
+			w.Ports = append(w.Ports, compile.InboundPort{Number: 8080 + number, Protocol: protocols[pick(len(protocols))], Mode: modes[pick(len(modes))],
+				ServiceName: []string{"", "payroll", "ledger"}[pick(3)], ServerFirst: pick(5) == 0})
+		}
+		l := translate.InboundListener(settings, w)
+		for _, c := range l.GetFilterChains() {
+			if c.GetName() == "tls-tcp-greeting" { // whom the server may greet is in the handshake
+				continue
+			}
+			b := bytesOf(c)
+			if k, ok := known[c.GetName()]; ok && k != b {
+				t.Fatalf("chain %s differs for %+v", c.GetName(), w)
+			}
+			known[c.GetName()] = b
+		}
+		for _, name := range []string{"tls-http", "tls-tcp", "tls-tcp-verdict"} {
+			if !slices.ContainsFunc(l.GetFilterChains(), func(c *listener.FilterChain) bool { return c.GetName() == name }) {
+				t.Fatalf("no chain %s for %+v", name, w)
+			}
+		}
+		l.FilterChains, l.FilterChainMatcher = nil, nil
+		if b := bytesOf(l); rest != "" && rest != b {
+			t.Fatalf("the listener differs for %+v", w)
+		} else {
+			rest = b
 		}
 	}
 }
