@@ -42,8 +42,8 @@ type Request struct {
 	ID        spiffe.ID
 	PublicKey crypto.PublicKey
 	TTL       time.Duration
-	DNSNames  []string // only those which configuration gives to ID
-	Pod       Pod      // for which pod it is; the zero Pod for none
+	DNSNames  []string   // only those which configuration gives to ID
+	Pod       spiffe.Pod // for which pod it is; the zero Pod for none
 }
 
 // New returns the authority of the material after checking that its parts fit each other.

@@ -128,11 +128,11 @@ func TestRootMaySignLeavesOnly(t *testing.T) {
 // Each change is one that the linter has to stop before the CA's key signs it.
 func TestLintStopsWhatBreaksTheSpecification(t *testing.T) {
 	a, _ := newAuthority(t, 24*time.Hour)
-	r := Request{ID: identity(t), PublicKey: newKey(t).Public(), TTL: time.Hour, Pod: Pod{Name: "payroll-1", UID: "u1", Node: "node1"}}
+	r := Request{ID: identity(t), PublicKey: newKey(t).Public(), TTL: time.Hour, Pod: spiffe.Pod{Name: "payroll-1", UID: "u1", Node: "node1"}}
 	counted := &countedKey{Signer: a.key}
 	a.key = counted
-	extension := func(p Pod) pkix.Extension {
-		e, err := p.extension()
+	extension := func(p spiffe.Pod) pkix.Extension {
+		e, err := p.Extension()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -155,7 +155,7 @@ func TestLintStopsWhatBreaksTheSpecification(t *testing.T) {
 		"longer than the CA":   func(c *x509.Certificate) { c.NotAfter = start.Add(25 * time.Hour) },
 		"no pod":               func(c *x509.Certificate) { c.ExtraExtensions = nil },
 		"another pod": func(c *x509.Certificate) {
-			c.ExtraExtensions = []pkix.Extension{extension(Pod{Name: "payroll-2", UID: "u1", Node: "node1"})}
+			c.ExtraExtensions = []pkix.Extension{extension(spiffe.Pod{Name: "payroll-2", UID: "u1", Node: "node1"})}
 		},
 		"a critical pod":      func(c *x509.Certificate) { c.ExtraExtensions[0].Critical = true },
 		"bytes after the pod": func(c *x509.Certificate) { c.ExtraExtensions[0].Value = append(c.ExtraExtensions[0].Value, 5, 0) },
@@ -251,17 +251,17 @@ func (k *countedKey) Sign(r io.Reader, digest []byte, opts crypto.SignerOpts) ([
 func TestCertificateNamesItsPod(t *testing.T) {
 	a, _ := newAuthority(t, 24*time.Hour)
 	r := Request{ID: identity(t), PublicKey: newKey(t).Public(), TTL: time.Hour}
-	for _, pod := range []Pod{{}, {Name: "payroll-1", UID: "0a1b", Node: "node1"}, {Name: strings.Repeat("n", 253), UID: "ü", Node: "n"}} {
+	for _, pod := range []spiffe.Pod{{}, {Name: "payroll-1", UID: "0a1b", Node: "node1"}, {Name: strings.Repeat("n", 253), UID: "ü", Node: "n"}} {
 		r.Pod = pod
 		chain, err := a.Issue(r)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := PodOf(chain[0]); err != nil || got != pod {
+		if got, err := spiffe.PodOf(chain[0]); err != nil || got != pod {
 			t.Errorf("%v, %v; want %v", got, err, pod)
 		}
 	}
-	for _, pod := range []Pod{{Name: "payroll-1"}, {Name: "p", UID: "u"}, {Name: "p", UID: "u", Node: strings.Repeat("n", 300)}, {Name: "\xff", UID: "u", Node: "n"}} {
+	for _, pod := range []spiffe.Pod{{Name: "payroll-1"}, {Name: "p", UID: "u"}, {Name: "p", UID: "u", Node: strings.Repeat("n", 300)}, {Name: "\xff", UID: "u", Node: "n"}} {
 		r.Pod = pod
 		if _, err := a.Issue(r); err == nil {
 			t.Errorf("%q: issued", pod)

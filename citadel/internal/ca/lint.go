@@ -24,7 +24,7 @@ var (
 
 // leafExtensions are those that a leaf may have: key usage, subject alternative name, basic constraints, authority key
 // identifier, extended key usage (RFC 5280, 4.2.1), and the pod.
-var leafExtensions = []asn1.ObjectIdentifier{{2, 5, 29, 15}, {2, 5, 29, 17}, {2, 5, 29, 19}, {2, 5, 29, 35}, {2, 5, 29, 37}, oidPod}
+var leafExtensions = []asn1.ObjectIdentifier{{2, 5, 29, 15}, {2, 5, 29, 17}, {2, 5, 29, 19}, {2, 5, 29, 35}, {2, 5, 29, 37}, spiffe.PodExtension}
 
 // rootExtensions are those that a root may have: subject key identifier, key usage, subject alternative name, basic and name
 // constraints, authority key identifier.
@@ -79,7 +79,7 @@ func lintSVID(c, issuer *x509.Certificate, r Request) error {
 	if err != nil {
 		return err
 	}
-	pod, err := PodOf(c)
+	pod, err := spiffe.PodOf(c)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,8 @@ import (
 	"net"
 	"net/url"
 	"time"
+
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 // profile is the X.509-SVID of a request, by section 4 of the X509-SVID specification: one URI SAN, no CA, digital
@@ -43,8 +45,8 @@ func profile(r Request, now, issuerEnd time.Time) (*x509.Certificate, error) {
 		usage |= x509.KeyUsageKeyEncipherment
 	}
 	var extra []pkix.Extension
-	if r.Pod != (Pod{}) {
-		pod, err := r.Pod.extension()
+	if r.Pod != (spiffe.Pod{}) {
+		pod, err := r.Pod.Extension()
 		if err != nil {
 			return nil, err
 		}

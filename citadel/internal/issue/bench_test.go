@@ -26,6 +26,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 // What a certificate costs: in the service alone, and as a call over TLS with client and server in this process. The
@@ -253,7 +254,7 @@ func (s *bench) listenSigning(b *testing.B, check func(csr string) error) string
 	if err != nil {
 		b.Fatal(err)
 	}
-	own := s.certificate(b, mesh.Namespace, mesh.CitadelAccount, ca.Pod{})
+	own := s.certificate(b, mesh.Namespace, mesh.CitadelAccount, spiffe.Pod{})
 	// Without the bounds of mtls.ServerOptions: a ceiling has none.
 	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(mtls.ServerWithOptionalClientCert(own, trustOf(s.Keeper), mtls.MemberOf("cluster.local")))))
 	securityapi.RegisterIstioCertificateServiceServer(server, &signing{check: check, key: key, answer: answer})

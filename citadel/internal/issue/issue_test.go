@@ -27,6 +27,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -93,13 +94,13 @@ func TestCertificateIsForTheAuthenticatedCaller(t *testing.T) {
 		for name, c := range map[string]struct {
 			ctx  context.Context
 			want string
-			pod  ca.Pod
+			pod  spiffe.Pod
 			dns  int
 		}{
-			"a pod through the agent of its node": {as("payroll", "agent1"), "spiffe://cluster.local/ns/finance/sa/payroll", ca.Pod{Name: "payroll-1", UID: "u1", Node: "node1"}, 0},
-			"a pod that drains":                   {as("dying", "agent1"), "spiffe://cluster.local/ns/finance/sa/payroll", ca.Pod{Name: "dying", UID: "u-dying", Node: "node1"}, 0},
-			"the agent itself":                    {as("agent1"), "spiffe://cluster.local/ns/bulwark-system/sa/bulwark-agent", ca.Pod{Name: "agent-a", UID: "ua", Node: "node1"}, 0},
-			"Pilot":                               {as("pilot"), "spiffe://cluster.local/ns/bulwark-system/sa/bulwark-pilot", ca.Pod{Name: "pilot-1", UID: "up", Node: "node1"}, 1},
+			"a pod through the agent of its node": {as("payroll", "agent1"), "spiffe://cluster.local/ns/finance/sa/payroll", spiffe.Pod{Name: "payroll-1", UID: "u1", Node: "node1"}, 0},
+			"a pod that drains":                   {as("dying", "agent1"), "spiffe://cluster.local/ns/finance/sa/payroll", spiffe.Pod{Name: "dying", UID: "u-dying", Node: "node1"}, 0},
+			"the agent itself":                    {as("agent1"), "spiffe://cluster.local/ns/bulwark-system/sa/bulwark-agent", spiffe.Pod{Name: "agent-a", UID: "ua", Node: "node1"}, 0},
+			"Pilot":                               {as("pilot"), "spiffe://cluster.local/ns/bulwark-system/sa/bulwark-pilot", spiffe.Pod{Name: "pilot-1", UID: "up", Node: "node1"}, 1},
 		} {
 			resp, err := s.CreateCertificate(c.ctx, &securityapi.IstioCertificateRequest{Csr: goodCSR(t)})
 			if err != nil {
@@ -110,7 +111,7 @@ func TestCertificateIsForTheAuthenticatedCaller(t *testing.T) {
 			if leaf.URIs[0].String() != c.want || len(leaf.DNSNames) != c.dns {
 				t.Errorf("%s: %s %v", name, leaf.URIs[0], leaf.DNSNames)
 			}
-			if pod, err := ca.PodOf(leaf); err != nil || pod != c.pod {
+			if pod, err := spiffe.PodOf(leaf); err != nil || pod != c.pod {
 				t.Errorf("%s: for pod %v, %v", name, pod, err)
 			}
 			if len(resp.GetCertChain()) != 2 {

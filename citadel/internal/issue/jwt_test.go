@@ -20,6 +20,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca/catest"
 	identityv1 "github.com/bulwark-mesh/bulwark/pkg/api/identity/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 // withTokenKey gives the service a key for tokens and returns the bundle by which they are verified.
@@ -188,7 +189,7 @@ func TestTokensThatAreNotMade(t *testing.T) {
 		"by another node's agent":      {ask(as("payroll", "agent2"), "vault"), codes.PermissionDenied},
 		"by a token that is not ours":  {ask(as("other-audience", "agent1"), "vault"), codes.Unauthenticated},
 		"by a pod that is gone":        {ask(as("gone", "agent1"), "vault"), codes.PermissionDenied},
-		"by a Secret's certificate":    {ask(presenting(s.certificate(t, "finance", "payroll", ca.Pod{}).Certificates), "vault"), codes.PermissionDenied},
+		"by a Secret's certificate":    {ask(presenting(s.certificate(t, "finance", "payroll", spiffe.Pod{}).Certificates), "vault"), codes.PermissionDenied},
 		"for another, by Pilot":        {ask(as("payroll", "pilot"), mesh.CitadelAudience), codes.PermissionDenied},
 		"by the JWT-SVID of somewhere": {ask(as("eyJhbGciOiJFUzI1NiJ9.e30.AAAA", "agent1"), "vault"), codes.Unauthenticated},
 	} {

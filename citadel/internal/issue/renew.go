@@ -7,7 +7,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -27,11 +26,11 @@ func (a *Authorizer) byCertificate(chain []*x509.Certificate) (Caller, error) {
 		return Caller{}, status.Errorf(codes.Unauthenticated, "client certificate is of %s, not of trust domain %s", id, a.TrustDomain)
 	}
 	caller := Caller{Namespace: id.Namespace, ServiceAccount: id.ServiceAccount, Serial: leaf.SerialNumber.Text(16)}
-	pod, err := ca.PodOf(leaf)
+	pod, err := spiffe.PodOf(leaf)
 	if err != nil {
 		return caller, status.Error(codes.PermissionDenied, err.Error())
 	}
-	if pod == (ca.Pod{}) {
+	if pod == (spiffe.Pod{}) {
 		return caller, status.Errorf(codes.PermissionDenied, "certificate of %s names no pod, so it cannot renew itself", id)
 	}
 	caller.PodName, caller.PodUID, caller.NodeName = pod.Name, pod.UID, pod.Node

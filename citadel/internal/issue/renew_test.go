@@ -37,7 +37,7 @@ func presenting(chain []*x509.Certificate) context.Context {
 }
 
 // certificate issues one as the service would.
-func (f fixture) certificate(t testing.TB, namespace, account string, pod ca.Pod) *x509svid.SVID {
+func (f fixture) certificate(t testing.TB, namespace, account string, pod spiffe.Pod) *x509svid.SVID {
 	t.Helper()
 	key, err := ca.NewKey()
 	if err != nil {
@@ -54,7 +54,7 @@ func (f fixture) certificate(t testing.TB, namespace, account string, pod ca.Pod
 	return &x509svid.SVID{ID: spiffeid.RequireFromString(id.String()), Certificates: chain, PrivateKey: key}
 }
 
-var payrollPod = ca.Pod{Name: "payroll-1", UID: "u1", Node: "node1"}
+var payrollPod = spiffe.Pod{Name: "payroll-1", UID: "u1", Node: "node1"}
 
 func TestCertificateRenewsItself(t *testing.T) {
 	c := newCluster(t)
@@ -62,10 +62,10 @@ func TestCertificateRenewsItself(t *testing.T) {
 	c.away.Store(true) // nothing of this needs the API server
 	for name, test := range map[string]struct {
 		svid *x509svid.SVID
-		pod  ca.Pod
+		pod  spiffe.Pod
 	}{
 		"a pod": {s.certificate(t, "finance", "payroll", payrollPod), payrollPod},
-		"Pilot": {s.certificate(t, mesh.Namespace, mesh.PilotAccount, ca.Pod{Name: "pilot-1", UID: "up", Node: "node1"}), ca.Pod{Name: "pilot-1", UID: "up", Node: "node1"}},
+		"Pilot": {s.certificate(t, mesh.Namespace, mesh.PilotAccount, spiffe.Pod{Name: "pilot-1", UID: "up", Node: "node1"}), spiffe.Pod{Name: "pilot-1", UID: "up", Node: "node1"}},
 	} {
 		resp, err := s.CreateCertificate(presenting(test.svid.Certificates), &securityapi.IstioCertificateRequest{Csr: goodCSR(t)})
 		if err != nil {
@@ -73,7 +73,7 @@ func TestCertificateRenewsItself(t *testing.T) {
 			continue
 		}
 		leaf := leafOf(t, resp)
-		pod, err := ca.PodOf(leaf)
+		pod, err := spiffe.PodOf(leaf)
 		if leaf.URIs[0].String() != test.svid.ID.String() || pod != test.pod || err != nil {
 			t.Errorf("%s: renewed as %s of %v, %v", name, leaf.URIs[0], pod, err)
 		}
@@ -83,14 +83,14 @@ func TestCertificateRenewsItself(t *testing.T) {
 func TestCertificatesThatMayNotRenewThemselves(t *testing.T) {
 	c := newCluster(t)
 	s, other := newService(t, c), newService(t, c)
-	pod := func(name, uid string) ca.Pod { return ca.Pod{Name: name, UID: uid, Node: "node1"} }
-	own := func(p ca.Pod) []*x509.Certificate { return s.certificate(t, "finance", "payroll", p).Certificates }
+	pod := func(name, uid string) spiffe.Pod { return spiffe.Pod{Name: name, UID: uid, Node: "node1"} }
+	own := func(p spiffe.Pod) []*x509.Certificate { return s.certificate(t, "finance", "payroll", p).Certificates }
 	for name, test := range map[string]struct {
 		chain  []*x509.Certificate
 		code   codes.Code
 		reason string
 	}{
-		"of no pod":               {own(ca.Pod{}), codes.PermissionDenied, "names no pod"},
+		"of no pod":               {own(spiffe.Pod{}), codes.PermissionDenied, "names no pod"},
 		"of a pod that is gone":   {own(pod("gone", "u-gone")), codes.PermissionDenied, "does not exist"},
 		"of a pod replaced":       {own(pod("payroll-1", "u0")), codes.PermissionDenied, "replaced"},
 		"of a pod deleted":        {own(pod("dead", "u-dead")), codes.PermissionDenied, "grace is over"},
@@ -154,7 +154,7 @@ func (f fixture) listen(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own := f.certificate(t, mesh.Namespace, mesh.CitadelAccount, ca.Pod{})
+	own := f.certificate(t, mesh.Namespace, mesh.CitadelAccount, spiffe.Pod{})
 	server := grpc.NewServer(mtls.ServerOptions(mtls.ServerWithOptionalClientCert(own, trustOf(f.Keeper), mtls.MemberOf("cluster.local")), mtls.Limits{MaxRecvMsgSize: 64 << 10})...)
 	securityapi.RegisterIstioCertificateServiceServer(server, f.Service)
 	identityv1.RegisterTokensServer(server, f.Service)
@@ -218,7 +218,7 @@ func TestRenewalOverAConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "a pod that is gone is refused", func() bool { _, err := ask(svid); return status.Code(err) == codes.PermissionDenied })
-	if _, err := ask(s.certificate(t, "finance", "payroll", ca.Pod{})); status.Code(err) != codes.PermissionDenied {
+	if _, err := ask(s.certificate(t, "finance", "payroll", spiffe.Pod{})); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("a Secret's certificate: %v", err)
 	}
 }

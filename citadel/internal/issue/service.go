@@ -85,7 +85,7 @@ func (s *Service) CreateCertificate(ctx context.Context, req *securityapi.IstioC
 		}
 		signer := s.Keeper.Current().Signer
 		ttl := time.Duration(min(req.GetValidityDuration(), int64(s.Policy.MaxTTL/time.Second))) * time.Second
-		chain, err := s.certify(signer, ca.Request{ID: id, PublicKey: key, TTL: ttl, Pod: ca.Pod{Name: c.PodName, UID: c.PodUID, Node: c.NodeName}})
+		chain, err := s.certify(signer, ca.Request{ID: id, PublicKey: key, TTL: ttl, Pod: spiffe.Pod{Name: c.PodName, UID: c.PodUID, Node: c.NodeName}})
 		if err != nil {
 			return "", err
 		}

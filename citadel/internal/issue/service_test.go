@@ -109,7 +109,7 @@ func TestDecisionsAreInTheTrail(t *testing.T) {
 		"another node":       {as("payroll", "agent2"), "", payrollID, "node2"},
 		"a CSR that is none": {as("payroll", "agent1"), "x", payrollID, "PEM"},
 		"a pod that is gone": {as("gone", "agent1"), "", payrollID, "does not exist"},
-		"a Secret's renewal": {presenting(s.certificate(t, "finance", "payroll", ca.Pod{}).Certificates), "", payrollID, "names no pod"},
+		"a Secret's renewal": {presenting(s.certificate(t, "finance", "payroll", spiffe.Pod{}).Certificates), "", payrollID, "names no pod"},
 	} {
 		if _, err := s.CreateCertificate(test.ctx, &securityapi.IstioCertificateRequest{Csr: test.csr}); err == nil {
 			t.Fatalf("%s: issued", name)

@@ -92,15 +92,21 @@ func (c *CA) Bundle() *x509bundle.Bundle {
 // SVID issues an SVID that ends at the given time.
 func (c *CA) SVID(id spiffe.ID, notAfter time.Time) *x509svid.SVID {
 	c.t.Helper()
+	return c.SVIDOf(id, spiffe.Pod{}, notAfter)
+}
+
+// SVIDOf issues an SVID for a pod, or for none if that is the zero Pod.
+func (c *CA) SVIDOf(id spiffe.ID, pod spiffe.Pod, notAfter time.Time) *x509svid.SVID {
+	c.t.Helper()
 	key := newKey(c.t)
-	cert, err := c.sign(id, key.Public(), notAfter)
+	cert, err := c.sign(id, pod, key.Public(), notAfter)
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	return &x509svid.SVID{ID: spiffeid.RequireFromString(id.String()), Certificates: []*x509.Certificate{cert}, PrivateKey: key}
 }
 
-func (c *CA) sign(id spiffe.ID, key crypto.PublicKey, notAfter time.Time) (*x509.Certificate, error) {
+func (c *CA) sign(id spiffe.ID, pod spiffe.Pod, key crypto.PublicKey, notAfter time.Time) (*x509.Certificate, error) {
 	uri, err := url.Parse(id.String())
 	if err != nil {
 		return nil, err
@@ -109,8 +115,16 @@ func (c *CA) sign(id spiffe.ID, key crypto.PublicKey, notAfter time.Time) (*x509
 	if err != nil {
 		return nil, err
 	}
+	var extra []pkix.Extension
+	if pod != (spiffe.Pod{}) {
+		e, err := pod.Extension()
+		if err != nil {
+			return nil, err
+		}
+		extra = append(extra, e)
+	}
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: serial, NotBefore: time.Now().Add(-mesh.Backdate), NotAfter: notAfter, URIs: []*url.URL{uri},
+		SerialNumber: serial, NotBefore: time.Now().Add(-mesh.Backdate), NotAfter: notAfter, URIs: []*url.URL{uri}, ExtraExtensions: extra,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,
 	}, c.Cert, key, c.key)
 	if err != nil {
@@ -203,7 +217,7 @@ func (s *Citadel) CreateCertificate(ctx context.Context, req *securityapi.IstioC
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	cert, err := s.ca.sign(id, csr.PublicKey, time.Now().Add(s.life))
+	cert, err := s.ca.sign(id, spiffe.Pod{}, csr.PublicKey, time.Now().Add(s.life))
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
