@@ -10,10 +10,15 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
-// maxText bounds every string that a client of the workload chose.
-const maxText = 4 << 10
+// maxText bounds every string that a client of the workload chose, and maxName one that is to be a name. So an event is far
+// below the 64 KiB that the audit trail takes, also where every byte is an escape of JSON there.
+const (
+	maxText = 4 << 10
+	maxName = 2 << 10
+)
 
 // record is one entry of the log.
 type record struct {
@@ -24,7 +29,7 @@ type record struct {
 // get returns an attribute, or nothing for what Envoy did not know.
 func (r record) get(name string) string {
 	if v := r.text[name]; v != "-" {
-		return clip(v)
+		return clip(v, maxText)
 	}
 	return ""
 }
@@ -48,29 +53,64 @@ func (r record) event() *telemetryv1.Event {
 	}
 	if r.tag("direction") == "outbound" {
 		e.Reporter = telemetryv1.Reporter_REPORTER_SOURCE
-		e.DestinationIdentity = r.tag("destination_principal")
+		e.DestinationIdentity, e.ClaimedDestination = r.peer("destination_principal")
 		if server := r.get("upstream_address"); server != "" {
 			e.DestinationAddress = server // whoever was behind the service's address
 		}
 	} else {
-		e.SourceIdentity = r.tag("source_principal")
+		e.SourceIdentity, e.ClaimedSource = r.peer("source_principal")
 	}
 	details := r.get("termination_details")
 	if r.tag("kind") == "http" {
 		e.Protocol, e.Method, e.Path, e.Authority = r.get("protocol"), r.get("method"), r.get("path"), r.get("authority")
-		e.RequestId, e.ResponseCode = r.get("request_id"), number(r.get("response_code"))
+		e.RequestId, e.ResponseCode = r.get("request_id"), uint32(number(r.get("response_code")))
 		details = r.get("response_code_details")
 	}
 	decide(e, r, details)
 	return e
 }
 
-func number(s string) uint32 {
-	n, err := strconv.ParseUint(s, 10, 32)
-	if err != nil {
-		return 0 // there was no response
+// peer returns what the certificate of the other side says: as proven, or as claimed. Envoy knows the name as soon as it has
+// seen the certificate, which anybody may make or copy. It is proven when the handshake has come to its end, by which the
+// peer has shown that it has the key of a certificate of this mesh.
+func (r record) peer(tag string) (proven, claimed string) {
+	name := clip(r.tag(tag), maxName)
+	if name == "" {
+		return "", ""
 	}
-	return uint32(n)
+	id, err := spiffe.Parse(name)
+	if err != nil || !r.handshaken() {
+		return "", name
+	}
+	return id.String(), ""
+}
+
+// handshaken reports whether the TLS handshake of the entry's connection came to its end. Envoy does not say so of a
+// connection whose client leaves in the middle, so that something else must show it: a request, data that a filter has seen,
+// or bytes that came.
+func (r record) handshaken() bool {
+	if r.tag("direction") == "outbound" {
+		return r.get("upstream_failure") == ""
+	}
+	if r.get("downstream_failure") != "" {
+		return false
+	}
+	switch r.tag("kind") {
+	case "http":
+		return true
+	case "tcp":
+		return matched.MatchString(r.get("termination_details")) || number(r.tag("received")) > 0
+	default:
+		return false
+	}
+}
+
+func number(s string) uint64 {
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		return 0 // there was no response, or nothing came
+	}
+	return n
 }
 
 // matched finds the rule in what Envoy's RBAC says of a refusal.
@@ -91,9 +131,11 @@ func decide(e *telemetryv1.Event, r record, details string) {
 	upstream, downstream := r.get("upstream_failure"), r.get("downstream_failure")
 	switch {
 	case r.tag("direction") == "outbound" && upstream != "":
-		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, clip("server's identity or certificate refused: "+upstream)
+		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, clip("server's identity or certificate refused: "+upstream, maxName)
 	case downstream != "":
-		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, clip("TLS handshake failed: "+downstream)
+		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, clip("TLS handshake failed: "+downstream, maxName)
+	case e.GetClaimedSource() != "" && r.tag("kind") == "tcp":
+		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, "the client left before its identity was proven"
 	case r.tag("kind") == "refused":
 		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, "no mutual TLS where it is required"
 	default:
@@ -110,7 +152,7 @@ func Policy(name string) string {
 	if m := rule.FindStringSubmatch(name); m != nil {
 		return fmt.Sprintf("%s/%s rule %s", m[1], m[2], m[3])
 	}
-	return clip(name)
+	return clip(name, maxName)
 }
 
 func firstOf(texts ...string) string {
@@ -123,9 +165,9 @@ func firstOf(texts ...string) string {
 }
 
 // clip shortens what a client could have made as long as it liked, and drops what is no UTF-8 (protobuf would refuse it).
-func clip(s string) string {
-	if len(s) > maxText {
-		s = s[:maxText]
+func clip(s string, most int) string {
+	if len(s) > most {
+		s = s[:most]
 	}
 	return strings.ToValidUTF8(s, "\uFFFD")
 }

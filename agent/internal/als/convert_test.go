@@ -75,7 +75,7 @@ func TestWholeTCPEntryOfAClient(t *testing.T) {
 	}))
 	want := &telemetryv1.Event{
 		Time: &timestamppb.Timestamp{Seconds: 1}, Reporter: telemetryv1.Reporter_REPORTER_SOURCE, Protocol: "TCP", ResponseFlags: "UF",
-		SourceAddress: "10.0.0.7:4711", DestinationAddress: "10.0.0.9:5432", DestinationIdentity: "spiffe://cluster.local/ns/a/sa/b",
+		SourceAddress: "10.0.0.7:4711", DestinationAddress: "10.0.0.9:5432", ClaimedDestination: "spiffe://cluster.local/ns/a/sa/b",
 		DestinationService: "db.a.svc.cluster.local", Verdict: refused, Reason: "server's identity or certificate refused: TLS_error:CERTIFICATE_VERIFY_FAILED",
 	}
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
@@ -110,6 +110,49 @@ func TestVerdicts(t *testing.T) {
 		e := record{time: time.Unix(1, 0), text: text}.event()
 		if e.Verdict != c.verdict || e.Policy != c.policy || !strings.Contains(e.Reason, c.reason) {
 			t.Errorf("%s: %s %q %q", name, e.Verdict, e.Policy, e.Reason)
+		}
+	}
+}
+
+// A stranger's certificate may say anything, and a member's may be copied: neither is ever shown as proven.
+func TestAnUnprovenNameIsAClaim(t *testing.T) {
+	const member, none = "spiffe://cluster.local/ns/finance/sa/payroll", "rbac_access_denied_matched_policy[none]"
+	in := func(kind string, more ...string) map[string]string {
+		out := map[string]string{"bulwark.direction": "inbound", "bulwark.kind": kind, "bulwark.source_principal": member}
+		for i := 0; i < len(more); i += 2 {
+			out[more[i]] = more[i+1]
+		}
+		return out
+	}
+	out := func(more ...string) map[string]string {
+		m := map[string]string{"bulwark.direction": "outbound", "bulwark.kind": "http", "bulwark.destination_principal": member}
+		for i := 0; i < len(more); i += 2 {
+			m[more[i]] = more[i+1]
+		}
+		return m
+	}
+	for name, c := range map[string]struct {
+		text            map[string]string
+		proven, claimed string
+	}{
+		"a request":                            {in("http"), member, ""},
+		"a connection with data":               {in("tcp", "bulwark.received", "7"), member, ""},
+		"a connection denied at its data":      {in("tcp", "bulwark.received", "0", "termination_details", none), member, ""},
+		"a connection without data":            {in("tcp", "bulwark.received", "0"), "", member},
+		"a handshake that failed":              {in("refused", "downstream_failure", "CERTIFICATE_VERIFY_FAILED"), "", member},
+		"a handshake that failed at a filter":  {in("tcp", "bulwark.received", "7", "downstream_failure", "BAD_SIGNATURE"), "", member},
+		"refused for no reason that was given": {in("refused"), "", member},
+		"no kind":                              {in(""), "", member},
+		"line breaks":                          {in("http", "bulwark.source_principal", member+"\r\nforged"), "", member + "\r\nforged"},
+		"two names":                            {in("http", "bulwark.source_principal", member+","+member), "", member + "," + member},
+		"another form":                         {in("http", "bulwark.source_principal", "spiffe://cluster.local/x/ns/a/sa/b"), "", "spiffe://cluster.local/x/ns/a/sa/b"},
+		"a server":                             {out(), member, ""},
+		"an impostor":                          {out("upstream_failure", "CERTIFICATE_VERIFY_FAILED verify SAN list"), "", member},
+	} {
+		e := record{time: time.Unix(1, 0), text: c.text}.event()
+		proven, claimed := e.GetSourceIdentity()+e.GetDestinationIdentity(), e.GetClaimedSource()+e.GetClaimedDestination()
+		if proven != c.proven || claimed != c.claimed {
+			t.Errorf("%s: proven %q, claimed %q", name, proven, claimed)
 		}
 	}
 }

@@ -39,6 +39,8 @@ func inboundTags(kind string) []*tracing.CustomTag {
 		"tls_version", "%DOWNSTREAM_TLS_VERSION%", "destination_port", "%DOWNSTREAM_LOCAL_PORT%")
 	switch kind {
 	case "tcp":
+		// With bytes of the application the handshake is over, which Envoy does not say otherwise.
+		out = append(out, tags("received", "%BYTES_RECEIVED%")...)
 		out = append(out, tags("allow_policy", fmt.Sprintf("%%DYNAMIC_METADATA(envoy.filters.network.rbac:%sshadow_effective_policy_id)%%", statPrefix[authz.Allow]))...)
 	case "http":
 		const rbac = "%%DYNAMIC_METADATA(envoy.filters.http.rbac:%senforced_effective_policy_id)%%"

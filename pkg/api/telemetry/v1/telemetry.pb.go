@@ -131,6 +131,7 @@ const (
 	Kind_KIND_REQUEST  Kind = 0 // a proxy's decision on a request or connection
 	Kind_KIND_ISSUANCE Kind = 1 // Citadel's decision on a request for a certificate or token
 	Kind_KIND_ADMIN    Kind = 2 // what an operator had a component do
+	Kind_KIND_TRAIL    Kind = 3 // not a decision: what is missing from the trail, or what Mixer did not let into it
 )
 
 // Enum value maps for Kind.
@@ -139,11 +140,13 @@ var (
 		0: "KIND_REQUEST",
 		1: "KIND_ISSUANCE",
 		2: "KIND_ADMIN",
+		3: "KIND_TRAIL",
 	}
 	Kind_value = map[string]int32{
 		"KIND_REQUEST":  0,
 		"KIND_ISSUANCE": 1,
 		"KIND_ADMIN":    2,
+		"KIND_TRAIL":    3,
 	}
 )
 
@@ -176,8 +179,8 @@ func (Kind) EnumDescriptor() ([]byte, []int) {
 
 type EventBatch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Spool         string                 `protobuf:"bytes,1,opt,name=spool,proto3" json:"spool,omitempty"`   // names the agent's spool; a new one when its disk was lost
-	Events        []*Event               `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"` // of rising sequence
+	Spool         string                 `protobuf:"bytes,1,opt,name=spool,proto3" json:"spool,omitempty"`   // names the sender's spool, which is nobody else's; a new one when its disk was lost
+	Events        []*Event               `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"` // each one's sequence follows the last; where numbers are missing, an event of KIND_TRAIL says so
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -368,10 +371,10 @@ type Event struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	Sequence            uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"` // in its spool; together they identify the event
 	Time                *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	Observer            *Workload              `protobuf:"bytes,3,opt,name=observer,proto3" json:"observer,omitempty"` // whose proxy decided
+	Observer            *Workload              `protobuf:"bytes,3,opt,name=observer,proto3" json:"observer,omitempty"` // whose proxy decided; else the component that speaks
 	Reporter            Reporter               `protobuf:"varint,4,opt,name=reporter,proto3,enum=bulwark.telemetry.v1.Reporter" json:"reporter,omitempty"`
-	SourceIdentity      string                 `protobuf:"bytes,5,opt,name=source_identity,json=sourceIdentity,proto3" json:"source_identity,omitempty"`                // SPIFFE ID, from the certificate; empty when there was none
-	DestinationIdentity string                 `protobuf:"bytes,6,opt,name=destination_identity,json=destinationIdentity,proto3" json:"destination_identity,omitempty"` // SPIFFE ID
+	SourceIdentity      string                 `protobuf:"bytes,5,opt,name=source_identity,json=sourceIdentity,proto3" json:"source_identity,omitempty"`                // SPIFFE ID, proven in the handshake; empty if none was
+	DestinationIdentity string                 `protobuf:"bytes,6,opt,name=destination_identity,json=destinationIdentity,proto3" json:"destination_identity,omitempty"` // SPIFFE ID, proven in the handshake; empty if none was
 	SourceAddress       string                 `protobuf:"bytes,7,opt,name=source_address,json=sourceAddress,proto3" json:"source_address,omitempty"`                   // IP:port
 	DestinationAddress  string                 `protobuf:"bytes,8,opt,name=destination_address,json=destinationAddress,proto3" json:"destination_address,omitempty"`
 	DestinationService  string                 `protobuf:"bytes,9,opt,name=destination_service,json=destinationService,proto3" json:"destination_service,omitempty"` // host name, where known
@@ -386,12 +389,15 @@ type Event struct {
 	Reason              string                 `protobuf:"bytes,18,opt,name=reason,proto3" json:"reason,omitempty"` // for people: why it was denied or refused
 	TlsVersion          string                 `protobuf:"bytes,19,opt,name=tls_version,json=tlsVersion,proto3" json:"tls_version,omitempty"`
 	RequestId           string                 `protobuf:"bytes,20,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Lost                uint64                 `protobuf:"varint,21,opt,name=lost,proto3" json:"lost,omitempty"` // not a decision: so many events were lost before this one (spool full), and are missing
+	Lost                uint64                 `protobuf:"varint,21,opt,name=lost,proto3" json:"lost,omitempty"` // so many events (or numbers of events) are missing before this one
 	Kind                Kind                   `protobuf:"varint,22,opt,name=kind,proto3,enum=bulwark.telemetry.v1.Kind" json:"kind,omitempty"`
 	CertificateSerial   string                 `protobuf:"bytes,23,opt,name=certificate_serial,json=certificateSerial,proto3" json:"certificate_serial,omitempty"` // hexadecimal; of the certificate that was issued
 	Subject             *Workload              `protobuf:"bytes,24,opt,name=subject,proto3" json:"subject,omitempty"`                                              // the pod that a certificate or token was asked for
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// What the certificate of a peer said who has not proven it: any text, chosen by a stranger.
+	ClaimedSource      string `protobuf:"bytes,25,opt,name=claimed_source,json=claimedSource,proto3" json:"claimed_source,omitempty"`
+	ClaimedDestination string `protobuf:"bytes,26,opt,name=claimed_destination,json=claimedDestination,proto3" json:"claimed_destination,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Event) Reset() {
@@ -592,12 +598,27 @@ func (x *Event) GetSubject() *Workload {
 	return nil
 }
 
+func (x *Event) GetClaimedSource() string {
+	if x != nil {
+		return x.ClaimedSource
+	}
+	return ""
+}
+
+func (x *Event) GetClaimedDestination() string {
+	if x != nil {
+		return x.ClaimedDestination
+	}
+	return ""
+}
+
 // Record is an entry of the audit trail, as it is stored and shown (as JSON).
 type Record struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // in the trail
 	Spool         string                 `protobuf:"bytes,2,opt,name=spool,proto3" json:"spool,omitempty"`
 	Event         *Event                 `protobuf:"bytes,3,opt,name=event,proto3" json:"event,omitempty"`
+	Sender        string                 `protobuf:"bytes,4,opt,name=sender,proto3" json:"sender,omitempty"` // who delivered it, by its certificate: SPIFFE ID, and of an agent " on " and its node
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -651,6 +672,13 @@ func (x *Record) GetEvent() *Event {
 		return x.Event
 	}
 	return nil
+}
+
+func (x *Record) GetSender() string {
+	if x != nil {
+		return x.Sender
+	}
+	return ""
 }
 
 type NodeReport struct {
@@ -895,7 +923,7 @@ const file_api_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\x03pod\x18\x03 \x01(\tR\x03pod\x12\x17\n" +
 	"\apod_uid\x18\x04 \x01(\tR\x06podUid\x12'\n" +
 	"\x0fservice_account\x18\x05 \x01(\tR\x0eserviceAccount\x12\x1a\n" +
-	"\bidentity\x18\x06 \x01(\tR\bidentity\"\xb8\a\n" +
+	"\bidentity\x18\x06 \x01(\tR\bidentity\"\x90\b\n" +
 	"\x05Event\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12:\n" +
@@ -923,11 +951,14 @@ const file_api_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\x04lost\x18\x15 \x01(\x04R\x04lost\x12.\n" +
 	"\x04kind\x18\x16 \x01(\x0e2\x1a.bulwark.telemetry.v1.KindR\x04kind\x12-\n" +
 	"\x12certificate_serial\x18\x17 \x01(\tR\x11certificateSerial\x128\n" +
-	"\asubject\x18\x18 \x01(\v2\x1e.bulwark.telemetry.v1.WorkloadR\asubject\"g\n" +
+	"\asubject\x18\x18 \x01(\v2\x1e.bulwark.telemetry.v1.WorkloadR\asubject\x12%\n" +
+	"\x0eclaimed_source\x18\x19 \x01(\tR\rclaimedSource\x12/\n" +
+	"\x13claimed_destination\x18\x1a \x01(\tR\x12claimedDestination\"\x7f\n" +
 	"\x06Record\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x14\n" +
 	"\x05spool\x18\x02 \x01(\tR\x05spool\x121\n" +
-	"\x05event\x18\x03 \x01(\v2\x1b.bulwark.telemetry.v1.EventR\x05event\"\x94\x01\n" +
+	"\x05event\x18\x03 \x01(\v2\x1b.bulwark.telemetry.v1.EventR\x05event\x12\x16\n" +
+	"\x06sender\x18\x04 \x01(\tR\x06sender\"\x94\x01\n" +
 	"\n" +
 	"NodeReport\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12.\n" +
@@ -954,12 +985,14 @@ const file_api_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fVERDICT_ALLOWED\x10\x01\x12\x12\n" +
 	"\x0eVERDICT_DENIED\x10\x02\x12\x13\n" +
-	"\x0fVERDICT_REFUSED\x10\x03*;\n" +
+	"\x0fVERDICT_REFUSED\x10\x03*K\n" +
 	"\x04Kind\x12\x10\n" +
 	"\fKIND_REQUEST\x10\x00\x12\x11\n" +
 	"\rKIND_ISSUANCE\x10\x01\x12\x0e\n" +
 	"\n" +
-	"KIND_ADMIN\x10\x022\xb8\x01\n" +
+	"KIND_ADMIN\x10\x02\x12\x0e\n" +
+	"\n" +
+	"KIND_TRAIL\x10\x032\xb8\x01\n" +
 	"\x06Intake\x12U\n" +
 	"\x06Events\x12 .bulwark.telemetry.v1.EventBatch\x1a%.bulwark.telemetry.v1.Acknowledgement(\x010\x01\x12W\n" +
 	"\bCounters\x12 .bulwark.telemetry.v1.NodeReport\x1a%.bulwark.telemetry.v1.NodeReportTaken(\x010\x01BBZ@github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1;telemetryv1b\x06proto3"
