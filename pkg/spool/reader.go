@@ -11,19 +11,39 @@ import (
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 )
 
+// batchBytes bounds a batch, far below what Mixer takes as one message: clients of the workloads choose how long events are,
+// and a batch that is too long would never be taken, nor anything after it.
+const batchBytes = 1 << 20
+
 // reader reads events in order, up to what is on the disk.
 type reader struct {
 	spool *Spool
 	next  uint64 // sequence from which events are wanted
+	given uint64 // sequence of the last event that was returned; 0 if none was
 	file  *os.File
 	buf   *bufio.Reader
 	first uint64 // of the open segment
 }
 
-// read returns up to n events; none if there are none yet.
+// read returns up to n events, and not many more bytes than batchBytes; none if there are none yet. Where sequences are
+// missing, because records were damaged on the disk, an event of their number stands in their place: each sequence that is
+// returned follows from the last, so that nobody can leave out events without a word.
 func (r *reader) read(n int) ([]*telemetryv1.Event, error) {
+	out, err := r.scan(n)
+	var whole []*telemetryv1.Event
+	for _, e := range out {
+		if expected := r.given + 1; e.GetSequence() > expected {
+			whole = append(whole, r.spool.missing(e.GetSequence()-expected, e.GetSequence()-1))
+		}
+		whole, r.given = append(whole, e), e.GetSequence()
+	}
+	return whole, err
+}
+
+func (r *reader) scan(n int) ([]*telemetryv1.Event, error) {
 	var out []*telemetryv1.Event
-	for len(out) < n {
+	size := int64(0)
+	for len(out) < n && size < batchBytes {
 		s := r.spool
 		s.mu.Lock()
 		synced := s.synced
@@ -36,7 +56,7 @@ func (r *reader) read(n int) ([]*telemetryv1.Event, error) {
 				return out, err
 			}
 		}
-		e, _, err := decode(r.buf)
+		e, bytes, err := decode(r.buf)
 		if errors.Is(err, io.EOF) {
 			// The end of this segment; what is on the disk beyond it is in the next.
 			if !r.advance() {
@@ -55,7 +75,7 @@ func (r *reader) read(n int) ([]*telemetryv1.Event, error) {
 		}
 		if e.GetSequence() >= r.next {
 			r.next = e.GetSequence() + 1
-			out = append(out, e)
+			out, size = append(out, e), size+bytes
 		}
 	}
 	return out, nil
@@ -106,6 +126,12 @@ func (r *reader) advance() bool {
 	}
 	r.next = max(r.next, later)
 	return true
+}
+
+// newReader returns a reader from the first event that is not acknowledged.
+func newReader(s *Spool) *reader {
+	first := s.firstUnacked()
+	return &reader{spool: s, next: first, given: first - 1}
 }
 
 func (r *reader) close() {

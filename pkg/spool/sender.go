@@ -96,7 +96,7 @@ func (s *Sender) deliver(ctx context.Context) (bool, error) {
 	}()
 	defer func() { <-done }()
 	defer cancel()
-	d := delivery{Sender: s, stream: stream, reader: &reader{spool: s.Spool, next: s.Spool.firstUnacked()}}
+	d := delivery{Sender: s, stream: stream, reader: newReader(s.Spool)}
 	defer d.reader.close()
 	return d.loop(ctx, acks, failed)
 }

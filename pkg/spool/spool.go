@@ -57,6 +57,9 @@ func Open(dir string, maxBytes int64, observer *telemetryv1.Workload, now func()
 	}
 	s := &Spool{dir: dir, maxBytes: maxBytes, now: now, observer: observer, wake: make(chan struct{}, 1)}
 	var err error
+	if err := s.disown(); err != nil {
+		return nil, err
+	}
 	if s.id, err = readOrMakeID(filepath.Join(dir, "id")); err != nil {
 		return nil, err
 	}
@@ -67,6 +70,53 @@ func Open(dir string, maxBytes int64, observer *telemetryv1.Workload, now func()
 		return nil, err
 	}
 	return s, s.recover()
+}
+
+// disown drops what another node has left in the directory, as in that of a machine that was cloned or renamed: Mixer takes a
+// spool from the node that has it and from no other. How many events go is recorded, as of those that a full spool drops.
+func (s *Spool) disown() error {
+	path := filepath.Join(s.dir, "node")
+	node, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("spool: %w", err)
+	}
+	if string(node) == s.observer.GetNode() {
+		return nil
+	}
+	if err == nil {
+		acked, err := readCursor(filepath.Join(s.dir, "acked"))
+		if err != nil {
+			return err
+		}
+		segments, err := listSegments(s.dir)
+		if err != nil {
+			return err
+		}
+		for _, seg := range segments {
+			if _, err := seg.scan(); err != nil {
+				return err
+			}
+			if seg.last > acked {
+				s.lost += seg.last - max(acked, seg.first-1)
+			}
+			if err := os.Remove(seg.path); err != nil {
+				return fmt.Errorf("spool: %w", err)
+			}
+		}
+		for _, name := range []string{"acked", "id"} {
+			if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("spool: %w", err)
+			}
+		}
+		s.total = s.lost
+	}
+	return replaceFile(path, s.observer.GetNode(), true)
+}
+
+// missing is an event about n events that are not there.
+func (s *Spool) missing(n, sequence uint64) *telemetryv1.Event {
+	return &telemetryv1.Event{Sequence: sequence, Kind: telemetryv1.Kind_KIND_TRAIL, Time: timestamppb.New(s.now()), Observer: s.observer, Lost: n,
+		Reason: "records of the spool were damaged on the disk; so many numbers of events are missing at most"}
 }
 
 // recover reads what an earlier process has left.
@@ -120,7 +170,8 @@ func (s *Spool) Append(e *telemetryv1.Event) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.lost > 0 && s.bytes()+2*maxEvent <= s.maxBytes {
-		gap := &telemetryv1.Event{Time: timestamppb.New(s.now()), Observer: s.observer, Lost: s.lost}
+		gap := &telemetryv1.Event{Kind: telemetryv1.Kind_KIND_TRAIL, Time: timestamppb.New(s.now()), Observer: s.observer, Lost: s.lost,
+			Reason: "the spool was full, its disk failed, or it was another node's"}
 		if s.write(gap) == nil {
 			s.lost = 0
 		}

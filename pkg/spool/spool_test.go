@@ -49,7 +49,7 @@ func readAll(t *testing.T, s *Spool) []*telemetryv1.Event {
 	if err := s.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	r := &reader{spool: s, next: s.firstUnacked()}
+	r := newReader(s)
 	defer r.close()
 	var out []*telemetryv1.Event
 	for {

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -140,7 +142,9 @@ func decide(e *telemetryv1.Event, r record, details string) {
 		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, "no mutual TLS where it is required"
 	default:
 		e.Verdict = telemetryv1.Verdict_VERDICT_ALLOWED
-		e.Policy = Policy(r.tag("allow_policy"))
+		if e.Policy = Policy(r.tag("allow_policy")); e.Policy == "" && r.tag("kind") == "http" {
+			e.Reason = "no enforced ALLOW policy selects the workload" // of a connection, Envoy does not always say
+		}
 	}
 }
 
@@ -164,10 +168,21 @@ func firstOf(texts ...string) string {
 	return ""
 }
 
-// clip shortens what a client could have made as long as it liked, and drops what is no UTF-8 (protobuf would refuse it).
+// clip shortens what a client could have made as long as it liked, and drops what is no UTF-8 (protobuf would refuse it). What
+// has no shape of its own counts as what it takes in the audit trail, which has escapes in its place.
 func clip(s string, most int) string {
 	if len(s) > most {
 		s = s[:most]
 	}
-	return strings.ToValidUTF8(s, "\uFFFD")
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	size := 0
+	for i, r := range s {
+		if size += utf8.RuneLen(r); !unicode.IsPrint(r) {
+			size += 2 * len(`\u0000`)
+		}
+		if size > 2*most {
+			return s[:i]
+		}
+	}
+	return s
 }

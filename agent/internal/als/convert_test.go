@@ -10,11 +10,13 @@ import (
 	collector "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	otlp "go.opentelemetry.io/proto/otlp/common/v1"
 	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
+	"github.com/bulwark-mesh/bulwark/pkg/printable"
 )
 
 const (
@@ -97,7 +99,8 @@ func TestVerdicts(t *testing.T) {
 		"a TCP connection denied":   {"tcp", map[string]string{"termination_details": none, "response_code_details": "-"}, denied, "", "no ALLOW"},
 		"a DENY policy matched":     {"http", map[string]string{"bulwark.deny_policy": "ns[a]-policy[b]-rule[2]", "response_code_details": matchedRule}, denied, "a/b rule 2", "DENY"},
 		"the tag is missing":        {"http", map[string]string{"response_code_details": matchedRule}, denied, "a/b rule 2", "DENY"},
-		"audited only":              {"http", map[string]string{"bulwark.audit_policy": "ns[a]-policy[log]-rule[0]", "response_code_details": "via_upstream"}, allowed, "", ""},
+		"audited only":              {"http", map[string]string{"bulwark.audit_policy": "ns[a]-policy[log]-rule[0]", "response_code_details": "via_upstream"}, allowed, "", "no enforced ALLOW"},
+		"a connection audited":      {"tcp", map[string]string{"bulwark.received": "5"}, allowed, "", ""},
 		"allow beats audit":         {"http", map[string]string{"bulwark.audit_policy": "ns[a]-policy[log]-rule[0]", "bulwark.allow_policy": "ns[a]-policy[ok]-rule[1]"}, allowed, "a/ok rule 1", ""},
 		"plaintext under STRICT":    {"refused", nil, refused, "", "no mutual TLS"},
 		"handshake failed":          {"refused", map[string]string{"downstream_failure": "TLS_error: PEER_DID_NOT_RETURN"}, refused, "", "PEER_DID_NOT_RETURN"},
@@ -108,7 +111,7 @@ func TestVerdicts(t *testing.T) {
 		text := map[string]string{"bulwark.direction": "inbound", "bulwark.kind": c.kind}
 		maps.Copy(text, c.text)
 		e := record{time: time.Unix(1, 0), text: text}.event()
-		if e.Verdict != c.verdict || e.Policy != c.policy || !strings.Contains(e.Reason, c.reason) {
+		if e.Verdict != c.verdict || e.Policy != c.policy || !strings.Contains(e.Reason, c.reason) || e.Policy != "" && strings.Contains(e.Reason, "no enforced") {
 			t.Errorf("%s: %s %q %q", name, e.Verdict, e.Policy, e.Reason)
 		}
 	}
@@ -166,6 +169,29 @@ func TestWhatAClientChoseIsBoundedAndValid(t *testing.T) {
 	}
 	if _, err := proto.Marshal(e); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The audit trail takes 64 KiB of an event, as JSON in which control bytes are escapes.
+func TestAnEventFitsIntoTheTrailWhateverStrangersChoose(t *testing.T) {
+	for _, filler := range []string{"/", "\x1b", "\u009b", "\u202e", "\U000e0041", "\xff\x00"} {
+		text := map[string]string{"bulwark.kind": "http", "bulwark.direction": "inbound"}
+		for _, key := range []string{"method", "path", "authority", "request_id", "downstream_failure", "upstream_failure", "response_flags", "protocol",
+			"source_address", "local_address", "bulwark.source_principal", "bulwark.allow_policy", "bulwark.tls_version", "bulwark.destination_service"} {
+			text[key] = strings.Repeat(filler, 8<<10)
+		}
+		text["method"], text["request_id"] = text["method"][:256], text["request_id"][:256] // as Pilot has Envoy cut them off
+		for _, key := range []string{"response_flags", "protocol", "source_address", "local_address", "bulwark.tls_version", "bulwark.destination_service"} {
+			text[key] = "Envoy's own word"
+		}
+		e := record{time: time.Unix(1, 0), text: text}.event()
+		raw, err := protojson.Marshal(&telemetryv1.Record{Event: e})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(printable.JSON(raw)); n > 48<<10 {
+			t.Errorf("%q: %d bytes", filler, n)
+		}
 	}
 }
 

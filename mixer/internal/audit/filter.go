@@ -3,6 +3,7 @@ package audit
 import (
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,8 +14,8 @@ import (
 // Filter says which records a reader wants. Empty fields want all.
 type Filter struct {
 	Namespace string    // of the observing workload, or of the one that a certificate is for
-	Kind      string    // request, issuance, admin
-	Identity  string    // of source or destination, or a part of it
+	Kind      string    // request, issuance, admin, trail
+	Identity  string    // of source or destination, proven or claimed, or a part of it
 	Verdict   string    // allowed, denied, refused
 	Since     time.Time // only decisions from then on; zero for all
 	Last      int       // only the newest so many of what is there, 0 for all; what follows is not counted
@@ -39,13 +40,15 @@ func ParseFilter(q url.Values) (Filter, error) {
 			f.Verdict = value
 		case "kind":
 			if _, ok := telemetryv1.Kind_value["KIND_"+strings.ToUpper(value)]; !ok {
-				err = fmt.Errorf("use request, issuance or admin")
+				err = fmt.Errorf("use request, issuance, admin or trail")
 			}
 			f.Kind = value
 		case "since":
 			f.Since, err = time.Parse(time.RFC3339Nano, value)
 		case "last":
-			f.Last, err = strconv.Atoi(value)
+			if f.Last, err = strconv.Atoi(value); err == nil && f.Last < 0 {
+				err = fmt.Errorf("use 0 for all, or how many")
+			}
 		case "follow":
 			f.Follow, err = strconv.ParseBool(value)
 		default:
@@ -67,7 +70,8 @@ func (f Filter) Matches(r *telemetryv1.Record) bool {
 	if f.Kind != "" && e.GetKind() != telemetryv1.Kind(telemetryv1.Kind_value["KIND_"+strings.ToUpper(f.Kind)]) {
 		return false
 	}
-	if f.Identity != "" && !strings.Contains(e.GetSourceIdentity(), f.Identity) && !strings.Contains(e.GetDestinationIdentity(), f.Identity) {
+	if f.Identity != "" && !slices.ContainsFunc([]string{e.GetSourceIdentity(), e.GetDestinationIdentity(), e.GetClaimedSource(), e.GetClaimedDestination()},
+		func(name string) bool { return strings.Contains(name, f.Identity) }) {
 		return false
 	}
 	if !f.Since.IsZero() && e.GetTime().AsTime().Before(f.Since) {

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/bulwark-mesh/bulwark/pkg/printable"
 )
 
 // ServeHTTP answers GET /v1/audit with the selected records as lines of JSON, and goes on with new ones if the reader
@@ -25,7 +27,7 @@ func (t *Trail) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			if err != nil {
 				return
 			}
-			if _, err := w.Write(append(line, '\n')); err != nil {
+			if _, err := w.Write(append(printable.JSON(line), '\n')); err != nil {
 				return
 			}
 		}

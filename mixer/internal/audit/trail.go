@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
+	"github.com/bulwark-mesh/bulwark/pkg/printable"
 )
 
 // Origin names the log in its checkpoints.
@@ -26,7 +28,22 @@ const (
 	batchAge      = 20 * time.Millisecond // an event waits at most this long for others before it is written
 	bundleEntries = 256                   // entries of a full bundle, fixed by tlog-tiles
 	recentKept    = 20000                 // records held in memory for tail and queries
+	// An entry's length has 16 bits in a bundle. One that is longer would be written with another length, and the trail could
+	// not be read any more.
+	maxEntry = 1<<16 - 1
+	// maxMissing is how many numbers an event may say are missing: more than a spool ever holds and skips.
+	maxMissing = 1 << 24
+	maxSpools  = 1000 // of one sender
 )
+
+// OwnSpool is the spool of what Mixer itself has to say. It is no name that a sender's spool can have.
+const OwnSpool = "mixer"
+
+// Refusal is why events of a sender are not taken. The text is for people, and quotes nothing of the events.
+type Refusal string
+
+// Error implements error.
+func (r Refusal) Error() string { return string(r) }
 
 // Trail is safe for concurrent use.
 type Trail struct {
@@ -37,10 +54,27 @@ type Trail struct {
 	appending sync.Mutex // one batch at a time, so that a spool's sequence only rises
 
 	mu       sync.Mutex
-	have     map[string]uint64 // spool → highest sequence in the log
+	spools   map[string]spool
+	senders  map[string]int // sender → number of its spools
 	recent   []*telemetryv1.Record
 	changed  chan struct{} // closed and replaced at each append
 	appended uint64
+}
+
+// spool is what the log has of one.
+type spool struct {
+	last   uint64 // highest sequence in the log
+	sender string // whose it is; empty if its records were written before they named their sender
+	node   string // where the first record was observed
+}
+
+// of reports whether the spool is this sender's.
+func (s spool) of(sender string) bool {
+	if s.sender != "" {
+		return s.sender == sender
+	}
+	_, node, _ := strings.Cut(sender, " on ")
+	return node == "" || node == s.node
 }
 
 // Open opens the trail in a directory, or makes it, and reads what is in it. Signer signs its checkpoints.
@@ -56,7 +90,7 @@ func Open(ctx context.Context, dir string, signer note.Signer) (*Trail, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the audit trail in %s: %w", dir, err)
 	}
-	t := &Trail{appender: appender, reader: reader, shutdown: shutdown, have: map[string]uint64{}, changed: make(chan struct{})}
+	t := &Trail{appender: appender, reader: reader, shutdown: shutdown, spools: map[string]spool{}, senders: map[string]int{}, changed: make(chan struct{})}
 	if err := t.load(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("reading the audit trail in %s: %w", dir, err), shutdown(ctx))
 	}
@@ -91,7 +125,16 @@ func (t *Trail) load(ctx context.Context) error {
 
 // keep notes a record that is in the log. The caller holds mu, or nobody else has t yet.
 func (t *Trail) keep(r *telemetryv1.Record) {
-	t.have[r.GetSpool()] = max(t.have[r.GetSpool()], r.GetEvent().GetSequence())
+	known, ok := t.spools[r.GetSpool()]
+	if !ok {
+		known.node = r.GetEvent().GetObserver().GetNode()
+	}
+	if known.sender == "" && r.GetSender() != "" {
+		known.sender = r.GetSender()
+		t.senders[known.sender]++
+	}
+	known.last = max(known.last, r.GetEvent().GetSequence())
+	t.spools[r.GetSpool()] = known
 	t.recent = append(t.recent, r)
 	if len(t.recent) > 2*recentKept {
 		t.recent = append([]*telemetryv1.Record(nil), t.recent[len(t.recent)-recentKept:]...)
@@ -99,48 +142,98 @@ func (t *Trail) keep(r *telemetryv1.Record) {
 	t.appended++
 }
 
-// Append adds a spool's events, which must be in rising sequence, and returns when they are on disk; those that the
-// trail has already are dropped. It returns the highest sequence that the trail now has of the spool.
-func (t *Trail) Append(ctx context.Context, spool string, events []*telemetryv1.Event) (uint64, error) {
+// Append adds events of a sender's spool, each of whose sequences follows from the last or says how many are missing, and
+// returns when they are on disk; those that the trail has already are dropped. It returns the highest sequence that the trail
+// now has of the spool. A spool belongs to the sender who was the first to use it. What breaks these rules is a Refusal.
+func (t *Trail) Append(ctx context.Context, sender, name string, events []*telemetryv1.Event) (uint64, error) {
 	t.appending.Lock()
 	defer t.appending.Unlock()
 	t.mu.Lock()
-	last := t.have[spool]
+	known, exists := t.spools[name]
+	owned := t.senders[sender]
 	t.mu.Unlock()
-	type pending struct {
-		record *telemetryv1.Record
-		index  tessera.IndexFuture
+	switch {
+	case exists && !known.of(sender):
+		return 0, Refusal("the spool is another sender's")
+	case !exists && owned >= maxSpools:
+		return 0, Refusal(fmt.Sprintf("the sender has %d spools already", maxSpools))
 	}
-	var added []pending
+	last := known.last
+	var fresh []*telemetryv1.Record
 	for _, e := range events {
-		if e.GetSequence() <= last {
+		if exists && e.GetSequence() <= last {
 			continue
 		}
-		last = e.GetSequence()
-		record := &telemetryv1.Record{Spool: spool, Event: e}
-		raw, err := protojson.Marshal(record)
-		if err != nil {
-			return 0, fmt.Errorf("audit event %s/%d: %w", spool, e.GetSequence(), err)
+		// Of a spool that the trail has nothing of, it may be that the trail is the younger one.
+		if len(fresh) > 0 || exists {
+			if missing := e.GetSequence() - last - 1; missing > 0 && !explained(e, missing) {
+				return 0, Refusal(fmt.Sprintf("event %d follows %d, and nothing says what became of those between", e.GetSequence(), last))
+			}
 		}
-		added = append(added, pending{record, t.appender.Add(ctx, tessera.NewEntry(raw))})
+		exists, last = true, e.GetSequence()
+		fresh = append(fresh, &telemetryv1.Record{Spool: name, Event: e, Sender: sender})
 	}
-	for _, p := range added {
-		index, err := p.index()
+	if len(fresh) == 0 {
+		return last, nil
+	}
+	return last, t.write(ctx, fresh)
+}
+
+// explained reports whether an event says itself that those before it are missing.
+func explained(e *telemetryv1.Event, missing uint64) bool {
+	return e.GetKind() == telemetryv1.Kind_KIND_TRAIL && e.GetLost() >= missing && missing <= maxMissing
+}
+
+// Note adds what Mixer itself has to say about the trail.
+func (t *Trail) Note(ctx context.Context, e *telemetryv1.Event) error {
+	t.appending.Lock()
+	defer t.appending.Unlock()
+	t.mu.Lock()
+	e.Sequence = t.spools[OwnSpool].last + 1
+	t.mu.Unlock()
+	e.Kind = telemetryv1.Kind_KIND_TRAIL
+	return t.write(ctx, []*telemetryv1.Record{{Spool: OwnSpool, Event: e, Sender: OwnSpool}})
+}
+
+// Knows reports whether the trail has anything of a spool.
+func (t *Trail) Knows(name string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.spools[name]
+	return ok
+}
+
+// write adds records to the log. The caller holds appending.
+func (t *Trail) write(ctx context.Context, records []*telemetryv1.Record) error {
+	entries := make([][]byte, len(records))
+	for i, r := range records {
+		raw, err := protojson.Marshal(r)
 		if err != nil {
-			return 0, fmt.Errorf("writing audit event %s/%d: %w", spool, p.record.GetEvent().GetSequence(), err)
+			return fmt.Errorf("audit event %s/%d: %w", r.GetSpool(), r.GetEvent().GetSequence(), err)
 		}
-		p.record.Index = index.Index
+		if entries[i] = printable.JSON(raw); len(entries[i]) > maxEntry {
+			return Refusal(fmt.Sprintf("event %d has %d bytes in the trail, more than %d", r.GetEvent().GetSequence(), len(entries[i]), maxEntry))
+		}
+	}
+	futures := make([]tessera.IndexFuture, len(entries))
+	for i, raw := range entries {
+		futures[i] = t.appender.Add(ctx, tessera.NewEntry(raw))
+	}
+	for i, future := range futures {
+		index, err := future()
+		if err != nil {
+			return fmt.Errorf("writing audit event %s/%d: %w", records[i].GetSpool(), records[i].GetEvent().GetSequence(), err)
+		}
+		records[i].Index = index.Index
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, p := range added {
-		t.keep(p.record)
+	for _, r := range records {
+		t.keep(r)
 	}
-	if len(added) > 0 {
-		close(t.changed)
-		t.changed = make(chan struct{})
-	}
-	return max(last, t.have[spool]), nil
+	close(t.changed)
+	t.changed = make(chan struct{})
+	return nil
 }
 
 // Size returns how many events the trail has.

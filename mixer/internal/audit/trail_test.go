@@ -3,12 +3,18 @@ package audit
 import (
 	"context"
 	"crypto/rand"
+	"errors"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/transparency-dev/tessera/client"
 	"golang.org/x/mod/sumdb/note"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
+	"github.com/bulwark-mesh/bulwark/pkg/printable"
 )
 
 func signer(t *testing.T) note.Signer {
@@ -44,11 +50,11 @@ func TestRedeliveredEventsAreInTheTrailOnceAlsoAfterARestart(t *testing.T) {
 	}
 	trail, cancel := open()
 	for _, batch := range [][]*telemetryv1.Event{events(1, 300), events(200, 400), events(1, 400)} {
-		if got, err := trail.Append(t.Context(), "a", batch); err != nil || got < 300 {
+		if got, err := trail.Append(t.Context(), "agent on n1", "a", batch); err != nil || got < 300 {
 			t.Fatalf("acknowledged %d, %v", got, err)
 		}
 	}
-	if _, err := trail.Append(t.Context(), "b", events(1, 1)); err != nil {
+	if _, err := trail.Append(t.Context(), "agent on n1", "b", events(1, 1)); err != nil {
 		t.Fatal(err)
 	}
 	if trail.Size() != 401 {
@@ -63,7 +69,7 @@ func TestRedeliveredEventsAreInTheTrailOnceAlsoAfterARestart(t *testing.T) {
 
 	trail, cancel = open()
 	defer cancel()
-	got, err := trail.Append(t.Context(), "a", events(350, 410))
+	got, err := trail.Append(t.Context(), "agent on n1", "a", events(350, 410))
 	if err != nil || got != 410 {
 		t.Fatalf("acknowledged %d, %v", got, err)
 	}
@@ -90,7 +96,7 @@ func TestFollowersAreWoken(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, position, changed := trail.Recent(0)
-	if _, err := trail.Append(ctx, "a", events(1, 2)); err != nil {
+	if _, err := trail.Append(ctx, "agent on n1", "a", events(1, 2)); err != nil {
 		t.Fatal(err)
 	}
 	select {
@@ -100,5 +106,109 @@ func TestFollowersAreWoken(t *testing.T) {
 	}
 	if records, _, _ := trail.Recent(position); len(records) != 2 {
 		t.Fatalf("%d new records, want 2", len(records))
+	}
+}
+
+// A compromised agent may leave out, invent and squat only what is its own, and not without a word.
+func TestASpoolIsItsSendersAlsoAfterARestart(t *testing.T) {
+	dir, key := t.TempDir(), signer(t)
+	refused := func(what string, err error) {
+		t.Helper()
+		if refusal := Refusal(""); !errors.As(err, &refusal) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for range 2 {
+		ctx, cancel := context.WithCancel(t.Context())
+		trail, err := Open(ctx, dir, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := trail.Append(ctx, "agent on n1", "a", events(1, 5)); err != nil {
+			t.Fatal(err)
+		}
+		_, err = trail.Append(ctx, "agent on n2", "a", events(6, 7))
+		refused("another's spool", err)
+		_, err = trail.Append(ctx, "citadel", "a", events(6, 7))
+		refused("another's spool, by one without a node", err)
+		_, err = trail.Append(ctx, "agent on n1", "a", events(1<<63, 1<<63))
+		refused("a jump", err)
+		_, err = trail.Append(ctx, "agent on n1", "a", []*telemetryv1.Event{events(6, 6)[0], events(8, 8)[0]})
+		refused("a jump within a batch", err)
+		_, err = trail.Append(ctx, "agent on n1", "a", []*telemetryv1.Event{{Sequence: 9, Kind: telemetryv1.Kind_KIND_TRAIL, Lost: 1}})
+		refused("a jump that is longer than it says", err)
+		_, err = trail.Append(ctx, "agent on n1", "a", []*telemetryv1.Event{{Sequence: 1 << 40, Kind: telemetryv1.Kind_KIND_TRAIL, Lost: 1 << 40}})
+		refused("a jump that is longer than a spool can be", err)
+		if trail.Size() != 5 {
+			t.Fatalf("%d events", trail.Size())
+		}
+		if err := trail.Close(ctx); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	trail, err := Open(ctx, dir, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := trail.Append(ctx, "agent on n1", "a", []*telemetryv1.Event{{Sequence: 8, Kind: telemetryv1.Kind_KIND_TRAIL, Lost: 3}, {Sequence: 9}}); err != nil || got != 9 {
+		t.Fatalf("a jump that says what is missing: %d, %v", got, err)
+	}
+}
+
+// The log's entries have a length of 16 bits; one that is longer would make the trail unreadable, and Mixer would not start.
+func TestAnEventThatIsTooLongDoesNotSpoilTheTrail(t *testing.T) {
+	dir, key := t.TempDir(), signer(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	trail, err := Open(ctx, dir, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// 40 KB on the wire, and six times as much as JSON.
+	long := &telemetryv1.Event{Sequence: 2, Path: strings.Repeat("\x1b", 40<<10)}
+	if _, err := trail.Append(ctx, "s", "a", append(events(1, 1), long)); err == nil {
+		t.Error("taken")
+	}
+	if _, err := trail.Append(ctx, "s", "a", events(1, 3)); err != nil {
+		t.Fatal(err)
+	}
+	if err := trail.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	again, err := Open(t.Context(), dir, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.Size() != 3 {
+		t.Fatalf("%d events", again.Size())
+	}
+}
+
+func TestRecordsAreReadByPeopleToo(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	trail, err := Open(ctx, t.TempDir(), signer(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const hostile = "spiffe://a/ns/b/sa/c\r\nforged\x1b[2K\u202egnp\u009b31m"
+	if _, err := trail.Append(ctx, "s", "a", []*telemetryv1.Event{{Sequence: 1, ClaimedSource: hostile}}); err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	trail.ServeHTTP(w, httptest.NewRequest("GET", "/v1/audit", nil))
+	line := strings.TrimSuffix(w.Body.String(), "\n")
+	if !printable.Is(line) {
+		t.Errorf("%q", line)
+	}
+	record := &telemetryv1.Record{}
+	if err := protojson.Unmarshal([]byte(line), record); err != nil || record.GetEvent().GetClaimedSource() != hostile {
+		t.Errorf("%v, %v", record, err)
+	}
+	if raw, err := client.GetEntryBundle(ctx, trail.reader.ReadEntryBundle, 0, 1); err != nil || !printable.Is(string(raw.Entries[0])) {
+		t.Errorf("%q, %v", raw.Entries, err)
 	}
 }

@@ -9,12 +9,14 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/bulwark-mesh/bulwark/mixer/internal/audit"
 	"github.com/bulwark-mesh/bulwark/mixer/internal/traffic"
@@ -25,13 +27,14 @@ import (
 
 const (
 	appendTimeout = 30 * time.Second
-	maxBatch      = 2000 // events
+	// noteEvery is how often the trail is told of the refusals of one sender, which may cost it nothing to provoke.
+	noteEvery = time.Minute
 )
 
 // Peers are the identities that may call.
 type Peers struct {
 	Agent   spiffe.ID // events and counters
-	Citadel spiffe.ID // events alone, and what it has issued is told by nobody else
+	Citadel spiffe.ID // events alone, and what it has issued and what operators have done is told by nobody else
 }
 
 // Server implements telemetryv1.IntakeServer. Each call is checked for what its peer may send.
@@ -42,14 +45,23 @@ type Server struct {
 	traffic *traffic.Table
 	log     *slog.Logger
 	events  *prometheus.CounterVec
+	lost    prometheus.Counter
+	refused *prometheus.CounterVec
+
+	mu    sync.Mutex
+	noted map[string]time.Time // sender → when the trail was told of a refusal last; senders are bounded by the nodes
 }
 
 // New returns a server that writes to the trail and the table.
 func New(peers Peers, trail *audit.Trail, table *traffic.Table, log *slog.Logger, metrics prometheus.Registerer) *Server {
-	s := &Server{peers: peers, trail: trail, traffic: table, log: log, events: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "bulwark_mixer_audit_events_total", Help: "Audit events taken, by verdict.",
-	}, []string{"verdict"})}
-	metrics.MustRegister(s.events)
+	s := &Server{
+		peers: peers, trail: trail, traffic: table, log: log, noted: map[string]time.Time{},
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_mixer_audit_events_total", Help: "Audit events taken, by verdict."}, []string{"verdict"}),
+		lost:   prometheus.NewCounter(prometheus.CounterOpts{Name: "bulwark_mixer_audit_lost_total", Help: "Audit events of which their senders say that they are missing."}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_mixer_refused_total",
+			Help: "Batches of events and reports that their sender had no right to send."}, []string{"account"}),
+	}
+	metrics.MustRegister(s.events, s.lost, s.refused)
 	return s
 }
 
@@ -64,23 +76,27 @@ func (s *Server) Events(stream grpc.BidiStreamingServer[telemetryv1.EventBatch, 
 		if err != nil {
 			return ended(err)
 		}
-		if batch.GetSpool() == "" || len(batch.GetEvents()) > maxBatch {
-			return status.Errorf(codes.InvalidArgument, "a batch names its spool and has at most %d events", maxBatch)
+		if err := s.peers.check(peer, batch); err != nil {
+			return s.refuse(stream.Context(), peer, codes.PermissionDenied, err)
 		}
-		if i := slices.IndexFunc(batch.GetEvents(), isIssuance); i >= 0 && peer != s.peers.Citadel {
-			return status.Errorf(codes.PermissionDenied, "event %d is of an issuance, which %s does not decide", batch.GetEvents()[i].GetSequence(), peer)
+		for _, e := range batch.GetEvents() {
+			demote(e)
 		}
 		ctx, cancel := context.WithTimeout(stream.Context(), appendTimeout)
-		sequence, err := s.trail.Append(ctx, batch.GetSpool(), batch.GetEvents())
+		sequence, err := s.append(ctx, peer, batch)
 		cancel()
+		if refusal := audit.Refusal(""); errors.As(err, &refusal) {
+			return s.refuse(stream.Context(), peer, codes.FailedPrecondition, refusal)
+		}
 		if err != nil {
-			s.log.Error("audit events are not acknowledged", "spool", batch.GetSpool(), "error", err)
+			s.log.Error("audit events are not acknowledged", "sender", peer.String(), "spool", batch.GetSpool(), "error", err)
 			return status.Error(codes.Unavailable, fmt.Sprintf("the audit trail cannot be written: %v", err))
 		}
 		for _, e := range batch.GetEvents() {
 			s.events.WithLabelValues(e.GetVerdict().String()).Inc()
 			if e.GetLost() > 0 {
-				s.log.Error("audit events were lost", "spool", batch.GetSpool(), "node", e.GetObserver().GetNode(), "count", e.GetLost())
+				s.lost.Add(float64(e.GetLost()))
+				s.log.Error("audit events were lost", "sender", peer.String(), "spool", batch.GetSpool(), "count", e.GetLost())
 			}
 		}
 		if err := stream.Send(&telemetryv1.Acknowledgement{Spool: batch.GetSpool(), Sequence: sequence}); err != nil {
@@ -91,13 +107,17 @@ func (s *Server) Events(stream grpc.BidiStreamingServer[telemetryv1.EventBatch, 
 
 // Counters implements Intake.
 func (s *Server) Counters(stream grpc.BidiStreamingServer[telemetryv1.NodeReport, telemetryv1.NodeReportTaken]) error {
-	if _, err := s.peer(stream.Context(), s.peers.Agent); err != nil {
+	peer, err := s.peer(stream.Context(), s.peers.Agent)
+	if err != nil {
 		return err
 	}
 	for {
 		report, err := stream.Recv()
 		if err != nil {
 			return ended(err)
+		}
+		if err := checkReport(peer, report); err != nil {
+			return s.refuse(stream.Context(), peer, codes.PermissionDenied, fmt.Errorf("report of counters: %w", err))
 		}
 		s.traffic.Take(report)
 		if err := stream.Send(&telemetryv1.NodeReportTaken{}); err != nil {
@@ -106,20 +126,77 @@ func (s *Server) Counters(stream grpc.BidiStreamingServer[telemetryv1.NodeReport
 	}
 }
 
-// peer returns the identity of the caller, if it is one of the allowed.
-func (s *Server) peer(ctx context.Context, allowed ...spiffe.ID) (spiffe.ID, error) {
-	id, err := mtls.PeerID(ctx)
+// append adds a batch to the trail. The trail says of a spool that is new to it what it does not have.
+func (s *Server) append(ctx context.Context, peer sender, batch *telemetryv1.EventBatch) (uint64, error) {
+	if events := batch.GetEvents(); len(events) > 0 && events[0].GetSequence() > 1 && !s.trail.Knows(batch.GetSpool()) {
+		before := events[0].GetSequence() - 1
+		err := s.trail.Note(ctx, &telemetryv1.Event{Time: timestamppb.Now(), Lost: before, Observer: s.observer(peer),
+			Reason: fmt.Sprintf("events 1 to %d of spool %s of %s came before this trail began, or were never sent", before, batch.GetSpool(), peer)})
+		if err != nil {
+			return 0, err
+		}
+	}
+	return s.trail.Append(ctx, peer.String(), batch.GetSpool(), batch.GetEvents())
+}
+
+func (s *Server) observer(peer sender) *telemetryv1.Workload {
+	return &telemetryv1.Workload{Node: peer.node, Namespace: peer.id.Namespace, ServiceAccount: peer.id.ServiceAccount, Identity: peer.id.String()}
+}
+
+// refuse says to the sender, in the log, by a counter and in the trail that it sent what it had no right to send.
+func (s *Server) refuse(ctx context.Context, peer sender, code codes.Code, reason error) error {
+	s.refused.WithLabelValues(peer.id.ServiceAccount).Inc()
+	s.log.Error("telemetry refused", "sender", peer.String(), "reason", reason)
+	if s.mayNote(peer) {
+		ctx, cancel := context.WithTimeout(ctx, appendTimeout)
+		defer cancel()
+		err := s.trail.Note(ctx, &telemetryv1.Event{Time: timestamppb.Now(), Verdict: telemetryv1.Verdict_VERDICT_REFUSED, Observer: s.observer(peer),
+			SourceIdentity: peer.id.String(), Reason: fmt.Sprintf("what %s sent was refused: %v", peer, reason)})
+		if err != nil {
+			s.log.Error("a refusal is not in the audit trail", "sender", peer.String(), "error", err)
+		}
+	}
+	return status.Error(code, reason.Error())
+}
+
+func (s *Server) mayNote(peer sender) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.noted[peer.String()]) < noteEvery {
+		return false
+	}
+	s.noted[peer.String()] = time.Now()
+	return true
+}
+
+// peer returns who calls, if it is one of the allowed. An agent speaks for the node that its certificate names, and one whose
+// certificate names none for nobody.
+func (s *Server) peer(ctx context.Context, allowed ...spiffe.ID) (sender, error) {
+	certificate, err := mtls.PeerCertificate(ctx)
 	if err != nil {
-		return spiffe.ID{}, status.Error(codes.Unauthenticated, err.Error())
+		return sender{}, status.Error(codes.Unauthenticated, err.Error())
+	}
+	id, err := spiffe.FromCertificate(certificate)
+	if err != nil {
+		return sender{}, status.Error(codes.Unauthenticated, err.Error())
 	}
 	if !slices.Contains(allowed, id) {
 		s.log.Warn("telemetry refused", "peer", id.String())
-		return spiffe.ID{}, status.Errorf(codes.PermissionDenied, "%s may not send this", id)
+		return sender{}, status.Errorf(codes.PermissionDenied, "%s may not send this", id)
 	}
-	return id, nil
+	if id != s.peers.Agent {
+		return sender{id: id}, nil
+	}
+	pod, err := spiffe.PodOf(certificate)
+	if err == nil && pod.Node == "" {
+		err = errors.New("it names no node")
+	}
+	if err != nil {
+		s.log.Warn("telemetry refused", "peer", id.String(), "error", err)
+		return sender{}, status.Errorf(codes.PermissionDenied, "the certificate of %s: %v", id, err)
+	}
+	return sender{id, pod.Node}, nil
 }
-
-func isIssuance(e *telemetryv1.Event) bool { return e.GetKind() == telemetryv1.Kind_KIND_ISSUANCE }
 
 func ended(err error) error {
 	if errors.Is(err, io.EOF) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 // staleAfter is when a node that has stopped reporting is forgotten.
@@ -121,11 +122,18 @@ func addCounter(edges map[[4]string]*Edge, services map[[2]string]*Service, w *t
 		return
 	}
 	name := cmp.Or(known(l["destination_service_name"]), known(l["destination_workload"]), w.GetServiceAccount())
-	namespace := cmp.Or(known(l["destination_service_namespace"]), w.GetNamespace())
-	key := [4]string{l["source_principal"], w.GetIdentity(), namespace + "/" + name, l["connection_security_policy"]}
+	namespace := w.GetNamespace() // a node speaks for its own pods, whatever their proxies say
+	source, security := l["source_principal"], "none"
+	if _, err := spiffe.Parse(source); err != nil {
+		source = "" // of no form that a handshake proves
+	}
+	if l["connection_security_policy"] == "mutual_tls" && source != "" {
+		security = "mutual_tls"
+	}
+	key := [4]string{source, w.GetIdentity(), namespace + "/" + name, security}
 	edge := edges[key]
 	if edge == nil {
-		edge = &Edge{Source: cmp.Or(known(key[0]), "unknown"), Destination: key[1], Service: key[2], Security: key[3]}
+		edge = &Edge{Source: cmp.Or(key[0], "unknown"), Destination: key[1], Service: key[2], Security: key[3]}
 		edges[key] = edge
 	}
 	service := services[[2]string{namespace, name}]

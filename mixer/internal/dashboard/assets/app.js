@@ -1,6 +1,14 @@
 "use strict";
 const short = (id) => (id || "").replace(/^spiffe:\/\/[^/]+\/ns\/([^/]+)\/sa\//, "$1/") || "unknown";
 
+// visible quotes what strangers chose where it holds characters without a shape of their own: control characters, line breaks,
+// overrides of the direction of writing.
+const hidden = /[^\P{C}]|[^\P{Z} ]/gu;
+const visible = (text) => {
+  const s = String(text ?? "");
+  return s.search(hidden) < 0 ? s : JSON.stringify(s).replace(hidden, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+};
+
 // Cells are set as text, never as markup: names and paths come from the network.
 function fill(id, rows) {
   const body = document.querySelector(`#${id} tbody`);
@@ -20,7 +28,7 @@ function fill(id, rows) {
     cells.forEach((cell, i) => {
       const td = document.createElement("td");
       const [text, style] = Array.isArray(cell) ? cell : [cell, ""];
-      td.textContent = text;
+      td.textContent = visible(text);
       td.className = [columns[i].className, style].join(" ").trim();
       tr.append(td);
     });
@@ -39,16 +47,17 @@ function remaining(expiry) {
 
 function decision(record) {
   const e = record.event;
-  const verdict = (e.verdict || "").replace("VERDICT_", "").toLowerCase();
+  const verdict = (e.verdict || "").replace("VERDICT_", "").toLowerCase() || (e.lost ? `${e.lost} lost` : "");
   const request = (e.kind || "KIND_REQUEST") === "KIND_REQUEST";
   const serial = e.certificateSerial ? `certificate ${e.certificateSerial.slice(0, 16)}` : "";
+  const peer = (proven, claimed) => proven ? short(proven) : claimed ? `claims ${claimed}` : "";
   return [
     new Date(e.time).toLocaleTimeString(),
     [verdict, verdict === "allowed" ? "good" : "bad"],
-    e.sourceIdentity ? short(e.sourceIdentity) : e.sourceAddress || "unknown",
-    request ? short(e.destinationIdentity) : short(e.observer?.identity),
+    peer(e.sourceIdentity, e.claimedSource) || e.sourceAddress || "unknown",
+    request ? peer(e.destinationIdentity, e.claimedDestination) || e.destinationService || e.destinationAddress || "unknown" : short(e.observer?.identity),
     [e.protocol, e.method, e.path, e.responseCode].filter(Boolean).join(" "),
-    e.policy || e.reason || (request ? "no policy selects the workload" : serial),
+    e.policy || e.reason || serial || "-",
   ];
 }
 
