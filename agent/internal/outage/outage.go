@@ -16,6 +16,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
+	"github.com/bulwark-mesh/bulwark/pkg/printable"
 	"github.com/bulwark-mesh/bulwark/pkg/svid"
 )
 
@@ -107,7 +108,7 @@ func (w *Watch) event(regarding runtime.Object, kind, reason, note string, args 
 	if len(text) > maxNote {
 		text = strings.ToValidUTF8(text[:maxNote], "")
 	}
-	w.Recorder.Eventf(regarding, nil, kind, reason, "RenewIdentity", "%s", text)
+	w.Recorder.Eventf(regarding, nil, kind, reason, "RenewIdentity", "%s", printable.Text(text))
 }
 
 func end(st svid.Status) string {

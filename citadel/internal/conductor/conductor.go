@@ -21,6 +21,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/citadel/internal/store"
 	"github.com/bulwark-mesh/bulwark/pkg/kubeobject"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/printable"
 )
 
 const (
@@ -286,7 +287,7 @@ func (c *Conductor) tell(before, after rotate.CA) {
 	c.Log.Info("root rotation", "what", what, "phase", is.Phase, "bundle", after.Sequence)
 	if c.Events != nil {
 		c.Events.Eventf(&corev1.ObjectReference{APIVersion: "v1", Kind: "Secret", Namespace: mesh.Namespace, Name: mesh.CASecret}, nil,
-			corev1.EventTypeNormal, "RootRotation", action, "%s", what)
+			corev1.EventTypeNormal, "RootRotation", action, "%s", printable.Text(what))
 	}
 }
 
@@ -319,6 +320,6 @@ func (c *Conductor) fail(err error) {
 	c.failed = err.Error()
 	if c.Events != nil {
 		c.Events.Eventf(&corev1.ObjectReference{APIVersion: "v1", Kind: "Namespace", Name: mesh.Namespace}, nil,
-			corev1.EventTypeWarning, "CANotUsable", "Rotate", "%s", c.failed)
+			corev1.EventTypeWarning, "CANotUsable", "Rotate", "%s", printable.Text(c.failed))
 	}
 }

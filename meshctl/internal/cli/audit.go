@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"net/url"
 	"strconv"
 	"strings"
@@ -31,7 +30,7 @@ func (a *app) audit() *cobra.Command {
 	tail := &cobra.Command{
 		Use: "tail", Short: "Show the latest decisions", Args: cobra.NoArgs,
 		Example: "  meshctl audit tail -n finance\n  meshctl audit tail --verdict denied -f\n  meshctl audit tail --last 0 -o json",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return a.tail(cmd.Context(), cmd.OutOrStdout(), o) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.tail(cmd.Context(), o) },
 	}
 	f := tail.Flags()
 	f.StringVarP(&o.namespace, "namespace", "n", "", "only decisions of proxies in this namespace")
@@ -58,7 +57,7 @@ func (o tailOptions) query() string {
 	return q.Encode()
 }
 
-func (a *app) tail(ctx context.Context, out io.Writer, o tailOptions) error {
+func (a *app) tail(ctx context.Context, o tailOptions) error {
 	if o.output != "table" && o.output != "json" {
 		return fmt.Errorf("--output %s: use table or json", o.output)
 	}
@@ -73,20 +72,20 @@ func (a *app) tail(ctx context.Context, out io.Writer, o tailOptions) error {
 	}
 	defer body.Close()
 	if o.output == "table" {
-		fmt.Fprintf(out, rowFormat, "TIME", "VERDICT", "SOURCE", "DESTINATION", "REQUEST", "POLICY OR REASON")
+		a.out.Columns(widths, "TIME", "VERDICT", "SOURCE", "DESTINATION", "REQUEST", "POLICY OR REASON")
 	}
 	lines := bufio.NewScanner(body)
 	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
+	for a.out.Err() == nil && lines.Scan() {
 		if o.output == "json" {
-			fmt.Fprintln(out, lines.Text())
+			a.out.JSON(lines.Bytes())
 			continue
 		}
 		record := &telemetryv1.Record{}
 		if err := protojson.Unmarshal(lines.Bytes(), record); err != nil {
 			return fmt.Errorf("Mixer sent a record that cannot be read: %w", err)
 		}
-		printRow(out, record.GetEvent())
+		a.out.Columns(widths, row(record.GetEvent())...)
 	}
 	if ctx.Err() != nil {
 		return nil // the user stopped following
@@ -94,13 +93,19 @@ func (a *app) tail(ctx context.Context, out io.Writer, o tailOptions) error {
 	return lines.Err()
 }
 
-// rowFormat has fixed columns, as rows are printed while more are to come.
-const rowFormat = "%-12s  %-8s  %-28s  %-28s  %-40s  %s\n"
+// widths are fixed, as rows are printed while more are to come.
+var widths = []int{12, 8, 28, 28, 40}
 
-func printRow(out io.Writer, e *telemetryv1.Event) {
-	if e.GetLost() > 0 {
-		fmt.Fprintf(out, "%-12s  %d events of node %s were lost: its spool was full\n", e.GetTime().AsTime().Local().Format("15:04:05.000"), e.GetLost(), e.GetObserver().GetNode())
-		return
+// row is an event as a line of the table.
+func row(e *telemetryv1.Event) []string {
+	at := e.GetTime().AsTime().Local().Format("15:04:05.000")
+	if e.GetKind() == telemetryv1.Kind_KIND_TRAIL || e.GetLost() > 0 {
+		what := "REFUSED"
+		if e.GetLost() > 0 {
+			what = fmt.Sprintf("%d LOST", e.GetLost())
+		}
+		return []string{at, what, cmp.Or(identities.Short(e.GetSourceIdentity()), "-"), cmp.Or(nodeOf(e), "-"), "audit trail",
+			cmp.Or(e.GetReason(), "the spool was full")}
 	}
 	var request []string
 	for _, part := range []string{e.GetProtocol(), e.GetMethod(), e.GetPath()} {
@@ -111,12 +116,36 @@ func printRow(out io.Writer, e *telemetryv1.Event) {
 	if e.GetResponseCode() > 0 {
 		request = append(request, strconv.Itoa(int(e.GetResponseCode())))
 	}
-	fmt.Fprintf(out, rowFormat, e.GetTime().AsTime().Local().Format("15:04:05.000"),
-		strings.ToLower(strings.TrimPrefix(e.GetVerdict().String(), "VERDICT_")),
-		cmp.Or(identities.Short(e.GetSourceIdentity()), e.GetSourceAddress(), "unknown"),
-		cmp.Or(identities.Short(e.GetDestinationIdentity()), e.GetDestinationService(), e.GetDestinationAddress(), asked(e), "unknown"),
-		strconv.QuoteToGraphic(strings.Join(request, " ")), // a path is the client's text, and may hold anything
-		cmp.Or(e.GetPolicy(), e.GetReason(), "no policy selects the workload"))
+	return []string{
+		at, strings.ToLower(strings.TrimPrefix(e.GetVerdict().String(), "VERDICT_")),
+		cmp.Or(identities.Short(e.GetSourceIdentity()), claims(e.GetClaimedSource()), e.GetSourceAddress(), "unknown"),
+		cmp.Or(identities.Short(e.GetDestinationIdentity()), claims(e.GetClaimedDestination()), e.GetDestinationService(), e.GetDestinationAddress(), asked(e), "unknown"),
+		strings.Join(request, " "),
+		cmp.Or(e.GetPolicy(), e.GetReason(), made(e), "-"),
+	}
+}
+
+// claims shows what a certificate says that has proven nothing, in whole: it may be of the form of another mesh, or of none.
+func claims(name string) string {
+	if name == "" {
+		return ""
+	}
+	return "claims " + name
+}
+
+func nodeOf(e *telemetryv1.Event) string {
+	if node := e.GetObserver().GetNode(); node != "" {
+		return "node " + node
+	}
+	return identities.Short(e.GetObserver().GetIdentity())
+}
+
+// made says what Citadel has issued.
+func made(e *telemetryv1.Event) string {
+	if e.GetCertificateSerial() == "" {
+		return ""
+	}
+	return "certificate " + e.GetCertificateSerial()
 }
 
 // asked is who decided, where that was not a proxy: Citadel.

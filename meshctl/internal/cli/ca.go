@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 )
 
 // caStatus is the CA as Citadel's operator API shows it.
@@ -74,7 +75,7 @@ func (a *app) caStatus() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return print(cmd.OutOrStdout(), output, now, func(out io.Writer) { showCA(out, now) })
+			return a.out.Value(output, now, func(out *printer.Printer) { showCA(out, now) })
 		},
 	}
 	outputFlag(cmd, &output)
@@ -106,7 +107,7 @@ func (a *app) caRotate() *cobra.Command {
 				}
 			}
 			follow := (action == "start" || action == "abort" || action == "resume" || action == "force") && !detach
-			return watchRotation(cmd.Context(), client, cmd.OutOrStdout(), follow)
+			return watchRotation(cmd.Context(), client, a.out, follow)
 		},
 	}
 	f := cmd.Flags()
@@ -143,8 +144,9 @@ func whoAmI(ctx context.Context, client *kube.Client) string {
 }
 
 // watchRotation shows the rotation, and goes on until it has ended if follow is set. Citadel may be replaced meanwhile.
-func watchRotation(ctx context.Context, client *kube.Client, out io.Writer, follow bool) error {
-	shown, away := "", time.Time{}
+func watchRotation(ctx context.Context, client *kube.Client, out *printer.Printer, follow bool) error {
+	var shown []string
+	var away time.Time
 	for {
 		now, err := leaderStatus(ctx, client)
 		if err != nil && (!follow || ctx.Err() != nil || (!away.IsZero() && time.Since(away) > time.Minute)) {
@@ -154,11 +156,13 @@ func watchRotation(ctx context.Context, client *kube.Client, out io.Writer, foll
 			away = cmp.Or(away, time.Now())
 		} else {
 			away = time.Time{}
-			if line := rotationLine(now); line != shown {
-				fmt.Fprintln(out, line)
-				shown = line
+			if lines := rotationLines(now); !slices.Equal(lines, shown) {
+				for _, line := range lines {
+					out.Line("%s", line)
+				}
+				shown = lines
 			}
-			if !follow || now.Rotation.Phase == "" || now.Rotation.Paused {
+			if out.Err() != nil || !follow || now.Rotation.Phase == "" || now.Rotation.Paused {
 				return nil
 			}
 		}
@@ -170,57 +174,62 @@ func watchRotation(ctx context.Context, client *kube.Client, out io.Writer, foll
 	}
 }
 
-func rotationLine(s caStatus) string {
+// rotationLines says how far a rotation is and, on lines of their own, whom it waits for.
+func rotationLines(s caStatus) []string {
 	r := s.Rotation
 	if r.Phase == "" {
 		if r.Last == "" {
-			return "no root rotation is under way, and there has been none"
+			return []string{"no root rotation is under way, and there has been none"}
 		}
-		return fmt.Sprintf("no root rotation is under way; the last one %s (%s)", r.Last, r.LastAt.Local().Format(time.DateTime))
+		return []string{fmt.Sprintf("no root rotation is under way; the last one %s (%s)", r.Last, r.LastAt.Local().Format(time.DateTime))}
 	}
 	line := fmt.Sprintf("%s, bundle %d", r.Phase, s.Sequence)
 	if r.Aborting {
 		line += ", aborting"
 	}
 	if r.Paused {
-		return line + ": paused (--resume goes on)"
+		return []string{line + ": paused (--resume goes on)"}
 	}
 	if len(s.Waits) == 0 {
-		return line + ": nobody is behind"
+		return []string{line + ": nobody is behind"}
 	}
-	line += fmt.Sprintf(": waits for %d", len(s.Waits))
+	out := []string{line + fmt.Sprintf(": waits for %d", len(s.Waits))}
 	for _, w := range s.Waits[:min(5, len(s.Waits))] {
-		line += "\n  " + w.For + " " + w.What
+		out = append(out, "  "+w.For+" "+w.What)
 	}
 	if more := len(s.Waits) - 5; more > 0 {
-		line += fmt.Sprintf("\n  and %d more", more)
+		out = append(out, fmt.Sprintf("  and %d more", more))
 	}
-	return line
+	return out
 }
 
-func showCA(out io.Writer, s caStatus) {
-	fmt.Fprintf(out, "Signer:\t%s (%s)\n", s.Signer.Subject, s.Origin)
-	fmt.Fprintf(out, "  key:\t%s\n", s.Signer.KeyID)
-	fmt.Fprintf(out, "  valid:\tuntil %s (%s)\n", s.Signer.NotAfter.Format(time.RFC3339), left(s.Signer.NotAfter))
+func showCA(out *printer.Printer, s caStatus) {
+	t := out.Table()
+	defer t.Flush()
+	t.Row("Signer:", s.Signer.Subject+" ("+s.Origin+")")
+	t.Row("  key:", s.Signer.KeyID)
+	t.Row("  valid:", fmt.Sprintf("until %s (%s)", s.Signer.NotAfter.Format(time.RFC3339), left(s.Signer.NotAfter)))
 	constrained := "to its trust domain, by name constraints"
 	if !s.Constrained {
 		constrained = "by nothing: a stolen key could sign for any trust domain that trusts the root"
 	}
-	fmt.Fprintf(out, "  limited:\t%s\n", constrained)
-	fmt.Fprintf(out, "Bundle:\t%d, held by %d components\n", s.Sequence, s.Holders)
+	t.Row("  limited:", constrained)
+	t.Row("Bundle:", fmt.Sprintf("%d, held by %d components", s.Sequence, s.Holders))
 	for _, root := range s.Roots {
-		fmt.Fprintf(out, "  root:\t%s, until %s (%s)\n", root.Subject, root.NotAfter.Format(time.RFC3339), left(root.NotAfter))
+		t.Row("  root:", fmt.Sprintf("%s, until %s (%s)", root.Subject, root.NotAfter.Format(time.RFC3339), left(root.NotAfter)))
 	}
 	for i, key := range s.TokenKeys {
 		role := "published"
 		if i == 0 {
 			role = "signs JWT-SVIDs"
 		}
-		fmt.Fprintf(out, "  key:\t%s, %s\n", key, role)
+		t.Row("  key:", key+", "+role)
 	}
-	fmt.Fprintf(out, "Rotation:\t%s\n", rotationLine(s))
+	for i, line := range rotationLines(s) {
+		t.Row([]string{"Rotation:", ""}[min(1, i)], line)
+	}
 	if s.Trouble != "" {
-		fmt.Fprintf(out, "Trouble:\t%s\n", s.Trouble)
+		t.Row("Trouble:", s.Trouble)
 	}
 }
 

@@ -33,7 +33,7 @@ func (a *app) dashboard() *cobra.Command {
 			server := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: onlyHost(host, proxy)}
 			stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 			defer stop()
-			fmt.Fprintf(cmd.OutOrStdout(), "dashboard: http://%s/ (Ctrl-C ends)\n", host)
+			a.out.Line("dashboard: http://%s/ (Ctrl-C ends)", host)
 			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 				return err
 			}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -15,6 +14,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/identities"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 )
 
 func (a *app) identity() *cobra.Command {
@@ -33,9 +33,11 @@ func (a *app) identity() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return print(cmd.OutOrStdout(), output, w, func(out io.Writer) {
-				fmt.Fprintf(out, "Pod:\t%s/%s\n", w.Namespace, w.Pod)
-				writeWorkload(out, w.Workload)
+			return a.out.Value(output, w, func(out *printer.Printer) {
+				t := out.Table()
+				defer t.Flush()
+				t.Row("Pod:", w.Namespace+"/"+w.Pod)
+				writeWorkload(t, w.Workload)
 			})
 		},
 	}
@@ -46,19 +48,19 @@ func (a *app) identity() *cobra.Command {
 }
 
 // writeWorkload writes what the agent says of a pod's certificate, a line each.
-func writeWorkload(out io.Writer, w identities.Workload) {
-	fmt.Fprintf(out, "Identity:\t%s\n", w.Identity)
-	fmt.Fprintf(out, "Serial:\t%s\n", cmp.Or(w.Serial, "none yet"))
+func writeWorkload(t *printer.Table, w identities.Workload) {
+	t.Row("Identity:", w.Identity)
+	t.Row("Serial:", cmp.Or(w.Serial, "none yet"))
 	if w.NotBefore != nil && w.NotAfter != nil {
-		fmt.Fprintf(out, "Issuer:\t%s (key %s)\n", w.Issuer, w.IssuerKeyID)
-		fmt.Fprintf(out, "Valid:\t%s to %s (%s)\n", w.NotBefore.Format(time.RFC3339), w.NotAfter.Format(time.RFC3339), left(*w.NotAfter))
+		t.Row("Issuer:", fmt.Sprintf("%s (key %s)", w.Issuer, w.IssuerKeyID))
+		t.Row("Valid:", fmt.Sprintf("%s to %s (%s)", w.NotBefore.Format(time.RFC3339), w.NotAfter.Format(time.RFC3339), left(*w.NotAfter)))
 	}
-	fmt.Fprintf(out, "State:\t%s, since %s\n", w.State, w.Since.Format(time.RFC3339))
+	t.Row("State:", fmt.Sprintf("%s, since %s", w.State, w.Since.Format(time.RFC3339)))
 	if w.NextRenewal != nil {
-		fmt.Fprintf(out, "Next rotation:\t%s\n", w.NextRenewal.Format(time.RFC3339))
+		t.Row("Next rotation:", w.NextRenewal.Format(time.RFC3339))
 	}
 	if w.LastError != "" {
-		fmt.Fprintf(out, "Last error:\t%q, after %d failures\n", w.LastError, w.Failures)
+		t.Row("Last error:", fmt.Sprintf("%s, after %d failures", w.LastError, w.Failures))
 	}
 }
 

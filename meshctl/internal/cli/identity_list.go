@@ -2,13 +2,13 @@ package cli
 
 import (
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/identities"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 )
 
 func (a *app) identityList() *cobra.Command {
@@ -34,10 +34,10 @@ func (a *app) identityList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := print(cmd.OutOrStdout(), output, g.entries, func(out io.Writer) { identities.WriteTable(out, g.entries, time.Now()) }); err != nil {
+			if err := a.out.Value(output, g.entries, func(out *printer.Printer) { identities.WriteTable(out, g.entries, time.Now()) }); err != nil {
 				return err
 			}
-			return incomplete(cmd.ErrOrStderr(), g.troubles)
+			return incomplete(a.notes, g.troubles)
 		},
 	}
 	f := cmd.Flags()
@@ -51,12 +51,12 @@ func (a *app) identityList() *cobra.Command {
 }
 
 // incomplete says what could not be asked.
-func incomplete(out io.Writer, troubles []error) error {
+func incomplete(out *printer.Printer, troubles []error) error {
 	if len(troubles) == 0 {
 		return nil
 	}
 	for _, err := range troubles {
-		fmt.Fprintln(out, err)
+		out.Line("%s", err)
 	}
 	return fmt.Errorf("this is not all: %d could not be asked", len(troubles))
 }

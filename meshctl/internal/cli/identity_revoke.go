@@ -15,6 +15,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/identities"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
 
@@ -39,7 +40,7 @@ func (a *app) identityRevoke() *cobra.Command {
 			if o.lasts < 0 {
 				return fmt.Errorf("--for %s is in the past", o.lasts)
 			}
-			return a.revoke(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), strings.Join(args, ""), o)
+			return a.revoke(cmd.Context(), strings.Join(args, ""), o)
 		},
 	}
 	f := cmd.Flags()
@@ -51,7 +52,7 @@ func (a *app) identityRevoke() *cobra.Command {
 	return cmd
 }
 
-func (a *app) revoke(ctx context.Context, out, notes io.Writer, what string, o revokeOptions) error {
+func (a *app) revoke(ctx context.Context, what string, o revokeOptions) error {
 	client, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -60,7 +61,7 @@ func (a *app) revoke(ctx context.Context, out, notes io.Writer, what string, o r
 	if err != nil {
 		return err
 	}
-	target, holders, err := resolve(ctx, client, access, notes, what, o)
+	target, holders, err := resolve(ctx, client, access, a.notes, what, o)
 	if err != nil {
 		return err
 	}
@@ -72,22 +73,23 @@ func (a *app) revoke(ctx context.Context, out, notes io.Writer, what string, o r
 	if made.Serial != "" {
 		subject = "certificate " + made.Serial + " of " + subject
 	}
-	fmt.Fprintf(out, "%s is revoked until %s, as %s\nto undo it: meshctl identity restore %s\n", subject, made.Expires.Format(time.RFC3339), made.Name, made.Name)
+	a.out.Line("%s is revoked until %s, as %s", subject, made.Expires.Format(time.RFC3339), made.Name)
+	a.out.Line("to undo it: meshctl identity restore %s", made.Name)
 	for _, line := range target.Consequences(holders, made.Expires) {
-		fmt.Fprintln(out, "- "+line)
+		a.out.Line("- %s", line)
 	}
 	if target.PodUID() == "" || !isPod(what) {
 		return nil
 	}
 	// The pod may have renewed its certificate between the look at it and the revocation. From then on it gets no other.
-	now, _, err := resolve(ctx, client, access, io.Discard, what, o)
+	now, _, err := resolve(ctx, client, access, printer.New(io.Discard), what, o)
 	if err != nil || now.Serial == target.Serial || now.PodUID() != target.PodUID() {
 		return err
 	}
 	if made, err = revokeTarget(ctx, client, now, o); err != nil {
 		return fmt.Errorf("the pod has just had a new certificate: %w", err)
 	}
-	fmt.Fprintf(out, "the pod has just had a new certificate: %s is revoked, too, as %s\n", made.Serial, made.Name)
+	a.out.Line("the pod has just had a new certificate: %s is revoked, too, as %s", made.Serial, made.Name)
 	return nil
 }
 
@@ -120,7 +122,7 @@ func isPod(what string) bool {
 }
 
 // resolve finds out what is meant, and who holds it.
-func resolve(ctx context.Context, client *kube.Client, access *operator.Access, notes io.Writer, what string, o revokeOptions) (identities.Target, []identities.Entry, error) {
+func resolve(ctx context.Context, client *kube.Client, access *operator.Access, notes *printer.Printer, what string, o revokeOptions) (identities.Target, []identities.Entry, error) {
 	if isPod(what) {
 		if o.serial != "" {
 			return identities.Target{}, nil, errors.New("a pod stands for the certificate that it has: name its identity with --serial, or the pod alone")
@@ -133,7 +135,7 @@ func resolve(ctx context.Context, client *kube.Client, access *operator.Access, 
 			return identities.Target{}, nil, fmt.Errorf("%s has no certificate that could be revoked", s.HeldBy)
 		}
 		if s.Note != "" {
-			fmt.Fprintln(notes, "note:", s.Note)
+			notes.Line("note: %s", s.Note)
 		}
 		return identities.Of(s.Entry), nil, nil
 	}
@@ -154,7 +156,7 @@ func resolve(ctx context.Context, client *kube.Client, access *operator.Access, 
 		return identities.Target{}, nil, err
 	}
 	for _, trouble := range g.troubles {
-		fmt.Fprintln(notes, "note:", trouble)
+		notes.Line("note: %s", trouble)
 	}
 	if serial == "" {
 		holders := slices.DeleteFunc(g.entries, func(e identities.Entry) bool { return e.Identity != identity })
@@ -177,7 +179,7 @@ func (a *app) identityRevocations() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return print(cmd.OutOrStdout(), output, list, func(out io.Writer) { identities.WriteRevocations(out, list, time.Now()) })
+			return a.out.Value(output, list, func(out *printer.Printer) { identities.WriteRevocations(out, list, time.Now()) })
 		},
 	}
 	outputFlag(cmd, &output)
@@ -201,7 +203,7 @@ func (a *app) identityRestore() *cobra.Command {
 			if err := conn.Delete(cmd.Context(), "/v1/revocations/"+url.PathEscape(args[0])+"?"+by.Encode()); err != nil {
 				return fmt.Errorf("%w (meshctl identity revocations lists them)", err)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s is undone\n", args[0])
+			a.out.Line("%s is undone", args[0])
 			return nil
 		},
 	}

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/identities"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
@@ -39,7 +39,7 @@ func (a *app) identityShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return print(cmd.OutOrStdout(), output, s, func(out io.Writer) { writeShown(out, s, time.Now()) })
+			return a.out.Value(output, s, func(out *printer.Printer) { writeShown(out, s, time.Now()) })
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of the pod or Secret")
@@ -143,38 +143,40 @@ func revocations(ctx context.Context, client *kube.Client) (list revocation.List
 	return list, err
 }
 
-func writeShown(out io.Writer, s *shown, now time.Time) {
-	fmt.Fprintf(out, "Held by:\t%s\n", s.HeldBy)
+func writeShown(out *printer.Printer, s *shown, now time.Time) {
+	t := out.Table()
+	defer t.Flush()
+	t.Row("Held by:", s.HeldBy.String())
 	if s.HeldBy.UID != "" {
-		fmt.Fprintf(out, "Pod UID:\t%s\n", s.HeldBy.UID)
+		t.Row("Pod UID:", s.HeldBy.UID)
 	}
-	fmt.Fprintf(out, "Identity:\t%s\n", s.Identity)
+	t.Row("Identity:", s.Identity)
 	state := s.State
 	if s.RevokedBy != "" {
 		state += ", REVOKED by " + s.RevokedBy + " (meshctl identity restore " + s.RevokedBy + " undoes it)"
 	}
-	fmt.Fprintf(out, "State:\t%s\n", state)
+	t.Row("State:", state)
 	if s.NextRenewal != nil {
-		fmt.Fprintf(out, "Next rotation:\t%s (%s)\n", s.NextRenewal.UTC().Format(time.RFC3339), identities.In(s.NextRenewal, now))
+		t.Row("Next rotation:", fmt.Sprintf("%s (%s)", s.NextRenewal.UTC().Format(time.RFC3339), identities.In(s.NextRenewal, now)))
 	}
 	if s.LastError != "" {
-		fmt.Fprintf(out, "Last failure:\t%q, %d in a row\n", s.LastError, max(1, s.Failures))
+		t.Row("Last failure:", fmt.Sprintf("%s, %d in a row", s.LastError, max(1, s.Failures)))
 	}
-	fmt.Fprintf(out, "Delivery:\t%s\n", strings.Join(s.Delivery, ", "))
+	t.Row("Delivery:", strings.Join(s.Delivery, ", "))
 	if s.HeldBy.Kind == identities.Pod {
 		held := "none has been taken"
 		if s.BundleSequence != nil {
 			held = fmt.Sprint(*s.BundleSequence)
 		}
-		fmt.Fprintf(out, "Trust bundle:\t%s\n", held)
+		t.Row("Trust bundle:", held)
 	}
 	for i, c := range s.Chain {
-		fmt.Fprintf(out, "Certificate %d:\t%s\n", i+1, c.Serial)
-		fmt.Fprintf(out, "  subject:\t%s\n", c.Name)
-		fmt.Fprintf(out, "  issuer:\t%s (key %s)\n", c.Issuer, c.IssuerKeyID)
-		fmt.Fprintf(out, "  valid:\t%s to %s (%s)\n", c.NotBefore.Format(time.RFC3339), c.NotAfter.Format(time.RFC3339), left(c.NotAfter))
+		t.Row(fmt.Sprintf("Certificate %d:", i+1), c.Serial)
+		t.Row("  subject:", c.Name)
+		t.Row("  issuer:", fmt.Sprintf("%s (key %s)", c.Issuer, c.IssuerKeyID))
+		t.Row("  valid:", fmt.Sprintf("%s to %s (%s)", c.NotBefore.Format(time.RFC3339), c.NotAfter.Format(time.RFC3339), left(c.NotAfter)))
 	}
 	if s.Note != "" {
-		fmt.Fprintf(out, "Note:\t%s\n", strings.TrimSuffix(s.Note, ";"))
+		t.Row("Note:", strings.TrimSuffix(s.Note, ";"))
 	}
 }

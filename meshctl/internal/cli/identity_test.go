@@ -17,6 +17,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/identities"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -43,7 +44,7 @@ func TestMissingRightIsNamedAndTheRestIsShown(t *testing.T) {
 		t.Fatalf("%v", g.troubles)
 	}
 	var said bytes.Buffer
-	if err := incomplete(&said, g.troubles); err == nil || strings.Count(said.String(), "\n") != 1 {
+	if err := incomplete(printer.New(&said), g.troubles); err == nil || strings.Count(said.String(), "\n") != 1 {
 		t.Fatalf("%v: %s", err, said.String())
 	}
 }

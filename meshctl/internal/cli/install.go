@@ -4,18 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	sigsyaml "sigs.k8s.io/yaml"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/chart"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/precheck"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -37,7 +36,7 @@ func (a *app) install() *cobra.Command {
 		Long: "Installs the control plane into the namespace " + mesh.Namespace + " and waits until it is ready.\n" +
 			"Running it again is safe: it applies the settings given, and finishes an installation that failed.",
 		Example: "  meshctl install\n  meshctl install --set mtls=strict\n  meshctl install --values mesh.yaml --dry-run",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return a.runInstall(cmd.Context(), cmd.OutOrStdout(), o) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.runInstall(cmd.Context(), o) },
 	}
 	cmd.Flags().StringArrayVarP(&o.values, "values", "f", nil, "YAML file of settings (may be repeated)")
 	cmd.Flags().StringArrayVar(&o.set, "set", nil, "one setting, key=value (may be repeated)")
@@ -46,7 +45,7 @@ func (a *app) install() *cobra.Command {
 	return cmd
 }
 
-func (a *app) runInstall(ctx context.Context, out io.Writer, o installOptions) error {
+func (a *app) runInstall(ctx context.Context, o installOptions) error {
 	values, err := chart.Values(o.values, o.set)
 	if err != nil {
 		return err
@@ -60,7 +59,7 @@ func (a *app) runInstall(ctx context.Context, out io.Writer, o installOptions) e
 		return err
 	}
 	if o.dryRun {
-		return printYAML(out, append(crds, objects...))
+		return printYAML(a.out, append(crds, objects...))
 	}
 	client, err := a.connect(ctx)
 	if err != nil {
@@ -68,7 +67,7 @@ func (a *app) runInstall(ctx context.Context, out io.Writer, o installOptions) e
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
-	p := &progress{out: out, start: time.Now()}
+	p := &progress{out: a.out, start: time.Now()}
 	if err := p.step("checking the cluster", func() error { return check(ctx, client, values) }); err != nil {
 		return err
 	}
@@ -111,7 +110,7 @@ func (a *app) runInstall(ctx context.Context, out io.Writer, o installOptions) e
 	if err := p.all(steps); err != nil {
 		return unfinished(err)
 	}
-	fmt.Fprintf(out, "Bulwark is ready (%.1f s).\n", time.Since(p.start).Seconds())
+	a.out.Line("Bulwark is ready (%.1f s).", time.Since(p.start).Seconds())
 	return nil
 }
 
@@ -203,17 +202,14 @@ func webhooksAnswer(ctx context.Context, client *kube.Client) error {
 	})
 }
 
-func printYAML(out io.Writer, objects []*unstructured.Unstructured) error {
+func printYAML(out *printer.Printer, objects []*unstructured.Unstructured) error {
 	for _, object := range objects {
-		content, err := sigsyaml.Marshal(object.Object)
-		if err != nil {
-			return err
-		}
-		if _, err := fmt.Fprintf(out, "---\n%s", content); err != nil {
+		out.Line("---")
+		if err := out.YAML(object.Object); err != nil {
 			return err
 		}
 	}
-	return nil
+	return out.Err()
 }
 
 // step is a part of a long command.
@@ -224,7 +220,7 @@ type step struct {
 
 // progress prints each step with what it took.
 type progress struct {
-	out   io.Writer
+	out   *printer.Printer
 	start time.Time
 }
 
@@ -240,15 +236,15 @@ func (p *progress) all(steps []step) error {
 
 func (p *progress) step(what string, do func() error) error {
 	began := time.Now()
-	fmt.Fprintf(p.out, "  %-28s", what)
+	p.out.Begin("  %-28s", what)
 	err := do()
 	if err != nil {
-		fmt.Fprintln(p.out, "failed")
+		p.out.Line("failed")
 		if errors.Is(err, context.DeadlineExceeded) {
 			return fmt.Errorf("%s: not ready in time", what)
 		}
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	fmt.Fprintf(p.out, "ok  %5.1f s\n", time.Since(began).Seconds())
+	p.out.Line("ok  %5.1f s", time.Since(began).Seconds())
 	return nil
 }

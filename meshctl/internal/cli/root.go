@@ -2,30 +2,43 @@
 package cli
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
-	"fmt"
 	"io"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
-	"k8s.io/cli-runtime/pkg/printers"
 	"k8s.io/klog/v2"
-	sigsyaml "sigs.k8s.io/yaml"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 	"github.com/bulwark-mesh/bulwark/pkg/version"
 )
 
 // app is what the commands share: which cluster, and how to print.
 type app struct {
 	cluster kube.Options
+	out     *printer.Printer // what was asked for
+	notes   *printer.Printer // what else there is to say, on the error output
 }
 
-// Root returns the whole command line.
-func Root() *cobra.Command {
-	a := &app{}
+// Run runs one command line and returns the status to exit with: 1 if the command failed, or its output could not be written.
+func Run(ctx context.Context, args []string, in io.Reader, out, notes io.Writer) int {
+	a := &app{out: printer.New(out), notes: printer.New(notes)}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(a.out.Plain())
+	root.SetErr(a.notes.Plain())
+	if err := cmp.Or(root.ExecuteContext(ctx), a.out.Err()); err != nil {
+		a.notes.Failure(err)
+		return 1
+	}
+	return 0
+}
+
+func (a *app) root() *cobra.Command {
 	// What client-go logs, such as the end of a forwarded connection, is not for the user: what matters is returned.
 	klog.SetLogger(logr.Discard())
 	root := &cobra.Command{
@@ -59,27 +72,4 @@ func (a *app) toMixer(ctx context.Context) (*operator.Connection, error) {
 // outputFlag adds -o with the formats that every listing has.
 func outputFlag(cmd *cobra.Command, output *string) {
 	cmd.Flags().StringVarP(output, "output", "o", "table", "table, json or yaml")
-}
-
-// print writes v in the chosen format; table is used when that is the choice.
-func print(w io.Writer, output string, v any, table func(io.Writer)) error {
-	switch output {
-	case "table":
-		tw := printers.GetNewTabWriter(w)
-		table(tw)
-		return tw.Flush()
-	case "json":
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(v)
-	case "yaml":
-		content, err := sigsyaml.Marshal(v)
-		if err != nil {
-			return err
-		}
-		_, err = w.Write(content)
-		return err
-	default:
-		return fmt.Errorf("--output %s: use table, json or yaml", output)
-	}
 }

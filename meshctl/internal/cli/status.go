@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"slices"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/identities"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
@@ -43,11 +43,11 @@ func (a *app) status() *cobra.Command {
 			if namespace != "" {
 				proxies = slices.DeleteFunc(proxies, func(p proxy) bool { return !hasNamespace(p.Proxy, namespace) })
 			}
-			return print(cmd.OutOrStdout(), output, proxies, func(w io.Writer) {
-				fmt.Fprintln(w, "NAME\tIDENTITY\tCDS\tEDS\tLDS\tRDS\tECDS\tPILOT")
+			return a.out.Value(output, proxies, func(out *printer.Printer) {
+				t := out.Table("NAME", "IDENTITY", "CDS", "EDS", "LDS", "RDS", "ECDS", "PILOT")
+				defer t.Flush()
 				for _, p := range proxies {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Proxy, identities.Short(p.Identity),
-						state(p, "CDS"), state(p, "EDS"), state(p, "LDS"), state(p, "RDS"), state(p, "ECDS"), p.Pilot)
+					t.Row(p.Proxy, identities.Short(p.Identity), state(p, "CDS"), state(p, "EDS"), state(p, "LDS"), state(p, "RDS"), state(p, "ECDS"), p.Pilot)
 				}
 			})
 		},

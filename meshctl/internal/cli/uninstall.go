@@ -16,6 +16,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/chart"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -31,7 +32,7 @@ func (a *app) uninstall() *cobra.Command {
 		Long: "Removes the control plane, the workload Secrets and trust bundles of all namespaces, what the agents keep on\n" +
 			"the nodes, and the CRDs. Pods must have left the mesh before: without the agent, kubelet cannot unmount their volume.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.runUninstall(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout(), o)
+			return a.runUninstall(cmd.Context(), cmd.InOrStdin(), o)
 		},
 	}
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask before policies are deleted with their CRDs")
@@ -41,7 +42,7 @@ func (a *app) uninstall() *cobra.Command {
 	return cmd
 }
 
-func (a *app) runUninstall(ctx context.Context, in io.Reader, out io.Writer, o uninstallOptions) error {
+func (a *app) runUninstall(ctx context.Context, in io.Reader, o uninstallOptions) error {
 	client, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -58,7 +59,7 @@ func (a *app) runUninstall(ctx context.Context, in io.Reader, out io.Writer, o u
 		}
 	}
 	if !o.keepCRDs && !o.yes {
-		if err := confirm(ctx, client, crds, in, out); err != nil {
+		if err := confirm(ctx, client, crds, in, a.out); err != nil {
 			return err
 		}
 	}
@@ -88,17 +89,17 @@ func (a *app) runUninstall(ctx context.Context, in io.Reader, out io.Writer, o u
 	if !o.keepCRDs {
 		steps = append(steps, step{"custom resource definitions", func() error { return deleteAll(ctx, client, crds) }})
 	}
-	p := &progress{out: out, start: time.Now()}
+	p := &progress{out: a.out, start: time.Now()}
 	err = p.all(steps)
 	if err != nil {
 		return fmt.Errorf("not everything is removed: %w (run `meshctl uninstall` again)", err)
 	}
-	fmt.Fprintln(out, "Bulwark is removed.")
+	a.out.Line("Bulwark is removed.")
 	return nil
 }
 
 // confirm asks before objects that people made go with their CRDs.
-func confirm(ctx context.Context, client *kube.Client, crds []*unstructured.Unstructured, in io.Reader, out io.Writer) error {
+func confirm(ctx context.Context, client *kube.Client, crds []*unstructured.Unstructured, in io.Reader, out *printer.Printer) error {
 	total := 0
 	for _, crd := range crds {
 		n, err := client.Instances(ctx, crd)
@@ -106,14 +107,14 @@ func confirm(ctx context.Context, client *kube.Client, crds []*unstructured.Unst
 			return err
 		}
 		if n > 0 {
-			fmt.Fprintf(out, "%s: %d object(s)\n", crd.GetName(), n)
+			out.Line("%s: %d object(s)", crd.GetName(), n)
 		}
 		total += n
 	}
 	if total == 0 {
 		return nil
 	}
-	fmt.Fprintf(out, "Deleting the CRDs deletes these %d policies. Go on? [y/N] ", total)
+	out.Begin("Deleting the CRDs deletes these %d policies. Go on? [y/N] ", total)
 	answer, _ := bufio.NewReader(in).ReadString('\n')
 	if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
 		return errors.New("nothing was removed (use --keep-crds to keep the policies, --yes to delete them)")

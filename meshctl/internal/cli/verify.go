@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/chart"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -32,15 +32,17 @@ func (a *app) verify() *cobra.Command {
 				return err
 			}
 			findings := verify(cmd.Context(), client)
-			err = print(cmd.OutOrStdout(), output, findings, func(w io.Writer) {
+			err = a.out.Value(output, findings, func(out *printer.Printer) {
+				t := out.Table()
+				defer t.Flush()
 				for _, f := range findings {
 					state := "ok"
 					if !f.OK {
 						state = "FAILED"
 					}
-					fmt.Fprintf(w, "%s\t%s\t%s\n", state, f.Check, f.Detail)
+					t.Row(state, f.Check, f.Detail)
 					if f.Remedy != "" {
-						fmt.Fprintf(w, "\t\t%s\n", f.Remedy)
+						t.Row("", "", f.Remedy)
 					}
 				}
 			})

@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"fmt"
-
 	"github.com/spf13/cobra"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
@@ -14,7 +12,7 @@ func (a *app) version() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "version", Short: "Show the version of meshctl and of the control plane", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			fmt.Fprintln(cmd.OutOrStdout(), "meshctl:", version.String())
+			a.out.Line("meshctl: %s", version.String())
 			if clientOnly {
 				return nil
 			}
@@ -25,10 +23,10 @@ func (a *app) version() *cobra.Command {
 			for _, component := range components {
 				pods, err := operator.Pods(cmd.Context(), client, component.name)
 				if err != nil {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s: not running\n", component.name)
+					a.out.Line("%s: not running", component.name)
 					continue
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", component.name, pods[0].Spec.Containers[0].Image)
+				a.out.Line("%s: %s", component.name, pods[0].Spec.Containers[0].Image)
 			}
 			return nil
 		},

@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
 
@@ -168,18 +170,20 @@ func TestTableHasOneLineForEachAndNoLineBreaks(t *testing.T) {
 	Sort(all)
 	Mark(all, revocation.List{{Name: "r", Identity: payroll, Serial: "c3", Expires: now.Add(time.Hour)}}, now)
 	var out bytes.Buffer
-	WriteTable(&out, all, now)
+	// columns has tabs between the columns.
+	columns := func() string { return regexp.MustCompile(` {3,}`).ReplaceAllString(out.String(), "\t") }
+	WriteTable(printer.New(&out), all, now)
 	want := "IDENTITY\tHELD BY\tSERIAL\tISSUER\tAGE\tEXPIRES\tNEXT ROTATION\tSTATE\tLAST FAILURE\n" +
 		"finance/auditor\tpod finance/auditor-1 on node2\t-\t-\t-\t-\t-\tpending\t-\n" +
-		"finance/payroll\tpod finance/payroll-1 on node1\tc3\t01234567\t55m\tin 11h\t60m ago\trevoked\tCitadel is away\n" +
+		"finance/payroll\tpod finance/payroll-1 on node1\tc3\t01234567\t55m\tin 11h\t60m ago\trevoked\t\"Citadel\\nis away\"\n" +
 		"finance/payroll\tsecret finance/bulwark.payroll\tab12\tabcdef01\t55m\tin 23h\t-\tvalid\t-\n"
-	if out.String() != want {
-		t.Errorf("got\n%swant\n%s", out.String(), want)
+	if columns() != want {
+		t.Errorf("got\n%swant\n%s", columns(), want)
 	}
 	out.Reset()
-	WriteRevocations(&out, revocation.List{{Name: "r", Identity: payroll, Serial: "c3", By: "alice", Reason: "a\tb", Created: now.Add(-time.Minute), Expires: now.Add(time.Hour)}}, now)
-	if want := "NAME\tIDENTITY\tCERTIFICATE\tAGE\tENDS\tBY\tREASON\nr\tfinance/payroll\tc3\t60s\tin 60m\talice\ta b\n"; out.String() != want {
-		t.Errorf("got\n%swant\n%s", out.String(), want)
+	WriteRevocations(printer.New(&out), revocation.List{{Name: "r", Identity: payroll, Serial: "c3", By: "alice", Reason: "a\tb", Created: now.Add(-time.Minute), Expires: now.Add(time.Hour)}}, now)
+	if want := "NAME\tIDENTITY\tCERTIFICATE\tAGE\tENDS\tBY\tREASON\nr\tfinance/payroll\tc3\t60s\tin 60m\talice\t\"a\\tb\"\n"; columns() != want {
+		t.Errorf("got\n%swant\n%s", columns(), want)
 	}
 }
 

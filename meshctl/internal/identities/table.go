@@ -2,13 +2,11 @@ package identities
 
 import (
 	"cmp"
-	"fmt"
-	"io"
-	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/duration"
 
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
@@ -16,18 +14,19 @@ import (
 // maxFailure is what of an error fits into a line; show has all of it.
 const maxFailure = 60
 
-// WriteTable writes entries as they are at a time, one a line, with tabs between columns.
-func WriteTable(out io.Writer, entries []Entry, now time.Time) {
-	fmt.Fprintln(out, "IDENTITY\tHELD BY\tSERIAL\tISSUER\tAGE\tEXPIRES\tNEXT ROTATION\tSTATE\tLAST FAILURE")
+// WriteTable writes entries as they are at a time, one a line.
+func WriteTable(out *printer.Printer, entries []Entry, now time.Time) {
+	t := out.Table("IDENTITY", "HELD BY", "SERIAL", "ISSUER", "AGE", "EXPIRES", "NEXT ROTATION", "STATE", "LAST FAILURE")
+	defer t.Flush()
 	for _, e := range entries {
 		state := e.State
 		if e.RevokedBy != "" {
 			state = StateRevoked
 		}
-		fmt.Fprintln(out, strings.Join([]string{
+		t.Row(
 			cmp.Or(Short(e.Identity), "?"), e.HeldBy.String(), cmp.Or(e.Serial, "-"), ShortKey(e.IssuerKeyID),
 			age(e.NotBefore, now), In(e.NotAfter, now), In(e.NextRenewal, now), state, failure(e.LastError),
-		}, "\t"))
+		)
 	}
 }
 
@@ -54,17 +53,11 @@ func In(at *time.Time, now time.Time) string {
 	}
 }
 
-// failure is the beginning of an error, on one line: it may quote what a stranger sent.
+// failure is the beginning of an error.
 func failure(text string) string {
 	if text == "" {
 		return "-"
 	}
-	text = strings.Join(strings.Fields(strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, text)), " ")
 	if runes := []rune(text); len(runes) > maxFailure {
 		return string(runes[:maxFailure]) + "…"
 	}
@@ -72,10 +65,11 @@ func failure(text string) string {
 }
 
 // WriteRevocations writes revocations as they are at a time, one a line.
-func WriteRevocations(out io.Writer, list revocation.List, now time.Time) {
-	fmt.Fprintln(out, "NAME\tIDENTITY\tCERTIFICATE\tAGE\tENDS\tBY\tREASON")
+func WriteRevocations(out *printer.Printer, list revocation.List, now time.Time) {
+	t := out.Table("NAME", "IDENTITY", "CERTIFICATE", "AGE", "ENDS", "BY", "REASON")
+	defer t.Flush()
 	for _, r := range list {
-		fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Name, Short(r.Identity), cmp.Or(r.Serial, "all"),
+		t.Row(r.Name, Short(r.Identity), cmp.Or(r.Serial, "all"),
 			duration.HumanDuration(now.Sub(r.Created)), In(&r.Expires, now), cmp.Or(r.By, "-"), failure(r.Reason))
 	}
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
+	"github.com/bulwark-mesh/bulwark/pkg/printable"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -192,7 +193,7 @@ func (c *Connection) Get(ctx context.Context, path string) (io.ReadCloser, error
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
 		message, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return nil, fmt.Errorf("%s: %s: %s", path, resp.Status, strings.TrimSpace(string(message)))
+		return nil, fmt.Errorf("%s: %s: %s", path, resp.Status, printable.Text(strings.TrimSpace(string(message))))
 	}
 	return resp.Body, nil
 }
@@ -237,7 +238,7 @@ func (c *Connection) send(ctx context.Context, method, path string, in, out any)
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		message, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return errors.New(strings.TrimSpace(string(message)))
+		return errors.New(printable.Text(strings.TrimSpace(string(message))))
 	}
 	if out == nil {
 		return nil
