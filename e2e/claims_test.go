@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,8 @@ import (
 	"github.com/bulwark-mesh/bulwark/e2e/claims"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 var (
@@ -67,8 +70,24 @@ func proveFor(t *testing.T, name string, limit time.Duration, claim func(context
 	t.Log(happened)
 }
 
-// cleanUp removes namespaces at the end of a test; of one that has failed it keeps logs and proxies' configurations.
+// cleanUp removes what a run that was killed has left of a test's namespaces, and removes them at the end of the test; of one
+// that has failed it keeps logs and proxies' configurations.
 func cleanUp(t *testing.T, namespaces ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	err := cluster.RemoveNamespaces(ctx, namespaces...)
+	if err == nil {
+		err = changeRevocations(ctx, func(list revocation.List) revocation.List {
+			return slices.DeleteFunc(list, func(r revocation.Revocation) bool {
+				id, err := spiffe.Parse(r.Identity)
+				return err == nil && slices.Contains(namespaces, id.Namespace)
+			})
+		})
+	}
+	if err != nil {
+		t.Fatalf("removing what an earlier run has left: %v", err)
+	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()

@@ -27,6 +27,8 @@ type Event struct {
 	Reporter            string
 	SourceIdentity      string
 	DestinationIdentity string
+	ClaimedSource       string
+	ClaimedDestination  string
 	SourceAddress       string
 	DestinationAddress  string
 	Protocol            string
@@ -58,6 +60,11 @@ func (s *Scene) events(ctx context.Context, since time.Time) ([]Event, error) {
 		events = append(events, record.Event)
 	}
 	return events, nil
+}
+
+// Events reads the scene's audit trail from a moment on, as a user does.
+func (s *Scene) Events(ctx context.Context, since time.Time) ([]Event, error) {
+	return s.events(ctx, since)
 }
 
 // Audited waits until an event since a moment, of a reporter (source or destination), that matches is in the trail.

@@ -54,6 +54,13 @@ func Deploy(ctx context.Context, l *lab.Lab, namespace string, labels ...string)
 	s := &Scene{Lab: l, Namespace: namespace, Outside: namespace + "-outside"}
 	const own = "istio-injection: enabled"
 	manifest := strings.Replace(string(content), own, strings.Join(append([]string{own}, labels...), ", "), 1)
+	// What claims add for a while, a run that was killed has left. Nothing else of the namespaces is touched: they may be a
+	// user's.
+	for _, added := range []string{impostor, fmt.Sprintf(rogueSlice, "192.0.2.1"), webMayRead} {
+		if err := l.Delete(ctx, s.local(added)); err != nil {
+			return nil, fmt.Errorf("removing what an earlier run has left: %w", err)
+		}
+	}
 	if err := l.Apply(ctx, s.local(manifest)); err != nil {
 		return nil, fmt.Errorf("deploying the sample: %w", err)
 	}

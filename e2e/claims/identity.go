@@ -21,12 +21,14 @@ import (
 
 // EveryAccountHasItsIdentity is claim 1.
 func EveryAccountHasItsIdentity(ctx context.Context, s *Scene) (string, error) {
-	newcomer := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "newcomer", Namespace: s.Namespace}}
+	accounts := s.CoreV1().ServiceAccounts(s.Namespace)
 	began := time.Now()
-	if _, err := s.CoreV1().ServiceAccounts(s.Namespace).Create(ctx, newcomer, metav1.CreateOptions{}); err != nil {
+	newcomer, err := accounts.Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{GenerateName: "newcomer-"}}, metav1.CreateOptions{})
+	if err != nil {
 		return "", err
 	}
-	err := lab.PollFor(ctx, 10*time.Second, func(ctx context.Context) error { return s.SecretIsSound(ctx, s.Namespace, newcomer.Name) })
+	defer func() { _ = accounts.Delete(context.WithoutCancel(ctx), newcomer.Name, metav1.DeleteOptions{}) }() // the next run has another
+	err = lab.PollFor(ctx, 10*time.Second, func(ctx context.Context) error { return s.SecretIsSound(ctx, s.Namespace, newcomer.Name) })
 	if err != nil {
 		return "", err
 	}

@@ -312,6 +312,25 @@ func (l *Lab) DeleteNamespaces(ctx context.Context, names ...string) error {
 	return nil
 }
 
+// RemoveNamespaces deletes namespaces and waits until they are gone.
+func (l *Lab) RemoveNamespaces(ctx context.Context, names ...string) error {
+	if err := l.DeleteNamespaces(ctx, names...); err != nil {
+		return err
+	}
+	return Poll(ctx, func(ctx context.Context) error {
+		for _, name := range names {
+			_, err := l.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
+			if err == nil {
+				return fmt.Errorf("namespace %s is still there", name)
+			}
+			if !apierrors.IsNotFound(err) {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // LogJSON reads the one JSON value that a container that has ended printed last.
 func LogJSON[T any](ctx context.Context, l *Lab, namespace, pod, container string) (T, error) {
 	var out T

