@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,7 +26,7 @@ type tailOptions struct {
 }
 
 func (a *app) audit() *cobra.Command {
-	cmd := &cobra.Command{Use: "audit", Short: "Read the audit trail"}
+	cmd := group("audit", "Read the audit trail")
 	var o tailOptions
 	tail := &cobra.Command{
 		Use: "tail", Short: "Show the latest decisions", Args: cobra.NoArgs,
@@ -57,9 +58,24 @@ func (o tailOptions) query() string {
 	return q.Encode()
 }
 
-func (a *app) tail(ctx context.Context, o tailOptions) error {
-	if o.output != "table" && o.output != "json" {
+// check returns what no trail could be asked for.
+func (o tailOptions) check() error {
+	switch {
+	case o.output != "table" && o.output != "json":
 		return fmt.Errorf("--output %s: use table or json", o.output)
+	case o.last < 0:
+		return fmt.Errorf("--last %d: use 0 for all that Mixer has at hand, or how many", o.last)
+	case o.since < 0:
+		return fmt.Errorf("--since %s is in the future", o.since)
+	case !slices.Contains([]string{"", "allowed", "denied", "refused"}, o.verdict):
+		return fmt.Errorf("--verdict %s: use allowed, denied or refused", o.verdict)
+	}
+	return nil
+}
+
+func (a *app) tail(ctx context.Context, o tailOptions) error {
+	if err := o.check(); err != nil {
+		return err
 	}
 	conn, err := a.toMixer(ctx)
 	if err != nil {

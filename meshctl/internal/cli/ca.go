@@ -57,7 +57,7 @@ type caWait struct {
 }
 
 func (a *app) ca() *cobra.Command {
-	cmd := &cobra.Command{Use: "ca", Short: "Look at the mesh's CA, and rotate its root"}
+	cmd := group("ca", "Look at the mesh's CA, and rotate its root")
 	cmd.AddCommand(a.caStatus(), a.caRotate())
 	return cmd
 }

@@ -4,7 +4,10 @@ package cli
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"io"
+	"strconv"
+	"strings"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
@@ -50,7 +53,7 @@ func (a *app) root() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&a.cluster.Kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
 	root.PersistentFlags().StringVar(&a.cluster.Context, "context", "", "context of the kubeconfig")
-	root.AddCommand(a.install(), a.uninstall(), a.verify(), a.status(), a.identity(), a.ca(), a.audit(), a.dashboard(), a.version())
+	root.AddCommand(a.install(), a.uninstall(), a.verify(), a.status(), a.identity(), a.ca(), a.audit(), a.pilot(), a.dashboard(), a.version())
 	return root
 }
 
@@ -67,6 +70,23 @@ func (a *app) toMixer(ctx context.Context) (*operator.Connection, error) {
 		return nil, err
 	}
 	return operator.Connect(ctx, client, &pods[0])
+}
+
+// group is a command that does nothing but hold others. Without one that it knows it fails, so that no script takes a
+// misspelt command for one that did its work.
+func group(use, short string) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: func(cmd *cobra.Command, args []string) error {
+		var names []string
+		for _, c := range cmd.Commands() {
+			if c.IsAvailableCommand() {
+				names = append(names, c.Name())
+			}
+		}
+		if len(args) > 0 {
+			return fmt.Errorf("%s: there is no command %s; use %s", cmd.CommandPath(), strconv.Quote(args[0]), strings.Join(names, ", "))
+		}
+		return fmt.Errorf("%s: which command? use %s", cmd.CommandPath(), strings.Join(names, ", "))
+	}}
 }
 
 // outputFlag adds -o with the formats that every listing has.

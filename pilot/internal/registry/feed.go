@@ -36,6 +36,7 @@ type Feed struct {
 
 	synced  atomic.Bool
 	alarmed int // removals held when last looked; of the goroutine that applies
+	onHeld  func(count int)
 	mu      sync.Mutex
 	events  map[eventKey]Event
 	revoked revocations
@@ -64,7 +65,7 @@ type source struct {
 
 // NewFeed returns a feed that is not started.
 func NewFeed(reg *Registry, kube kubernetes.Interface, dyn dynamic.Interface, options authz.Options, metrics *Metrics, log *slog.Logger) (*Feed, error) {
-	f := &Feed{reg: reg, options: options, guard: newGuard(), metrics: metrics, log: log, events: map[eventKey]Event{}, wake: make(chan struct{}, 1)}
+	f := &Feed{reg: reg, options: options, guard: newGuard(), metrics: metrics, log: log, events: map[eventKey]Event{}, wake: make(chan struct{}, 1), onHeld: func(int) {}}
 	typed := informers.NewSharedInformerFactory(kube, 0)
 	custom := dynamicinformer.NewDynamicSharedInformerFactory(dyn, 0)
 	f.factories = []factory{typed, custom}
@@ -267,7 +268,8 @@ func (f *Feed) apply(apply func(*Snapshot, []Change)) error {
 	f.mu.Unlock()
 	f.metrics.held.Set(float64(held))
 	if held > f.alarmed {
-		f.log.Error("a list of the API server lacks most of what was there; the removals are held until confirmed", "held", held)
+		f.log.Error("a list of the API server lacks most of what was there; the removals are held until confirmed (meshctl pilot held)", "held", held)
+		f.onHeld(held)
 	}
 	f.alarmed = held
 	if len(events) == 0 {
@@ -300,16 +302,20 @@ func (f *Feed) Stored(k Kind, id string) *unstructured.Unstructured {
 }
 
 // Held returns the removals that wait for confirmation, by kind.
-func (f *Feed) Held() map[string]int {
+func (f *Feed) Held() []Held {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.guard.held()
 }
 
-// Confirm lets the held removals through: the world has indeed shrunk.
-func (f *Feed) Confirm() {
+// Confirm lets the held removals through: the world has indeed shrunk. It fails unless so many are held as have been seen.
+func (f *Feed) Confirm(seen int) error {
 	f.mu.Lock()
-	f.guard.confirm()
+	err := f.guard.confirm(seen)
 	f.mu.Unlock()
 	f.signal()
+	return err
 }
+
+// OnHeld has f called when removals are held, and when there are more of them. It is called before Run.
+func (f *Feed) OnHeld(call func(count int)) { f.onHeld = call }

@@ -1,6 +1,10 @@
 package registry
 
 import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -69,14 +73,40 @@ func (g *guard) judge(now time.Time, size func(Kind) int) (released []eventKey, 
 	return released, 0
 }
 
-func (g *guard) held() map[string]int {
-	out := map[string]int{}
+// Held are the removals of one kind that wait for an operator's word.
+type Held struct {
+	Kind  string   `json:"kind"`
+	Count int      `json:"count"`
+	Some  []string `json:"some"` // of their names, the first in order
+}
+
+// heldShown is how many names of a kind are shown.
+const heldShown = 10
+
+// held returns what waits, in the order of its kinds.
+func (g *guard) held() []Held {
+	names := map[Kind][]string{}
 	if g.holding {
 		for k := range g.suspects {
-			out[string(k.kind)]++
+			names[k.kind] = append(names[k.kind], k.id)
 		}
+	}
+	out := []Held{}
+	for _, kind := range slices.Sorted(maps.Keys(names)) {
+		slices.Sort(names[kind])
+		out = append(out, Held{string(kind), len(names[kind]), names[kind][:min(heldShown, len(names[kind]))]})
 	}
 	return out
 }
 
-func (g *guard) confirm() { g.confirmed = g.holding }
+// confirm lets what is held through, if it is so many removals as whoever confirms has seen.
+func (g *guard) confirm(seen int) error {
+	switch {
+	case !g.holding || len(g.suspects) == 0:
+		return errors.New("no removals are held")
+	case seen != len(g.suspects):
+		return fmt.Errorf("%d removals are held now, not %d: look again", len(g.suspects), seen)
+	}
+	g.confirmed = true
+	return nil
+}

@@ -79,9 +79,23 @@ func TestRelistThatEmptiesTheWorldIsHeld(t *testing.T) {
 	}
 	g = suspect(9)
 	g.judge(later, size)
-	g.confirm()
+	if got := g.held(); len(got) != 1 || got[0].Kind != string(Services) || got[0].Count != 9 || len(got[0].Some) != 9 || got[0].Some[0] != "0" {
+		t.Errorf("held: %+v", got)
+	}
+	if err := g.confirm(8); err == nil {
+		t.Error("confirmed what nobody has seen")
+	}
+	if released, held := g.judge(later, size); len(released) != 0 || held != 9 {
+		t.Errorf("after a refused confirmation: released %d, held %d", len(released), held)
+	}
+	if err := g.confirm(9); err != nil {
+		t.Error(err)
+	}
 	if released, _ := g.judge(later, size); len(released) != 9 {
 		t.Errorf("confirmed: released %d of 9", len(released))
+	}
+	if err := g.confirm(0); err == nil {
+		t.Error("there is nothing to confirm")
 	}
 	g = newGuard()
 	for i := range 6 {

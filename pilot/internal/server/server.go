@@ -42,6 +42,7 @@ import (
 
 // Pilot is the running server.
 type Pilot struct {
+	events   k8sevents.EventRecorder // made by run
 	settings Settings
 	log      *slog.Logger
 	kube     kubernetes.Interface
@@ -124,6 +125,13 @@ func (s Settings) authz() authz.Options {
 // run owns every goroutine of Pilot: one ends, all end.
 func (p *Pilot) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	broadcaster := k8sevents.NewBroadcaster(&k8sevents.EventSinkImpl{Interface: p.kube.EventsV1()})
+	if err := broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
+		return fmt.Errorf("recording events: %w", err)
+	}
+	defer broadcaster.Shutdown()
+	p.events = broadcaster.NewRecorder(scheme.Scheme, "bulwark-pilot")
+	p.feed.OnHeld(p.announceHeld)
 	p.health.AddReady("registry", p.feed.Synced)
 	p.health.AddReady("identity", p.hasIdentity)
 	g.Go(func() error { return p.health.Serve(ctx, p.settings.Listen.Monitoring) })
@@ -172,13 +180,8 @@ func (p *Pilot) serveXDS(ctx context.Context) error {
 	secure := mtls.Server(p.identity, p.identity, mtls.MemberOf(p.settings.TrustDomain))
 	options := append(mtls.ServerOptions(secure, mtls.Limits{MaxConcurrentStreams: 8}), grpc.ForceServerCodecV2(deltaxds.Codec()))
 	srv := grpc.NewServer(options...)
-	broadcaster := k8sevents.NewBroadcaster(&k8sevents.EventSinkImpl{Interface: p.kube.EventsV1()})
-	if err := broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
-		return fmt.Errorf("recording events: %w", err)
-	}
-	defer broadcaster.Shutdown()
 	discovery.RegisterAggregatedDiscoveryServiceServer(srv, push.NewServer(p.store, push.Options{
-		Identify: mtls.PeerID, MaxProxies: p.settings.MaxProxies, Recorder: broadcaster.NewRecorder(scheme.Scheme, "bulwark-pilot"),
+		Identify: mtls.PeerID, MaxProxies: p.settings.MaxProxies, Recorder: p.events,
 		Clock: clock.RealClock{}, Log: p.log,
 	}))
 	stop := context.AfterFunc(ctx, srv.Stop)
@@ -254,10 +257,6 @@ func (p *Pilot) serveOperator(ctx context.Context) error {
 	api.HandleJSON("GET /v1/policies", func(*http.Request) (any, error) { return registry.Unenforceable(p.registry.Snapshot()), nil })
 	api.HandleJSON("GET /v1/config", func(r *http.Request) (any, error) { return p.store.Config(r.URL.Query().Get("proxy")) })
 	api.HandleJSON("GET /v1/held", func(*http.Request) (any, error) { return p.feed.Held(), nil })
-	api.HandleJSON("POST /v1/held/confirm", func(*http.Request) (any, error) {
-		held := p.feed.Held()
-		p.feed.Confirm()
-		return held, nil
-	})
+	api.HandleJSON("POST /v1/held/confirm", p.confirmHeld)
 	return api.Serve(ctx, p.settings.Listen.Operator, mtls.ServerWithoutClientCert(p.identity))
 }
