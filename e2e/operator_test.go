@@ -64,7 +64,7 @@ func TestOperatorNeedsNoMoreThanItsRole(t *testing.T) {
 			{"identity revoke " + victim + " --reason test", "revoked"},
 			{"identity revocations", "account-auditor"},
 			{"identity restore NAME", ""},
-			{"audit tail --last 500", `"HTTPS Revoke"`},
+			{"audit tail --last 500", "HTTPS Revoke"},
 		} {
 			args := strings.Fields(c.args)
 			if args[len(args)-1] == "NAME" {

@@ -95,7 +95,7 @@ func (m mutation) try(ctx context.Context, tree string) (string, error) {
 	}
 	defer func() { _, _ = output(context.WithoutCancel(ctx), tree, "git", "checkout", "-q", "--", ".") }()
 	if pkg, test, ok := strings.Cut(m.test, "."); ok {
-		return outcome(ctx, tree, test, `go test -count=1 ./`+pkg+` -run "^`+test+`$"`)
+		return outcome(ctx, tree, test, `BULWARK_ENVOY=$(go run ./tools/cmd/images envoy-path) go test -count=1 ./`+pkg+` -run "^`+test+`$"`)
 	}
 	if out, err := output(ctx, tree, "make", "images", "cluster"); err != nil {
 		return "", fmt.Errorf("building: %w: %s", err, tail(out))
@@ -111,6 +111,8 @@ func outcome(ctx context.Context, tree, test, command string) (string, error) {
 	out, err := output(ctx, tree, "sh", "-c", command)
 	var exit *exec.ExitError
 	switch {
+	case err == nil && strings.Contains(out, "no tests to run"):
+		return "", fmt.Errorf("there is no test %s", test)
 	case err == nil:
 		return "PASSED: the test does not see it", nil
 	case errors.As(err, &exit) && strings.Contains(out, "--- FAIL: "+test):

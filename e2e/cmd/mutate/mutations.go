@@ -95,6 +95,36 @@ var mutations = []mutation{
 		{"pilot/internal/translate/inbound.go", `c.tls(tlsTCP, c.tcp(true, afterHandshake))`, `c.tls(tlsTCP, c.tcp(enforced(w.Policies), afterHandshake))`}}},
 	{18, "plaintext that was open when the mode changed goes on asking", "TestOpenPlaintextIsRefusedOnceItIsForbidden", []edit{
 		{"pilot/internal/translate/authorization.go", "filter.Rules = withRule(filter.GetRules(), plaintextRule, strictPorts(w))", "_ = plaintextRule"}}},
+	{19, "what an unproven certificate says is taken for proven", "agent/internal/als.TestOnlyAHandshakeProvesAnIdentity", []edit{
+		{"agent/internal/als/convert.go", "	if err != nil || !r.handshaken() {\n", "	if err != nil {\n"}}},
+	{19, "a client that leaves in the middle of a handshake has proven its name", "agent/internal/als.TestOnlyAHandshakeProvesAnIdentity", []edit{
+		{"agent/internal/als/convert.go", " || number(r.tag(\"received\")) > 0", " || number(r.tag(\"received\")) >= 0"}}},
+	{19, "an impostor's name is shown as the server's", "agent/internal/als.TestAnUnprovenNameIsAClaim", []edit{
+		{"agent/internal/als/convert.go", "return r.get(\"upstream_failure\") == \"\"", "return true"}}},
+	{19, "an agent may tell of operators' acts", "mixer/internal/ingest.TestPeersSendOnlyWhatIsTheirs", []edit{
+		{"mixer/internal/ingest/rules.go", "		case telemetryv1.Kind_KIND_REQUEST:\n", "		case telemetryv1.Kind_KIND_REQUEST, telemetryv1.Kind_KIND_ADMIN:\n"}}},
+	{19, "an agent may speak for every node", "mixer/internal/ingest.TestPeersSendOnlyWhatIsTheirs", []edit{
+		{"mixer/internal/ingest/rules.go", "		if observer.GetNode() != s.node {\n", "		if false {\n"}}},
+	{19, "reports of another node's counters are taken", "mixer/internal/ingest.TestPeersSendOnlyWhatIsTheirs", []edit{
+		{"mixer/internal/ingest/rules.go", "	if r.GetNode() != s.node {\n", "	if false {\n"}}},
+	{19, "a spool is whoever's knows its name", "mixer/internal/ingest.TestAnAgentCannotSilenceAnotherNode", []edit{
+		{"mixer/internal/audit/trail.go", "	case exists && !known.of(sender):\n", "	case false:\n"}}},
+	{19, "sequences may jump", "mixer/internal/audit.TestASpoolIsItsSendersAlsoAfterARestart", []edit{
+		{"mixer/internal/audit/trail.go", "missing > 0 && !explained(e, missing) {", "false {"}}},
+	{19, "an event that is too long is written", "mixer/internal/audit.TestAnEventThatIsTooLongDoesNotSpoilTheTrail", []edit{
+		{"mixer/internal/audit/trail.go", "len(entries[i]) > maxEntry {", "false {"}}},
+	{19, "tables show text as it came", "meshctl/internal/printer.TestNothingThatStrangersChoseLeavesItsPlace", []edit{
+		{"meshctl/internal/printer/printer.go", "		quoted[i] = printable.Text(c)\n	}\n	_, _ = io", "		quoted[i] = c\n	}\n	_, _ = io"}}},
+	{19, "overrides of direction pass", "pkg/printable.TestNoTextLeavesItsLineOrMovesACursor", []edit{
+		{"pkg/printable/printable.go", "func(r rune) bool { return !unicode.IsPrint(r) }) < 0", "func(r rune) bool { return unicode.IsControl(r) }) < 0"}}},
+	{19, "a command prints beside the printer", "meshctl/internal/printer.TestThereIsNoOtherPrinter", []edit{
+		{"meshctl/internal/cli/version.go", "a.out.Line(\"meshctl: %s\", version.String())", "cmd.Println(version.String()); _ = cmd.OutOrStdout()"}}},
+	{19, "a batch has no bound but the number of its events", "pkg/spool.TestABatchIsNeverTooLongToBeTaken", []edit{
+		{"pkg/spool/reader.go", "len(out) < n && size < batchBytes {", "len(out) < n {"}}},
+	{19, "damaged records are left out without a word", "pkg/spool.TestWhatIsMissingIsSaidInItsPlace", []edit{
+		{"pkg/spool/reader.go", "e.GetSequence() > expected {", "false {"}}},
+	{19, "who confirms held removals need not have seen them", "pilot/internal/registry.TestRelistThatEmptiesTheWorldIsHeld", []edit{
+		{"pilot/internal/registry/guard.go", "	case seen != len(g.suspects):\n", "	case false:\n"}}},
 }
 
 const (
