@@ -87,7 +87,7 @@ func (s *Scene) bundleOfNewNamespace(ctx context.Context) (time.Duration, error)
 
 // SecretIsSound checks the Secret of an account against the root that the mesh publishes.
 func (s *Scene) SecretIsSound(ctx context.Context, namespace, account string) error {
-	name := mesh.SecretPrefix + account
+	name := mesh.SecretName(account)
 	secret, err := s.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("service account %s/%s: %w", namespace, account, err)

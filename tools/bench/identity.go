@@ -161,7 +161,7 @@ func (b *identityBench) newcomer(ctx context.Context) error {
 	secrets := b.client.CoreV1().Secrets(identityNamespace)
 	there := func(ctx context.Context, name string) error {
 		return wait.PollUntilContextTimeout(ctx, 5*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-			_, err := secrets.Get(ctx, mesh.SecretPrefix+name, meta.GetOptions{})
+			_, err := secrets.Get(ctx, mesh.SecretName(name), meta.GetOptions{})
 			return err == nil, nil
 		})
 	}

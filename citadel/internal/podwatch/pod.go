@@ -1,7 +1,6 @@
 package podwatch
 
 import (
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -53,7 +52,7 @@ func Of(p *corev1.Pod) Pod {
 }
 
 func (p *Pod) mounts(v corev1.Volume) {
-	secret := func(name string) { p.MountsSecret = p.MountsSecret || strings.HasPrefix(name, mesh.SecretPrefix) }
+	secret := func(name string) { p.MountsSecret = p.MountsSecret || mesh.IsSecretName(name) }
 	config := func(name string) { p.MountsBundle = p.MountsBundle || name == mesh.TrustBundleConfig }
 	if v.Secret != nil {
 		secret(v.Secret.SecretName)

@@ -31,6 +31,7 @@ func (o *operator) register(api *operatorapi.Server) {
 	api.HandleJSON("GET /v1/ca", func(*http.Request) (any, error) { return o.view(), nil })
 	api.HandleJSON("POST /v1/ca/rotation", o.rotate)
 	api.HandleJSON("GET /v1/secrets", func(*http.Request) (any, error) { return o.leader.workloads.Schedule(), nil })
+	api.HandleJSON("GET /v1/secrets/wanted", func(*http.Request) (any, error) { return o.leader.workloads.Wanted(), nil })
 	api.HandleJSON("GET /v1/revocations", o.revoked)
 	api.HandleJSON("POST /v1/revocations", o.revoke)
 	api.HandleJSON("DELETE /v1/revocations/{name}", o.restore)

@@ -29,7 +29,7 @@ func build(sa *corev1.ServiceAccount, id spiffe.ID, state *ca.State, c Config) (
 	}
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
-			Name: mesh.SecretPrefix + sa.Name, Namespace: sa.Namespace,
+			Name: mesh.SecretName(sa.Name), Namespace: sa.Namespace,
 			Labels:          map[string]string{mesh.PartOfLabel: mesh.PartOfValue},
 			OwnerReferences: []metav1.OwnerReference{owner(sa)},
 		},

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -186,7 +185,7 @@ func (s *session) accountChanged(was, is any) {
 func (s *session) secretChanged(was, is any) {
 	for _, obj := range []any{was, is} {
 		if secret, ok := obj.(*corev1.Secret); ok {
-			if account, ours := strings.CutPrefix(secret.Name, mesh.SecretPrefix); ours && account != "" {
+			if account := s.accountOf(secret); account != "" {
 				k := key{Namespace: secret.Namespace, Name: account}
 				s.mu.Lock()
 				delete(s.past, k)
@@ -238,7 +237,7 @@ func (s *session) giveTurn(k key, r rank) {
 // removed.
 func (s *session) askAll() {
 	for _, k := range s.accountsIn(metav1.NamespaceAll) {
-		if _, err := s.secrets.Secrets(k.Namespace).Get(mesh.SecretPrefix + k.Name); err != nil {
+		if _, err := s.secrets.Secrets(k.Namespace).Get(mesh.SecretName(k.Name)); err != nil {
 			s.ask(k, missing)
 		}
 	}

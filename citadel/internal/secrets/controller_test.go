@@ -85,7 +85,7 @@ func (w *world) start() {
 
 func (w *world) get(ns, account string) *corev1.Secret {
 	w.t.Helper()
-	s, err := w.client.CoreV1().Secrets(ns).Get(context.Background(), mesh.SecretPrefix+account, metav1.GetOptions{})
+	s, err := w.client.CoreV1().Secrets(ns).Get(context.Background(), mesh.SecretName(account), metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}

@@ -55,7 +55,7 @@ func (c *Controller) Progress() Progress {
 			continue
 		}
 		f, known := s.known[k]
-		secret, err := s.secrets.Secrets(sa.Namespace).Get(mesh.SecretPrefix + sa.Name)
+		secret, err := s.secrets.Secrets(sa.Namespace).Get(mesh.SecretName(sa.Name))
 		if !known || err != nil || f.account != string(sa.UID) {
 			p.Missing++
 			continue
@@ -64,6 +64,42 @@ func (c *Controller) Progress() Progress {
 	}
 	p.Syncing = p.Syncing || p.OldBundle > 0 || p.Ready+p.OldSigner < p.Accounts-p.Foreign
 	return p
+}
+
+// Wanted is an account that is to have a Secret.
+type Wanted struct {
+	Namespace      string `json:"namespace"`
+	ServiceAccount string `json:"serviceAccount"`
+	Secret         string `json:"secret"`            // its name
+	Trouble        string `json:"trouble,omitempty"` // why it could not be written
+}
+
+// Wanted returns who is to have a Secret, by the rule by which Secrets are made. Whoever checks an installation asks for it
+// here, so that there is no other rule. It is nil on a replica that does not reconcile.
+func (c *Controller) Wanted() []Wanted {
+	s := c.running.Load()
+	if s == nil {
+		return nil
+	}
+	accounts, err := s.accounts.List(labels.Everything())
+	if err != nil {
+		return nil // a lister reads memory; it has no errors
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := []Wanted{}
+	for _, sa := range accounts {
+		k := key{Namespace: sa.Namespace, Name: sa.Name}
+		if wanted, err := s.wanted(k); err != nil || !wanted || sa.DeletionTimestamp != nil {
+			continue
+		}
+		w := Wanted{Namespace: sa.Namespace, ServiceAccount: sa.Name, Secret: mesh.SecretName(sa.Name), Trouble: s.failed[k]}
+		if s.taken[k] {
+			w.Trouble = errForeign.Error()
+		}
+		out = append(out, w)
+	}
+	return out
 }
 
 // count adds a Secret that is there. What is known of it may be of an earlier version or state; then it is neither ready

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -37,7 +36,7 @@ func (s *session) sync(ctx context.Context, k key) (time.Time, error) {
 	if err = ignoreNotFound(err); err != nil {
 		return time.Time{}, fmt.Errorf("service account %s: %w", k, err)
 	}
-	existing, err := s.secrets.Secrets(k.Namespace).Get(mesh.SecretPrefix + k.Name)
+	existing, err := s.secrets.Secrets(k.Namespace).Get(mesh.SecretName(k.Name))
 	if err = ignoreNotFound(err); err != nil {
 		return time.Time{}, fmt.Errorf("Secret of %s: %w", k, err)
 	}
@@ -193,9 +192,9 @@ func (s *session) create(ctx context.Context, k key, sa *corev1.ServiceAccount) 
 
 // nameTaken tells an informer that is behind from a name that another object has.
 func (s *session) nameTaken(ctx context.Context, k key, sa *corev1.ServiceAccount) error {
-	other, err := s.client.CoreV1().Secrets(k.Namespace).Get(ctx, mesh.SecretPrefix+k.Name, metav1.GetOptions{})
+	other, err := s.client.CoreV1().Secrets(k.Namespace).Get(ctx, mesh.SecretName(k.Name), metav1.GetOptions{})
 	if err != nil {
-		return fmt.Errorf("reading Secret %s/%s%s: %w", k.Namespace, mesh.SecretPrefix, k.Name, err)
+		return fmt.Errorf("reading Secret %s/%s: %w", k.Namespace, mesh.SecretName(k.Name), err)
 	}
 	if other.Type == mesh.SecretType {
 		return errors.New("the Secret has just been made; looking again")
@@ -357,9 +356,29 @@ func (s *session) secretsOf() []key {
 	}
 	out := make([]key, 0, len(secrets))
 	for _, secret := range secrets {
-		if account, ours := strings.CutPrefix(secret.Name, mesh.SecretPrefix); ours && account != "" {
+		if account := s.accountOf(secret); account != "" {
 			out = append(out, key{Namespace: secret.Namespace, Name: account})
 		}
 	}
 	return out
+}
+
+// accountOf returns the account, there or not, that a Secret is for; empty if it can be nobody's. A name that is a hash is
+// looked for among the accounts of the namespace, as owners may have been edited, and then among its owners, as the account may
+// be gone.
+func (s *session) accountOf(secret *corev1.Secret) string {
+	if !mesh.IsSecretName(secret.Name) {
+		return ""
+	}
+	if account := mesh.SecretAccount(secret.Name); account != "" {
+		return account
+	}
+	var candidates []string
+	for _, k := range s.accountsIn(secret.Namespace) {
+		candidates = append(candidates, k.Name)
+	}
+	for _, owner := range secret.OwnerReferences {
+		candidates = append(candidates, owner.Name)
+	}
+	return mesh.SecretAccount(secret.Name, candidates...)
 }

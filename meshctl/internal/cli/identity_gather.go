@@ -65,7 +65,7 @@ func gather(ctx context.Context, client *kube.Client, access *operator.Access, f
 	_ = group.Wait() // nothing in it fails; troubles are kept
 	now := time.Now()
 	for _, s := range g.secrets {
-		account := s.Name[len(mesh.SecretPrefix):]
+		account := identities.SecretAccount(s)
 		g.entries = append(g.entries, identities.OfSecret(s, g.schedule[s.Namespace+"/"+account], access.TrustDomain(), now))
 	}
 	if !g.asked {
@@ -158,7 +158,7 @@ func (g *gathering) listSecrets(ctx context.Context) {
 	}))
 	err := list.EachListItem(ctx, metav1.ListOptions{FieldSelector: "type=" + mesh.SecretType, LabelSelector: mesh.PartOfLabel + "=" + mesh.PartOfValue}, func(o runtime.Object) error {
 		s, ok := o.(*corev1.Secret)
-		if ok && len(s.Name) > len(mesh.SecretPrefix) && s.Name[:len(mesh.SecretPrefix)] == mesh.SecretPrefix {
+		if ok && mesh.IsSecretName(s.Name) {
 			delete(s.Data, mesh.PrivateKeyKey)
 			g.secrets = append(g.secrets, s)
 		}

@@ -74,7 +74,7 @@ func certificateOf(ctx context.Context, client *kube.Client, namespace, name str
 	}
 	s := &shown{Entry: identities.OfWorkload(d.Workload, d.pod.Spec.NodeName)}
 	if d.pod.Annotations[identityAnnotation] == "secret" {
-		s.Note = fmt.Sprintf("the pod's proxy shows the certificate of Secret %s%s instead (identity show -n %s secret/%s%s)", mesh.SecretPrefix, d.ServiceAccount, namespace, mesh.SecretPrefix, d.ServiceAccount)
+		s.Note = fmt.Sprintf("the pod's proxy shows the certificate of Secret %s instead (identity show -n %s secret/%s)", mesh.SecretName(d.ServiceAccount), namespace, mesh.SecretName(d.ServiceAccount))
 	}
 	s.Chain, err = identities.Links([]byte(strings.Join(d.Chain, "")))
 	if len(d.Chain) == 0 {
@@ -87,8 +87,8 @@ func certificateOf(ctx context.Context, client *kube.Client, namespace, name str
 const identityAnnotation = "bulwark.dev/identity"
 
 func ofSecret(ctx context.Context, client *kube.Client, namespace, name string) (*shown, error) {
-	if !strings.HasPrefix(name, mesh.SecretPrefix) {
-		name = mesh.SecretPrefix + name
+	if !mesh.IsSecretName(name) {
+		name = mesh.SecretName(name)
 	}
 	secret, err := client.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 	switch {
@@ -103,7 +103,7 @@ func ofSecret(ctx context.Context, client *kube.Client, namespace, name string) 
 	if err != nil {
 		return nil, err
 	}
-	account := strings.TrimPrefix(name, mesh.SecretPrefix)
+	account := identities.SecretAccount(secret)
 	schedule, asking := renewals(ctx, client)
 	var mine identities.Scheduled
 	for _, s := range schedule {

@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/pager"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/chart"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
@@ -91,7 +95,7 @@ func verify(ctx context.Context, client *kube.Client) []finding {
 	add("injection and validation", "", webhooksOnce(ctx, client), again)
 	_, err = client.CoreV1().ConfigMaps(mesh.Namespace).Get(ctx, mesh.TrustBundleConfig, metav1.GetOptions{})
 	add("trust bundle", "", err, "see the logs of citadel")
-	missing, err := accountsWithoutSecret(ctx, client)
+	missing, err := withoutSecret(ctx, client)
 	add("workload Secrets", missing, err, "see the logs of citadel")
 	return out
 }
@@ -102,33 +106,75 @@ func webhooksOnce(ctx context.Context, client *kube.Client) error {
 	return webhooksAnswer(ctx, client)
 }
 
-// accountsWithoutSecret names the first service account without its Secret.
-func accountsWithoutSecret(ctx context.Context, client *kube.Client) (string, error) {
-	namespaces, err := client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: mesh.SecretsLabel + "!=disabled"})
+// wantedSecret is an account that is to have a Secret, as Citadel's operator API shows it.
+type wantedSecret struct {
+	Namespace      string `json:"namespace"`
+	ServiceAccount string `json:"serviceAccount"`
+	Secret         string `json:"secret"`
+	Trouble        string `json:"trouble"`
+}
+
+// secretsWithin is how long a new account may be without its Secret here.
+const secretsWithin = 5 * time.Second
+
+// withoutSecret says which service accounts lack the Secret that they are to have. Who is to have one, Citadel says.
+func withoutSecret(ctx context.Context, client *kube.Client) (string, error) {
+	conn, _, err := toLeader(ctx, client)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("who is to have a Secret is not known: %w", err)
 	}
-	secrets, err := client.CoreV1().Secrets(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: "type=" + mesh.SecretType})
-	if err != nil {
-		return "", err
-	}
-	have := map[string]bool{}
-	for _, s := range secrets.Items {
-		have[s.Namespace+"/"+s.Name] = true
-	}
-	for _, namespace := range namespaces.Items {
-		if namespace.DeletionTimestamp != nil {
-			continue
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, secretsWithin)
+	defer cancel()
+	err = kube.Poll(ctx, func(ctx context.Context) (string, error) {
+		var wanted []wantedSecret
+		if err := conn.GetJSON(ctx, "/v1/secrets/wanted", &wanted); err != nil {
+			return "", fmt.Errorf("asking Citadel who is to have a Secret: %w", err)
 		}
-		accounts, err := client.CoreV1().ServiceAccounts(namespace.Name).List(ctx, metav1.ListOptions{})
+		have, err := secretNames(ctx, client)
 		if err != nil {
 			return "", err
 		}
-		for _, account := range accounts.Items {
-			if !have[namespace.Name+"/"+mesh.SecretPrefix+account.Name] {
-				return fmt.Sprintf("service account %s/%s has none", namespace.Name, account.Name), nil
-			}
+		return lacking(wanted, have), nil
+	})
+	if ctx.Err() != nil && err != nil {
+		return err.Error(), nil
+	}
+	return "", err
+}
+
+// lacking names the first account without its Secret, and how many others there are.
+func lacking(wanted []wantedSecret, have map[string]bool) string {
+	first, n := "", 0
+	for _, w := range wanted {
+		if have[w.Namespace+"/"+w.Secret] {
+			continue
+		}
+		if n++; n > 1 {
+			continue
+		}
+		first = fmt.Sprintf("service account %s/%s has no Secret", w.Namespace, w.ServiceAccount)
+		if w.Trouble != "" {
+			first += ": " + w.Trouble
 		}
 	}
-	return "", nil
+	if n > 1 {
+		first += fmt.Sprintf(" (and %d others)", n-1)
+	}
+	return first
+}
+
+// secretNames lists the workload Secrets, in pages.
+func secretNames(ctx context.Context, client *kube.Client) (map[string]bool, error) {
+	have := map[string]bool{}
+	list := pager.New(pager.SimplePageFunc(func(o metav1.ListOptions) (runtime.Object, error) {
+		return client.CoreV1().Secrets(metav1.NamespaceAll).List(ctx, o)
+	}))
+	err := list.EachListItem(ctx, metav1.ListOptions{FieldSelector: "type=" + mesh.SecretType}, func(o runtime.Object) error {
+		if s, ok := o.(*corev1.Secret); ok {
+			have[s.Namespace+"/"+s.Name] = true
+		}
+		return nil
+	})
+	return have, kube.Explain("listing the workload Secrets", err)
 }

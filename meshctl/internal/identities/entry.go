@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -110,7 +109,7 @@ type Scheduled struct {
 
 // OfSecret returns the entry of a workload Secret at a time; schedule is what Citadel says of it, if it has said anything.
 func OfSecret(s *corev1.Secret, schedule Scheduled, trustDomain string, now time.Time) Entry {
-	account := strings.TrimPrefix(s.Name, mesh.SecretPrefix)
+	account := SecretAccount(s)
 	e := Entry{HeldBy: Holder{Kind: Secret, Namespace: s.Namespace, Name: s.Name}, Delivery: []string{"secret"}, LastError: schedule.LastError}
 	if id, err := spiffe.New(trustDomain, s.Namespace, account); err == nil {
 		e.Identity = id.String()
@@ -128,6 +127,15 @@ func OfSecret(s *corev1.Secret, schedule Scheduled, trustDomain string, now time
 		}
 	}
 	return e
+}
+
+// SecretAccount returns the account that a workload Secret is for.
+func SecretAccount(s *corev1.Secret) string {
+	var owners []string
+	for _, o := range s.OwnerReferences {
+		owners = append(owners, o.Name)
+	}
+	return mesh.SecretAccount(s.Name, owners...)
 }
 
 // OfComponent returns the entry of a component's pod and its certificate at a time.

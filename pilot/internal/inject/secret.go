@@ -30,7 +30,7 @@ func mountSecret(pod *core.Pod, proxy *core.Container) error {
 		downward.Items = append(downward.Items, core.DownwardAPIVolumeFile{Path: name,
 			FieldRef: &core.ObjectFieldSelector{APIVersion: "v1", FieldPath: "metadata.annotations['" + annotation + "']"}})
 	}
-	secret := &core.SecretProjection{LocalObjectReference: core.LocalObjectReference{Name: mesh.SecretPrefix + accountOf(pod)}, Optional: ptr(false)}
+	secret := &core.SecretProjection{LocalObjectReference: core.LocalObjectReference{Name: mesh.SecretName(accountOf(pod))}, Optional: ptr(false)}
 	for _, entry := range []string{mesh.CertChainKey, mesh.PrivateKeyKey, mesh.RootCertKey} {
 		secret.Items = append(secret.Items, core.KeyToPath{Key: entry, Path: entry})
 	}
