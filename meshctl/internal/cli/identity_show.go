@@ -93,7 +93,7 @@ func ofSecret(ctx context.Context, client *kube.Client, namespace, name string) 
 	secret, err := client.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsForbidden(err):
-		return nil, fmt.Errorf("you need the right `get secrets` in namespace %s", namespace)
+		return nil, fmt.Errorf("you need the right `get secrets` in namespace %s: %w", namespace, err)
 	case err != nil:
 		return nil, fmt.Errorf("looking for the Secret: %w", err)
 	case secret.Type != mesh.SecretType:

@@ -61,7 +61,42 @@ func TestComponentsThatAreNotReadyAreApart(t *testing.T) {
 	if err != nil || len(ready) != 1 || ready[0].Name != "a1" || len(others) != 1 || others[0].Name != "a2" {
 		t.Fatalf("%v, %v, %v", ready, others, err)
 	}
-	if _, err := operator.Pods(t.Context(), client, "citadel"); err == nil || !strings.Contains(err.Error(), "meshctl verify") {
+	if _, err := operator.Pods(t.Context(), client, "citadel"); err == nil || !errors.Is(err, kube.ErrNotInstalled) {
 		t.Fatalf("%v", err)
+	}
+}
+
+func TestNotRunningIsAnotherAnswerThanNotInstalled(t *testing.T) {
+	client := &kube.Client{Interface: fake.NewClientset(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: mesh.Namespace, Name: "c1", Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue, "app.kubernetes.io/name": "citadel"}},
+	})}
+	if _, err := operator.Pods(t.Context(), client, "citadel"); !errors.Is(err, kube.ErrNotRunning) || !strings.HasPrefix(explained(err), "not running: ") {
+		t.Errorf("%v", err)
+	}
+	if _, err := operator.Pods(t.Context(), client, "pilot"); !errors.Is(err, kube.ErrNotInstalled) || !strings.HasPrefix(explained(err), "not found: ") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestACommandLineThatAsksForNothingFails(t *testing.T) {
+	for _, line := range []string{"audit", "audit frob", "ca", "ca rotat", "pilot", "pilot confirn", "frob", "audit tail --last -1", "audit tail --since=-5m", "audit tail --verdict maybe",
+		"audit tail -o xml", "status extra", "identity"} {
+		var out, notes bytes.Buffer
+		if status := Run(t.Context(), strings.Fields(line), strings.NewReader(""), &out, &notes); status != 1 || notes.Len() == 0 {
+			t.Errorf("meshctl %s: status %d, said %q", line, status, notes.String())
+		}
+	}
+}
+
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("no space left on device") }
+
+func TestAnOutputThatCannotBeWrittenIsAFailure(t *testing.T) {
+	for _, line := range []string{"version --client", "install --dry-run", "--help", "audit tail --help"} {
+		var notes bytes.Buffer
+		if status := Run(t.Context(), strings.Fields(line), strings.NewReader(""), fullDisk{}, &notes); status != 1 || !strings.Contains(notes.String(), "no space left") {
+			t.Errorf("meshctl %s: status %d, said %q", line, status, notes.String())
+		}
 	}
 }

@@ -35,10 +35,18 @@ func Run(ctx context.Context, args []string, in io.Reader, out, notes io.Writer)
 	root.SetOut(a.out.Plain())
 	root.SetErr(a.notes.Plain())
 	if err := cmp.Or(root.ExecuteContext(ctx), a.out.Err()); err != nil {
-		a.notes.Failure(err)
+		a.notes.Failure(explained(err))
 		return 1
 	}
 	return 0
+}
+
+// explained is an error with the kind of failure before it, if it has one: forbidden, not found, not running or unreachable.
+func explained(err error) string {
+	if kind := kube.FailureOf(err); kind != kube.Other && !strings.HasPrefix(err.Error(), string(kind)) {
+		return string(kind) + ": " + err.Error()
+	}
+	return err.Error()
 }
 
 func (a *app) root() *cobra.Command {

@@ -71,7 +71,7 @@ func verify(ctx context.Context, client *kube.Client) []finding {
 	add := func(check, missing string, err error, remedy string) {
 		f := finding{Check: check, OK: missing == "" && err == nil, Detail: missing}
 		if err != nil {
-			f.Detail = err.Error()
+			f.Detail = explained(err)
 		}
 		if !f.OK {
 			f.Remedy = remedy
@@ -176,5 +176,8 @@ func secretNames(ctx context.Context, client *kube.Client) (map[string]bool, err
 		}
 		return nil
 	})
-	return have, kube.Explain("listing the workload Secrets", err)
+	if err != nil {
+		return nil, fmt.Errorf("listing the workload Secrets: %w", err)
+	}
+	return have, nil
 }

@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
 	"github.com/bulwark-mesh/bulwark/pkg/version"
 )
@@ -22,9 +25,12 @@ func (a *app) version() *cobra.Command {
 			}
 			for _, component := range components {
 				pods, err := operator.Pods(cmd.Context(), client, component.name)
-				if err != nil {
-					a.out.Line("%s: not running", component.name)
+				switch {
+				case errors.Is(err, kube.ErrNotRunning) || errors.Is(err, kube.ErrNotInstalled):
+					a.out.Line("%s: %s", component.name, explained(err))
 					continue
+				case err != nil:
+					return err
 				}
 				a.out.Line("%s: %s", component.name, pods[0].Spec.Containers[0].Image)
 			}

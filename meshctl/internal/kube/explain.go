@@ -3,41 +3,61 @@ package kube
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 )
 
-// Kinds of failures that call for different things to be done. They are told apart by errors.Is.
+// Errors of what is asked of the control plane. Those of the API server have types of their own.
 var (
-	ErrForbidden   = errors.New("forbidden")   // the user lacks a right
-	ErrNotFound    = errors.New("not found")   // the API server says that there is no such thing
-	ErrUnreachable = errors.New("unreachable") // there was no answer
+	ErrNotInstalled = errors.New("not installed") // there is nothing of it in the cluster
+	ErrNotRunning   = errors.New("not running")   // it is there, and no pod of it is ready
 )
 
-// Explain says what an error of the API server means for what was attempted: the user lacks a right, it is not there, or the
-// API server cannot be reached. Other errors, and those explained before, are only wrapped; nil stays nil.
-func Explain(attempted string, err error) error {
+// Failure is one of the kinds of failures that call for different things to be done.
+type Failure string
+
+// The kinds. They are the first words of what a command says when it fails.
+const (
+	Other       Failure = ""
+	Forbidden   Failure = "forbidden"   // the user lacks a right, or is nobody to the API server
+	NotFound    Failure = "not found"   // the API server says that there is no such thing, or it is not installed
+	NotRunning  Failure = "not running" // it is installed, and has no pod that is ready
+	Unreachable Failure = "unreachable" // there was no answer
+)
+
+// FailureOf says of which kind an error is.
+func FailureOf(err error) Failure {
 	var connection *url.Error
 	var network net.Error
+	var answer interface {
+		error
+		StatusCode() int
+	}
+	if errors.As(err, &answer) {
+		switch answer.StatusCode() {
+		case http.StatusUnauthorized, http.StatusForbidden:
+			return Forbidden
+		case http.StatusNotFound:
+			return NotFound
+		}
+	}
 	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, ErrForbidden) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrUnreachable):
-		return fmt.Errorf("%s: %w", attempted, err)
-	case apierrors.IsForbidden(err):
-		return fmt.Errorf("%s: %w, you lack the right: %w", attempted, ErrForbidden, err)
-	case apierrors.IsUnauthorized(err):
-		return fmt.Errorf("%s: %w, the API server does not take your credentials: %w", attempted, ErrForbidden, err)
-	case apierrors.IsNotFound(err):
-		return fmt.Errorf("%s: %w: %w", attempted, ErrNotFound, err)
-	case errors.Is(err, context.Canceled):
-		return fmt.Errorf("%s: %w", attempted, err)
-	case errors.As(err, &connection) || errors.As(err, &network) || errors.Is(err, context.DeadlineExceeded) || apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) || apierrors.IsServiceUnavailable(err):
-		return fmt.Errorf("%s: %w, the API server does not answer: %w", attempted, ErrUnreachable, err)
+	case err == nil || errors.Is(err, context.Canceled):
+		return Other
+	case errors.Is(err, ErrNotRunning):
+		return NotRunning
+	case apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err):
+		return Forbidden
+	case errors.Is(err, ErrNotInstalled) || apierrors.IsNotFound(err) || meta.IsNoMatchError(err):
+		return NotFound
+	case errors.As(err, &connection), errors.As(err, &network), errors.Is(err, context.DeadlineExceeded),
+		apierrors.IsTimeout(err), apierrors.IsServerTimeout(err), apierrors.IsServiceUnavailable(err):
+		return Unreachable
 	default:
-		return fmt.Errorf("%s: %w", attempted, err)
+		return Other
 	}
 }

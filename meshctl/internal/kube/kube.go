@@ -64,7 +64,10 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 		return nil, fmt.Errorf("kubeconfig: %w", err)
 	}
 	if _, err := quick.Discovery().ServerVersion(); err != nil {
-		return nil, fmt.Errorf("cannot reach the cluster at %s (is it running, and is KUBECONFIG right?): %w", config.Host, err)
+		if FailureOf(err) == Forbidden {
+			return nil, fmt.Errorf("the cluster at %s does not let you in (is your login still good?): %w", config.Host, err)
+		}
+		return nil, fmt.Errorf("the cluster at %s does not answer (is it running, and is KUBECONFIG right?): %w", config.Host, err)
 	}
 	return c, ctx.Err()
 }

@@ -4,6 +4,7 @@ package operator
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -22,6 +23,7 @@ import (
 	authv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
 
@@ -43,23 +45,32 @@ const componentLabel = "app.kubernetes.io/name"
 
 // Pods returns the ready pods of a component (pilot, citadel, mixer, agent).
 func Pods(ctx context.Context, c *kube.Client, component string) ([]corev1.Pod, error) {
-	ready, _, err := list(ctx, c, ","+componentLabel+"="+component)
+	ready, others, err := list(ctx, c, ","+componentLabel+"="+component)
 	if err != nil {
 		return nil, fmt.Errorf("looking for the pods of %s: %w", component, err)
 	}
-	if len(ready) == 0 {
-		return nil, fmt.Errorf("no ready pod of %s in namespace %s: is Bulwark installed (meshctl verify)?", component, mesh.Namespace)
-	}
-	return ready, nil
+	return ready, absent(component, ready, others)
 }
 
 // Everyone returns the pods of all components, and apart from them those that are not ready.
 func Everyone(ctx context.Context, c *kube.Client) (ready, others []corev1.Pod, err error) {
 	ready, others, err = list(ctx, c, ","+componentLabel+" in (pilot,citadel,mixer,agent)")
-	if err == nil && len(ready) == 0 {
-		err = fmt.Errorf("no ready pod in namespace %s: is Bulwark installed (meshctl verify)?", mesh.Namespace)
+	if err != nil {
+		return nil, nil, fmt.Errorf("looking for the pods of the control plane: %w", err)
 	}
-	return ready, others, err
+	return ready, others, absent("Bulwark", ready, others)
+}
+
+// absent returns an error if nobody is ready: what is not there must be installed, what does not run must be looked at.
+func absent(what string, ready, others []corev1.Pod) error {
+	switch {
+	case len(ready) > 0:
+		return nil
+	case len(others) == 0:
+		return fmt.Errorf("%s has no pod in namespace %s, %w (meshctl install)", what, mesh.Namespace, kube.ErrNotInstalled)
+	default:
+		return fmt.Errorf("%s is %w: pod %s: %s (meshctl verify)", what, kube.ErrNotRunning, others[0].Name, cmp.Or(kube.PodTrouble(&others[0]), "not ready yet"))
+	}
 }
 
 // Component says which component a pod is of.
@@ -193,10 +204,22 @@ func (c *Connection) Get(ctx context.Context, path string) (io.ReadCloser, error
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
 		message, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return nil, fmt.Errorf("%s: %s: %s", path, resp.Status, printable.Text(strings.TrimSpace(string(message))))
+		return nil, &refusal{resp.StatusCode, path + ": " + resp.Status + ": " + printable.Text(strings.TrimSpace(string(message)))}
 	}
 	return resp.Body, nil
 }
+
+// refusal is an answer of a component that is not what was asked for.
+type refusal struct {
+	code int
+	text string
+}
+
+// Error implements error.
+func (r *refusal) Error() string { return r.text }
+
+// StatusCode is that of HTTP; see kube.FailureOf.
+func (r *refusal) StatusCode() int { return r.code }
 
 // GetJSON reads a path into out.
 func (c *Connection) GetJSON(ctx context.Context, path string, out any) error {
@@ -238,7 +261,7 @@ func (c *Connection) send(ctx context.Context, method, path string, in, out any)
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		message, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return errors.New(printable.Text(strings.TrimSpace(string(message))))
+		return &refusal{resp.StatusCode, printable.Text(strings.TrimSpace(string(message)))}
 	}
 	if out == nil {
 		return nil
@@ -269,6 +292,20 @@ func trustDomain(ctx context.Context, c *kube.Client) (spiffeid.TrustDomain, err
 	return td, nil
 }
 
+// noting keeps why a connection could not be opened: the port-forward makes a text of it, which no longer tells a missing right
+// from a server that is away. It is read when the port-forward has ended.
+type noting struct {
+	httpstream.Dialer
+	err error
+}
+
+// Dial implements httpstream.Dialer.
+func (n *noting) Dial(protocols ...string) (httpstream.Connection, string, error) {
+	conn, protocol, err := n.Dialer.Dial(protocols...)
+	n.err = err
+	return conn, protocol, err
+}
+
 // forward opens a local port to the pod's operator API, and closes it when the returned channel is closed.
 func forward(ctx context.Context, c *kube.Client, pod *corev1.Pod) (uint16, chan struct{}, error) {
 	transport, upgrader, err := spdy.RoundTripperFor(c.Config)
@@ -276,7 +313,7 @@ func forward(ctx context.Context, c *kube.Client, pod *corev1.Pod) (uint16, chan
 		return 0, nil, err
 	}
 	url := c.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("portforward").URL()
-	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, url)
+	dialer := &noting{Dialer: spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, url)}
 	stop, ready := make(chan struct{}), make(chan struct{})
 	var trouble bytes.Buffer
 	fw, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", mesh.OperatorPort)}, stop, ready, io.Discard, &trouble)
@@ -290,7 +327,7 @@ func forward(ctx context.Context, c *kube.Client, pod *corev1.Pod) (uint16, chan
 	select {
 	case <-ready:
 	case err := <-failed:
-		return 0, nil, errors.Join(err, errors.New("forwarding ended"))
+		return 0, nil, errors.Join(cmp.Or(dialer.err, err), errors.New("forwarding ended"))
 	case <-ctx.Done():
 		close(stop)
 		return 0, nil, ctx.Err()

@@ -63,10 +63,10 @@ func (p *Printer) Begin(format string, args ...any) {
 	p.raw(fmt.Sprintf(format, quoted...))
 }
 
-// Failure writes an error, whose parts may be on lines of their own: those after the first are indented, so that none looks
+// Failure writes the text of an error, whose parts may be on lines of their own: those after the first are indented, so that none looks
 // like a line of meshctl's.
-func (p *Printer) Failure(err error) {
-	for i, line := range strings.Split(strings.TrimRight(err.Error(), "\n"), "\n") {
+func (p *Printer) Failure(text string) {
+	for i, line := range strings.Split(strings.TrimRight(text, "\n"), "\n") {
 		if i == 0 {
 			p.Line("meshctl: %s", line)
 		} else {

@@ -46,7 +46,7 @@ func TestNothingThatStrangersChoseLeavesItsPlace(t *testing.T) {
 		}
 	}
 	out.Reset()
-	p.Failure(errors.New("one\nmeshctl: forged" + "\x1b[2K"))
+	p.Failure("one\nmeshctl: forged" + "\x1b[2K")
 	if !harmless(out.String(), 2) || strings.Contains(out.String(), "\nmeshctl") {
 		t.Errorf("failure: %q", out.String())
 	}
