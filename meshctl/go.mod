@@ -6,6 +6,7 @@ require (
 	github.com/bulwark-mesh/bulwark/manifests v0.0.0
 	github.com/bulwark-mesh/bulwark/pkg v0.0.0
 	github.com/go-logr/logr v1.4.4
+	github.com/pmezard/go-difflib v1.0.1-0.20181226105442-5d4384ee4fb2
 	github.com/spf13/cobra v1.10.2
 	github.com/spiffe/go-spiffe/v2 v2.9.0
 	golang.org/x/sync v0.23.0

@@ -75,6 +75,7 @@ const (
 	ClusterBundleSigner = "bulwark.dev/mesh"
 	ClusterTrustBundle  = "bulwark.dev:mesh:trust-bundle"
 	RevocationsConfig   = "bulwark-revocations"    // identities and certificates that are denied
+	SettingsConfig      = "bulwark-settings"       // the values that meshctl install was given
 	CitadelLeader       = "bulwark-citadel-leader" // Service of the Citadel that holds the Lease
 )
 

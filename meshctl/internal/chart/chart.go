@@ -29,11 +29,12 @@ import (
 
 const root = "charts/bulwark"
 
-// Values merges files of values, in order, and then the assignments of --set over the chart's own.
-func Values(files, set []string) (map[string]any, error) {
-	values := map[string]any{}
+// Values merges over base files of values, in order, and then the assignments of --set. The file - is in. A null takes a value
+// back to the chart's own, and is not in what is returned.
+func Values(base map[string]any, files, set []string, in io.Reader) (map[string]any, error) {
+	values := loader.MergeMaps(map[string]any{}, base)
 	for _, file := range files {
-		content, err := os.ReadFile(file)
+		content, err := read(file, in)
 		if err != nil {
 			return nil, fmt.Errorf("reading values: %w", err)
 		}
@@ -48,7 +49,94 @@ func Values(files, set []string) (map[string]any, error) {
 			return nil, fmt.Errorf("--set %s: %w", s, err)
 		}
 	}
+	withoutNulls(values)
 	return values, nil
+}
+
+func read(file string, in io.Reader) ([]byte, error) {
+	if file == "-" {
+		return io.ReadAll(in)
+	}
+	return os.ReadFile(file)
+}
+
+// withoutNulls takes out what is null, and what is empty without it.
+func withoutNulls(values map[string]any) {
+	for key, v := range values {
+		if inner, ok := v.(map[string]any); ok {
+			if withoutNulls(inner); len(inner) == 0 {
+				delete(values, key)
+			}
+		}
+		if v == nil {
+			delete(values, key)
+		}
+	}
+}
+
+// Namespace is the control plane's, which the chart leaves to whoever applies it: Helm has a flag for that. The agent mounts
+// what is the node's, which the Pod Security Standards call privileged.
+func Namespace() *unstructured.Unstructured {
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "Namespace",
+		"metadata": map[string]any{"name": mesh.Namespace, "labels": map[string]any{
+			mesh.PartOfLabel: mesh.PartOfValue, "pod-security.kubernetes.io/enforce": "privileged",
+		}},
+	}}
+}
+
+// settingsKey is where the ConfigMap has the values.
+const settingsKey = "values.yaml"
+
+// Settings is the ConfigMap in which an installation remembers the values that it was given, so that another does not have to be
+// given them again.
+func Settings(values map[string]any) (*unstructured.Unstructured, error) {
+	content, err := sigsyaml.Marshal(values)
+	if err != nil {
+		return nil, fmt.Errorf("settings: %w", err)
+	}
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "ConfigMap",
+		"metadata": map[string]any{"name": mesh.SettingsConfig, "namespace": mesh.Namespace, "labels": map[string]any{mesh.PartOfLabel: mesh.PartOfValue}},
+		"data":     map[string]any{settingsKey: string(content)},
+	}}, nil
+}
+
+// Remembered reads the values off such a ConfigMap's data.
+func Remembered(data map[string]string) (map[string]any, error) {
+	values := map[string]any{}
+	if err := sigsyaml.UnmarshalStrict([]byte(data[settingsKey]), &values); err != nil {
+		return nil, fmt.Errorf("ConfigMap %s/%s: %s: %w", mesh.Namespace, mesh.SettingsConfig, settingsKey, err)
+	}
+	return values, nil
+}
+
+// Defaults are the chart's own values.
+func Defaults() (map[string]any, error) {
+	chrt, err := load()
+	if err != nil {
+		return nil, err
+	}
+	return chrt.Values, nil
+}
+
+// All returns every object of an installation in the order in which they are applied: the namespace, definitions, and the rest.
+func All(values map[string]any) ([]*unstructured.Unstructured, error) {
+	objects, err := Render(values)
+	if err != nil {
+		return nil, err
+	}
+	crds, err := CRDs()
+	if err != nil {
+		return nil, err
+	}
+	settings, err := Settings(values)
+	if err != nil {
+		return nil, err
+	}
+	all := append([]*unstructured.Unstructured{Namespace(), settings}, append(crds, objects...)...)
+	sortObjects(all)
+	return all, nil
 }
 
 // Render returns the objects of the chart. A value that no setting has is an error that names it.
@@ -155,7 +243,7 @@ func Decode(r io.Reader) ([]*unstructured.Unstructured, error) {
 
 // kinds in the order in which they are applied; what is not named goes between the two halves.
 var (
-	early = []string{"Namespace", "ServiceAccount", "ClusterRole", "Role", "ClusterRoleBinding", "RoleBinding", "Secret", "ConfigMap", "PersistentVolumeClaim", "CSIDriver", "NetworkPolicy", "Service"}
+	early = []string{"Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "Role", "ClusterRoleBinding", "RoleBinding", "Secret", "ConfigMap", "PersistentVolumeClaim", "CSIDriver", "NetworkPolicy", "Service"}
 	late  = []string{"Deployment", "DaemonSet", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "PeerAuthentication"}
 )
 

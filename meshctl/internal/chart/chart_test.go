@@ -7,7 +7,7 @@ import (
 
 func TestUnknownSettingIsNamed(t *testing.T) {
 	for _, set := range []string{"citadel.workloadTLL=1h", "mtls=maybe", "nothing=1"} {
-		values, err := Values(nil, []string{set})
+		values, err := Values(nil, nil, []string{set}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -21,7 +21,7 @@ func TestUnknownSettingIsNamed(t *testing.T) {
 
 func TestStrictRendersAMeshWidePolicy(t *testing.T) {
 	count := func(set ...string) (n int) {
-		values, err := Values(nil, set)
+		values, err := Values(nil, nil, set, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,9 +25,9 @@ var components = []struct{ name, kind string }{
 }
 
 type installOptions struct {
-	values, set []string
-	dryRun      bool
-	timeout     time.Duration
+	values, set         []string
+	dryRun, diff, reset bool
+	timeout             time.Duration
 }
 
 func (a *app) install() *cobra.Command {
@@ -34,55 +35,68 @@ func (a *app) install() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "install", Short: "Install Bulwark, or bring an installation to these settings", Args: cobra.NoArgs,
 		Long: "Installs the control plane into the namespace " + mesh.Namespace + " and waits until it is ready.\n" +
-			"Running it again is safe: it applies the settings given, and finishes an installation that failed.",
-		Example: "  meshctl install\n  meshctl install --set mtls=strict\n  meshctl install --values mesh.yaml --dry-run",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return a.runInstall(cmd.Context(), o) },
+			"Running it again is safe: it finishes an installation that failed. Settings given once stay until they are changed, taken\n" +
+			"back to their default (--set KEY=null) or all forgotten (--reset).",
+		Example: "  meshctl install\n  meshctl install --set mtls=strict\n  meshctl install --values mesh.yaml --diff",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.runInstall(cmd.Context(), cmd.InOrStdin(), o) },
 	}
-	cmd.Flags().StringArrayVarP(&o.values, "values", "f", nil, "YAML file of settings (may be repeated)")
+	cmd.Flags().StringArrayVarP(&o.values, "values", "f", nil, "YAML file of settings, - for the input (may be repeated)")
 	cmd.Flags().StringArrayVar(&o.set, "set", nil, "one setting, key=value (may be repeated)")
-	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "print what would be applied and change nothing; needs no cluster")
+	cmd.Flags().BoolVar(&o.reset, "reset", false, "forget the settings of before: what is not given now is the default")
+	cmd.Flags().BoolVar(&o.diff, "diff", false, "show what would change in the cluster, and change nothing")
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "print what would be applied and change nothing; without a cluster, for a new one")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long to wait until everything is ready")
+	cmd.MarkFlagsMutuallyExclusive("dry-run", "diff")
 	return cmd
 }
 
-func (a *app) runInstall(ctx context.Context, o installOptions) error {
-	values, err := chart.Values(o.values, o.set)
+func (a *app) runInstall(ctx context.Context, in io.Reader, o installOptions) error {
+	if o.timeout <= 0 {
+		return fmt.Errorf("--timeout %s: use how long to wait", o.timeout)
+	}
+	client, err := a.connect(ctx)
+	if err != nil && !o.dryRun {
+		return err
+	}
+	var before *installation
+	if client != nil {
+		if before, err = installed(ctx, client); err != nil {
+			return err
+		}
+	} else {
+		a.notes.Line("note: this is for a new installation, as no cluster could be asked for the settings of one that is there: %s", err)
+	}
+	values, err := before.with(o, in)
 	if err != nil {
 		return err
 	}
-	objects, err := chart.Render(values)
+	objects, err := chart.All(values)
 	if err != nil {
 		return err
 	}
-	crds, err := chart.CRDs()
-	if err != nil {
+	if err := before.admits(values); err != nil {
 		return err
 	}
 	if o.dryRun {
-		return printYAML(a.out, append(crds, objects...))
-	}
-	client, err := a.connect(ctx)
-	if err != nil {
-		return err
+		return printYAML(a.out, objects)
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	p := &progress{out: a.out, start: time.Now()}
+	if o.diff {
+		return a.showDiff(ctx, client, before, values, objects)
+	}
 	if err := p.step("checking the cluster", func() error { return check(ctx, client, values) }); err != nil {
 		return err
 	}
-	if err := p.step("custom resource definitions", func() error { return applyCRDs(ctx, client, crds) }); err != nil {
-		return unfinished(err)
+	for _, line := range before.changes(values) {
+		a.out.Line("  %s", line)
 	}
-	namespace := &unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": "v1", "kind": "Namespace",
-		"metadata": map[string]any{"name": mesh.Namespace, "labels": map[string]any{
-			mesh.PartOfLabel: mesh.PartOfValue, "pod-security.kubernetes.io/enforce": "privileged", // the agent mounts
-		}},
-	}}
-	var workloads, hooks, policies []*unstructured.Unstructured
+	var crds, workloads, hooks, policies []*unstructured.Unstructured
 	for _, object := range objects {
 		switch object.GetKind() {
+		case "CustomResourceDefinition":
+			crds = append(crds, object)
 		case "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration":
 			hooks = append(hooks, object)
 		case "PeerAuthentication":
@@ -92,9 +106,8 @@ func (a *app) runInstall(ctx context.Context, o installOptions) error {
 		}
 	}
 	steps := []step{
-		{"control plane objects", func() error {
-			return applyAll(ctx, client, append([]*unstructured.Unstructured{namespace}, workloads...))
-		}},
+		{"custom resource definitions", func() error { return applyCRDs(ctx, client, crds) }},
+		{"control plane objects", func() error { return applyAll(ctx, client, workloads) }},
 		{"webhooks", func() error { return applyAll(ctx, client, hooks) }},
 	}
 	for _, component := range components {
@@ -106,7 +119,7 @@ func (a *app) runInstall(ctx context.Context, o installOptions) error {
 	}
 	steps = append(steps,
 		step{"injection and validation", func() error { return webhooksAnswer(ctx, client) }},
-		step{"mesh-wide policy", func() error { return applyAll(ctx, client, policies) }})
+		step{"mesh-wide policy", func() error { return errors.Join(applyAll(ctx, client, policies), before.prune(ctx, client, objects)) }})
 	if err := p.all(steps); err != nil {
 		return unfinished(err)
 	}

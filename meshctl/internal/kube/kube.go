@@ -115,6 +115,37 @@ func (c *Client) apply(ctx context.Context, o *unstructured.Unstructured, option
 	return nil
 }
 
+// Get reads the object that o names into it.
+func (c *Client) Get(ctx context.Context, o *unstructured.Unstructured) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	r, err := c.resource(o)
+	if err != nil {
+		return err
+	}
+	got, err := r.Get(ctx, o.GetName(), metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", Describe(o), err)
+	}
+	o.Object = got.Object
+	return nil
+}
+
+// Outcome returns what an object would be if it were applied.
+func (c *Client) Outcome(ctx context.Context, o *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	r, err := c.resource(o)
+	if err != nil {
+		return nil, err
+	}
+	got, err := r.Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: mesh.FieldManager, Force: true, DryRun: []string{metav1.DryRunAll}})
+	if err != nil {
+		return nil, fmt.Errorf("trying to apply %s: %w", Describe(o), err)
+	}
+	return got, nil
+}
+
 // Delete deletes an object; that it is not there is no error.
 func (c *Client) Delete(ctx context.Context, o *unstructured.Unstructured) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)

@@ -191,6 +191,7 @@ func TestPeersSendOnlyWhatIsTheirs(t *testing.T) {
 	}{
 		"an agent's report":               {i.report(t, mesh.AgentAccount, "n1", report("n1")), ok},
 		"another node's report":           {i.report(t, mesh.AgentAccount, "n1", report("n2")), denied},
+		"an empty report of another":      {i.report(t, mesh.AgentAccount, "n1", &telemetryv1.NodeReport{Node: "n2"}), denied},
 		"a workload of another node":      {i.report(t, mesh.AgentAccount, "n1", foreign), denied},
 		"a label that fills the memory":   {i.report(t, mesh.AgentAccount, "n1", wide), denied},
 		"a report from Citadel":           {i.report(t, mesh.CitadelAccount, "", report("n1")), denied},
@@ -227,7 +228,7 @@ func TestAnAgentCannotSilenceAnotherNode(t *testing.T) {
 	if _, err := i.send(t, mesh.AgentAccount, "n1", spoolOf(1), request("n1", 1)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := i.send(t, mesh.AgentAccount, "n2", spoolOf(1), request("n2", 1<<63)); status.Code(err) != codes.FailedPrecondition {
+	if _, err := i.send(t, mesh.AgentAccount, "n2", spoolOf(1), request("n2", 2)); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("another's spool: %v", err)
 	}
 	if _, err := i.send(t, mesh.AgentAccount, "n1", spoolOf(1), request("n1", 1<<63)); status.Code(err) != codes.FailedPrecondition {
