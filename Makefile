@@ -100,7 +100,7 @@ test: images ## unit, golden and integration tests with the race detector
 e2e: images cluster ## the claims, on a real cluster with real proxies
 	bin/cluster load bin/oci/*.tar
 	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 30m . -tag "$$(cat ../bin/tag)"
-	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --set image.tag="$$(cat bin/tag)"
+	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --reset --set image.tag="$$(cat bin/tag)"
 	BULWARK_TEST_KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -count=1 -run 'RealAPIServer|StoredBadPolicy' ./citadel/internal/origin ./citadel/internal/issue ./pilot/internal/status
 
 FUZZTIME ?= 20s
@@ -117,7 +117,7 @@ soak: images cluster ## the rotations under traffic at their full length, five m
 .PHONY: bench bench-install
 bench: images cluster ## measure all but the installation (docs/benchmarks.md); installs Bulwark if it is not there
 	bin/cluster load bin/oci/*.tar
-	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --set image.tag="$$(cat bin/tag)"
+	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --reset --set image.tag="$$(cat bin/tag)"
 	go build -o bin/bench ./tools/bench
 	BULWARK_TEST_KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -run '^$$' -bench . -benchtime 2s ./citadel/internal/issue ./agent/internal/pods
 	for what in policy dataplane memory xds identity; do KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench $$what; done

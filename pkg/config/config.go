@@ -51,6 +51,20 @@ func Command[T any](name, short string, defaults T, run func(context.Context, T)
 	return cmd
 }
 
+// Parse returns the settings that a server would have with these flags, and checks them as it would. The environment and files
+// are not looked at.
+func Parse[T any](defaults T, args []string) (T, error) {
+	v := viper.NewWithOptions(viper.ExperimentalBindStruct())
+	cmd := &cobra.Command{}
+	if err := declare(cmd, v, "", reflect.ValueOf(defaults)); err != nil {
+		return defaults, err
+	}
+	if err := cmd.Flags().Parse(args); err != nil {
+		return defaults, err
+	}
+	return load[T](v, "")
+}
+
 func load[T any](v *viper.Viper, file string) (T, error) {
 	var settings T
 	if file != "" {

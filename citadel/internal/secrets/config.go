@@ -2,11 +2,10 @@ package secrets
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
 	"time"
 
 	"github.com/bulwark-mesh/bulwark/citadel/internal/ca"
+	"github.com/bulwark-mesh/bulwark/pkg/settings"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -43,31 +42,7 @@ func (c Config) denies(k key, serial string) bool {
 	return err == nil && c.Denies(id.String(), serial)
 }
 
-// Bounds of the settings. What remains of a certificate after its renewal is due must do for retries, too; very short
-// lives are for tests.
-const (
-	minTTL       = 30 * time.Second
-	maxJitter    = 0.2
-	minRemaining = 0.1
-)
-
 // Validate returns what is wrong with the configuration.
 func (c Config) Validate() error {
-	var errs []error
-	if c.TTL < minTTL {
-		errs = append(errs, fmt.Errorf("lifetime %s of certificates in Secrets is shorter than %s", c.TTL, minTTL))
-	}
-	if c.Fraction < 0.2 || c.Fraction > 0.8 {
-		errs = append(errs, fmt.Errorf("rotation fraction %g is outside 0.2 to 0.8", c.Fraction))
-	}
-	if c.Jitter < 0 || c.Jitter > maxJitter {
-		errs = append(errs, fmt.Errorf("rotation jitter %g is outside 0 to %g", c.Jitter, maxJitter))
-	}
-	if c.Minimum < 0 || c.Minimum > c.TTL/2 {
-		errs = append(errs, fmt.Errorf("rotation minimum %s is outside 0 to %s, half of a certificate's life", c.Minimum, c.TTL/2))
-	}
-	if c.Fraction-c.Jitter < minRemaining || c.Fraction+c.Jitter > 1-minRemaining {
-		errs = append(errs, fmt.Errorf("rotation fraction %g with jitter %g renews before %g or after %g of a certificate's life", c.Fraction, c.Jitter, minRemaining, 1-minRemaining))
-	}
-	return errors.Join(errs...)
+	return settings.Rotation{TTL: c.TTL, Fraction: c.Fraction, Jitter: c.Jitter, Minimum: c.Minimum}.Validate()
 }

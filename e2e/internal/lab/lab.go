@@ -78,7 +78,7 @@ func Open(tag string) (*Lab, error) {
 
 // Install runs meshctl install as the claims need it: with certificates of a minute, so that their rotation can be watched.
 func (l *Lab) Install(ctx context.Context, out io.Writer, set ...string) error {
-	args := []string{"install", "--set", "citadel.workloadTTL=1m", "--set", "image.tag=" + l.Tag}
+	args := []string{"install", "--reset", "--set", "citadel.workloadTTL=1m", "--set", "image.tag=" + l.Tag}
 	for _, s := range set {
 		args = append(args, "--set", s)
 	}

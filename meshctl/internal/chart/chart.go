@@ -19,11 +19,14 @@ import (
 	"helm.sh/helm/v4/pkg/engine"
 	"helm.sh/helm/v4/pkg/strvals"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	sigsyaml "sigs.k8s.io/yaml"
 
 	"github.com/bulwark-mesh/bulwark/manifests"
+	"github.com/bulwark-mesh/bulwark/pkg/config"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/settings"
 	"github.com/bulwark-mesh/bulwark/pkg/version"
 )
 
@@ -32,7 +35,7 @@ const root = "charts/bulwark"
 // Values merges over base files of values, in order, and then the assignments of --set. The file - is in. A null takes a value
 // back to the chart's own, and is not in what is returned.
 func Values(base map[string]any, files, set []string, in io.Reader) (map[string]any, error) {
-	values := loader.MergeMaps(map[string]any{}, base)
+	values := runtime.DeepCopyJSON(nonNil(base)) // what follows writes into maps
 	for _, file := range files {
 		content, err := read(file, in)
 		if err != nil {
@@ -51,6 +54,13 @@ func Values(base map[string]any, files, set []string, in io.Reader) (map[string]
 	}
 	withoutNulls(values)
 	return values, nil
+}
+
+func nonNil(values map[string]any) map[string]any {
+	if values == nil {
+		return map[string]any{}
+	}
+	return values
 }
 
 func read(file string, in io.Reader) ([]byte, error) {
@@ -166,7 +176,30 @@ func Render(values map[string]any) ([]*unstructured.Unstructured, error) {
 		objects = append(objects, these...)
 	}
 	sortObjects(objects)
-	return objects, nil
+	return objects, accepted(objects)
+}
+
+// accepted returns why a component would not start with the flags that it is given. The checks are the components' own.
+func accepted(objects []*unstructured.Unstructured) error {
+	for _, o := range objects {
+		if o.GetKind() != "Deployment" || o.GetName() != "bulwark-citadel" {
+			continue
+		}
+		containers, _, err := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "containers")
+		if err != nil {
+			return fmt.Errorf("rendering %s: %w", o.GetName(), err)
+		}
+		for _, c := range containers {
+			args, _, err := unstructured.NestedStringSlice(c.(map[string]any), "args")
+			if err != nil {
+				return fmt.Errorf("rendering %s: %w", o.GetName(), err)
+			}
+			if _, err := config.Parse(settings.CitadelDefaults(), args); err != nil {
+				return fmt.Errorf("settings: Citadel would refuse them: %w", oneLine(err))
+			}
+		}
+	}
+	return nil
 }
 
 // oneLine turns the schema validator's list into one line that names the keys.
