@@ -115,13 +115,14 @@ func TestPublishRefuses(t *testing.T) {
 		"a token for another": func(r *csiapi.NodePublishVolumeRequest) {
 			r.VolumeContext[p+"serviceAccount.tokens"] = `{"x":{"token":"y"}}`
 		},
-		"another pod's directory":  func(r *csiapi.NodePublishVolumeRequest) { r.TargetPath = strings.Replace(target, "a5d5", "ffff", 1) },
-		"a directory of the host":  func(r *csiapi.NodePublishVolumeRequest) { r.TargetPath = "/etc" },
-		"a path that climbs":       func(r *csiapi.NodePublishVolumeRequest) { r.TargetPath = target + "/../../../../mount" },
-		"another kind of volume":   func(r *csiapi.NodePublishVolumeRequest) { r.TargetPath = strings.Replace(target, "~csi", "~secret", 1) },
-		"files of nobody":          func(r *csiapi.NodePublishVolumeRequest) { r.VolumeContext["files"] = "certs" },
-		"an owner of no files":     func(r *csiapi.NodePublishVolumeRequest) { r.VolumeContext["uid"] = "1000" },
-		"an access nobody defined": func(r *csiapi.NodePublishVolumeRequest) { r.VolumeContext["access"] = "everyone" },
+		"another pod's directory":   func(r *csiapi.NodePublishVolumeRequest) { r.TargetPath = strings.Replace(target, "a5d5", "ffff", 1) },
+		"a directory of the host":   func(r *csiapi.NodePublishVolumeRequest) { r.TargetPath = "/etc" },
+		"a path that climbs":        func(r *csiapi.NodePublishVolumeRequest) { r.TargetPath = target + "/../../../../mount" },
+		"another kind of volume":    func(r *csiapi.NodePublishVolumeRequest) { r.TargetPath = strings.Replace(target, "~csi", "~secret", 1) },
+		"files of nobody":           func(r *csiapi.NodePublishVolumeRequest) { r.VolumeContext["files"] = "certs" },
+		"an owner of no files":      func(r *csiapi.NodePublishVolumeRequest) { r.VolumeContext["uid"] = "1000" },
+		"an attribute nobody reads": func(r *csiapi.NodePublishVolumeRequest) { r.VolumeContext["acces"] = "any" },
+		"an access nobody defined":  func(r *csiapi.NodePublishVolumeRequest) { r.VolumeContext["access"] = "everyone" },
 	} {
 		d, r := newDriver()
 		req := request()

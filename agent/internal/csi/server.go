@@ -9,10 +9,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -156,24 +158,26 @@ var volumeID = regexp.MustCompile(`^csi-[0-9a-f]{64}$`)
 // volume reads who the volume is for. Kubelet overwrites what a pod's author put into these keys.
 func (d *Driver) volume(r *csiapi.NodePublishVolumeRequest) (pods.Volume, error) {
 	attr := r.GetVolumeContext()
-	const prefix = "csi.storage.k8s.io/"
 	v := pods.Volume{
-		ID: r.GetVolumeId(), Target: filepath.Clean(r.GetTargetPath()), Any: attr["access"] == "any",
+		ID: r.GetVolumeId(), Target: filepath.Clean(r.GetTargetPath()), Any: attr[accessAttribute] == "any",
 		Facts: identity.Facts{
-			Namespace: attr[prefix+"pod.namespace"], Pod: attr[prefix+"pod.name"], UID: attr[prefix+"pod.uid"], ServiceAccount: attr[prefix+"serviceAccount.name"],
+			Namespace: attr[kubeletPrefix+"pod.namespace"], Pod: attr[kubeletPrefix+"pod.name"], UID: attr[kubeletPrefix+"pod.uid"], ServiceAccount: attr[kubeletPrefix+"serviceAccount.name"],
 		},
+	}
+	if unknown := unknownAttribute(attr); unknown != "" {
+		return v, fmt.Errorf("volume attribute %q is not known; there are %s", unknown, strings.Join(attributes, ", "))
 	}
 	var badFiles error
 	v.Files, badFiles = files.ParseSpec(attr)
 	switch f := v.Facts; {
 	case !volumeID.MatchString(v.ID):
 		return v, fmt.Errorf("volume ID %q is not one of kubelet's", v.ID)
-	case attr[prefix+"ephemeral"] != "true":
+	case attr[kubeletPrefix+"ephemeral"] != "true":
 		return v, errors.New("only inline volumes are supported")
 	case !r.GetReadonly():
 		return v, errors.New("the volume must be readOnly: true")
-	case attr["access"] != "" && attr["access"] != "any" && attr["access"] != "proxy":
-		return v, fmt.Errorf("volume attribute access is %q; use proxy or any", attr["access"])
+	case attr[accessAttribute] != "" && attr[accessAttribute] != "any" && attr[accessAttribute] != "proxy":
+		return v, fmt.Errorf("volume attribute access is %q; use proxy or any", attr[accessAttribute])
 	case badFiles != nil:
 		return v, badFiles
 	case f.Namespace == "" || f.Pod == "" || f.UID == "" || f.ServiceAccount == "":
@@ -182,6 +186,25 @@ func (d *Driver) volume(r *csiapi.NodePublishVolumeRequest) (pods.Volume, error)
 		return v, fmt.Errorf("target path %s is not in the pod's directory", v.Target)
 	}
 	return v, nil
+}
+
+// kubeletPrefix begins the attributes that kubelet sets itself.
+const kubeletPrefix = "csi.storage.k8s.io/"
+
+// attributes are those that a pod's author may set.
+var attributes = []string{accessAttribute, files.VolumeAttribute, files.ModeAttribute, files.UIDAttribute, files.GIDAttribute}
+
+const accessAttribute = "access"
+
+// unknownAttribute returns the first attribute, in order, that nobody reads: a misspelt one would be ignored, and the pod would
+// have another access than its author meant.
+func unknownAttribute(attr map[string]string) string {
+	for _, name := range slices.Sorted(maps.Keys(attr)) {
+		if !strings.HasPrefix(name, kubeletPrefix) && !slices.Contains(attributes, name) {
+			return name
+		}
+	}
+	return ""
 }
 
 // inside says whether target is a CSI volume's directory below kubelet's directory of the pod, of any pod if uid is empty.
