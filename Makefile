@@ -72,7 +72,7 @@ endif
 
 ##@ Checking
 .PHONY: check fmt-check tidy-check vet lint test e2e
-check: fmt-check tidy-check vet lint proto-check test e2e ## everything that a change must pass
+check: fmt-check tidy-check vet lint proto-check test e2e demo-twice ## everything that a change must pass
 	@echo "check: all passed"
 
 fmt-check:
@@ -102,6 +102,11 @@ e2e: images cluster ## the claims, on a real cluster with real proxies
 	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 30m . -tag "$$(cat ../bin/tag)"
 	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --reset --set image.tag="$$(cat bin/tag)"
 	BULWARK_TEST_KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -count=1 -run 'RealAPIServer|StoredBadPolicy' ./citadel/internal/origin ./citadel/internal/issue ./pilot/internal/status
+
+.PHONY: demo-twice
+demo-twice: images cluster ## the demo, and again where it has run
+	bin/cluster load bin/oci/*.tar
+	for run in first second; do KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/demo --tag "$$(cat bin/tag)"; done
 
 FUZZTIME ?= 20s
 .PHONY: fuzz

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/bulwark-mesh/bulwark/e2e/claims"
+	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
 )
 
 // fenced is what a document shows between fences: a manifest, or commands.
@@ -145,7 +146,10 @@ func podWith(ctx context.Context, s *claims.Scene, name string, container, volum
 	if err := s.Apply(ctx, string(pod)); err != nil {
 		return err
 	}
-	return s.Ready(ctx, s.Outside, time.Minute)
+	return lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
+		_, err := s.Pod(ctx, s.Outside, name)
+		return err
+	})
 }
 
 // socketPod has a pod with the container's part and the volume that the document shows, and asks for its identity there.
