@@ -73,15 +73,20 @@ type builder struct {
 	meta     Meta
 	action   Action
 	values   int
-	problems []Problem
+	count    int       // of problems, also of those that are not listed
+	problems []Problem // the first maxProblems
 }
+
+// maxProblems bounds how many problems of a policy are kept. What a rule matches never depends on what is kept.
+const maxProblems = 50
 
 func (b *builder) custom(spec *security.AuthorizationPolicy) bool {
 	return spec.GetAction() != security.AuthorizationPolicy_DENY && spec.GetAction() != security.AuthorizationPolicy_AUDIT
 }
 
 func (b *builder) problem(field, reason string) {
-	if len(b.problems) < 50 {
+	b.count++
+	if len(b.problems) < maxProblems {
 		b.problems = append(b.problems, Problem{field, reason})
 	}
 }
@@ -98,7 +103,7 @@ func (b *builder) selector(labels map[string]string) {
 func (b *builder) rule(i int, r *security.Rule) Rule {
 	out := Rule{Index: i}
 	field := fmt.Sprintf("spec.rules[%d]", i)
-	before := len(b.problems)
+	before := b.count
 	if r == nil {
 		b.problem(field, "empty rule; write {} to match everything")
 	}
@@ -125,7 +130,7 @@ func (b *builder) rule(i int, r *security.Rule) Rule {
 		}
 	}
 	// What was dropped above made the rule wider. An Allow rule must not be wider than what was asked.
-	if len(b.problems) > before && b.action == Allow {
+	if b.count > before && b.action == Allow {
 		out.Never = true
 	}
 	return out
@@ -172,6 +177,7 @@ const noRemoteIP = "trusts X-Forwarded-For, which a sidecar's clients write them
 
 func (b *builder) source(field string, s *security.Source) Clauses {
 	var c Clauses
+	before := b.count
 	b.add(&c, Principal, "", field+".principals", s.GetPrincipals(), s.GetNotPrincipals())
 	b.add(&c, Namespace, "", field+".namespaces", s.GetNamespaces(), s.GetNotNamespaces())
 	b.add(&c, ServiceAccount, "", field+".serviceAccounts", s.GetServiceAccounts(), s.GetNotServiceAccounts())
@@ -183,7 +189,7 @@ func (b *builder) source(field string, s *security.Source) Clauses {
 		len(s.GetPrincipals())+len(s.GetNotPrincipals())+len(s.GetNamespaces())+len(s.GetNotNamespaces()) > 0 {
 		b.problem(field+".serviceAccounts", "cannot be combined with principals or namespaces")
 	}
-	if s != nil && len(c) == 0 && len(b.problems) == 0 {
+	if s != nil && len(c) == 0 && b.count == before {
 		b.problem(field, "sets no field")
 	}
 	return c
@@ -191,11 +197,12 @@ func (b *builder) source(field string, s *security.Source) Clauses {
 
 func (b *builder) operation(field string, o *security.Operation) Clauses {
 	var c Clauses
+	before := b.count
 	b.add(&c, Host, "", field+".hosts", o.GetHosts(), o.GetNotHosts())
 	b.add(&c, Method, "", field+".methods", o.GetMethods(), o.GetNotMethods())
 	b.add(&c, Path, "", field+".paths", o.GetPaths(), o.GetNotPaths())
 	b.add(&c, DestinationPort, "", field+".ports", o.GetPorts(), o.GetNotPorts())
-	if o != nil && len(c) == 0 && len(b.problems) == 0 {
+	if o != nil && len(c) == 0 && b.count == before {
 		b.problem(field, "sets no field")
 	}
 	return c

@@ -1,0 +1,89 @@
+package authz
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	security "istio.io/api/security/v1beta1"
+)
+
+// parts are every place of a rule that can hold something Bulwark cannot enforce, each with such a thing.
+var parts = map[string]string{
+	"an empty source":        `"from":[{"source":{}}]`,
+	"no source":              `"from":[{}]`,
+	"an empty operation":     `"to":[{"operation":{}}]`,
+	"no operation":           `"to":[{}]`,
+	"a condition's key":      `"when":[{"key":"nonsense","values":["x"]}]`,
+	"a condition's values":   `"when":[{"key":"source.ip"}]`,
+	"a claim":                `"when":[{"key":"request.auth.claims[a]","values":["b"]}]`,
+	"remote.ip":              `"when":[{"key":"remote.ip","notValues":["10.0.0.0/8"]}]`,
+	"a header's name":        `"when":[{"key":"request.headers[a b]","values":["b"]}]`,
+	"requestPrincipals":      `"from":[{"source":{"requestPrincipals":["*"]}}]`,
+	"notRequestPrincipals":   `"from":[{"source":{"notRequestPrincipals":["*"]}}]`,
+	"remoteIpBlocks":         `"from":[{"source":{"remoteIpBlocks":["10.0.0.0/8"]}}]`,
+	"notRemoteIpBlocks":      `"from":[{"source":{"notRemoteIpBlocks":["10.0.0.0/8"]}}]`,
+	"accounts and principal": `"from":[{"source":{"serviceAccounts":["a"],"principals":["*"]}}]`,
+	"one of two sources":     `"from":[{"source":{"namespaces":["shop"]}},{"source":{}}]`,
+}
+
+func init() {
+	for _, field := range []string{"principals", "namespaces", "serviceAccounts", "trustDomains", "ipBlocks"} {
+		for _, f := range []string{field, "not" + strings.ToUpper(field[:1]) + field[1:]} {
+			parts[f] = fmt.Sprintf(`"from":[{"source":{%q:[""]}}]`, f)
+		}
+	}
+	for _, field := range []string{"hosts", "methods", "paths", "ports"} {
+		for _, f := range []string{field, "not" + strings.ToUpper(field[:1]) + field[1:]} {
+			parts[f] = fmt.Sprintf(`"to":[{"operation":{%q:[""]}}]`, f)
+		}
+	}
+	for _, key := range []string{"request.headers[x]", "source.ip", "source.namespace", "source.principal", "source.serviceAccount",
+		"source.trustDomain", "destination.ip", "destination.port", "connection.sni"} {
+		for _, f := range []string{"values", "notValues"} {
+			parts[key+" "+f] = fmt.Sprintf(`"when":[{"key":%q,%q:[""]}]`, key, f)
+		}
+	}
+}
+
+// A rule that cannot be enforced as it is written matches nothing if it allows, and more than it asked if it denies:
+// whatever the field, whatever else is wrong with the policy, and however much.
+func TestRuleWithAProblemFailsClosed(t *testing.T) {
+	for name, bad := range parts {
+		for _, before := range []int{0, 1, 2, maxProblems - 1, maxProblems, maxProblems + 5} {
+			for other, worse := range map[string]string{"requestPrincipals": parts["requestPrincipals"], "an empty source": parts["an empty source"], name: bad} {
+				rules := make([]string, 0, before+2)
+				for range before {
+					rules = append(rules, "{"+worse+"}")
+				}
+				rules = append(rules, "{"+bad+"}", `{"from":[{"source":{"namespaces":["nowhere"]}}]}`)
+				for _, action := range []string{"ALLOW", "DENY", "AUDIT", "CUSTOM"} {
+					var spec security.AuthorizationPolicy
+					if err := protojson.Unmarshal([]byte(`{"action":"`+action+`","rules":[`+strings.Join(rules, ",")+`]}`), &spec); err != nil {
+						t.Fatal(err)
+					}
+					p, problems := FromAuthorizationPolicy(Meta{Namespace: "finance", Name: "p"}, &spec, options)
+					if len(problems) == 0 {
+						t.Fatalf("%s: no problem is told", name)
+					}
+					r := p.Rules[before]
+					for _, req := range []Request{request("a", "GET", "/x"), request("", "GET", "/x"), {}} {
+						alone := p
+						alone.Rules = []Rule{r}
+						_, matches := alone.matches(p.Action, &req)
+						switch {
+						case action == "ALLOW" && (!r.Never || matches):
+							t.Fatalf("%s after %d rules with %s: the ALLOW rule is %+v", name, before, other, r)
+						case action != "ALLOW" && !matches && name != "accounts and principal":
+							t.Fatalf("%s after %d rules with %s: the %s rule does not match %+v: %+v", name, before, other, action, req, r)
+						}
+					}
+					if last := p.Rules[before+1]; last.Never {
+						t.Fatalf("%s after %d rules with %s: a good rule after it matches nothing", name, before, other)
+					}
+				}
+			}
+		}
+	}
+}
