@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	security "istio.io/api/security/v1beta1"
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 // Limits on what one policy may hold, so that nobody's policy is a burden to others.
@@ -19,8 +20,9 @@ const (
 
 // Options are what a policy's meaning depends on beside its text.
 type Options struct {
-	TrustDomain   string
-	RootNamespace string
+	TrustDomain        string
+	TrustDomainAliases []string // of former or future names: an identity is the same under each of them
+	RootNamespace      string
 }
 
 // FromAuthorizationPolicy makes the intermediate form. It never fails: what cannot be enforced is reported as problems,
@@ -47,7 +49,13 @@ func FromAuthorizationPolicy(meta Meta, spec *security.AuthorizationPolicy, opts
 		p.Ignored = true
 		b.problem("spec.targetRefs", "no gateway or waypoint is managed; use selector")
 	}
-	b.selector(p.Selector)
+	b.problems = append(b.problems, checkSelector(p.Selector)...)
+	b.count = len(b.problems)
+	if p.DryRun && p.Action == Audit {
+		p.DryRun = false
+		b.at = DryRunField
+		b.warn("has no meaning here: AUDIT decides nothing")
+	}
 	rules := spec.GetRules()
 	if len(rules) == 0 && spec.GetAction() != security.AuthorizationPolicy_ALLOW {
 		b.problem("spec.rules", "a "+spec.GetAction().String()+" policy without rules matches nothing")
@@ -65,6 +73,7 @@ func FromAuthorizationPolicy(meta Meta, spec *security.AuthorizationPolicy, opts
 	for i, r := range rules {
 		p.Rules = append(p.Rules, b.rule(i, r))
 	}
+	p.Warnings = b.warnings
 	return p, b.problems
 }
 
@@ -75,6 +84,8 @@ type builder struct {
 	values   int
 	count    int       // of problems, also of those that are not listed
 	problems []Problem // the first maxProblems
+	warnings []Problem
+	at       string // the field that is being read
 }
 
 // maxProblems bounds how many problems of a policy are kept. What a rule matches never depends on what is kept.
@@ -91,13 +102,23 @@ func (b *builder) problem(field, reason string) {
 	}
 }
 
-func (b *builder) selector(labels map[string]string) {
+// warn notes a reason to look again at the field that is being read.
+func (b *builder) warn(reason string) {
+	if len(b.warnings) < maxProblems {
+		b.warnings = append(b.warnings, Problem{b.at, reason})
+	}
+}
+
+// checkSelector finds what no workload's labels can meet.
+func checkSelector(labels map[string]string) []Problem {
+	var out []Problem
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
-		v := labels[k]
-		if k == "" || strings.Contains(k, "*") || strings.Contains(v, "*") {
-			b.problem("spec.selector.matchLabels", fmt.Sprintf("%q: %q is no label; wildcards are not supported", k, v))
+		reasons := append(validation.IsQualifiedName(k), validation.IsValidLabelValue(labels[k])...)
+		if len(reasons) > 0 && len(out) < maxProblems {
+			out = append(out, Problem{"spec.selector.matchLabels", fmt.Sprintf("%q: %q can never match: %s", k, labels[k], reasons[0])})
 		}
 	}
+	return out
 }
 
 func (b *builder) rule(i int, r *security.Rule) Rule {
@@ -144,7 +165,7 @@ func (b *builder) add(clauses *Clauses, attr Attribute, key, field string, value
 	c := Clause{Attribute: attr, Key: key}
 	good := true
 	for i, v := range values {
-		m, ok := b.match(attr, false, fmt.Sprintf("%s[%d]", field, i), v)
+		m, ok := b.match(attr, key, false, fmt.Sprintf("%s[%d]", field, i), v)
 		good = good && ok
 		c.Values = append(c.Values, m...)
 	}
@@ -153,7 +174,7 @@ func (b *builder) add(clauses *Clauses, attr Attribute, key, field string, value
 	}
 	negated := "not" + strings.ToUpper(field[strings.LastIndex(field, ".")+1:][:1]) + field[strings.LastIndex(field, ".")+2:]
 	for i, v := range not {
-		m, ok := b.match(attr, true, fmt.Sprintf("%s.%s[%d]", field[:strings.LastIndex(field, ".")], negated, i), v)
+		m, ok := b.match(attr, key, true, fmt.Sprintf("%s.%s[%d]", field[:strings.LastIndex(field, ".")], negated, i), v)
 		if ok {
 			c.Not = append(c.Not, m...)
 		}
@@ -220,8 +241,8 @@ func (b *builder) condition(field string, w *security.Condition) (Clause, bool) 
 	header := ""
 	if inner, ok := strings.CutPrefix(key, "request.headers["); ok && strings.HasSuffix(inner, "]") {
 		attr, known, header = Header, true, strings.ToLower(strings.TrimSuffix(inner, "]"))
-		if !validHeader(header) {
-			b.problem(field+".key", fmt.Sprintf("%q is not the name of a header", header))
+		if reason := notHeader(header); reason != "" {
+			b.problem(field+".key", fmt.Sprintf("%q %s", header, reason))
 			return Clause{}, false
 		}
 	}
@@ -245,18 +266,4 @@ func (b *builder) condition(field string, w *security.Condition) (Clause, bool) 
 		return Clause{}, false
 	}
 	return c[0], true
-}
-
-func validHeader(name string) bool {
-	if name == "" || len(name) > 256 {
-		return false
-	}
-	for i := range len(name) {
-		c := name[i]
-		if c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0 {
-			continue
-		}
-		return false
-	}
-	return true
 }

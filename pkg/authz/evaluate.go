@@ -2,8 +2,8 @@ package authz
 
 import (
 	"net/netip"
+	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -34,26 +34,33 @@ type Decision struct {
 // Evaluate decides a request by the policies in scope of a workload, in Envoy's order: audit, deny, allow.
 func Evaluate(policies []Policy, req Request) Decision {
 	var d Decision
-	req.Path, req.Host = NormalizePath(req.Path), strings.ToLower(req.Host)
-	scope := make([]Policy, 0, len(policies))
-	path := false
+	if req.HTTP {
+		path, ok := NormalizePath(req.Path)
+		if !ok || !IsAuthority(req.Host) {
+			d.Reason = "the path or the authority is malformed"
+			return d
+		}
+		req.Path, req.Host = path, strings.ToLower(req.Host)
+	}
+	var scope []Policy
 	for _, p := range policies {
 		if p.Ignored || p.DryRun {
 			continue
 		}
-		path = path || p.UsesPath()
 		if !req.HTTP {
 			p = p.TCP()
 		}
 		scope = append(scope, p)
 	}
+	audits, decides := ambiguities(scope, &req)
+	d.Audited = audits
 	for _, p := range scope {
 		if id, ok := p.matches(Audit, &req); ok {
 			d.Audited = append(d.Audited, id)
 		}
 	}
-	if req.HTTP && path && IsAmbiguous(req.Path) {
-		d.Policy, d.Reason = AmbiguousPathRule, "the path is ambiguous and a rule depends on paths"
+	if len(decides) > 0 {
+		d.Policy, d.Reason = decides[0], "servers read the path or the method in different ways, and a rule depends on it"
 		return d
 	}
 	for _, p := range scope {
@@ -76,6 +83,25 @@ func Evaluate(policies []Policy, req Request) Decision {
 	}
 	d.Allowed, d.Reason = true, "no ALLOW policy is in scope"
 	return d
+}
+
+// ambiguities are the rules by which a request is audited or denied since servers read it in different ways.
+func ambiguities(scope []Policy, req *Request) (audits, denies []string) {
+	for _, a := range Ambiguities {
+		if !a.pattern.MatchString(attributes[a.Attribute].of(req, "")[0]) {
+			continue
+		}
+		uses := func(action bool) bool {
+			return slices.ContainsFunc(scope, func(p Policy) bool { return (p.Action == Audit) == action && p.Uses(a.Attribute) })
+		}
+		if uses(true) {
+			audits = append(audits, a.Rule)
+		}
+		if uses(false) {
+			denies = append(denies, a.Rule)
+		}
+	}
+	return audits, denies
 }
 
 func (p *Policy) matches(action Action, req *Request) (string, bool) {
@@ -128,52 +154,13 @@ func (c *Clause) any(matches []Match, req *Request) bool {
 }
 
 func (c *Clause) match(m Match, req *Request) bool {
-	if c.Attribute.Identity() {
-		return !req.Source.IsZero() && matchIdentity(c.Attribute, m, req.Source)
-	}
-	switch c.Attribute {
-	case SourceIP:
-		return inCIDR(m.Value, req.SourceIP)
-	case DestinationIP:
-		return inCIDR(m.Value, req.DestinationIP)
-	case DestinationPort:
-		return m.Value == strconv.FormatUint(uint64(req.DestinationPort), 10)
-	case SNI:
-		return m.text(req.SNI)
-	case Host:
-		return m.text(req.Host)
-	case Method:
-		return m.text(req.Method)
-	case Path:
-		return m.text(req.Path)
-	case Header:
-		// As Envoy does since CVE-2026-26308: a header that is sent twice matches if either line does.
-		return slices.ContainsFunc(req.Headers[c.Key], m.text)
-	}
-	return false
+	return slices.ContainsFunc(attributes[c.Attribute].of(req, c.Key), m.text)
 }
 
-func matchIdentity(attr Attribute, m Match, id spiffe.ID) bool {
-	switch attr {
-	case Namespace:
-		return m.text(id.Namespace)
-	case TrustDomain:
-		return m.text(id.TrustDomain)
-	case ServiceAccount:
-		return m.Value == id.Namespace+"/"+id.ServiceAccount
-	default:
-		return m.text(id.String())
-	}
-}
-
-func inCIDR(cidr string, addr netip.Addr) bool {
-	p, err := netip.ParsePrefix(cidr)
-	return err == nil && p.Contains(addr.Unmap())
-}
-
+// text compares a value with the text of an attribute.
 func (m Match) text(s string) bool {
 	switch m.Kind {
-	case Exact:
+	case Exact, Port:
 		return s == m.Value
 	case Prefix:
 		return strings.HasPrefix(s, m.Value)
@@ -181,26 +168,13 @@ func (m Match) text(s string) bool {
 		return strings.HasSuffix(s, m.Value)
 	case Present:
 		return s != ""
-	case HostSuffix:
-		return strings.HasSuffix(hostWithoutPort(s), m.Value)
-	case Template:
-		return templateMatch(m.Value, s)
-	}
-	for _, element := range strings.Split(s, ",") {
-		element = strings.Trim(element, " \t")
-		switch {
-		case m.Kind == ElementExact && element == m.Value,
-			m.Kind == ElementPrefix && strings.HasPrefix(element, m.Value),
-			m.Kind == ElementSuffix && strings.HasSuffix(element, m.Value):
-			return true
-		}
+	case Regexp:
+		re, err := regexp.Compile("^(?:" + m.Value + ")$")
+		return err == nil && re.MatchString(s)
+	case CIDR:
+		p, err := netip.ParsePrefix(m.Value)
+		addr, bad := netip.ParseAddr(s)
+		return err == nil && bad == nil && p.Contains(addr.Unmap())
 	}
 	return false
-}
-
-func hostWithoutPort(host string) string {
-	if i := strings.LastIndexByte(host, ':'); i >= 0 && strings.Trim(host[i+1:], "0123456789") == "" {
-		host = host[:i]
-	}
-	return strings.TrimSuffix(host, ".")
 }

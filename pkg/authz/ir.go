@@ -33,6 +33,7 @@ type Policy struct {
 	Selector map[string]string // empty: every workload in scope
 	Ignored  bool              // it targets something that is no workload (targetRefs), so it touches none
 	Rules    []Rule
+	Warnings []Problem // what is enforced as it is written, but may not be what its author wants
 }
 
 // Rule matches a request that meets one of From (or From is empty), one of To (or To is empty), and all of When.
@@ -60,7 +61,7 @@ type Attribute string
 
 // The attributes; those of HTTP are told by HTTPOnly.
 const (
-	Principal       Attribute = "principal" // the peer's whole SPIFFE URI
+	Principal       Attribute = "principal"
 	Namespace       Attribute = "namespace"
 	ServiceAccount  Attribute = "serviceAccount"
 	TrustDomain     Attribute = "trustDomain"
@@ -75,33 +76,32 @@ const (
 )
 
 // HTTPOnly reports whether the attribute exists in HTTP alone.
-func (a Attribute) HTTPOnly() bool { return a == Host || a == Method || a == Path || a == Header }
+func (a Attribute) HTTPOnly() bool { return attributes[a].http }
 
-// Identity reports whether the attribute comes from the peer's certificate.
-func (a Attribute) Identity() bool {
-	return a == Principal || a == Namespace || a == ServiceAccount || a == TrustDomain
-}
+// Identity reports whether the attribute comes from the peer's certificate. Its matches are of the whole SPIFFE URI.
+func (a Attribute) Identity() bool { return attributes[a].peer }
 
-// Kind is how a value matches.
+// Kind is how a value is compared with the text of an attribute.
 type Kind string
 
-// The kinds. Element kinds look at each element of a comma-joined header, so that a second value cannot hide a first.
+// The kinds.
 const (
-	Exact         Kind = "exact"
-	Prefix        Kind = "prefix"
-	Suffix        Kind = "suffix"
-	Present       Kind = "present"
-	HostSuffix    Kind = "hostSuffix" // suffix of the host, whatever its port
-	Template      Kind = "template"   // path with {*} and {**}
-	CIDR          Kind = "cidr"
-	Port          Kind = "port"
-	Account       Kind = "account" // "<namespace>/<service account>"
-	ElementExact  Kind = "elementExact"
-	ElementPrefix Kind = "elementPrefix"
-	ElementSuffix Kind = "elementSuffix"
+	Exact   Kind = "exact"
+	Prefix  Kind = "prefix"
+	Suffix  Kind = "suffix"
+	Present Kind = "present" // any text but the empty one
+	Regexp  Kind = "regexp"  // of RE2, over the whole text
+	CIDR    Kind = "cidr"
+	Port    Kind = "port"
 )
 
-// Match is one value.
+// AnyByte is how a Regexp is written to match any byte, whether or not the text is UTF-8. Go reads it so; where the text is
+// not known to be UTF-8, RE2 calls the same \C.
+const AnyByte = `(?s:.)`
+
+const anyBytes = AnyByte + `*`
+
+// Match is one value, in the form in which it is compared.
 type Match struct {
 	Kind  Kind
 	Value string
@@ -147,10 +147,11 @@ func (r Rule) uses(is func(Attribute) bool) bool {
 	return false
 }
 
-// UsesPath reports whether a rule looks at the path, where ambiguous spellings must be refused.
-func (p *Policy) UsesPath() bool {
+// Uses reports whether a rule that decides looks at the attribute. Where one looks at paths or methods, spellings that
+// servers read in different ways are refused.
+func (p *Policy) Uses(attr Attribute) bool {
 	for _, r := range p.Rules {
-		if r.uses(func(a Attribute) bool { return a == Path }) {
+		if r.uses(func(a Attribute) bool { return a == attr }) {
 			return true
 		}
 	}

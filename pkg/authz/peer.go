@@ -30,7 +30,7 @@ type PeerPolicy struct {
 // FromPeerAuthentication makes the intermediate form. What cannot be understood is a problem, and makes the
 // policy Strict.
 func FromPeerAuthentication(meta Meta, spec *security.PeerAuthentication, opts Options) (PeerPolicy, []Problem) {
-	var problems []Problem
+	problems := checkSelector(spec.GetSelector().GetMatchLabels())
 	p := PeerPolicy{Meta: meta, Selector: spec.GetSelector().GetMatchLabels(), Ports: map[uint32]TLSMode{}}
 	mode := func(field string, m *security.PeerAuthentication_MutualTLS) TLSMode {
 		switch m.GetMode() {

@@ -9,8 +9,8 @@ import (
 	security "istio.io/api/security/v1beta1"
 )
 
-// parts are every place of a rule that can hold something Bulwark cannot enforce, each with such a thing.
-var parts = map[string]string{
+// faults are one for every place of a rule that can hold something Bulwark cannot enforce.
+var faults = map[string]string{
 	"an empty source":        `"from":[{"source":{}}]`,
 	"no source":              `"from":[{}]`,
 	"an empty operation":     `"to":[{"operation":{}}]`,
@@ -31,18 +31,18 @@ var parts = map[string]string{
 func init() {
 	for _, field := range []string{"principals", "namespaces", "serviceAccounts", "trustDomains", "ipBlocks"} {
 		for _, f := range []string{field, "not" + strings.ToUpper(field[:1]) + field[1:]} {
-			parts[f] = fmt.Sprintf(`"from":[{"source":{%q:[""]}}]`, f)
+			faults[f] = fmt.Sprintf(`"from":[{"source":{%q:[""]}}]`, f)
 		}
 	}
 	for _, field := range []string{"hosts", "methods", "paths", "ports"} {
 		for _, f := range []string{field, "not" + strings.ToUpper(field[:1]) + field[1:]} {
-			parts[f] = fmt.Sprintf(`"to":[{"operation":{%q:[""]}}]`, f)
+			faults[f] = fmt.Sprintf(`"to":[{"operation":{%q:[""]}}]`, f)
 		}
 	}
 	for _, key := range []string{"request.headers[x]", "source.ip", "source.namespace", "source.principal", "source.serviceAccount",
 		"source.trustDomain", "destination.ip", "destination.port", "connection.sni"} {
 		for _, f := range []string{"values", "notValues"} {
-			parts[key+" "+f] = fmt.Sprintf(`"when":[{"key":%q,%q:[""]}]`, key, f)
+			faults[key+" "+f] = fmt.Sprintf(`"when":[{"key":%q,%q:[""]}]`, key, f)
 		}
 	}
 }
@@ -50,9 +50,9 @@ func init() {
 // A rule that cannot be enforced as it is written matches nothing if it allows, and more than it asked if it denies:
 // whatever the field, whatever else is wrong with the policy, and however much.
 func TestRuleWithAProblemFailsClosed(t *testing.T) {
-	for name, bad := range parts {
+	for name, bad := range faults {
 		for _, before := range []int{0, 1, 2, maxProblems - 1, maxProblems, maxProblems + 5} {
-			for other, worse := range map[string]string{"requestPrincipals": parts["requestPrincipals"], "an empty source": parts["an empty source"], name: bad} {
+			for other, worse := range map[string]string{"requestPrincipals": faults["requestPrincipals"], "an empty source": faults["an empty source"], name: bad} {
 				rules := make([]string, 0, before+2)
 				for range before {
 					rules = append(rules, "{"+worse+"}")

@@ -3,45 +3,28 @@ package authz
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"strconv"
 	"strings"
 	"unicode/utf8"
-
-	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
-// match parses one value of an attribute. One value may become several matches, any of which will do.
-func (b *builder) match(attr Attribute, negated bool, field, v string) ([]Match, bool) {
+// match parses one value of an attribute. One value may become several matches, any of which will do. Wide are the matches
+// that deny: a Deny rule's values, an Allow rule's notValues. They take whatever an application may take for the value.
+func (b *builder) match(attr Attribute, key string, negated bool, field, v string) ([]Match, bool) {
 	if b.values++; b.values > MaxValues {
 		if b.values == MaxValues+1 {
 			b.problem(field, fmt.Sprintf("the policy has more than %d values", MaxValues))
 		}
+		b.count++ // each of them, for the rule that it is in
 		return nil, false
 	}
 	if reason := checkText(v); reason != "" {
 		b.problem(field, reason)
 		return nil, false
 	}
-	var m []Match
-	var err error
-	switch attr {
-	case SourceIP, DestinationIP:
-		m, err = parseCIDR(v)
-	case DestinationPort:
-		m, err = parsePort(v)
-	case ServiceAccount:
-		m, err = b.parseAccount(v)
-	case Principal:
-		m, err = b.parsePrincipal(v)
-	case Path:
-		m, err = parsePath(v)
-	case Host:
-		m = parseHost(v)
-	case Header:
-		m = b.parseHeader(v, negated)
-	default:
-		m = []Match{wildcard(v)}
-	}
+	b.at = field
+	m, err := attributes[attr].parse(b, v, (b.action == Allow) == negated)
 	if err != nil {
 		b.problem(field, err.Error())
 		return nil, false
@@ -99,75 +82,96 @@ func parsePort(v string) ([]Match, error) {
 	return []Match{{Port, strconv.FormatUint(n, 10)}}, nil
 }
 
-func (b *builder) parseAccount(v string) ([]Match, error) {
-	if len(v) > 320 || strings.Contains(v, "*") {
-		return nil, fmt.Errorf("%q is neither <service account> nor <namespace>/<service account>", v)
-	}
-	ns, sa, ok := strings.Cut(v, "/")
-	if !ok {
-		ns, sa = b.meta.Namespace, v
-	}
-	if ns == "" || sa == "" || strings.Contains(sa, "/") {
-		return nil, fmt.Errorf("%q is neither <service account> nor <namespace>/<service account>", v)
-	}
-	return []Match{{Account, ns + "/" + sa}}, nil
-}
+var sniText = regexp.MustCompile(`^[a-z0-9._-]+$`)
 
-// parsePrincipal turns td/ns/x/sa/y into a match of the whole URI. The default trust domain in a policy means the mesh's.
-func (b *builder) parsePrincipal(v string) ([]Match, error) {
-	if strings.HasPrefix(v, "spiffe://") {
-		return nil, fmt.Errorf("%q: principals are written without spiffe://", v)
-	}
+// parseSNI reads a server name, which the proxies compare in lower case.
+func parseSNI(v string) ([]Match, error) {
 	m := wildcard(v)
-	if m.Kind == Exact || m.Kind == Prefix {
-		m.Value = "spiffe://" + m.Value
+	switch {
+	case m.Kind == Present || sniText.MatchString(m.Value):
+		return []Match{m}, nil
+	case sniText.MatchString(strings.ToLower(m.Value)):
+		return nil, fmt.Errorf("%q can never match: server names are compared in lower case", v)
 	}
-	out := []Match{m}
-	own := mesh.DefaultTrustDomain + "/"
-	if rest, ok := strings.CutPrefix(m.Value, "spiffe://"+own); ok && b.opts.TrustDomain != mesh.DefaultTrustDomain {
-		out = append(out, Match{m.Kind, "spiffe://" + b.opts.TrustDomain + "/" + rest})
-	}
-	return out, nil
+	return nil, fmt.Errorf("%q can never match: it is not the name of a server, with one * at the beginning or at the end if any", v)
 }
 
-func parsePath(v string) ([]Match, error) {
-	if strings.ContainsAny(v, "{}") {
-		return parseTemplate(v)
-	}
-	if !strings.HasPrefix(v, "/") && !strings.HasPrefix(v, "*") {
-		return nil, fmt.Errorf("%q can never match: a path begins with /", v)
-	}
-	if strings.ContainsAny(v, "?#") {
-		return nil, fmt.Errorf("%q can never match: paths are compared without query and fragment", v)
-	}
-	return []Match{wildcard(v)}, nil
-}
+// AmbiguousMethodRule is the name under which a request is denied whose method is not spelt as HTTP has it.
+const AmbiguousMethodRule = "ns[bulwark-system]-policy[ambiguous-method]-rule[0]"
 
-// parseHost makes a host that names no port match whatever port, and the absolute form with a final dot.
-func parseHost(v string) []Match {
-	m := wildcard(strings.ToLower(v))
-	if m.Kind == Present || m.Kind == Prefix || strings.Contains(m.Value, ":") {
-		return []Match{m}
-	}
-	if m.Kind == Suffix {
-		return []Match{{HostSuffix, m.Value}}
-	}
-	return []Match{m, {Exact, m.Value + "."}, {Prefix, m.Value + ":"}, {Prefix, m.Value + ".:"}}
-}
+// AmbiguousMethod finds in a method what no registered one has: methods are case-sensitive, and there are none in lower
+// case, but applications that fold them serve "delete" as DELETE.
+const AmbiguousMethod = `[^A-Z0-9!#$%&'+.^_|~\x60-]`
 
-// parseHeader decides how a header with several values is looked at. Where a match denies (a Deny rule's values, an
-// Allow rule's notValues) any element of a line will do; where it lets pass, a whole line must match.
-func (b *builder) parseHeader(v string, negated bool) []Match {
+var methodText = regexp.MustCompile(`^[A-Z0-9!#$%&'+.^_|~\x60-]+$`)
+
+func parseMethod(v string) ([]Match, error) {
 	m := wildcard(v)
-	if (b.action == Allow) == negated {
-		switch m.Kind {
-		case Exact:
-			m.Kind = ElementExact
-		case Prefix:
-			m.Kind = ElementPrefix
-		case Suffix:
-			m.Kind = ElementSuffix
+	switch {
+	case m.Kind == Present || methodText.MatchString(m.Value):
+		return []Match{m}, nil
+	case methodText.MatchString(strings.ToUpper(m.Value)):
+		return nil, fmt.Errorf("%q can never match: methods are in upper case; write %q", v, strings.ToUpper(v))
+	case strings.ContainsAny(v, ", "):
+		return nil, fmt.Errorf("%q can never match: one value is one method; write a list", v)
+	}
+	return nil, fmt.Errorf("%q can never match: it is not a method, with one * at the beginning or at the end if any", v)
+}
+
+// parseHeader decides how a header with several values is looked at. Where a match denies any element of a line will do;
+// where it lets pass, a whole line must match.
+func parseHeader(v string, wide bool) ([]Match, error) {
+	m := wildcard(v)
+	if m.Kind != Suffix && strings.HasPrefix(m.Value, " ") || m.Kind != Prefix && strings.HasSuffix(m.Value, " ") {
+		return nil, fmt.Errorf("%q can never match: a header's value neither begins nor ends with a blank", v)
+	}
+	if !wide || m.Kind == Present {
+		return []Match{m}, nil
+	}
+	const begin, end = `(?:` + anyBytes + `,)?[ \t]*`, `[ \t]*(?:,` + anyBytes + `)?`
+	q := regexp.QuoteMeta(m.Value)
+	switch m.Kind {
+	case Prefix:
+		return []Match{{Regexp, begin + q + anyBytes}}, nil
+	case Suffix:
+		return []Match{{Regexp, anyBytes + q + end}}, nil
+	}
+	return []Match{{Regexp, begin + q + end}}, nil
+}
+
+// unseen are headers that no rule sees, with what to do instead: the proxies take them off first.
+var unseen = map[string]string{
+	"host":              "is never seen by a rule; use to.operation.hosts",
+	"connection":        "is of one connection, and never seen by a rule",
+	"keep-alive":        "is of one connection, and never seen by a rule",
+	"proxy-connection":  "is of one connection, and never seen by a rule",
+	"transfer-encoding": "is of one connection, and never seen by a rule",
+}
+
+// notHeader says why no header that a rule sees has the lower-case name.
+func notHeader(name string) string {
+	if name == "" || len(name) > 256 {
+		return "is not the name of a header"
+	}
+	for i := range len(name) {
+		c := name[i]
+		if c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0 {
+			continue
 		}
+		return "is not the name of a header"
 	}
-	return []Match{m}
+	return unseen[name]
+}
+
+// DryRunField is where the annotation is that has a policy tried out.
+const DryRunField = "metadata.annotations[istio.io/dry-run]"
+
+// DryRun reads the annotation's value; set says whether there is one. What is neither true nor false is a problem, and the
+// policy is enforced.
+func DryRun(value string, set bool) (bool, []Problem) {
+	dry, err := strconv.ParseBool(value)
+	if set && err != nil {
+		return false, []Problem{{DryRunField, fmt.Sprintf("%q is neither true nor false", value)}}
+	}
+	return dry, nil
 }

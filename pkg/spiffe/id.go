@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -57,6 +58,23 @@ func (id ID) String() string { return "spiffe://" + id.Principal() }
 // Principal returns the form that Istio's policies use: the URI without its scheme.
 func (id ID) Principal() string {
 	return id.TrustDomain + "/ns/" + id.Namespace + "/sa/" + id.ServiceAccount
+}
+
+// NamespacePattern and ServiceAccountPattern are regular expressions (RE2) of the names that Kubernetes admits; of their
+// lengths they say nothing.
+const (
+	NamespacePattern      = `[a-z0-9](?:[-a-z0-9]*[a-z0-9])?`
+	ServiceAccountPattern = NamespacePattern + `(?:\.` + NamespacePattern + `)*`
+)
+
+// Pattern is a regular expression (RE2, to match the whole URI) of the identities of a mesh with the given trust domains:
+// nothing but the form that String writes.
+func Pattern(trustDomains ...string) string {
+	quoted := make([]string, 0, len(trustDomains))
+	for _, td := range trustDomains {
+		quoted = append(quoted, regexp.QuoteMeta(td))
+	}
+	return "spiffe://(?:" + strings.Join(quoted, "|") + ")/ns/" + NamespacePattern + "/sa/" + ServiceAccountPattern
 }
 
 // IsZero reports whether id is no identity.

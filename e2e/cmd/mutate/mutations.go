@@ -15,11 +15,11 @@ var mutations = []mutation{
 	{1, "Secrets are not made", "TestEveryServiceAccountHasItsIdentity", []edit{
 		{"citadel/internal/secrets/sync.go", "	ctx, cancel := context.WithTimeout(ctx, writeTimeout)\n	defer cancel()\n	sa, err :=", "	if strings.HasPrefix(k.Name, \"newcomer-\") {\n		return time.Time{}, nil\n	}\n	ctx, cancel := context.WithTimeout(ctx, writeTimeout)\n	defer cancel()\n	sa, err :="}}},
 	{2, "policies do not reach the proxies", "TestOnlyTheAuditorMayReadAccounts", []edit{
-		{"pilot/internal/translate/authorization.go", "enforced, shadow := rules(policies, action, trustDomain)", "enforced, shadow := rules(nil, action, trustDomain)"}}},
+		{"pilot/internal/translate/authorization.go", "enforced, shadow := rules(policies, action)", "enforced, shadow := rules(nil, action)"}}},
 	{3, "the proxies speak plaintext", "TestTheWireIsTLS13FromBothSides", []edit{
 		{"pilot/internal/translate/cluster.go", "if p.Mutual {", "if false {"},
 		{"pilot/internal/compile/workload.go", "p.Mode = modes.Mode(number)", "p.Mode = authz.Disable"},
-		{"pilot/internal/translate/authorization.go", "enforced, shadow := rules(policies, action, trustDomain)", "enforced, shadow := rules(nil, action, trustDomain)"}}},
+		{"pilot/internal/translate/authorization.go", "enforced, shadow := rules(policies, action)", "enforced, shadow := rules(nil, action)"}}},
 	{4, "STRICT takes plaintext, too", "TestStrangersAreRefusedUnderStrict", []edit{
 		{"pilot/internal/compile/workload.go", "p.Mode = modes.Mode(number)", "p.Mode = authz.Permissive"}}},
 	{5, "any mesh identity may serve any name", "TestImpostorBehindServiceAddressIsRefused", []edit{

@@ -17,8 +17,14 @@ import (
 
 // Settings are the few things a mesh chooses.
 type Settings struct {
-	TrustDomain   string
-	RootNamespace string
+	TrustDomain        string
+	TrustDomainAliases []string // under which identities are the same, too
+	RootNamespace      string
+}
+
+// TrustDomains returns the mesh's trust domain and its aliases.
+func (s Settings) TrustDomains() []string {
+	return append([]string{s.TrustDomain}, s.TrustDomainAliases...)
 }
 
 // ServicePort is one port of a service as its clients see it.

@@ -88,7 +88,7 @@ func (s *Store) compute(k key) proto.Message {
 			return translate.Revocations(slices.Collect(s.snap.Revocations()), k.name)
 		}
 		if w := s.workload(k.scope.value); w != nil {
-			if config := translate.Authorization(w, s.settings.TrustDomain, k.name); config != nil {
+			if config := translate.Authorization(w, k.name); config != nil {
 				return config
 			}
 		}

@@ -1,15 +1,18 @@
 package translate
 
 import (
+	"slices"
 	"strings"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbac "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	httprbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	netrbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
@@ -40,11 +43,11 @@ func AuthorizationNames() []string {
 }
 
 // Authorization is the configuration of one filter of a workload, nil if there is none of the name.
-func Authorization(w *compile.Workload, trustDomain, name string) *core.TypedExtensionConfig {
+func Authorization(w *compile.Workload, name string) *core.TypedExtensionConfig {
 	for _, action := range order {
 		switch name {
 		case httpAuthz(action):
-			filter := httpAuthorization(w.Policies, action, trustDomain)
+			filter := httpAuthorization(w.Policies, action)
 			switch action {
 			case authz.Audit:
 				filter.ShadowRules, filter.ShadowRulesStatPrefix = servedBy(w), servicePrefix
@@ -53,7 +56,7 @@ func Authorization(w *compile.Workload, trustDomain, name string) *core.TypedExt
 			}
 			return extension(name, filter)
 		case tcpAuthz(action):
-			filter := tcpAuthorization(w.Policies, action, trustDomain)
+			filter := tcpAuthorization(w.Policies, action)
 			if action == authz.Audit {
 				filter.ShadowRules, filter.ShadowRulesStatPrefix = servedBy(w), servicePrefix
 			}
@@ -64,29 +67,34 @@ func Authorization(w *compile.Workload, trustDomain, name string) *core.TypedExt
 }
 
 // httpAuthorization is the filter by which the policies of one action hold for requests.
-func httpAuthorization(policies []authz.Policy, action authz.Action, trustDomain string) *httprbac.RBAC {
-	enforced, shadow := rules(policies, action, trustDomain)
-	if action == authz.Deny {
-		for _, p := range policies {
-			if p.Ignored || !p.UsesPath() {
-				continue
-			}
+func httpAuthorization(policies []authz.Policy, action authz.Action) *httprbac.RBAC {
+	enforced, shadow := rules(policies, action)
+	for _, a := range authz.Ambiguities {
+		if ambiguityHolds(policies, action, a.Attribute) {
 			if enforced == nil {
-				enforced = &rbac.RBAC{Action: rbac.RBAC_DENY, Policies: map[string]*rbac.Policy{}}
+				enforced = &rbac.RBAC{Action: actions[action], Policies: map[string]*rbac.Policy{}}
 			}
-			enforced.Policies[authz.AmbiguousPathRule] = ambiguousPath()
+			enforced.Policies[a.Rule] = ambiguous(a)
 		}
 	}
 	return &httprbac.RBAC{Rules: enforced, ShadowRules: shadow, RulesStatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}
 }
 
+// ambiguityHolds reports whether the filter of an action looks for ambiguous texts of an attribute: the one that denies does
+// if any rule that decides looks at the attribute, the one that audits if a rule of its own does.
+func ambiguityHolds(policies []authz.Policy, action authz.Action, attribute authz.Attribute) bool {
+	return action != authz.Allow && slices.ContainsFunc(policies, func(p authz.Policy) bool {
+		return !p.Ignored && !p.DryRun && (p.Action == authz.Audit) == (action == authz.Audit) && p.Uses(attribute)
+	})
+}
+
 // tcpAuthorization is the filter by which the policies of one action hold for connections that are not HTTP.
-func tcpAuthorization(policies []authz.Policy, action authz.Action, trustDomain string) *netrbac.RBAC {
+func tcpAuthorization(policies []authz.Policy, action authz.Action) *netrbac.RBAC {
 	tcp := make([]authz.Policy, 0, len(policies))
 	for _, p := range policies {
 		tcp = append(tcp, p.TCP())
 	}
-	enforced, shadow := rules(tcp, action, trustDomain)
+	enforced, shadow := rules(tcp, action)
 	out := &netrbac.RBAC{Rules: enforced, ShadowRules: shadow, StatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}
 	if action == authz.Allow && shadow == nil {
 		// Which rule let a connection in is told only of shadow rules, so the enforced ones are that, too.
@@ -101,6 +109,21 @@ func httpAuthorizationFilters() []*hcm.HttpFilter {
 		out = append(out, &hcm.HttpFilter{Name: httpAuthz(action), ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(&httprbac.RBAC{})}})
 	}
 	return out
+}
+
+// badAuthority answers 400 to a request whose authority is none, before any policy is asked: what a server makes of user
+// information or of a second host in it, no rule could know.
+func badAuthority() *route.Route {
+	off := map[string]*anypb.Any{}
+	for _, f := range httpAuthorizationFilters() {
+		off[f.GetName()] = typed(&route.FilterConfig{Disabled: true})
+	}
+	return &route.Route{
+		Name: "bad-authority", TypedPerFilterConfig: off,
+		Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: "/"}, Headers: []*route.HeaderMatcher{{
+			Name: ":authority", InvertMatch: true, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: pattern(authz.Authority)}}}},
+		Action: &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 400}},
+	}
 }
 
 func tcpAuthorizationFilters() []*listener.Filter {

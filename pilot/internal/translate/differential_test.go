@@ -2,12 +2,18 @@ package translate_test
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +23,8 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/protobuf/types/known/anypb"
 	security "istio.io/api/security/v1beta1"
 
@@ -50,27 +58,48 @@ func TestEnvoyAndEvaluatorAgree(t *testing.T) {
 	for _, id := range identities {
 		clients[id] = ca.Issue(t, id.String())
 	}
-	denied := 0
+	denied, read := 0, 0
 	for i := range sets {
 		for range requests {
 			req := g.request(ports[i])
+			http2 := g.IntN(2) == 0 && (!closesSlowly(req) || g.IntN(50) == 0)
 			want := authz.Evaluate(policies[i], req)
-			status := send(t, ports[i], req, clients)
-			if status == 400 { // Envoy would not even read it, which lets nothing through
-				continue
-			}
-			if got := status == 200; got != want.Allowed {
-				t.Errorf("Envoy answers %d, the evaluator says allowed=%v by %q (%s)\nrequest %+v\npolicies %+v", status, want.Allowed, want.Policy, want.Reason, req, policies[i])
+			status := send(t, ports[i], req, clients, http2)
+			switch {
+			case status == 200 && !want.Allowed, status == 403 && want.Allowed, status == 403 && malformed(req), status != 200 && status != 403 && !unread(req, http2):
+				t.Errorf("Envoy answers %d, the evaluator says allowed=%v by %q (%s)\nHTTP/2 %v, request %+v\npolicies %+v",
+					status, want.Allowed, want.Policy, want.Reason, http2, req, policies[i])
 				return
-			}
-			if !want.Allowed {
-				denied++
+			case status == 403:
+				denied, read = denied+1, read+1
+			case status == 200:
+				read++
 			}
 		}
 	}
-	if denied < sets*requests/20 || denied > sets*requests*19/20 {
-		t.Errorf("%d of %d requests were denied: the test does not test much", denied, sets*requests)
+	if denied < read/20 || denied > read*19/20 || read < sets*requests/2 {
+		t.Errorf("%d of %d requests were denied, %d were read: the test does not test much", denied, sets*requests, read)
 	}
+}
+
+// malformed says what the evaluator does of requests that are answered with 400, whatever the policies.
+func malformed(req authz.Request) bool {
+	return authz.Evaluate(nil, req).Policy == "" && !authz.Evaluate(nil, req).Allowed
+}
+
+// unread reports whether Envoy may refuse to read a request, which lets nothing through.
+func unread(req authz.Request, http2 bool) bool {
+	known := slices.Contains([]string{"GET", "POST", "PUT", "DELETE", "PATCH", "PROPFIND", "PURGE"}, req.Method)
+	return malformed(req) || !http2 && (!known || !ascii(req.Path)) || http2 && (req.Host == "" || !token.MatchString(req.Method))
+}
+
+var token = regexp.MustCompile("^[0-9A-Za-z!#$%&'*+.^_`|~-]+$")
+
+// closesSlowly reports whether Envoy waits a second before it closes an HTTP/2 connection on which it does not read the request.
+func closesSlowly(req authz.Request) bool {
+	bad := func(r rune) bool { return r <= ' ' || r == 0x7f }
+	return !token.MatchString(req.Method) || !strings.HasPrefix(req.Path, "/") || strings.ContainsFunc(req.Path, bad) || req.Host == "" ||
+		strings.ContainsAny(req.Path, "#") || !authz.IsAuthority(req.Host) && strings.ContainsFunc(req.Host, func(r rune) bool { return bad(r) || r >= 0x80 || strings.ContainsRune("\"#/<>?\\^`{|}", r) })
 }
 
 // workloadListener is the inbound listener as Pilot makes it, with certificates in place of SDS and an answer in place of
@@ -125,24 +154,40 @@ func staticCertificates(t *testing.T, c *listener.FilterChain, ca *envoytest.CA,
 func answer(t *testing.T, c *listener.FilterChain) {
 	repack(t, last(c).GetTypedConfig(), func(m any) {
 		manager := m.(*hcm.HttpConnectionManager)
-		manager.GetRouteConfig().GetVirtualHosts()[0].GetRoutes()[0].Action = &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 200}}
+		vh := manager.GetRouteConfig().GetVirtualHosts()[0]
+		last := vh.GetRoutes()[len(vh.GetRoutes())-1]
+		last.Action = &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 200}}
+		vh.ResponseHeadersToAdd = []*core.HeaderValueOption{{Header: &core.HeaderValue{Key: "x-path", Value: "%REQ(:PATH)%"}}}
 	})
 }
 
-func send(t *testing.T, port uint32, req authz.Request, clients map[spiffe.ID]envoytest.Leaf) int {
+// connect opens a connection as a mesh client of an identity, or in plaintext without one.
+func connect(t *testing.T, port uint32, req authz.Request, clients map[spiffe.ID]envoytest.Leaf) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { _ = conn.Close() })
 	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	if !req.Source.IsZero() {
-		conn = tls.Client(conn, &tls.Config{ //nolint:gosec // the server's name is not what is tested
-			Certificates: []tls.Certificate{clients[req.Source].TLS}, InsecureSkipVerify: true, NextProtos: []string{"istio"},
-			ServerName: req.SNI, MinVersion: tls.VersionTLS13})
+	if req.Source.IsZero() {
+		return conn
+	}
+	return tls.Client(conn, &tls.Config{ //nolint:gosec // the server's name is not what is tested
+		Certificates: []tls.Certificate{clients[req.Source].TLS}, InsecureSkipVerify: true, NextProtos: []string{"istio"},
+		ServerName: req.SNI, MinVersion: tls.VersionTLS13})
+}
+
+// send returns the status of the answer, or 0 if there is none.
+func send(t *testing.T, port uint32, req authz.Request, clients map[spiffe.ID]envoytest.Leaf, http2 bool) int {
+	t.Helper()
+	conn := connect(t, port, req, clients)
+	defer conn.Close()
+	if http2 {
+		status, _ := sendHTTP2(t, conn, req)
+		return status
 	}
 	var sb strings.Builder
 	fmt.Fprintf(&sb, "%s %s HTTP/1.1\r\nHost: %s\r\n", req.Method, req.Path, req.Host)
@@ -165,6 +210,55 @@ func send(t *testing.T, port uint32, req authz.Request, clients map[spiffe.ID]en
 	return status
 }
 
+// sendHTTP2 writes frames by hand: no client would send some of these.
+func sendHTTP2(t *testing.T, conn net.Conn, req authz.Request, more ...hpack.HeaderField) (status int, path string) {
+	t.Helper()
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	fields := []hpack.HeaderField{{Name: ":method", Value: req.Method}, {Name: ":scheme", Value: "http"},
+		{Name: ":path", Value: req.Path}, {Name: ":authority", Value: req.Host}}
+	for name, values := range req.Headers {
+		for _, v := range values {
+			fields = append(fields, hpack.HeaderField{Name: name, Value: v})
+		}
+	}
+	for _, f := range append(fields, more...) {
+		if err := encoder.WriteField(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer conn.Close()
+	framer := http2.NewFramer(conn, conn)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(framer.WriteSettings(), framer.WriteHeaders(http2.HeadersFrameParam{
+		StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: true})); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			return 0, ""
+		}
+		switch f := frame.(type) {
+		case *http2.MetaHeadersFrame:
+			if status, err = strconv.Atoi(f.PseudoValue("status")); err != nil {
+				t.Fatal(err)
+			}
+			for _, field := range f.RegularFields() {
+				if field.Name == "x-path" {
+					path = field.Value
+				}
+			}
+			return status, path
+		case *http2.RSTStreamFrame, *http2.GoAwayFrame:
+			return 0, ""
+		}
+	}
+}
+
 // generator makes policies and requests from a small vocabulary, so that they meet.
 type generator struct{ *rand.Rand }
 
@@ -173,19 +267,29 @@ var identities = []spiffe.ID{
 	{TrustDomain: "cluster.local", Namespace: "finance", ServiceAccount: "axb"},
 	{TrustDomain: "cluster.local", Namespace: "finance-prod", ServiceAccount: "auditor"},
 	{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "auditor"},
+	{TrustDomain: "old.local", Namespace: "finance", ServiceAccount: "a.b"},
+	{TrustDomain: "old.local", Namespace: "shop", ServiceAccount: "auditor"},
 }
 
+// aliased is a mesh that had another trust domain once.
+var aliased = compile.Settings{TrustDomain: settings.TrustDomain, RootNamespace: settings.RootNamespace, TrustDomainAliases: []string{"old.local"}}
+
+var aliasedOptions = authz.Options{TrustDomain: aliased.TrustDomain, TrustDomainAliases: aliased.TrustDomainAliases, RootNamespace: aliased.RootNamespace}
+
 var vocabulary = map[string][]string{
-	"principals":      {"cluster.local/ns/finance/sa/a.b", "cluster.local/ns/finance*", "*/sa/auditor", "*", "*auditor", "other.domain/ns/shop/sa/auditor"},
-	"namespaces":      {"finance", "fin*", "*-prod", "*", "shop", "*p"},
-	"serviceAccounts": {"a.b", "auditor", "shop/auditor", "finance/axb"},
-	"trustDomains":    {"cluster.local", "cluster*", "*.local", "*", "other"},
+	"principals": {"cluster.local/ns/finance/sa/a.b", "cluster.local/ns/finance*", "*/sa/auditor", "*", "*auditor", "other.domain/ns/shop/sa/auditor",
+		"old.local/ns/finance/sa/a.b", "old.local/*", "cluster.lo*", "*.local/ns/shop/sa/auditor", "cluster.local/ns/*/sa/auditor", "auditor"},
+	"namespaces":      {"finance", "fin*", "*-prod", "*", "shop", "*p", "fin*ce"},
+	"serviceAccounts": {"a.b", "auditor", "shop/auditor", "finance/axb", "shop/*"},
+	"trustDomains":    {"cluster.local", "cluster*", "*.local", "*", "other", "old*", "old.local"},
 	"ipBlocks":        {"127.0.0.0/8", "127.0.0.1", "10.0.0.0/8", "::/0", "0.0.0.0/0"},
-	"hosts":           {"payroll", "PAYROLL.finance", "*.finance", "pay*", "*", "payroll:8080", "payroll.finance:*"},
-	"methods":         {"GET", "P*", "*T", "*", "DELETE"},
-	"paths":           {"/admin", "/admin/*", "*/x", "*", "/a/{*}/c", "/a/{**}", "/{**}/c", "/", "/acc.ounts", "/a/{*}"},
-	"headers":         {"bad", "ba*", "*ad", "*", "ok", "a.b", "ok,bad"},
-	"sni":             {"outbound_.80_._.payroll", "outbound*", "*payroll", "*"},
+	"hosts": {"payroll", "PAYROLL.finance", "*.finance", "pay*", "*", "payroll:8080", "payroll.finance:*", "*:80", "[::1]", "[::1]:80", "payroll.",
+		"*.finance:80", "payroll.finance:8*", "[:*", "*]:80", "*1]", "http://payroll", "pay*ll"},
+	"methods": {"GET", "P*", "*T", "*", "DELETE", "PUT", "delete", "GET, POST"},
+	"paths": {"/admin", "/admin/*", "*/x", "*", "/a/{*}/c", "/a/{**}", "/{**}/c", "/", "/acc.ounts", "/a/{*}", "/a/{**}/c", "/a*c", "/a/@*", "*@me", "/@me",
+		"/%40me", "/a%20b", "/%c3%A9*", "*%C3%a9", "/a[0]", "/a%5B0%5D", "*%2A", "/.*", "*..", "/a%25", "/group%2Fproject", "//x", "/%7Euser", "/é", "/a b", "/{*}"},
+	"headers": {"bad", "ba*", "*ad", "*", "ok", "a.b", "ok,bad", "b*d", "é*"},
+	"sni":     {"outbound_.80_._.payroll", "outbound*", "*payroll", "*", "Payroll"},
 }
 
 func (g *generator) pick(of string) []string {
@@ -212,8 +316,7 @@ func (g *generator) policies(port uint32) []authz.Policy {
 		for range g.IntN(3) {
 			spec.Rules = append(spec.Rules, g.rule(port))
 		}
-		p, _ := authz.FromAuthorizationPolicy(authz.Meta{Namespace: "finance", Name: fmt.Sprint(i)}, spec,
-			authz.Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"})
+		p, _ := authz.FromAuthorizationPolicy(authz.Meta{Namespace: "finance", Name: fmt.Sprint(i), DryRun: g.IntN(10) == 0}, spec, aliasedOptions)
 		out = append(out, p)
 	}
 	return out
@@ -280,14 +383,18 @@ func (g *generator) one(of ...string) string { return of[g.IntN(len(of))] }
 func (g *generator) request(port uint32) authz.Request {
 	req := authz.Request{
 		HTTP: true, SourceIP: netip.MustParseAddr("127.0.0.1"), DestinationIP: netip.MustParseAddr("127.0.0.1"), DestinationPort: port,
-		Host:    g.one("payroll", "PayRoll.finance", "payroll:8080", "payroll.finance:80", "payroll.", "payroll.finance.:80", "x.finance"),
-		Method:  g.one("GET", "POST", "PUT", "DELETE", "PATCH"),
-		Path:    g.one("/", "/admin", "//admin", "/%61dmin", "/%2fadmin", "/%5cadmin", "/x/..//admin", "/x/%2e%2e/admin", "/admin?x=1", "/admin;a=b", "/admin/x", "/a/b/c", "/a/b", "/a/", "/a", "/a/b/d/c", "/b/c", "/acc.ounts", "/accxounts", "/%252e", "/admin/%c0%ae", "/a/é/c", "/.admin", "/..", "/admin/.", "/admin/..", "/Admin", "/a/b%20c/c", "/a/=/c", "/a//c"),
+		Host: g.text(9, "payroll", "PayRoll.finance", "payroll:8080", "payroll.finance:80", "payroll.", "payroll.finance.:80", "x.finance", "[::1]", "[::1]:80",
+			"payroll:080", "payroll..", "payroll.finance"),
+		Method:  g.text(9, "GET", "POST", "PUT", "DELETE", "PATCH", "GET", "POST", "PROPFIND", "delete", "Delete", "PURGE"),
+		Path:    g.path(),
 		Headers: map[string][]string{},
+	}
+	if g.IntN(8) == 0 {
+		req.Host = g.one("payroll:x", "payroll:80@evil", "u@payroll", "", "payroll:", "payroll,x", "payroll:80:80", "payroll:8080.", "[::1", "*")
 	}
 	if g.IntN(4) != 0 {
 		req.Source = identities[g.IntN(len(identities))]
-		req.SNI = g.one("outbound_.80_._.payroll", "payroll", "other", "")
+		req.SNI = g.one("outbound_.80_._.payroll", "payroll", "Payroll", "other", "")
 	}
 	switch g.IntN(8) {
 	case 0:
@@ -302,6 +409,112 @@ func (g *generator) request(port uint32) authz.Request {
 		req.Headers["x-test"] = []string{""}
 	case 5:
 		req.Headers["x-test"] = []string{"a.b"}
+	case 6:
+		req.Headers["x-test"] = []string{g.one("ok,bad", "é,x", "b*d", "bxd", "\xe9", "ba")}
 	}
 	return req
+}
+
+// text is one of the texts, in one of n cases with some byte in it.
+func (g *generator) text(n int, of ...string) string {
+	s := g.one(of...)
+	if g.IntN(n*4) > 0 {
+		return s
+	}
+	i := g.IntN(len(s) + 1)
+	return s[:i] + g.byte() + s[i:]
+}
+
+// byte is any byte but those that end a line or a part of it, which would make another request.
+func (g *generator) byte() string {
+	for {
+		if b := byte(g.IntN(256)); !bytes.Contains([]byte("\x00\r\n\t "), []byte{b}) {
+			return string([]byte{b})
+		}
+	}
+}
+
+// path is one that rules name, or one of all bytes, all escapes, and all that looks like a slash or a dot segment.
+func (g *generator) path() string {
+	if g.IntN(3) > 0 {
+		return g.one("/", "/admin", "//admin", "/%61dmin", "/%2fadmin", "/%5cadmin", "/x/..//admin", "/x/%2e%2e/admin", "/admin?x=1", "/admin;a=b", "/admin/x",
+			"/a/b/c", "/a/b", "/a/", "/a", "/a/b/d/c", "/b/c", "/acc.ounts", "/accxounts", "/%252e", "/admin/%c0%ae", "/a/é/c", "/.admin", "/..", "/admin/.",
+			"/admin/..", "/Admin", "/a/b%20c/c", "/a/=/c", "/a//c", "/x/..;/admin", "/prefix/%2f../admin", "/a|^{}/c", "//", "/a/c", "/@me", "/%40me", "/a/%40",
+			"/a%20b", "/%C3%A9x", "/x%c3%a9", "/a[0]", "/a%5b0%5d", "/x*", "/x%2a", "/x%2A", "/a..", "/a%25", "/a*c", "/a%2ac", "/group%2Fproject", "/group/project",
+			"/%%61dmin", "/a%", "/%7Euser", "/~user", "/a/[x]/c", "/a/x%7Cy/c")
+	}
+	var sb strings.Builder
+	if g.IntN(20) > 0 {
+		sb.WriteString("/")
+	}
+	for range g.IntN(8) {
+		switch g.IntN(5) {
+		case 0:
+			sb.WriteString(g.byte())
+		case 1:
+			fmt.Fprintf(&sb, g.one("%%%02x", "%%%02X"), g.IntN(256))
+		case 2:
+			sb.WriteString(g.one("/", "//", "\\", "%2f", "%2F", "%5c", "%5C", "/./", "/../", "/..;", "/.;x/", "/.", "/.."))
+		case 3:
+			sb.WriteString(g.one(".", "..", "%2e", "%2E", ";", "%3b", "%", "%2", "%%", "%25", "?", "#"))
+		default:
+			sb.WriteString(g.one("a", "admin", "c", "me", "61"))
+		}
+	}
+	return sb.String()
+}
+
+// TestPathsAreNormalizedAsEnvoyDoes compares what a rule sees of random paths, letter by letter.
+func TestPathsAreNormalizedAsEnvoyDoes(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	g := &generator{rand.New(rand.NewPCG(seed, 2))}
+	ports, ca := envoytest.FreePorts(t, 2), envoytest.NewCA(t)
+	b := translate.Bootstrap()
+	b.DynamicResources, b.StatsSinks = nil, nil
+	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[1]}
+	b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t, nil, ports[0], ca, ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")))
+	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
+	seen := map[bool]int{}
+	for n := range 12000 {
+		path, over2 := g.path(), n%2 == 0
+		if path == "" || strings.HasPrefix(path, "?") || over2 && closesSlowly(authz.Request{Method: "GET", Path: path, Host: "x"}) && g.IntN(100) > 0 {
+			continue
+		}
+		var status int
+		var got string
+		if over2 {
+			status, got = sendHTTP2(t, connect(t, ports[0], authz.Request{}, nil), authz.Request{Method: "GET", Path: path, Host: "x"})
+		} else {
+			status, got = pathOverHTTP1(t, connect(t, ports[0], authz.Request{}, nil), path)
+		}
+		want, ok := authz.NormalizePath(path)
+		got, _, _ = strings.Cut(got, "?")
+		switch {
+		case status == http.StatusOK && !ok, status != http.StatusOK && ok && (over2 || ascii(path)):
+			t.Fatalf("HTTP/2 %v, %q: Envoy answers %d %q, the evaluator says that it is well-formed: %v", over2, path, status, got, ok)
+		case status == http.StatusOK && got != want:
+			t.Fatalf("HTTP/2 %v, %q: to Envoy it is %q, to the evaluator %q", over2, path, got, want)
+		}
+		seen[ok && authz.IsAmbiguous(want)]++
+	}
+	if seen[true] < 1000 || seen[false] < 1000 {
+		t.Errorf("ambiguous or not: %v: the test does not test much", seen)
+	}
+}
+
+func ascii(s string) bool { return !strings.ContainsFunc(s, func(r rune) bool { return r >= 0x80 }) }
+
+func pathOverHTTP1(t *testing.T, conn net.Conn, path string) (int, string) {
+	t.Helper()
+	defer conn.Close()
+	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", path); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatalf("%q: %v", path, err)
+	}
+	defer resp.Body.Close()
+	return resp.StatusCode, resp.Header.Get("X-Path")
 }

@@ -69,7 +69,7 @@ func everything(t *testing.T, snap *registry.Snapshot, workload string) map[stri
 	w := compile.CompileWorkload(snap, settings, compile.ClassOf(pod))
 	out["listener/"+translate.VirtualInbound] = translate.InboundListener(settings, &w)
 	for _, name := range translate.AuthorizationNames() {
-		out[name] = translate.Authorization(&w, settings.TrustDomain, name)
+		out[name] = translate.Authorization(&w, name)
 	}
 	for _, name := range translate.RevocationNames() {
 		out[name] = translate.Revocations(slices.Collect(snap.Revocations()), name)

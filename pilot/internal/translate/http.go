@@ -23,6 +23,8 @@ func connectionManager(statPrefix string, filters []*hcm.HttpFilter, logs []*acc
 		Http2ProtocolOptions: &core.Http2ProtocolOptions{
 			MaxConcurrentStreams: u32(1024), AllowConnect: false,
 			InitialStreamWindowSize: u32(1 << 18), InitialConnectionWindowSize: u32(1 << 20),
+			// A request that is malformed ends itself, not the others of its connection, which a proxy shares among its clients.
+			OverrideStreamErrorOnInvalidHttpMessage: yes(),
 		},
 		HttpProtocolOptions: &core.Http1ProtocolOptions{AcceptHttp_10: true, DefaultHostForHttp_10: "unknown"},
 	}

@@ -75,7 +75,7 @@ func greeted(set compile.Settings, w *compile.Workload) []*matcher.StringMatcher
 	if !slices.ContainsFunc(w.Ports, func(p compile.InboundPort) bool { return p.ServerFirst }) || !restricted(w.Policies) {
 		return nil
 	}
-	return admitted(w.Policies, set.TrustDomain)
+	return admitted(w.Policies, set.TrustDomains())
 }
 
 // chains builds the filter chains of a workload.
@@ -90,7 +90,7 @@ func chain(name string, filters []*listener.Filter) *listener.FilterChain {
 
 // tls is a chain for every identity of the mesh.
 func (c chains) tls(name string, filters []*listener.Filter) *listener.FilterChain {
-	return c.secured(name, everyone(c.set.TrustDomain), filters)
+	return c.secured(name, members(c.set.TrustDomains()), filters)
 }
 
 // secured is a chain whose client has to be one of peers. A client that is no proxy is offered the protocols of HTTP; a proxy

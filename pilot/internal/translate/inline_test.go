@@ -19,7 +19,7 @@ import (
 // its place and without logs. The application is behind the cluster that applicationBehind names.
 func inboundOn(t *testing.T, w *compile.Workload, port uint32, revoked ...*registry.Revocation) *listener.Listener {
 	t.Helper()
-	l := translate.InboundListener(settings, w)
+	l := translate.InboundListener(aliased, w)
 	l.Name = fmt.Sprintf("inbound-%d", port)
 	l.Address.GetSocketAddress().Address = "127.0.0.1"
 	l.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: port}
@@ -48,7 +48,7 @@ func inlineAuthorization(t *testing.T, c *listener.FilterChain, w *compile.Workl
 		if m, ok := translate.Revocations(revoked, name).(*core.TypedExtensionConfig); ok {
 			return m
 		}
-		out := translate.Authorization(w, settings.TrustDomain, name)
+		out := translate.Authorization(w, name)
 		if out == nil {
 			t.Fatalf("no authorization resource %q", name)
 		}

@@ -2,13 +2,12 @@ package translate
 
 import (
 	"net/netip"
-	"regexp"
 	"strconv"
+	"strings"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rbac "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	uritemplate "github.com/envoyproxy/go-control-plane/envoy/extensions/path/match/uri_template/v3"
 	mtlsprincipal "github.com/envoyproxy/go-control-plane/envoy/extensions/rbac/principals/mtls_authenticated/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -18,7 +17,7 @@ import (
 
 // rules renders the policies of one action as one RBAC configuration, and those on trial (dry run) as another. Either is
 // nil when there is no such policy; an ALLOW configuration without rules denies all.
-func rules(policies []authz.Policy, action authz.Action, trustDomain string) (enforced, shadow *rbac.RBAC) {
+func rules(policies []authz.Policy, action authz.Action) (enforced, shadow *rbac.RBAC) {
 	for _, p := range policies {
 		if p.Action != action || p.Ignored {
 			continue
@@ -32,7 +31,7 @@ func rules(policies []authz.Policy, action authz.Action, trustDomain string) (en
 		}
 		for _, r := range p.Rules {
 			if !r.Never {
-				(*target).Policies[p.RuleID(r)] = rule(r, trustDomain)
+				(*target).Policies[p.RuleID(r)] = rule(r)
 			}
 		}
 	}
@@ -41,13 +40,13 @@ func rules(policies []authz.Policy, action authz.Action, trustDomain string) (en
 
 var actions = map[authz.Action]rbac.RBAC_Action{authz.Allow: rbac.RBAC_ALLOW, authz.Deny: rbac.RBAC_DENY, authz.Audit: rbac.RBAC_LOG}
 
-// rule puts everything among the permissions: From is of the peer and goes to the principals, the rest may be of either.
-func rule(r authz.Rule, trustDomain string) *rbac.Policy {
+// rule renders From as principals, To as permissions, and each clause of When as whichever its attribute belongs to.
+func rule(r authz.Rule) *rbac.Policy {
 	var who []*rbac.Principal
 	for _, from := range r.From {
 		var all []*rbac.Principal
 		for _, c := range from {
-			all = append(all, principal(c, trustDomain))
+			all = append(all, principal(c))
 		}
 		who = append(who, andPrincipal(all))
 	}
@@ -68,7 +67,7 @@ func rule(r authz.Rule, trustDomain string) *rbac.Policy {
 	}
 	for _, c := range r.When {
 		if ofPeer(c.Attribute) {
-			principals = append(principals, principal(c, trustDomain))
+			principals = append(principals, principal(c))
 		} else {
 			permissions = append(permissions, permission(c))
 		}
@@ -78,18 +77,18 @@ func rule(r authz.Rule, trustDomain string) *rbac.Policy {
 
 func ofPeer(a authz.Attribute) bool { return a.Identity() || a == authz.SourceIP }
 
-func principal(c authz.Clause, trustDomain string) *rbac.Principal {
+func principal(c authz.Clause) *rbac.Principal {
 	var all []*rbac.Principal
 	if len(c.Values) > 0 {
-		all = append(all, orPrincipal(peers(c.Attribute, c.Values, trustDomain)))
+		all = append(all, orPrincipal(peers(c.Attribute, c.Values)))
 	}
 	if len(c.Not) > 0 {
-		all = append(all, &rbac.Principal{Identifier: &rbac.Principal_NotId{NotId: orPrincipal(peers(c.Attribute, c.Not, trustDomain))}})
+		all = append(all, &rbac.Principal{Identifier: &rbac.Principal_NotId{NotId: orPrincipal(peers(c.Attribute, c.Not))}})
 	}
 	return andPrincipal(all)
 }
 
-func peers(a authz.Attribute, matches []authz.Match, trustDomain string) []*rbac.Principal {
+func peers(a authz.Attribute, matches []authz.Match) []*rbac.Principal {
 	var out []*rbac.Principal
 	for _, m := range matches {
 		if a == authz.SourceIP {
@@ -98,53 +97,9 @@ func peers(a authz.Attribute, matches []authz.Match, trustDomain string) []*rbac
 		}
 		// The certificate's URI only: the older matcher of principals looks at DNS names and the subject, too.
 		out = append(out, &rbac.Principal{Identifier: &rbac.Principal_Custom{Custom: extension("envoy.rbac.principals.mtls_authenticated",
-			&mtlsprincipal.Config{SanMatcher: &tls.SubjectAltNameMatcher{SanType: tls.SubjectAltNameMatcher_URI, Matcher: identity(a, m, trustDomain)}})}})
+			&mtlsprincipal.Config{SanMatcher: &tls.SubjectAltNameMatcher{SanType: tls.SubjectAltNameMatcher_URI, Matcher: text(m, false)}})}})
 	}
 	return out
-}
-
-// identity matches the peer's URI, spiffe://<trust domain>/ns/<namespace>/sa/<account>. The handshake has made sure of the
-// trust domain.
-func identity(a authz.Attribute, m authz.Match, trustDomain string) *matcher.StringMatcher {
-	in := "spiffe://" + trustDomain + "/ns/"
-	switch a {
-	case authz.Namespace:
-		switch m.Kind {
-		case authz.Exact:
-			return prefix(in + m.Value + "/")
-		case authz.Prefix:
-			return prefix(in + m.Value)
-		case authz.Suffix:
-			return pattern(regexp.QuoteMeta(in) + "[^/]*" + regexp.QuoteMeta(m.Value) + "/.*")
-		}
-		return prefix(in)
-	case authz.TrustDomain:
-		switch m.Kind {
-		case authz.Exact:
-			return prefix("spiffe://" + m.Value + "/")
-		case authz.Prefix:
-			return prefix("spiffe://" + m.Value)
-		case authz.Suffix:
-			return pattern("spiffe://[^/]*" + regexp.QuoteMeta(m.Value) + "/.*")
-		}
-		return prefix("spiffe://")
-	case authz.ServiceAccount:
-		ns, sa := cutAccount(m.Value)
-		return exact(in + ns + "/sa/" + sa)
-	}
-	if m.Kind == authz.Present {
-		return prefix("spiffe://")
-	}
-	return text(m, false)
-}
-
-func cutAccount(v string) (string, string) {
-	for i := range len(v) {
-		if v[i] == '/' {
-			return v[:i], v[i+1:]
-		}
-	}
-	return "", v
 }
 
 func permission(c authz.Clause) *rbac.Permission {
@@ -185,35 +140,19 @@ func operation(c authz.Clause, m authz.Match) *rbac.Permission {
 	case authz.Header:
 		return header(c.Key, m, false)
 	case authz.Path:
-		if m.Kind == authz.Template {
-			return &rbac.Permission{Rule: &rbac.Permission_UriTemplate{UriTemplate: extension("envoy.path.match.uri_template.uri_template_matcher",
-				&uritemplate.UriTemplateMatchConfig{PathTemplate: envoyTemplate(m.Value)})}}
-		}
 		return &rbac.Permission{Rule: &rbac.Permission_UrlPath{UrlPath: &matcher.PathMatcher{Rule: &matcher.PathMatcher_Path{Path: text(m, false)}}}}
 	}
 	return never()
 }
 
-// envoyTemplate writes {*} and {**} as Envoy does, * and **.
-func envoyTemplate(v string) string {
-	return regexp.MustCompile(`\{(\*\*?)\}`).ReplaceAllString(v, "$1")
-}
-
+// header matches the lines of a header. One that is there but empty is not present, to the evaluator either.
 func header(name string, m authz.Match, ignoreCase bool) *rbac.Permission {
-	h := &route.HeaderMatcher{Name: name}
-	if m.Kind == authz.Present {
-		// A header that is there but empty is not present to the evaluator either.
-		h.HeaderMatchSpecifier = &route.HeaderMatcher_StringMatch{StringMatch: pattern(`(?s)\C+`)}
-	} else {
-		h.HeaderMatchSpecifier = &route.HeaderMatcher_StringMatch{StringMatch: text(m, ignoreCase)}
-	}
-	return &rbac.Permission{Rule: &rbac.Permission_Header{Header: h}}
+	return &rbac.Permission{Rule: &rbac.Permission_Header{Header: &route.HeaderMatcher{
+		Name: name, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: text(m, ignoreCase)}}}}
 }
 
-// text matches a string. Literals are matched as they are; where a pattern is needed they are quoted, and \C stands for
-// any byte, valid UTF-8 or not.
+// text is a match of a text in Envoy's words.
 func text(m authz.Match, ignoreCase bool) *matcher.StringMatcher {
-	q := regexp.QuoteMeta(m.Value)
 	var s *matcher.StringMatcher
 	switch m.Kind {
 	case authz.Exact:
@@ -222,25 +161,22 @@ func text(m authz.Match, ignoreCase bool) *matcher.StringMatcher {
 		s = prefix(m.Value)
 	case authz.Suffix:
 		s = suffix(m.Value)
-	case authz.HostSuffix:
-		return pattern(`(?is)\C*` + q + `\.?(:[0-9]*)?`)
-	case authz.ElementExact:
-		return pattern(`(?s)(\C*,)?[ \t]*` + q + `[ \t]*(,\C*)?`)
-	case authz.ElementPrefix:
-		return pattern(`(?s)(\C*,)?[ \t]*` + q + `\C*`)
-	case authz.ElementSuffix:
-		return pattern(`(?s)\C*` + q + `[ \t]*(,\C*)?`)
+	case authz.Regexp:
+		return pattern(strings.ReplaceAll(m.Value, authz.AnyByte, anyByte))
 	default:
-		return pattern(`(?s)\C+`)
+		return pattern(anyByte + "+")
 	}
 	s.IgnoreCase = ignoreCase
 	return s
 }
 
-// ambiguousPath denies what different servers read differently, where a rule looks at paths.
-func ambiguousPath() *rbac.Policy {
-	return &rbac.Policy{Principals: []*rbac.Principal{anyone()}, Permissions: []*rbac.Permission{{Rule: &rbac.Permission_UrlPath{
-		UrlPath: &matcher.PathMatcher{Rule: &matcher.PathMatcher_Path{Path: pattern(`\C*` + authz.AmbiguousPath + `\C*`)}}}}}}
+// anyByte is any byte to RE2, valid UTF-8 or not.
+const anyByte = `\C`
+
+// ambiguous denies what different servers read differently.
+func ambiguous(a authz.Ambiguity) *rbac.Policy {
+	return &rbac.Policy{Principals: []*rbac.Principal{anyone()}, Permissions: []*rbac.Permission{
+		operation(authz.Clause{Attribute: a.Attribute}, a.Whole())}}
 }
 
 func cidr(v string) *core.CidrRange {

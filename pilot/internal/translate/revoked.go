@@ -57,7 +57,7 @@ func revokedRules(list []*registry.Revocation) *rbac.RBAC {
 
 // revokedPeer matches an identity, or one certificate of it.
 func revokedPeer(r *registry.Revocation) *rbac.Principal {
-	all := peers(authz.Principal, []authz.Match{{Kind: authz.Exact, Value: r.Identity}}, "")
+	all := peers(authz.Principal, []authz.Match{{Kind: authz.Exact, Value: r.Identity}})
 	if r.Serial != "" {
 		all = append(all, &rbac.Principal{Identifier: &rbac.Principal_FilterState{FilterState: &matcher.FilterStateMatcher{
 			Key: peerSerialKey, Matcher: &matcher.FilterStateMatcher_StringMatch{StringMatch: exact(wholeBytes(r.Serial))}}}})

@@ -28,10 +28,10 @@ func retries() *route.RetryPolicy {
 	}
 }
 
-// inboundRoutes hand everything to the application.
+// inboundRoutes hand everything to the application that says properly which host it is for.
 func inboundRoutes() *route.RouteConfiguration {
 	return &route.RouteConfiguration{Name: InboundCluster, ValidateClusters: no(), VirtualHosts: []*route.VirtualHost{{
-		Name: "inbound", Domains: []string{"*"}, Routes: []*route.Route{to(InboundCluster, "default", nil)}}}}
+		Name: "inbound", Domains: []string{"*"}, Routes: []*route.Route{badAuthority(), to(InboundCluster, "default", nil)}}}}
 }
 
 func previousHosts() *route.RetryPolicy_RetryHostPredicate {

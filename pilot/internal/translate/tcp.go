@@ -57,15 +57,10 @@ func restricted(policies []authz.Policy) bool {
 	return slices.ContainsFunc(policies, func(p authz.Policy) bool { return p.Action == authz.Allow && !p.Ignored && !p.DryRun })
 }
 
-// everyone is every identity of the mesh.
-func everyone(trustDomain string) []*matcher.StringMatcher {
-	return []*matcher.StringMatcher{prefix("spiffe://" + trustDomain + "/")}
-}
-
 // admitted are the peers that the ALLOW policies could let connect, for ports whose server speaks before network RBAC can
 // decide: others fail in the handshake. Everyone's, if a rule asks for no identity. What a DENY policy denies is cut off at
 // its first byte, after the server's greeting.
-func admitted(policies []authz.Policy, trustDomain string) []*matcher.StringMatcher {
+func admitted(policies []authz.Policy, trustDomains []string) []*matcher.StringMatcher {
 	var out []*matcher.StringMatcher
 	for _, p := range policies {
 		if p.Action != authz.Allow || p.Ignored || p.DryRun {
@@ -76,16 +71,16 @@ func admitted(policies []authz.Policy, trustDomain string) []*matcher.StringMatc
 			if r.Never {
 				continue
 			}
-			peers, ok := peersOf(r, trustDomain)
+			peers, ok := peersOf(r)
 			if !ok {
-				return everyone(trustDomain)
+				return members(trustDomains)
 			}
 			out = append(out, peers...)
 		}
 	}
 	switch {
 	case !restricted(policies):
-		return everyone(trustDomain)
+		return members(trustDomains)
 	case len(out) == 0:
 		return []*matcher.StringMatcher{exact(nobody)}
 	}
@@ -93,13 +88,13 @@ func admitted(policies []authz.Policy, trustDomain string) []*matcher.StringMatc
 }
 
 // peersOf are the identities outside of which a rule cannot match.
-func peersOf(r authz.Rule, trustDomain string) ([]*matcher.StringMatcher, bool) {
-	if m, ok := identities(r.When, trustDomain); ok {
+func peersOf(r authz.Rule) ([]*matcher.StringMatcher, bool) {
+	if m, ok := identities(r.When); ok {
 		return m, true
 	}
 	var out []*matcher.StringMatcher
 	for _, from := range r.From {
-		m, ok := identities(from, trustDomain)
+		m, ok := identities(from)
 		if !ok {
 			return nil, false
 		}
@@ -108,14 +103,14 @@ func peersOf(r authz.Rule, trustDomain string) ([]*matcher.StringMatcher, bool) 
 	return out, len(r.From) > 0
 }
 
-func identities(clauses authz.Clauses, trustDomain string) ([]*matcher.StringMatcher, bool) {
+func identities(clauses authz.Clauses) ([]*matcher.StringMatcher, bool) {
 	for _, c := range clauses {
 		if !c.Attribute.Identity() || len(c.Values) == 0 {
 			continue
 		}
 		var out []*matcher.StringMatcher
 		for _, m := range c.Values {
-			out = append(out, identity(c.Attribute, m, trustDomain))
+			out = append(out, text(m, false))
 		}
 		return out, true
 	}

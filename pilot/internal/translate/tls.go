@@ -10,7 +10,13 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
+
+// members are the identities of the mesh, and nothing that merely begins like one.
+func members(trustDomains []string) []*matcher.StringMatcher {
+	return []*matcher.StringMatcher{pattern(spiffe.Pattern(trustDomains...))}
+}
 
 // nobody is a name no certificate of a mesh has, for services whose servers are not known: any server is refused.
 const nobody = "spiffe://nobody.invalid/ns/none/sa/none"

@@ -1,0 +1,92 @@
+package authz
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// attribute is all that is known of an attribute. Admission, the proxies' configuration and the evaluation follow from it:
+// parse knows which texts the attribute can have and turns a policy's value into matches of them, or says why none can
+// ever match; of finds the texts in a request, in the form that the proxies compare.
+type attribute struct {
+	parse func(b *builder, v string, wide bool) ([]Match, error) // wide: where the match denies
+	of    func(req *Request, key string) []string
+	http  bool // only HTTP has it
+	peer  bool // it comes from the peer's certificate
+}
+
+var attributes = map[Attribute]attribute{
+	Principal:      {parse: narrow((*builder).parsePrincipal), of: peerURI, peer: true},
+	Namespace:      {parse: narrow((*builder).parseNamespace), of: peerURI, peer: true},
+	ServiceAccount: {parse: narrow((*builder).parseAccount), of: peerURI, peer: true},
+	TrustDomain:    {parse: narrow((*builder).parseTrustDomain), of: peerURI, peer: true},
+	SourceIP:       {parse: plain(parseCIDR), of: func(r *Request, _ string) []string { return []string{r.SourceIP.String()} }},
+	DestinationIP:  {parse: plain(parseCIDR), of: func(r *Request, _ string) []string { return []string{r.DestinationIP.String()} }},
+	DestinationPort: {parse: plain(parsePort), of: func(r *Request, _ string) []string {
+		return []string{strconv.FormatUint(uint64(r.DestinationPort), 10)}
+	}},
+	SNI:    {parse: plain(parseSNI), of: func(r *Request, _ string) []string { return []string{strings.ToLower(r.SNI)} }},
+	Host:   {parse: either(parseHost), of: func(r *Request, _ string) []string { return []string{r.Host} }, http: true},
+	Method: {parse: plain(parseMethod), of: func(r *Request, _ string) []string { return []string{r.Method} }, http: true},
+	Path:   {parse: literalStar(parsePath), of: func(r *Request, _ string) []string { return []string{r.Path} }, http: true},
+	// As Envoy does since CVE-2026-26308: a header that is sent twice matches if either line does.
+	Header: {parse: literalStar(parseHeader), of: func(r *Request, key string) []string { return r.Headers[key] }, http: true},
+}
+
+func peerURI(r *Request, _ string) []string {
+	if r.Source.IsZero() {
+		return nil
+	}
+	return []string{r.Source.String()}
+}
+
+func narrow(parse func(*builder, string) ([]Match, error)) func(*builder, string, bool) ([]Match, error) {
+	return func(b *builder, v string, _ bool) ([]Match, error) { return parse(b, v) }
+}
+
+func plain(parse func(string) ([]Match, error)) func(*builder, string, bool) ([]Match, error) {
+	return func(_ *builder, v string, _ bool) ([]Match, error) { return parse(v) }
+}
+
+func either(parse func(string, bool) ([]Match, error)) func(*builder, string, bool) ([]Match, error) {
+	return func(_ *builder, v string, wide bool) ([]Match, error) { return parse(v, wide) }
+}
+
+// literalStar is of attributes whose texts may have a * themselves: it is legal in the middle of a value, and stands for itself.
+func literalStar(parse func(string, bool) ([]Match, error)) func(*builder, string, bool) ([]Match, error) {
+	return func(b *builder, v string, wide bool) ([]Match, error) {
+		m, err := parse(v, wide)
+		if err != nil {
+			return nil, err
+		}
+		if strings.Contains(wildcard(v).Value, "*") && !strings.ContainsAny(v, "{}") {
+			b.warn(fmt.Sprintf("%q: only one * at the beginning or at the end stands for anything; the other one is taken as it is", v))
+		}
+		if strings.Contains(v, ",/") {
+			b.warn(fmt.Sprintf("%q is one value; write a list if it is to be several", v))
+		}
+		return m, nil
+	}
+}
+
+// Ambiguity is a text of an attribute that servers read in different ways. Where a rule looks at the attribute, it is
+// denied: no rule could know what it lets through.
+type Ambiguity struct {
+	Attribute Attribute
+	Rule      string // the name of the rule that denies it
+	Pattern   string // of RE2, anywhere in the text
+	pattern   *regexp.Regexp
+}
+
+// Whole is the pattern as a Regexp match.
+func (a Ambiguity) Whole() Match {
+	return Match{Regexp, anyBytes + "(?:" + a.Pattern + ")" + anyBytes}
+}
+
+// Ambiguities are all there are.
+var Ambiguities = []Ambiguity{
+	{Path, AmbiguousPathRule, AmbiguousPath, ambiguousPath},
+	{Method, AmbiguousMethodRule, AmbiguousMethod, regexp.MustCompile(AmbiguousMethod)},
+}
