@@ -7,6 +7,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -33,11 +35,11 @@ func OneOf(ids ...spiffe.ID) Authorizer {
 	})
 }
 
-// MemberOf authorizes every service account of the trust domain.
-func MemberOf(trustDomain string) Authorizer {
+// MemberOf authorizes every service account of the trust domains.
+func MemberOf(trustDomains ...string) Authorizer {
 	return parsed(func(id spiffe.ID) error {
-		if id.TrustDomain != trustDomain {
-			return fmt.Errorf("%s is not of trust domain %s", id, trustDomain)
+		if !slices.Contains(trustDomains, id.TrustDomain) {
+			return fmt.Errorf("%s is not of trust domain %s", id, strings.Join(trustDomains, ", "))
 		}
 		return nil
 	})

@@ -27,6 +27,31 @@ func (s Settings) TrustDomains() []string {
 	return append([]string{s.TrustDomain}, s.TrustDomainAliases...)
 }
 
+// URIs are the SPIFFE URIs of a service account, one for each trust domain of the mesh; none if it can have no identity.
+func (s Settings) URIs(namespace, account string) []string {
+	var out []string
+	for _, td := range s.TrustDomains() {
+		if id, err := spiffe.New(td, namespace, account); err == nil {
+			out = append(out, id.String())
+		}
+	}
+	return out
+}
+
+// Same are the URIs under which the mesh knows an identity: one of its own under each of its trust domains, another as it is.
+func (s Settings) Same(uri string) []string {
+	id, err := spiffe.Parse(uri)
+	if err != nil || !slices.Contains(s.TrustDomains(), id.TrustDomain) {
+		return []string{uri}
+	}
+	return s.URIs(id.Namespace, id.ServiceAccount)
+}
+
+// revoked reports whether an identity is, under any of its names.
+func (s Settings) revoked(snap *registry.Snapshot, uri string) bool {
+	return slices.ContainsFunc(s.Same(uri), snap.Revoked)
+}
+
 // ServicePort is one port of a service as its clients see it.
 type ServicePort struct {
 	Service  *registry.Service
@@ -76,8 +101,8 @@ func nameService(snap *registry.Snapshot, set Settings, s *registry.Service) nam
 			n.pods[p.IP] = p
 		}
 		n.mutual = n.mutual || p.Proxied
-		if id, err := spiffe.New(set.TrustDomain, p.Namespace, p.ServiceAccount); err == nil && !snap.Revoked(id.String()) {
-			names[id.String()] = true
+		for _, uri := range set.URIs(p.Namespace, p.ServiceAccount) {
+			names[uri] = true
 		}
 	}
 	if len(s.Selector) > 0 {
@@ -96,6 +121,11 @@ func nameService(snap *registry.Snapshot, set Settings, s *registry.Service) nam
 					add(p)
 				}
 			}
+		}
+	}
+	for uri := range names {
+		if set.revoked(snap, uri) {
+			delete(names, uri)
 		}
 	}
 	n.identities = slices.Sorted(maps.Keys(names))

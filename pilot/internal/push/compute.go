@@ -85,7 +85,7 @@ func (s *Store) compute(k key) proto.Message {
 		return s.listener(k)
 	case deltaxds.ExtensionConfigType:
 		if k.scope == global {
-			return translate.Revocations(slices.Collect(s.snap.Revocations()), k.name)
+			return translate.Revocations(s.settings, slices.Collect(s.snap.Revocations()), k.name)
 		}
 		if w := s.workload(k.scope.value); w != nil {
 			if config := translate.Authorization(w, k.name); config != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -133,7 +134,7 @@ func (s *Server) authorize(ctx context.Context, id spiffe.ID, node string) (*reg
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	if id.TrustDomain != s.store.settings.TrustDomain {
+	if !slices.Contains(s.store.settings.TrustDomains(), id.TrustDomain) {
 		return nil, status.Errorf(codes.PermissionDenied, "%s is of another trust domain", id)
 	}
 	ctx, cancel := context.WithTimeout(ctx, podWait)

@@ -119,8 +119,7 @@ func FromPod(p *core.Pod) *Pod {
 func FromNamespace(n *core.Namespace) *Namespace { return &Namespace{ID: n.Name, Labels: n.Labels} }
 
 func metaOf(u meta.Object) authz.Meta {
-	dry, err := strconv.ParseBool(u.GetAnnotations()[istiocompat.DryRunAnnotation])
-	return authz.Meta{Namespace: u.GetNamespace(), Name: u.GetName(), Created: u.GetCreationTimestamp().UTC(), DryRun: err == nil && dry}
+	return authz.Meta{Namespace: u.GetNamespace(), Name: u.GetName(), Created: u.GetCreationTimestamp().UTC()}
 }
 
 // decodeSpec reads the spec of a custom resource strictly: a field that is not understood might have restricted something.
@@ -158,7 +157,12 @@ func FromAuthorizationPolicy(u *unstructured.Unstructured, o authz.Options) *Pol
 		out.Problems = []authz.Problem{{Field: "spec", Reason: err.Error()}}
 		return out
 	}
-	out.Policy, out.Problems = authz.FromAuthorizationPolicy(metaOf(u), &spec, o)
+	meta := metaOf(u)
+	value, set := u.GetAnnotations()[istiocompat.DryRunAnnotation]
+	dry, problems := authz.DryRun(value, set)
+	meta.DryRun = dry
+	out.Policy, out.Problems = authz.FromAuthorizationPolicy(meta, &spec, o)
+	out.Problems = append(problems, out.Problems...)
 	return out
 }
 

@@ -110,7 +110,7 @@ func newPilot(s Settings, config *rest.Config, log *slog.Logger) (*Pilot, error)
 	if err != nil {
 		return nil, err
 	}
-	settings := compile.Settings{TrustDomain: s.TrustDomain, RootNamespace: s.RootNamespace}
+	settings := compile.Settings{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace}
 	return &Pilot{
 		settings: s, log: log, kube: kube, registry: reg, feed: feed, identity: identity, health: health.New(metrics),
 		store:  push.NewStore(settings, reg.Snapshot(), push.NewMetrics(metrics), log),
@@ -119,7 +119,7 @@ func newPilot(s Settings, config *rest.Config, log *slog.Logger) (*Pilot, error)
 }
 
 func (s Settings) authz() authz.Options {
-	return authz.Options{TrustDomain: s.TrustDomain, RootNamespace: s.RootNamespace}
+	return authz.Options{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace}
 }
 
 // run owns every goroutine of Pilot: one ends, all end.
@@ -177,7 +177,7 @@ func (p *Pilot) serveXDS(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("xDS: %w", err)
 	}
-	secure := mtls.Server(p.identity, p.identity, mtls.MemberOf(p.settings.TrustDomain))
+	secure := mtls.Server(p.identity, p.identity, mtls.MemberOf(p.settings.authz().TrustDomains()...))
 	options := append(mtls.ServerOptions(secure, mtls.Limits{MaxConcurrentStreams: 8}), grpc.ForceServerCodecV2(deltaxds.Codec()))
 	srv := grpc.NewServer(options...)
 	discovery.RegisterAggregatedDiscoveryServiceServer(srv, push.NewServer(p.store, push.Options{

@@ -8,20 +8,22 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 // Settings of Pilot; see config.Command for how they are given.
 type Settings struct {
-	TrustDomain   string `mapstructure:"trustDomain" usage:"SPIFFE trust domain of the mesh"`
-	RootNamespace string `mapstructure:"rootNamespace" usage:"namespace whose policies hold mesh-wide"`
-	ClusterName   string `mapstructure:"clusterName" usage:"name of the cluster in metrics"`
-	Kubeconfig    string `mapstructure:"kubeconfig" usage:"kubeconfig file; empty inside a cluster"`
-	Citadel       string `mapstructure:"citadel" usage:"address of Citadel's CSR service"`
-	TokenFile     string `mapstructure:"tokenFile" usage:"projected token for Citadel"`
-	LogLevel      string `mapstructure:"logLevel" usage:"debug, info, warn or error"`
-	MaxProxies    int    `mapstructure:"maxProxies" usage:"proxies served at once; more are sent elsewhere"`
-	Listen        Listen `mapstructure:"listen"`
-	Inject        Inject `mapstructure:"inject"`
+	TrustDomain        string   `mapstructure:"trustDomain" usage:"SPIFFE trust domain of the mesh"`
+	TrustDomainAliases []string `mapstructure:"trust-domain-aliases" usage:"other trust domains whose identities are the mesh's own, as while it changes its name"`
+	RootNamespace      string   `mapstructure:"rootNamespace" usage:"namespace whose policies hold mesh-wide"`
+	ClusterName        string   `mapstructure:"clusterName" usage:"name of the cluster in metrics"`
+	Kubeconfig         string   `mapstructure:"kubeconfig" usage:"kubeconfig file; empty inside a cluster"`
+	Citadel            string   `mapstructure:"citadel" usage:"address of Citadel's CSR service"`
+	TokenFile          string   `mapstructure:"tokenFile" usage:"projected token for Citadel"`
+	LogLevel           string   `mapstructure:"logLevel" usage:"debug, info, warn or error"`
+	MaxProxies         int      `mapstructure:"maxProxies" usage:"proxies served at once; more are sent elsewhere"`
+	Listen             Listen   `mapstructure:"listen"`
+	Inject             Inject   `mapstructure:"inject"`
 }
 
 // Listen has the addresses Pilot listens on.
@@ -64,6 +66,11 @@ func (s Settings) Validate() error {
 	var errs []error
 	if s.TrustDomain == "" {
 		errs = append(errs, errors.New("trustDomain is empty"))
+	}
+	for _, td := range s.TrustDomainAliases {
+		if _, err := spiffe.New(td, "n", "s"); err != nil {
+			errs = append(errs, fmt.Errorf("trust-domain-aliases: %w", err))
+		}
 	}
 	if s.RootNamespace == "" {
 		errs = append(errs, errors.New("rootNamespace is empty"))

@@ -72,7 +72,7 @@ func everything(t *testing.T, snap *registry.Snapshot, workload string) map[stri
 		out[name] = translate.Authorization(&w, name)
 	}
 	for _, name := range translate.RevocationNames() {
-		out[name] = translate.Revocations(slices.Collect(snap.Revocations()), name)
+		out[name] = translate.Revocations(settings, slices.Collect(snap.Revocations()), name)
 	}
 	out["listener/"+translate.HealthListener] = translate.HealthListener15021(w.Probes)
 	for _, c := range append(translate.ProbeClusters(w.Probes, pod.IP), translate.Inbound()) {

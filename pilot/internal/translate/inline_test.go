@@ -45,7 +45,7 @@ func applicationBehind(port uint32) string { return fmt.Sprintf("application-%d"
 func inlineAuthorization(t *testing.T, c *listener.FilterChain, w *compile.Workload, revoked ...*registry.Revocation) {
 	t.Helper()
 	config := func(name string) *core.TypedExtensionConfig {
-		if m, ok := translate.Revocations(revoked, name).(*core.TypedExtensionConfig); ok {
+		if m, ok := translate.Revocations(aliased, revoked, name).(*core.TypedExtensionConfig); ok {
 			return m
 		}
 		out := translate.Authorization(w, name)

@@ -11,6 +11,7 @@ import (
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
@@ -29,8 +30,8 @@ func RevocationNames() []string { return []string{httpRevocations, tcpRevocation
 
 // Revocations is the configuration by which the revocations hold, nil if there is none of the name. Their results are told
 // as those of a DENY policy.
-func Revocations(list []*registry.Revocation, name string) proto.Message {
-	rules := revokedRules(list)
+func Revocations(set compile.Settings, list []*registry.Revocation, name string) proto.Message {
+	rules := revokedRules(set, list)
 	switch name {
 	case httpRevocations:
 		return extension(name, &httprbac.RBAC{Rules: rules, RulesStatPrefix: statPrefix[authz.Deny]})
@@ -40,7 +41,7 @@ func Revocations(list []*registry.Revocation, name string) proto.Message {
 	return nil
 }
 
-func revokedRules(list []*registry.Revocation) *rbac.RBAC {
+func revokedRules(set compile.Settings, list []*registry.Revocation) *rbac.RBAC {
 	if len(list) == 0 {
 		return nil
 	}
@@ -50,14 +51,18 @@ func revokedRules(list []*registry.Revocation) *rbac.RBAC {
 		if out.Policies[name] == nil {
 			out.Policies[name] = &rbac.Policy{Permissions: []*rbac.Permission{anything()}}
 		}
-		out.Policies[name].Principals = append(out.Policies[name].Principals, revokedPeer(r))
+		out.Policies[name].Principals = append(out.Policies[name].Principals, revokedPeer(set, r))
 	}
 	return out
 }
 
-// revokedPeer matches an identity, or one certificate of it.
-func revokedPeer(r *registry.Revocation) *rbac.Principal {
-	all := peers(authz.Principal, []authz.Match{{Kind: authz.Exact, Value: r.Identity}})
+// revokedPeer matches an identity under each of its names, or one certificate of it.
+func revokedPeer(set compile.Settings, r *registry.Revocation) *rbac.Principal {
+	var names []authz.Match
+	for _, uri := range set.Same(r.Identity) {
+		names = append(names, authz.Match{Kind: authz.Exact, Value: uri})
+	}
+	all := []*rbac.Principal{orPrincipal(peers(authz.Principal, names))}
 	if r.Serial != "" {
 		all = append(all, &rbac.Principal{Identifier: &rbac.Principal_FilterState{FilterState: &matcher.FilterStateMatcher{
 			Key: peerSerialKey, Matcher: &matcher.FilterStateMatcher_StringMatch{StringMatch: exact(wholeBytes(r.Serial))}}}})

@@ -16,6 +16,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/admission"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 )
 
 // maxShown bounds how many problems one answer names.
@@ -56,14 +57,20 @@ func check(req *admissionv1.AdmissionRequest, options authz.Options) (problems [
 		return []authz.Problem{{Field: "object", Reason: err.Error()}}, nil
 	}
 	m := authz.Meta{Namespace: req.Namespace, Name: req.Name}
+	value, set := object.Metadata.Annotations[istiocompat.DryRunAnnotation]
+	if set && req.Kind.Kind != "AuthorizationPolicy" {
+		return []authz.Problem{{Field: authz.DryRunField, Reason: "only an AuthorizationPolicy can be tried out; this would be enforced"}}, nil
+	}
 	switch req.Kind.Kind {
 	case "AuthorizationPolicy":
+		dry, wrong := authz.DryRun(value, set)
+		m.DryRun = dry
 		var spec security.AuthorizationPolicy
 		if p := decode(object.Spec, &spec); p != nil {
 			return p, nil
 		}
 		policy, problems := authz.FromAuthorizationPolicy(m, &spec, options)
-		return problems, advice(&policy)
+		return append(wrong, problems...), advice(&policy)
 	case "PeerAuthentication":
 		var spec security.PeerAuthentication
 		if p := decode(object.Spec, &spec); p != nil {
@@ -91,6 +98,12 @@ func decode(spec json.RawMessage, into proto.Message) []authz.Problem {
 // advice warns of what is enforced, but maybe not as its author thinks.
 func advice(p *authz.Policy) []string {
 	var out []string
+	for i, w := range p.Warnings {
+		if i == maxShown {
+			break
+		}
+		out = append(out, w.Error())
+	}
 	tcp := p.TCP()
 	for i, r := range p.Rules {
 		if p.Action == authz.Allow && len(tcp.Rules) < len(p.Rules) {
