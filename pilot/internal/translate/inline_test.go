@@ -32,11 +32,17 @@ func inboundOn(t *testing.T, w *compile.Workload, port uint32, revoked ...*regis
 				f.AccessLog, f.ClusterSpecifier = nil, &tcpproxy.TcpProxy_Cluster{Cluster: applicationBehind(port)}
 			case *hcm.HttpConnectionManager:
 				f.AccessLog = nil
-				f.GetRouteConfig().GetVirtualHosts()[0].GetRoutes()[0].GetRoute().ClusterSpecifier = &route.RouteAction_Cluster{Cluster: applicationBehind(port)}
+				delivering(f).GetRoute().ClusterSpecifier = &route.RouteAction_Cluster{Cluster: applicationBehind(port)}
 			}
 		})
 	}
 	return l
+}
+
+// delivering is the route to the application.
+func delivering(m *hcm.HttpConnectionManager) *route.Route {
+	routes := m.GetRouteConfig().GetVirtualHosts()[0].GetRoutes()
+	return routes[len(routes)-1]
 }
 
 func applicationBehind(port uint32) string { return fmt.Sprintf("application-%d", port) }
