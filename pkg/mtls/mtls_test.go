@@ -197,3 +197,36 @@ func TestPeerIDWithoutTLS(t *testing.T) {
 		t.Fatal("an identity out of nowhere")
 	}
 }
+
+// Only a service account's URI is an identity, whatever else of the trust domain the CA should ever sign.
+func TestMembersAreServiceAccountsOfTheTrustDomains(t *testing.T) {
+	ca := svidtest.New(t, "cluster.local")
+	end := time.Now().Add(time.Hour)
+	pilot := ca.ID("bulwark-system", "bulwark-pilot")
+	required, address := serve(t, mtls.Server(ca.SVID(pilot, end), ca.Bundle(), mtls.MemberOf("cluster.local", "old.example")))
+	_, optional := serve(t, mtls.ServerWithOptionalClientCert(ca.SVID(pilot, end), ca.Bundle(), mtls.MemberOf("cluster.local")))
+	if err := call(t, address, mtls.Client(ca.SVID(ca.ID("shop", "a"), end), ca.Bundle(), mtls.OneOf(pilot))); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-required.seen; got != ca.ID("shop", "a") {
+		t.Fatalf("peer is %s", got)
+	}
+	for _, id := range []spiffe.ID{
+		{TrustDomain: "cluster.local/x/y", Namespace: "shop", ServiceAccount: "a"},
+		{TrustDomain: "cluster.local", Namespace: "shop/x", ServiceAccount: "a"},
+		{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "a/b"},
+		{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "a/ns/web/sa/b"},
+		{TrustDomain: "cluster.local", Namespace: "Shop", ServiceAccount: "a"},
+		{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "a..b"},
+	} {
+		for _, to := range []string{address, optional} {
+			if err := call(t, to, mtls.Client(ca.SVID(id, end), ca.Bundle(), mtls.OneOf(pilot))); err == nil {
+				t.Errorf("%s: call succeeded", id)
+			}
+		}
+		_, impostor := serve(t, mtls.ServerWithoutClientCert(ca.SVID(id, end)))
+		if err := call(t, impostor, mtls.ClientWithoutCert(ca.Bundle(), mtls.MemberOf("cluster.local"))); err == nil {
+			t.Errorf("a server with %s was taken for a member", id)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package spiffe
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -32,4 +33,21 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("Parse(%q).String() = %q", uri, id.String())
 		}
 	})
+}
+
+// What the proxies take for an identity is what Parse takes, but for lengths.
+func TestPatternIsWhatParseTakes(t *testing.T) {
+	re := regexp.MustCompile("^(?:" + Pattern("cluster.local", "old.local") + ")$")
+	for _, uri := range []string{
+		"spiffe://cluster.local/ns/a/sa/b", "spiffe://old.local/ns/a-b/sa/b.c-d", "spiffe://other.local/ns/a/sa/b", "spiffe://clusterxlocal/ns/a/sa/b",
+		"spiffe://cluster.local/x/ns/a/sa/b", "spiffe://cluster.local/ns/a/sa/b/c", "spiffe://cluster.local/ns/a.b/sa/b", "spiffe://cluster.local/ns/A/sa/b",
+		"spiffe://cluster.local/ns/-a/sa/b", "spiffe://cluster.local/ns/a-/sa/b", "spiffe://cluster.local/ns/a/sa/b..c", "spiffe://cluster.local/ns/a/sa/b-.c",
+		"spiffe://cluster.local/ns/a/sa/", "spiffe://cluster.local/ns/a/sa/b\n", "\nspiffe://cluster.local/ns/a/sa/b", "spiffe://cluster.local/ns/0/sa/1",
+	} {
+		id, err := Parse(uri)
+		want := err == nil && (id.TrustDomain == "cluster.local" || id.TrustDomain == "old.local")
+		if got := re.MatchString(uri); got != want {
+			t.Errorf("%q matches: %v, want %v (%v)", uri, got, want, err)
+		}
+	}
 }

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -13,9 +16,13 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	security "istio.io/api/security/v1beta1"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/fixture"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
 
 // policyOf compiles a policy of namespace finance.
@@ -240,5 +247,50 @@ func TestHeadersThatNoRuleSees(t *testing.T) {
 		if got := sendRaw(t, port, "GET / HTTP/1.1\r\nHost: x\r\n"+header+": "+value+"\r\n"); got != 403 {
 			t.Errorf("a policy may name header %s, and does not see it: %d", header, got)
 		}
+	}
+}
+
+// An identity is the same under each trust domain of the mesh: who is revoked under one is under all, and a service is
+// served under each.
+func TestIdentityIsTheSameUnderEachTrustDomain(t *testing.T) {
+	ca, ports := envoytest.NewCA(t), envoytest.FreePorts(t, 2)
+	b := translate.Bootstrap()
+	b.DynamicResources, b.StatsSinks = nil, nil
+	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[1]}
+	b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t,
+		[]authz.Policy{policyOf(t, "p", `{"rules":[{"from":[{"source":{"principals":["old.local/ns/shop/sa/web","cluster.local/ns/shop/sa/thief"]}}]}]}`)}, ports[0], ca,
+		ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll"), &registry.Revocation{Revocation: revocation.Revocation{Name: "r", Identity: "spiffe://cluster.local/ns/shop/sa/thief"}}))
+	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
+	for id, want := range map[string]int{
+		"spiffe://cluster.local/ns/shop/sa/web": 200, "spiffe://old.local/ns/shop/sa/web": 200,
+		"spiffe://cluster.local/ns/shop/sa/other": 403, "spiffe://old.local/ns/shop/sa/thief": 403, "spiffe://cluster.local/ns/shop/sa/thief": 403,
+		"spiffe://elsewhere.local/ns/shop/sa/web": 0,
+	} {
+		if got := askAs(t, ports[0], ca.Issue(t, id)); got != want {
+			t.Errorf("%s: %d, want %d", id, got, want)
+		}
+	}
+	world, err := os.ReadFile("testdata/world.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg, err := fixture.Load(world)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checked := 0
+	for s := range reg.Snapshot().Services() {
+		plain, both := compile.ServicePorts(reg.Snapshot(), settings, s), compile.ServicePorts(reg.Snapshot(), aliased, s)
+		for i := range plain {
+			for _, id := range plain[i].Identities {
+				checked++
+				if alias := strings.Replace(id, "cluster.local", "old.local", 1); !slices.Contains(both[i].Identities, id) || !slices.Contains(both[i].Identities, alias) {
+					t.Errorf("%s is served by %v, want %s and %s among them", s.ID, both[i].Identities, id, alias)
+				}
+			}
+		}
+	}
+	if checked == 0 {
+		t.Error("no service has an identity: nothing was tested")
 	}
 }

@@ -13,9 +13,14 @@ import (
 
 func review(t *testing.T, kind, namespace, spec string) *admissionv1.AdmissionResponse {
 	t.Helper()
+	return annotated(t, kind, namespace, spec, "{}")
+}
+
+func annotated(t *testing.T, kind, namespace, spec, annotations string) *admissionv1.AdmissionResponse {
+	t.Helper()
 	return Policies(authz.Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"})(t.Context(), &admissionv1.AdmissionRequest{
 		Operation: admissionv1.Create, Namespace: namespace, Name: "p", Kind: meta.GroupVersionKind{Kind: kind},
-		Object: runtime.RawExtension{Raw: []byte(`{"metadata":{"name":"p"},"spec":` + spec + `}`)},
+		Object: runtime.RawExtension{Raw: []byte(`{"metadata":{"name":"p","annotations":` + annotations + `},"spec":` + spec + `}`)},
 	})
 }
 
@@ -26,6 +31,9 @@ func TestRefusalsNameFieldAndReason(t *testing.T) {
 		{"AuthorizationPolicy", "a", `{"rules":[{"to":[{"operation":{"ports":["70000"]}}]}]}`, `spec.rules[0].to[0].operation.ports[0]: "70000" is not a port`},
 		{"PeerAuthentication", "a", `{"portLevelMtls":{"80":{"mode":"STRICT"}}}`, "spec.portLevelMtls: needs a selector"},
 		{"PeerAuthentication", "bulwark-system", `{"selector":{"matchLabels":{"a":"b"}}}`, "spec.selector: has no effect in the root namespace"},
+		{"PeerAuthentication", "a", `{"selector":{"matchLabels":{"app":"a*"}},"mtls":{"mode":"STRICT"}}`, `spec.selector.matchLabels: "app": "a*" can never match`},
+		{"AuthorizationPolicy", "a", `{"selector":{"matchLabels":{"app":"a b"}}}`, `spec.selector.matchLabels: "app": "a b" can never match`},
+		{"AuthorizationPolicy", "a", `{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/a%2Fb"]}}]}]}`, `spec.rules[0].to[0].operation.paths[0]: "/a%2Fb" can never match: %2F is decoded before paths are compared; write "/a/b"`},
 		{"RequestAuthentication", "a", `{"jwtRules":[{"issuer":"x"}]}`, "spec.jwtRules: JWTs are not verified yet"},
 	} {
 		got := review(t, c.kind, c.namespace, c.spec)
@@ -42,10 +50,33 @@ func TestPoliciesThatCanBeEnforcedPass(t *testing.T) {
 		{"AuthorizationPolicy", `null`, ""},
 		{"AuthorizationPolicy", `{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/admin"]}}]}]}`, "denies more"},
 		{"AuthorizationPolicy", `{"rules":[{"to":[{"operation":{"methods":["GET"]}}]}]}`, "never match on ports that are not HTTP"},
+		{"AuthorizationPolicy", `{"rules":[{"to":[{"operation":{"paths":["/service/*health"]}}]}]}`, "the other one is taken as it is"},
+		{"AuthorizationPolicy", `{"rules":[{"from":[{"source":{"principals":["other.example/ns/a/sa/b"]}}]}]}`, "nor an alias of it"},
 	} {
 		got := review(t, c.kind, "a", c.spec)
 		if !got.Allowed || !strings.Contains(strings.Join(got.Warnings, " "), c.warning) || c.warning == "" && len(got.Warnings) > 0 {
 			t.Errorf("%s %s: %+v", c.kind, c.spec, got)
 		}
+	}
+}
+
+func TestDryRunIsTrueOrFalseAndOfAuthorizationPolicies(t *testing.T) {
+	for _, c := range []struct{ kind, value, want string }{
+		{"AuthorizationPolicy", "true", ""},
+		{"AuthorizationPolicy", "false", ""},
+		{"AuthorizationPolicy", "1", ""},
+		{"AuthorizationPolicy", "yes", `metadata.annotations[istio.io/dry-run]: "yes" is neither true nor false`},
+		{"AuthorizationPolicy", "", "neither true nor false"},
+		{"AuthorizationPolicy", "true ", "neither true nor false"},
+		{"PeerAuthentication", "true", "only an AuthorizationPolicy can be tried out"},
+	} {
+		got := annotated(t, c.kind, "a", "{}", `{"istio.io/dry-run":"`+c.value+`"}`)
+		if got.Allowed != (c.want == "") || !got.Allowed && !strings.Contains(got.Result.Message, c.want) {
+			t.Errorf("%s %q: %+v", c.kind, c.value, got)
+		}
+	}
+	got := annotated(t, "AuthorizationPolicy", "a", `{"action":"AUDIT","rules":[{}]}`, `{"istio.io/dry-run":"true"}`)
+	if !got.Allowed || len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "AUDIT decides nothing") {
+		t.Errorf("a dry run of what decides nothing: %+v", got)
 	}
 }
