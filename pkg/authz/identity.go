@@ -156,9 +156,10 @@ func (b *builder) foreign(written string) {
 		written, strings.Join(b.opts.TrustDomains(), ", ")))
 }
 
+// The handshake has made sure of the form of the names, so that these say only where they end.
 const (
-	anyNamespace = spiffe.NamespacePattern
-	anyAccount   = spiffe.ServiceAccountPattern
+	anyNamespace = `[-a-z0-9]+`
+	anyAccount   = `[-a-z0-9.]+`
 )
 
 func uri(trustDomain, namespace, account string) string {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	security "istio.io/api/security/v1beta1"
 )
 
@@ -82,6 +83,55 @@ func TestRuleWithAProblemFailsClosed(t *testing.T) {
 					if last := p.Rules[before+1]; last.Never {
 						t.Fatalf("%s after %d rules with %s: a good rule after it matches nothing", name, before, other)
 					}
+				}
+			}
+		}
+	}
+}
+
+// A fault in one field of a rule makes all of it fail closed, whatever is in its other fields: what the other field alone
+// denies is denied still, and nothing is allowed.
+func TestFaultBesideAnotherFieldFailsClosed(t *testing.T) {
+	parse := func(text string) *security.Rule {
+		var r security.Rule
+		if err := protojson.Unmarshal([]byte("{"+text+"}"), &r); err != nil {
+			t.Fatal(err)
+		}
+		return &r
+	}
+	others := map[string]string{
+		"from": `"from":[{"source":{"namespaces":["finance"],"ipBlocks":["10.0.0.0/8"]}}]`, "to": `"to":[{"operation":{"methods":["GET"],"notPaths":["/y"]}}]`,
+		"when": `"when":[{"key":"request.headers[x]","notValues":["y"]},{"key":"source.principal","values":["*/sa/a"]}]`,
+	}
+	for name, fault := range faults {
+		for other, text := range others {
+			for _, merge := range []func(bad, good *security.Rule) *security.Rule{
+				func(bad, good *security.Rule) *security.Rule { proto.Merge(good, bad); return good },
+				func(bad, good *security.Rule) *security.Rule { // in the same source and operation, where there is one
+					if len(bad.GetFrom()) > 0 && len(good.GetFrom()) > 0 {
+						proto.Merge(good.From[0], bad.From[0])
+						bad.From = nil
+					}
+					if len(bad.GetTo()) > 0 && len(good.GetTo()) > 0 {
+						proto.Merge(good.To[0], bad.To[0])
+						bad.To = nil
+					}
+					proto.Merge(good, bad)
+					return good
+				},
+			} {
+				rule := merge(parse(fault), parse(text))
+				compiled := func(action security.AuthorizationPolicy_Action) (Policy, []Problem) {
+					spec := &security.AuthorizationPolicy{Action: action, Rules: []*security.Rule{rule}}
+					return FromAuthorizationPolicy(Meta{Namespace: "finance", Name: "p"}, spec, options)
+				}
+				// What had no field has one, if the other field came into the same place.
+				if p, problems := compiled(security.AuthorizationPolicy_ALLOW); len(problems) > 0 && !p.Rules[0].Never {
+					t.Errorf("%s beside %s: the ALLOW rule is %+v", name, other, p.Rules[0])
+				}
+				p, _ := compiled(security.AuthorizationPolicy_DENY)
+				if Evaluate([]Policy{p}, request("a", "GET", "/x")).Allowed && name != "accounts and principal" {
+					t.Errorf("%s beside %s: the DENY rule lets through what it denies without the fault: %+v", name, other, p.Rules[0])
 				}
 			}
 		}

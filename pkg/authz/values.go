@@ -114,6 +114,8 @@ func parseMethod(v string) ([]Match, error) {
 		return nil, fmt.Errorf("%q can never match: methods are in upper case; write %q", v, strings.ToUpper(v))
 	case strings.ContainsAny(v, ", "):
 		return nil, fmt.Errorf("%q can never match: one value is one method; write a list", v)
+	case strings.Contains(v, "/"):
+		return nil, fmt.Errorf("%q can never match: the method of all gRPC is POST, and a gRPC method is the path of its request; use paths", v)
 	}
 	return nil, fmt.Errorf("%q can never match: it is not a method, with one * at the beginning or at the end if any", v)
 }

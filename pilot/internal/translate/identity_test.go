@@ -182,7 +182,8 @@ func TestAuthorityIsAHostAndMaybeAPort(t *testing.T) {
 		}
 	}
 	conn := connect(t, only, authz.Request{}, nil)
-	if got, _ := sendHTTP2(t, conn, authz.Request{Method: "GET", Path: "/", Host: "evil.example"}, hpack.HeaderField{Name: "host", Value: "example.com"}); got == 200 {
+	evil := authz.Request{Method: "GET", Path: "/", Host: "evil.example"}
+	if got, _ := sendHTTP2(t, conn, evil, hpack.HeaderField{Name: "host", Value: "example.com"}); got == 200 {
 		t.Error("over HTTP/2 the header host counts for more than :authority")
 	}
 }
@@ -229,8 +230,9 @@ func TestMethodInAnotherSpellingIsDenied(t *testing.T) {
 func TestHeadersThatNoRuleSees(t *testing.T) {
 	ca := envoytest.NewCA(t)
 	for _, header := range []string{"host", "connection", "keep-alive", "proxy-connection", "transfer-encoding", "te", "trailer", "expect", "content-type",
-		"content-length", "x-forwarded-for", "x-forwarded-proto", "x-request-id", "x-envoy-internal", "x-envoy-original-path", "authorization", "cookie",
-		"forwarded", "via", "proxy-authorization", "http2-settings"} {
+		"content-length",
+		"x-forwarded-for", "x-forwarded-proto", "x-request-id", "x-envoy-internal", "x-envoy-original-path", "authorization",
+		"cookie", "forwarded", "via", "proxy-authorization", "http2-settings"} {
 		var s security.AuthorizationPolicy
 		if err := protojson.Unmarshal(fmt.Appendf(nil, `{"action":"DENY","rules":[{"when":[{"key":"request.headers[%s]","values":["*"]}]}]}`, header), &s); err != nil {
 			t.Fatal(err)
@@ -258,8 +260,9 @@ func TestIdentityIsTheSameUnderEachTrustDomain(t *testing.T) {
 	b.DynamicResources, b.StatsSinks = nil, nil
 	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[1]}
 	b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t,
-		[]authz.Policy{policyOf(t, "p", `{"rules":[{"from":[{"source":{"principals":["old.local/ns/shop/sa/web","cluster.local/ns/shop/sa/thief"]}}]}]}`)}, ports[0], ca,
-		ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll"), &registry.Revocation{Revocation: revocation.Revocation{Name: "r", Identity: "spiffe://cluster.local/ns/shop/sa/thief"}}))
+		[]authz.Policy{policyOf(t, "p", `{"rules":[{"from":[{"source":{"principals":["old.local/ns/shop/sa/web","cluster.local/ns/shop/sa/thief"]}}]}]}`)},
+		ports[0], ca, ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll"),
+		&registry.Revocation{Revocation: revocation.Revocation{Name: "r", Identity: "spiffe://cluster.local/ns/shop/sa/thief"}}))
 	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
 	for id, want := range map[string]int{
 		"spiffe://cluster.local/ns/shop/sa/web": 200, "spiffe://old.local/ns/shop/sa/web": 200,
@@ -284,7 +287,8 @@ func TestIdentityIsTheSameUnderEachTrustDomain(t *testing.T) {
 		for i := range plain {
 			for _, id := range plain[i].Identities {
 				checked++
-				if alias := strings.Replace(id, "cluster.local", "old.local", 1); !slices.Contains(both[i].Identities, id) || !slices.Contains(both[i].Identities, alias) {
+				alias := strings.Replace(id, "cluster.local", "old.local", 1)
+				if !slices.Contains(both[i].Identities, id) || !slices.Contains(both[i].Identities, alias) {
 					t.Errorf("%s is served by %v, want %s and %s among them", s.ID, both[i].Identities, id, alias)
 				}
 			}
