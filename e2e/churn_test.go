@@ -83,7 +83,7 @@ func (c *comings) clear(ctx context.Context) error {
 	}
 	err = errors.Join(err, c.DiscoveryV1().EndpointSlices(c.Namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: ofChurn}))
 	for n := range names {
-		err = errors.Join(err, c.Delete(ctx, c.policy(n)), c.Delete(ctx, c.mode(n, "STRICT")))
+		err = errors.Join(err, c.Delete(ctx, c.policy(n, 22000)), c.Delete(ctx, c.mode(n, "STRICT")))
 	}
 	return err
 }
@@ -138,7 +138,7 @@ func (c *comings) change(ctx context.Context, n int) (string, func() error) {
 	case 7:
 		return "endpoints", func() error { return c.endpoints(ctx, n) }
 	case 8:
-		manifest := c.policy(n)
+		manifest := c.policy(n, 22000+c.random.IntN(100))
 		if c.random.IntN(2) == 0 {
 			return "delete policy", func() error { return c.Delete(ctx, manifest) }
 		}
@@ -209,13 +209,13 @@ func (c *comings) endpoints(ctx context.Context, n int) error {
 }
 
 // policy denies what nobody asks for.
-func (c *comings) policy(n int) string {
+func (c *comings) policy(n, port int) string {
 	return fmt.Sprintf(`
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: churn-%d, namespace: %s}
 spec: {selector: {matchLabels: {app: web}}, action: DENY, rules: [{to: [{operation: {ports: ["%d"]}}]}]}
-`, n, c.Namespace, 22000+c.random.IntN(100))
+`, n, c.Namespace, port)
 }
 
 // mode is of the web, to which nobody speaks.
@@ -318,7 +318,7 @@ func TestProxyThatHangsIsTold(t *testing.T) {
 			return "", err
 		}
 		began := time.Now()
-		policy := (&comings{Scene: s}).policy(0)
+		policy := (&comings{Scene: s}).policy(0, 22000)
 		if err := s.Apply(ctx, policy); err != nil {
 			return "", errors.Join(err, resume())
 		}

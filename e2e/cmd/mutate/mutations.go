@@ -74,7 +74,7 @@ var mutations = []mutation{
 	{16, "the relay answers for a proxy that hangs", "agent/internal/relay.TestProxyThatHangsIsNeverSynced", []edit{
 		{"agent/internal/relay/relay.go", "		return r.lost[typeURL]", "		return lag{}"}}},
 	{16, "the relay says that the proxy has what it refuses", "agent/internal/relay.TestPilotHearsWhatAProxyRefusesThatWasAway", []edit{
-		{"agent/internal/relay/upstream.go", "if reason != \"\" && !u.behind[url][name]", "if false && !u.behind[url][name]"}}},
+		{"agent/internal/relay/upstream.go", "if reason != \"\" && !u.behind[url][name]", "if reason == \"never\" && !u.behind[url][name]"}}},
 	{16, "a removal in the relay waits for what only Pilot can send", "agent/internal/relay.TestProxyAndPilotAgreeInEveryWorld", []edit{
 		{session, "		return sub != nil && len(sub.inFlight)+len(sub.unsaid)+len(sub.again) > 0", "		return sub != nil && sub.pending()"}}},
 	{16, "a proxy that does not answer is waited for", "pilot/internal/push.TestProxyThatDoesNotAnswerIsReportedAndItsStreamEnds", []edit{
