@@ -113,7 +113,8 @@ func (t *Trail) load(ctx context.Context) error {
 		}
 		for i, raw := range entries.Entries {
 			record := &telemetryv1.Record{}
-			if err := protojson.Unmarshal(raw, record); err != nil {
+			// A newer Mixer, before it was rolled back, may have written fields that this one does not know.
+			if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(raw, record); err != nil {
 				return fmt.Errorf("entry %d: %w", bundle*bundleEntries+uint64(i), err)
 			}
 			record.Index = bundle*bundleEntries + uint64(i)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/transparency-dev/tessera"
 	"github.com/transparency-dev/tessera/client"
 	"golang.org/x/mod/sumdb/note"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -210,5 +211,30 @@ func TestRecordsAreReadByPeopleToo(t *testing.T) {
 	}
 	if raw, err := client.GetEntryBundle(ctx, trail.reader.ReadEntryBundle, 0, 1); err != nil || !printable.Is(string(raw.Entries[0])) {
 		t.Errorf("%q, %v", raw.Entries, err)
+	}
+}
+
+// A Mixer that was rolled back finds records of a newer one in its trail, with fields that it does not know.
+func TestTrailOfANewerMixerIsRead(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	dir, key := t.TempDir(), signer(t)
+	trail, err := Open(ctx, dir, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := trail.appender.Add(ctx, tessera.NewEntry([]byte(`{"spool":"a","invented":{"later":1},"event":{"sequence":"7","alsoInvented":"x"}}`)))()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := trail.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(ctx, dir, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.Size() != index.Index+1 || again.spools["a"].last != 7 {
+		t.Fatalf("%d records, spools %+v", again.Size(), again.spools)
 	}
 }
