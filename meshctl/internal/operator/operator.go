@@ -23,7 +23,6 @@ import (
 	authv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
 
@@ -292,18 +291,20 @@ func trustDomain(ctx context.Context, c *kube.Client) (spiffeid.TrustDomain, err
 	return td, nil
 }
 
-// noting keeps why a connection could not be opened: the port-forward makes a text of it, which no longer tells a missing right
-// from a server that is away. It is read when the port-forward has ended.
+// noting keeps the status that the API server answered with: the port-forward makes a text of a refusal, which no longer tells a
+// missing right from a server that is away. It is read when the port-forward has ended.
 type noting struct {
-	httpstream.Dialer
-	err error
+	http.RoundTripper
+	code int
 }
 
-// Dial implements httpstream.Dialer.
-func (n *noting) Dial(protocols ...string) (httpstream.Connection, string, error) {
-	conn, protocol, err := n.Dialer.Dial(protocols...)
-	n.err = err
-	return conn, protocol, err
+// RoundTrip implements http.RoundTripper.
+func (n *noting) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := n.RoundTripper.RoundTrip(r)
+	if err == nil {
+		n.code = resp.StatusCode
+	}
+	return resp, err
 }
 
 // forward opens a local port to the pod's operator API, and closes it when the returned channel is closed.
@@ -313,7 +314,8 @@ func forward(ctx context.Context, c *kube.Client, pod *corev1.Pod) (uint16, chan
 		return 0, nil, err
 	}
 	url := c.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("portforward").URL()
-	dialer := &noting{Dialer: spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, url)}
+	answer := &noting{RoundTripper: transport}
+	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: answer}, http.MethodPost, url)
 	stop, ready := make(chan struct{}), make(chan struct{})
 	var trouble bytes.Buffer
 	fw, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", mesh.OperatorPort)}, stop, ready, io.Discard, &trouble)
@@ -327,7 +329,10 @@ func forward(ctx context.Context, c *kube.Client, pod *corev1.Pod) (uint16, chan
 	select {
 	case <-ready:
 	case err := <-failed:
-		return 0, nil, errors.Join(cmp.Or(dialer.err, err), errors.New("forwarding ended"))
+		if answer.code >= http.StatusBadRequest {
+			return 0, nil, &refusal{answer.code, err.Error()}
+		}
+		return 0, nil, errors.Join(err, errors.New("forwarding ended"))
 	case <-ctx.Done():
 		close(stop)
 		return 0, nil, ctx.Err()
