@@ -51,7 +51,8 @@ func CitadelDefaults() Citadel {
 		KeyType: KeyTypes[0], KubeletSync: 2 * time.Minute,
 		DNSNames: map[string]string{mesh.PilotAccount: mesh.ServiceHost(mesh.PilotAccount)}, Secrets: true, KubeQPS: 300, LogLevel: "info",
 		Mixer: fmt.Sprintf("%s:%d", mesh.ServiceHost(mesh.MixerAccount), mesh.TelemetryPort), StateDir: "/var/lib/bulwark",
-		CSRAddress: fmt.Sprintf(":%d", mesh.CSRPort), HealthAddress: fmt.Sprintf(":%d", mesh.MonitoringPort), BundleAddress: fmt.Sprintf(":%d", mesh.BundlePort), OperatorAddress: fmt.Sprintf(":%d", mesh.OperatorPort),
+		CSRAddress: fmt.Sprintf(":%d", mesh.CSRPort), HealthAddress: fmt.Sprintf(":%d", mesh.MonitoringPort),
+		BundleAddress: fmt.Sprintf(":%d", mesh.BundlePort), OperatorAddress: fmt.Sprintf(":%d", mesh.OperatorPort),
 	}
 }
 
@@ -127,7 +128,8 @@ func (c Rotation) Validate() error {
 		errs = append(errs, fmt.Errorf("rotation minimum %s is outside 0 to %s, half of a certificate's life", c.Minimum, c.TTL/2))
 	}
 	if c.Fraction-c.Jitter < minRemaining || c.Fraction+c.Jitter > 1-minRemaining {
-		errs = append(errs, fmt.Errorf("rotation fraction %g with jitter %g renews before %g or after %g of a certificate's life", c.Fraction, c.Jitter, minRemaining, 1-minRemaining))
+		errs = append(errs, fmt.Errorf("rotation fraction %g with jitter %g renews before %g or after %g of a certificate's life",
+			c.Fraction, c.Jitter, minRemaining, 1-minRemaining))
 	}
 	return errors.Join(errs...)
 }

@@ -161,7 +161,8 @@ func (d *Driver) volume(r *csiapi.NodePublishVolumeRequest) (pods.Volume, error)
 	v := pods.Volume{
 		ID: r.GetVolumeId(), Target: filepath.Clean(r.GetTargetPath()), Any: attr[accessAttribute] == "any",
 		Facts: identity.Facts{
-			Namespace: attr[kubeletPrefix+"pod.namespace"], Pod: attr[kubeletPrefix+"pod.name"], UID: attr[kubeletPrefix+"pod.uid"], ServiceAccount: attr[kubeletPrefix+"serviceAccount.name"],
+			Namespace: attr[kubeletPrefix+"pod.namespace"], Pod: attr[kubeletPrefix+"pod.name"], UID: attr[kubeletPrefix+"pod.uid"],
+			ServiceAccount: attr[kubeletPrefix+"serviceAccount.name"],
 		},
 	}
 	if unknown := unknownAttribute(attr); unknown != "" {

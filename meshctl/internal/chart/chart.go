@@ -276,8 +276,9 @@ func Decode(r io.Reader) ([]*unstructured.Unstructured, error) {
 
 // kinds in the order in which they are applied; what is not named goes between the two halves.
 var (
-	early = []string{"Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "Role", "ClusterRoleBinding", "RoleBinding", "Secret", "ConfigMap", "PersistentVolumeClaim", "CSIDriver", "NetworkPolicy", "Service"}
-	late  = []string{"Deployment", "DaemonSet", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "PeerAuthentication"}
+	early = []string{"Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "Role", "ClusterRoleBinding", "RoleBinding",
+		"Secret", "ConfigMap", "PersistentVolumeClaim", "CSIDriver", "NetworkPolicy", "Service"}
+	late = []string{"Deployment", "DaemonSet", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "PeerAuthentication"}
 )
 
 // rank of an object's kind in the order of application.

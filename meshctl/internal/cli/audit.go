@@ -135,7 +135,8 @@ func row(e *telemetryv1.Event) []string {
 	return []string{
 		at, strings.ToLower(strings.TrimPrefix(e.GetVerdict().String(), "VERDICT_")),
 		cmp.Or(identities.Short(e.GetSourceIdentity()), claims(e.GetClaimedSource()), e.GetSourceAddress(), "unknown"),
-		cmp.Or(identities.Short(e.GetDestinationIdentity()), claims(e.GetClaimedDestination()), e.GetDestinationService(), e.GetDestinationAddress(), asked(e), "unknown"),
+		cmp.Or(identities.Short(e.GetDestinationIdentity()), claims(e.GetClaimedDestination()),
+			e.GetDestinationService(), e.GetDestinationAddress(), asked(e), "unknown"),
 		strings.Join(request, " "),
 		cmp.Or(e.GetPolicy(), e.GetReason(), made(e), "-"),
 	}

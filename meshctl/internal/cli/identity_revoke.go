@@ -122,7 +122,9 @@ func isPod(what string) bool {
 }
 
 // resolve finds out what is meant, and who holds it.
-func resolve(ctx context.Context, client *kube.Client, access *operator.Access, notes *printer.Printer, what string, o revokeOptions) (identities.Target, []identities.Entry, error) {
+func resolve(
+	ctx context.Context, client *kube.Client, access *operator.Access, notes *printer.Printer, what string, o revokeOptions,
+) (identities.Target, []identities.Entry, error) {
 	if isPod(what) {
 		if o.serial != "" {
 			return identities.Target{}, nil, errors.New("a pod stands for the certificate that it has: name its identity with --serial, or the pod alone")

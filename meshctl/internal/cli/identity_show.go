@@ -74,7 +74,8 @@ func certificateOf(ctx context.Context, client *kube.Client, namespace, name str
 	}
 	s := &shown{Entry: identities.OfWorkload(d.Workload, d.pod.Spec.NodeName)}
 	if d.pod.Annotations[identityAnnotation] == "secret" {
-		s.Note = fmt.Sprintf("the pod's proxy shows the certificate of Secret %s instead (identity show -n %s secret/%s)", mesh.SecretName(d.ServiceAccount), namespace, mesh.SecretName(d.ServiceAccount))
+		secret := mesh.SecretName(d.ServiceAccount)
+		s.Note = fmt.Sprintf("the pod's proxy shows the certificate of Secret %s instead (identity show -n %s secret/%s)", secret, namespace, secret)
 	}
 	s.Chain, err = identities.Links([]byte(strings.Join(d.Chain, "")))
 	if len(d.Chain) == 0 {

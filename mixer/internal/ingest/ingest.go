@@ -56,8 +56,10 @@ type Server struct {
 func New(peers Peers, trail *audit.Trail, table *traffic.Table, log *slog.Logger, metrics prometheus.Registerer) *Server {
 	s := &Server{
 		peers: peers, trail: trail, traffic: table, log: log, noted: map[string]time.Time{},
-		events: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_mixer_audit_events_total", Help: "Audit events taken, by verdict."}, []string{"verdict"}),
-		lost:   prometheus.NewCounter(prometheus.CounterOpts{Name: "bulwark_mixer_audit_lost_total", Help: "Audit events of which their senders say that they are missing."}),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "bulwark_mixer_audit_events_total", Help: "Audit events taken, by verdict."}, []string{"verdict"}),
+		lost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "bulwark_mixer_audit_lost_total", Help: "Audit events of which their senders say that they are missing."}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_mixer_refused_total",
 			Help: "Batches of events and reports that their sender had no right to send."}, []string{"account"}),
 	}

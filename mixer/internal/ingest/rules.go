@@ -156,7 +156,8 @@ func checkReport(s sender, r *telemetryv1.NodeReport) error {
 	for _, w := range r.GetWorkloads() {
 		o := w.GetWorkload()
 		id, err := spiffe.Parse(o.GetIdentity())
-		if err != nil || id.TrustDomain != s.id.TrustDomain || id.Namespace != o.GetNamespace() || id.ServiceAccount != o.GetServiceAccount() || o.GetNode() != s.node {
+		own := err == nil && id.TrustDomain == s.id.TrustDomain && id.Namespace == o.GetNamespace() && id.ServiceAccount == o.GetServiceAccount()
+		if !own || o.GetNode() != s.node {
 			return fmt.Errorf("a workload is not of node %s, or its identity is not that of its service account", s.node)
 		}
 		counters += len(w.GetCounters())

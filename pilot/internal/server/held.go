@@ -38,7 +38,8 @@ func (p *Pilot) confirmHeld(r *http.Request) (any, error) {
 	}
 	by := cmp.Or(word.By, "unknown")
 	p.log.Warn("held removals are confirmed", "by", by, "count", word.Seen, "remote", r.RemoteAddr)
-	p.events.Eventf(planeNamespace(), nil, corev1.EventTypeNormal, "RemovalsConfirmed", "Confirm", "%d held removals are let through, by %s", word.Seen, printable.Text(by))
+	p.events.Eventf(planeNamespace(), nil, corev1.EventTypeNormal, "RemovalsConfirmed", "Confirm",
+		"%d held removals are let through, by %s", word.Seen, printable.Text(by))
 	return struct {
 		Confirmed []registry.Held `json:"confirmed"`
 	}{held}, nil
