@@ -152,15 +152,18 @@ func TestPeersSendOnlyWhatIsTheirs(t *testing.T) {
 		"an operator's act from an agent": {mesh.AgentAccount, "n1", changed(request("n1", 1), func(e *telemetryv1.Event) {
 			e.Kind, e.Method, e.Reason = telemetryv1.Kind_KIND_ADMIN, "Revoke", "by alice"
 		}), denied},
-		"Citadel's own act from an agent":        {mesh.AgentAccount, "n1", own(telemetryv1.Kind_KIND_ADMIN, 1), denied},
-		"a kind to come from an agent":           {mesh.AgentAccount, "n1", changed(request("n1", 1), func(e *telemetryv1.Event) { e.Kind = telemetryv1.Kind(len(kinds) + 7) }), denied},
-		"a decision dressed up as missing":       {mesh.AgentAccount, "n1", changed(request("n1", 1), func(e *telemetryv1.Event) { e.Kind, e.Lost = telemetryv1.Kind_KIND_TRAIL, 1 }), denied},
-		"an observer that is somebody else":      {mesh.AgentAccount, "n1", changed(request("n1", 1), func(e *telemetryv1.Event) { e.Observer.Namespace = "other" }), denied},
-		"an observer of another trust domain":    {mesh.AgentAccount, "n1", changed(request("n1", 1), func(e *telemetryv1.Event) { e.Observer.Identity = "spiffe://other/ns/finance/sa/payroll" }), denied},
-		"a decision by somebody else's proxy":    {mesh.AgentAccount, "n1", changed(request("n1", 1), func(e *telemetryv1.Event) { e.DestinationIdentity = "spiffe://cluster.local/ns/a/sa/b" }), denied},
-		"an event that is too long":              {mesh.AgentAccount, "n1", changed(request("n1", 1), func(e *telemetryv1.Event) { e.Path = strings.Repeat("x", maxEvent) }), denied},
-		"Citadel's issuance":                     {mesh.CitadelAccount, "", own(telemetryv1.Kind_KIND_ISSUANCE, 1), ok},
-		"Citadel's word of an operator's act":    {mesh.CitadelAccount, "", own(telemetryv1.Kind_KIND_ADMIN, 1), ok},
+		"Citadel's own act from an agent":     {mesh.AgentAccount, "n1", own(telemetryv1.Kind_KIND_ADMIN, 1), denied},
+		"a kind to come from an agent":        {mesh.AgentAccount, "n1", changed(request("n1", 1), func(e *telemetryv1.Event) { e.Kind = telemetryv1.Kind(len(kinds) + 7) }), denied},
+		"a decision dressed up as missing":    {mesh.AgentAccount, "n1", changed(request("n1", 1), func(e *telemetryv1.Event) { e.Kind, e.Lost = telemetryv1.Kind_KIND_TRAIL, 1 }), denied},
+		"an observer that is somebody else":   {mesh.AgentAccount, "n1", changed(request("n1", 1), func(e *telemetryv1.Event) { e.Observer.Namespace = "other" }), denied},
+		"an observer of another trust domain": {mesh.AgentAccount, "n1", changed(request("n1", 1), func(e *telemetryv1.Event) { e.Observer.Identity = "spiffe://other/ns/finance/sa/payroll" }), denied},
+		"a decision by somebody else's proxy": {mesh.AgentAccount, "n1", changed(request("n1", 1), func(e *telemetryv1.Event) { e.DestinationIdentity = "spiffe://cluster.local/ns/a/sa/b" }), denied},
+		"an event that is too long":           {mesh.AgentAccount, "n1", changed(request("n1", 1), func(e *telemetryv1.Event) { e.Path = strings.Repeat("x", maxEvent) }), denied},
+		"Citadel's issuance":                  {mesh.CitadelAccount, "", own(telemetryv1.Kind_KIND_ISSUANCE, 1), ok},
+		"Citadel's word of an operator's act": {mesh.CitadelAccount, "", own(telemetryv1.Kind_KIND_ADMIN, 1), ok},
+		"missing, by an older Citadel": {mesh.CitadelAccount, "", changed(own(telemetryv1.Kind_KIND_REQUEST, 1), func(e *telemetryv1.Event) {
+			e.Lost, e.Verdict = 3, telemetryv1.Verdict_VERDICT_UNSPECIFIED
+		}), ok},
 		"a request from Citadel":                 {mesh.CitadelAccount, "", request("n1", 1), denied},
 		"an issuance by somebody else":           {mesh.CitadelAccount, "", changed(own(telemetryv1.Kind_KIND_ISSUANCE, 1), func(e *telemetryv1.Event) { e.Observer.Identity = payroll }), denied},
 		"an issuance to what is no identity":     {mesh.CitadelAccount, "", changed(own(telemetryv1.Kind_KIND_ISSUANCE, 1), func(e *telemetryv1.Event) { e.SourceIdentity = "a\nb" }), denied},
