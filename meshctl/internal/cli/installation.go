@@ -21,6 +21,7 @@ import (
 type installation struct {
 	remembered  map[string]any // nil if the installation was made by a meshctl that remembered nothing, or not by meshctl
 	trustDomain string         // Citadel's; empty if there is no Citadel
+	damaged     error          // why what is remembered cannot be read
 	strict      bool           // there is a mesh-wide PeerAuthentication of the installation's
 }
 
@@ -39,9 +40,7 @@ func installed(ctx context.Context, client *kube.Client) (*installation, error) 
 	}
 	i := &installation{}
 	if settingsErr == nil {
-		if i.remembered, err = chart.Remembered(settings.Data); err != nil {
-			return nil, err
-		}
+		i.remembered, i.damaged = chart.Remembered(settings.Data)
 	}
 	if citadel != nil {
 		for _, container := range citadel.Spec.Template.Spec.Containers {
@@ -72,6 +71,9 @@ func meshPolicy() *unstructured.Unstructured {
 func (i *installation) with(o installOptions, in io.Reader) (map[string]any, error) {
 	base := map[string]any{}
 	if i != nil && !o.reset {
+		if i.damaged != nil {
+			return nil, fmt.Errorf("%w (give all settings with --reset)", i.damaged)
+		}
 		base = i.remembered
 	}
 	return chart.Values(base, o.values, o.set, in)
