@@ -98,7 +98,8 @@ func (a *app) tail(ctx context.Context, o tailOptions) error {
 			continue
 		}
 		record := &telemetryv1.Record{}
-		if err := protojson.Unmarshal(lines.Bytes(), record); err != nil {
+		// A Mixer that is newer may say more than this meshctl knows.
+		if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(lines.Bytes(), record); err != nil {
 			return fmt.Errorf("Mixer sent a record that cannot be read: %w", err)
 		}
 		a.out.Columns(widths, row(record.GetEvent())...)
