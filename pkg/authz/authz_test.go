@@ -117,6 +117,23 @@ func TestWhatCannotBeEnforcedIsNamedAndFailsClosed(t *testing.T) {
 	}
 }
 
+func TestSelectorThatCanNeverMatchSelectsNothingAndIsNamed(t *testing.T) {
+	for _, labels := range []string{`{"app":"a*"}`, `{"":"a"}`, `{"a b":"c"}`, `{"app":"a b"}`, `{"app":"` + strings.Repeat("a", 64) + `"}`} {
+		p, problems := policy(t, `{"selector":{"matchLabels":`+labels+`}}`)
+		if len(problems) != 1 || problems[0].Field != "spec.selector.matchLabels" || !p.Ignored {
+			t.Errorf("%s: %v, ignored %v", labels, problems, p.Ignored)
+		}
+		var spec security.PeerAuthentication
+		if err := protojson.Unmarshal([]byte(`{"selector":{"matchLabels":`+labels+`}}`), &spec); err != nil {
+			t.Fatal(err)
+		}
+		peer, problems := FromPeerAuthentication(Meta{Namespace: "finance", Name: "p"}, &spec, options)
+		if len(problems) != 1 || problems[0].Field != "spec.selector.matchLabels" || !peer.Ignored {
+			t.Errorf("PeerAuthentication %s: %v, ignored %v", labels, problems, peer.Ignored)
+		}
+	}
+}
+
 func TestScope(t *testing.T) {
 	labels := map[string]string{"app": "x"}
 	for _, c := range []struct {

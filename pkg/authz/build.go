@@ -49,8 +49,10 @@ func FromAuthorizationPolicy(meta Meta, spec *security.AuthorizationPolicy, opts
 		p.Ignored = true
 		b.problem("spec.targetRefs", "no gateway or waypoint is managed; use selector")
 	}
+	before := len(b.problems)
 	b.problems = append(b.problems, checkSelector(p.Selector)...)
 	b.count = len(b.problems)
+	p.Ignored = p.Ignored || b.count > before // it selects nothing
 	if p.DryRun && p.Action == Audit {
 		p.DryRun = false
 		b.at = DryRunField

@@ -31,7 +31,7 @@ type Policy struct {
 	Meta
 	Action   Action
 	Selector map[string]string // empty: every workload in scope
-	Ignored  bool              // it targets something that is no workload (targetRefs), so it touches none
+	Ignored  bool              // it targets or selects something that is no workload, so it touches none
 	Rules    []Rule
 	Warnings []Problem // what is enforced as it is written, but may not be what its author wants
 }

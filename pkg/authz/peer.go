@@ -24,14 +24,14 @@ type PeerPolicy struct {
 	Selector map[string]string
 	Mode     TLSMode
 	Ports    map[uint32]TLSMode
-	Ignored  bool // it is in the root namespace and selects workloads: it holds for none, as in Istio
+	Ignored  bool // it selects workloads in the root namespace, or what no workload is: it holds for none, as in Istio
 }
 
 // FromPeerAuthentication makes the intermediate form. What cannot be understood is a problem, and makes the
 // policy Strict.
 func FromPeerAuthentication(meta Meta, spec *security.PeerAuthentication, opts Options) (PeerPolicy, []Problem) {
 	problems := checkSelector(spec.GetSelector().GetMatchLabels())
-	p := PeerPolicy{Meta: meta, Selector: spec.GetSelector().GetMatchLabels(), Ports: map[uint32]TLSMode{}}
+	p := PeerPolicy{Meta: meta, Selector: spec.GetSelector().GetMatchLabels(), Ports: map[uint32]TLSMode{}, Ignored: len(problems) > 0}
 	mode := func(field string, m *security.PeerAuthentication_MutualTLS) TLSMode {
 		switch m.GetMode() {
 		case security.PeerAuthentication_MutualTLS_UNSET:
