@@ -55,7 +55,8 @@ func TestNoProxyIsStuckWhileServicesComeAndGo(t *testing.T) {
 			return "", fmt.Errorf("when all had gone: %w", err)
 		}
 		happened, err := c.holds(ctx)
-		return fmt.Sprintf("%d bursts of %d changes, all proxies synced within %s of each; then %s", bursts, c.changes, slowest.Round(time.Millisecond), happened), err
+		return fmt.Sprintf("%d bursts of %d changes, all proxies synced within %s of each; then %s",
+			bursts, c.changes, slowest.Round(time.Millisecond), happened), err
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -178,6 +179,9 @@ func (s *subscription) refuse(r sent, reason string) map[string]string {
 	case n == 1:
 		name := r.resources[0].GetName()
 		if s.said[name] == r.resources[0].GetVersion() {
+			if len(s.refused) >= maxReasons {
+				reason = "refused, as many others are"
+			}
 			s.refused[name] = reason
 		}
 		alone = versionsOf(r.resources)
@@ -483,5 +487,10 @@ func versionsOf(resources []*discovery.Resource) map[string]string {
 	return out
 }
 
-// bounded keeps a client's words from taking room.
-func bounded(text string) string { return text[:min(len(text), 1000)] }
+// What a client says is kept: so many reasons of a type, each so long.
+const (
+	maxReasons = 100
+	maxReason  = 1000
+)
+
+func bounded(text string) string { return strings.ToValidUTF8(text[:min(len(text), maxReason)], "") }

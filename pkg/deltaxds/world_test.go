@@ -38,7 +38,10 @@ type play struct {
 }
 
 func newPlay(seed uint64) *play {
-	p := &play{random: rand.New(rand.NewPCG(seed, 0)), clock: clocktesting.NewFakeClock(time.Unix(0, 0)), world: deltaxdstest.NewWorld(), envoy: deltaxdstest.NewEnvoy()}
+	p := &play{
+		random: rand.New(rand.NewPCG(seed, 0)), clock: clocktesting.NewFakeClock(time.Unix(0, 0)),
+		world: deltaxdstest.NewWorld(), envoy: deltaxdstest.NewEnvoy(),
+	}
 	p.healthy = p.random.IntN(4) > 0
 	p.world.Changed = func(url, name string) { p.stream.Dirty(url, name) }
 	p.connect()

@@ -53,7 +53,8 @@ func TestProxyThatDoesNotAnswerIsReportedAndItsStreamEnds(t *testing.T) {
 		if n := testutil.ToFloat64(m.store.metrics.stalled.WithLabelValues("cds")); n != float64(round) {
 			t.Fatalf("round %d: counted %g", round, n)
 		}
-		if len(events.said) != round || !strings.HasPrefix(events.said[0], "Warning a/web-1 web-1 ProxyNotUpdated: the proxy goes on with old configuration: no answer to [") {
+		const want = "Warning a/web-1 web-1 ProxyNotUpdated: the proxy goes on with old configuration: no answer to ["
+		if len(events.said) != round || !strings.HasPrefix(events.said[0], want) {
 			t.Fatalf("round %d: events %q", round, events.said)
 		}
 	}

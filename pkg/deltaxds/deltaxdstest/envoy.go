@@ -73,7 +73,9 @@ func NewEnvoy() *Envoy {
 
 func (e *Envoy) of(url string) *interest {
 	if e.types[url] == nil {
-		e.types[url] = &interest{names: map[string]bool{}, versions: map[string]string{}, added: map[string]bool{}, removed: map[string]bool{}, unnamed: map[string]bool{}}
+		e.types[url] = &interest{
+			names: map[string]bool{}, versions: map[string]string{}, added: map[string]bool{}, removed: map[string]bool{}, unnamed: map[string]bool{},
+		}
 	}
 	return e.types[url]
 }
