@@ -2,4 +2,4 @@
 
 package relay
 
-func init() { *worlds = 500 } // the race detector makes them slow, and has nothing to see: `make test` tries all without it
+func init() { *worlds = 200 } // the race detector makes them slow, and has nothing to see: `make test` tries all without it
