@@ -125,21 +125,21 @@ var mutations = []mutation{
 		{"pkg/spool/reader.go", "e.GetSequence() > expected {", "false {"}}},
 	{19, "who confirms held removals need not have seen them", "pilot/internal/registry.TestRelistThatEmptiesTheWorldIsHeld", []edit{
 		{"pilot/internal/registry/guard.go", "	case seen != len(g.suspects):\n", "	case false:\n"}}},
-	{18, "a rule without a field is anyone's once the policy has another problem", "pkg/authz.TestRuleWithAProblemFailsClosed", []edit{
+	{20, "a rule without a field is anyone's once the policy has another problem", "pkg/authz.TestRuleWithAProblemFailsClosed", []edit{
 		{"pkg/authz/build.go", "	if s != nil && len(c) == 0 && b.count == before {", "	if s != nil && len(c) == 0 && before == 0 {"}}},
-	{18, "problems beyond those that are listed do not count", "pkg/authz.TestRuleWithAProblemFailsClosed", []edit{
+	{20, "problems beyond those that are listed do not count", "pkg/authz.TestRuleWithAProblemFailsClosed", []edit{
 		{"pkg/authz/build.go", "	b.count++\n	if len(b.problems) < maxProblems {\n", "	if len(b.problems) < maxProblems {\n		b.count++\n"}}},
-	{18, "methods are compared, however they are spelt", "pilot/internal/translate.TestMethodInAnotherSpellingIsDenied", []edit{
+	{20, "methods are compared, however they are spelt", "pilot/internal/translate.TestMethodInAnotherSpellingIsDenied", []edit{
 		{"pkg/authz/attribute.go", "	{Method, AmbiguousMethodRule, AmbiguousMethod, regexp.MustCompile(AmbiguousMethod)},\n", "	{Method, AmbiguousMethodRule, \"^$\", regexp.MustCompile(\"^$\")},\n"}}},
-	{18, "what follows a host does not matter where it admits", "pkg/authz.TestMatchIsWideWhereItDeniesAndNarrowWhereItAdmits", []edit{
+	{20, "what follows a host does not matter where it admits", "pkg/authz.TestMatchIsWideWhereItDeniesAndNarrowWhereItAdmits", []edit{
 		{"pkg/authz/host.go", "	if !wide || m.Kind", "	if m.Kind"}}},
-	{18, "an authority may have user information", "pilot/internal/translate.TestAuthorityIsAHostAndMaybeAPort", []edit{
+	{20, "an authority may have user information", "pilot/internal/translate.TestAuthorityIsAHostAndMaybeAPort", []edit{
 		{"pilot/internal/translate/route.go", "badAuthority(), to(InboundCluster", "to(InboundCluster"}}},
-	{18, "every URI of the trust domain is an identity", "pilot/internal/translate.TestHandshakeTakesNothingButIdentities", []edit{
+	{20, "every URI of the trust domain is an identity", "pilot/internal/translate.TestHandshakeTakesNothingButIdentities", []edit{
 		{"pilot/internal/translate/tls.go", "pattern(spiffe.Pattern(trustDomains...))", "pattern(\"spiffe://\" + spiffe.ID{TrustDomain: trustDomains[0]}.TrustDomain + \"/.*\")"}}},
-	{18, "policies that can never match are taken", "pkg/authz.TestValueThatCanNeverMatchIsRefused", []edit{
+	{20, "policies that can never match are taken", "pkg/authz.TestValueThatCanNeverMatchIsRefused", []edit{
 		{"pkg/authz/path.go", "	if reason := notNormal(m.Kind, m.Value); reason != \"\" {", "	if reason := notNormal(m.Kind, m.Value); reason != \"\" && false {"}}},
-	{18, "the evaluator does not resolve dot segments as proxies do", "pilot/internal/translate.TestPathsAreNormalizedAsEnvoyDoes", []edit{
+	{20, "the evaluator does not resolve dot segments as proxies do", "pilot/internal/translate.TestPathsAreNormalizedAsEnvoyDoes", []edit{
 		{"pkg/authz/path.go", "path := withoutDotParameters(unescapeSlashes(raw))", "path := unescapeSlashes(raw)"}}},
 }
 
