@@ -1,0 +1,115 @@
+package compile_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+)
+
+// world has the objects that are given, by kind and name.
+func world(t *testing.T, objects ...any) *registry.Snapshot {
+	t.Helper()
+	reg, err := registry.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var events []registry.Event
+	for _, o := range objects {
+		switch x := o.(type) {
+		case *registry.Service:
+			events = append(events, registry.Event{Kind: registry.Services, ID: x.ID, Object: x})
+		case *registry.Slice:
+			events = append(events, registry.Event{Kind: registry.Slices, ID: x.ID, Object: x})
+		case *registry.Pod:
+			events = append(events, registry.Event{Kind: registry.Pods, ID: x.ID, Object: x})
+		case *registry.PeerAuth:
+			events = append(events, registry.Event{Kind: registry.PeerAuths, ID: x.ID, Object: x})
+		}
+	}
+	if _, err := reg.Apply(events); err != nil {
+		t.Fatal(err)
+	}
+	return reg.Snapshot()
+}
+
+func headless(id, namespace, name string, age int, selector map[string]string) *registry.Service {
+	return &registry.Service{ID: id, Namespace: namespace, Name: name, Headless: true, Selector: selector, Created: time.Unix(int64(1000-age), 0),
+		Ports: []registry.ServicePort{{Name: "db", Number: 5432, Target: 15432, Protocol: registry.TCP}}}
+}
+
+func sliceOf(service, namespace string, addresses ...string) *registry.Slice {
+	s := &registry.Slice{ID: service + "-1", Namespace: namespace, Name: "1", ServiceID: service, Addresses: addresses, Ports: []registry.SlicePort{{Name: "db", Number: 15432}}}
+	for _, a := range addresses {
+		s.Endpoints = append(s.Endpoints, registry.Endpoint{Address: a, Ready: true})
+	}
+	return s
+}
+
+// An address is a service's only if it is its own: a cluster IP, or that of a pod which stands behind it. Whoever else writes it into
+// a slice gains nothing, and what is nobody's is passed through.
+func TestFrontendIsWhoseTheAddressIs(t *testing.T) {
+	db := map[string]string{"app": "db"}
+	pod := func(name, namespace, ip string, change ...func(*registry.Pod)) *registry.Pod {
+		p := &registry.Pod{ID: namespace + "/" + name, Namespace: namespace, Name: name, IP: ip, ServiceAccount: "db", Labels: db, Proxied: true}
+		for _, c := range change {
+			c(p)
+		}
+		return p
+	}
+	snap := world(t,
+		headless("a/db", "a", "db", 1, db), sliceOf("a/db", "a", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "203.0.113.9", "10.96.0.1"),
+		headless("a/older", "a", "older", 9, nil), sliceOf("a/older", "a", "10.0.0.2"),
+		headless("b/thief", "b", "thief", 99, nil), sliceOf("b/thief", "b", "10.0.0.1", "203.0.113.9"),
+		&registry.Service{ID: "a/web", Namespace: "a", Name: "web", ClusterIPs: []string{"10.96.0.1"}, Ports: []registry.ServicePort{{Name: "http", Number: 15432, Protocol: registry.HTTP}}},
+		pod("db-0", "a", "10.0.0.1"),
+		pod("db-1", "a", "10.0.0.2", func(p *registry.Pod) { p.Proxied = false }),
+		pod("db-2", "a", "10.0.0.3", func(p *registry.Pod) { p.HostNetwork = true }),
+		pod("other", "a", "10.0.0.4", func(p *registry.Pod) { p.Labels = map[string]string{"app": "other"} }),
+		&registry.PeerAuth{ID: "a/p", Namespace: "a", PeerPolicy: authz.PeerPolicy{Meta: authz.Meta{Namespace: "a", Name: "p"}, Mode: authz.Strict}},
+	)
+	for _, c := range []struct {
+		what, address string
+		port          uint32
+		service       string // "" for nobody's
+		plain         bool
+	}{
+		{"a pod of the service, at the port where it listens", "10.0.0.1", 15432, "db", false},
+		{"a pod, at the Service's number, where nobody listens", "10.0.0.1", 5432, "", false},
+		{"a pod without a proxy, which an older service names, too", "10.0.0.2", 15432, "older", true},
+		{"a pod that shares its node's address", "10.0.0.3", 15432, "", false},
+		{"a pod that the service does not select", "10.0.0.4", 15432, "", false},
+		{"an address outside", "203.0.113.9", 15432, "", false},
+		{"another service's cluster IP in a slice", "10.96.0.1", 15432, "web", false},
+	} {
+		f := compile.FrontendAt(snap, compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}, c.address, c.port)
+		switch {
+		case f == nil && c.service != "":
+			t.Errorf("%s: nobody's", c.what)
+		case f != nil && f.Service.Service.Name != c.service:
+			t.Errorf("%s: is %s's, want %q", c.what, f.Service.Service.Name, c.service)
+		case f != nil && (f.Pod != nil && f.Pod.Plain) != c.plain:
+			t.Errorf("%s: in plaintext: %v", c.what, f.Pod.Plain)
+		}
+	}
+}
+
+// Two services that say different things of one port of a pod declare nothing.
+func TestPortOfTwoServicesIsWhatBothSay(t *testing.T) {
+	service := func(name string, p registry.Protocol, age int) *registry.Service {
+		return &registry.Service{ID: "a/" + name, Namespace: "a", Name: name, Selector: map[string]string{"app": "db"}, Created: time.Unix(int64(1000-age), 0),
+			Ports: []registry.ServicePort{{Name: "x", Number: 80, Target: 8080, Protocol: p, ServerFirst: p == registry.TCP}}}
+	}
+	for _, c := range []struct{ one, two, want registry.Protocol }{
+		{registry.HTTP, registry.HTTP, registry.HTTP}, {registry.HTTP, registry.HTTP2, registry.HTTP}, {registry.TCP, registry.HTTP, registry.Auto},
+		{registry.Auto, registry.HTTP, registry.Auto}, {registry.TCP, registry.TCP, registry.TCP},
+	} {
+		snap := world(t, service("one", c.one, 2), service("two", c.two, 1))
+		w := compile.CompileWorkload(snap, compile.Settings{RootNamespace: "bulwark-system"}, compile.Class{Namespace: "a", Labels: map[string]string{"app": "db"}})
+		if p := w.Ports[0]; len(w.Ports) != 1 || p.Protocol != c.want || p.ServiceName != "one" || p.ServerFirst != (c.want == registry.TCP) {
+			t.Errorf("%s and %s: %+v, want %s", c.one, c.two, w.Ports, c.want)
+		}
+	}
+}
