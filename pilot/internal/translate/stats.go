@@ -128,6 +128,10 @@ func requestMetrics(labels []label) *accesslog.AccessLog {
 	})
 }
 
+// reached is what a connection is that got as far as the other side: then the handshakes on both sides have ended. Before that, the name
+// in a certificate is what anybody has written into one, and must become no label.
+const reached = `upstream.address != '' && upstream.transport_failure_reason == ''`
+
 // connectionMetrics count connections, one logger for their beginning and one for their end.
 func connectionMetrics(labels []label) []*accesslog.AccessLog {
 	labels = append(labels, label{"request_protocol", "tcp", false})
@@ -139,7 +143,7 @@ func connectionMetrics(labels []label) []*accesslog.AccessLog {
 	}
 	return []*accesslog.AccessLog{
 		statsLogger(logType(data.AccessLogType_TcpUpstreamConnected), &stats.Config{Counters: []*stats.Config_Counter{count("tcp_connections_opened_total")}}),
-		statsLogger(logType(data.AccessLogType_TcpConnectionEnd), &stats.Config{Counters: []*stats.Config_Counter{
+		statsLogger(atEnd(when(reached)), &stats.Config{Counters: []*stats.Config_Counter{
 			count("tcp_connections_closed_total"), bytes("tcp_sent_bytes_total", "%BYTES_SENT%"), bytes("tcp_received_bytes_total", "%BYTES_RECEIVED%")}}),
 	}
 }
