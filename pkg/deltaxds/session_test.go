@@ -331,3 +331,35 @@ func TestServeSendsWhatHasWaitedLongEnough(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// laborious takes its time to make a resource.
+type laborious struct {
+	*world
+	clock *clocktesting.FakeClock
+}
+
+func (l *laborious) Resource(url, name string) (*Resource, bool) {
+	l.clock.Step(time.Minute)
+	return l.world.Resource(url, name)
+}
+
+// A server with much to do hears late what its clients have said long ago. That is not their silence.
+func TestTimeInWhichTheServerDoesNotListenIsNotTheClients(t *testing.T) {
+	c := clocktesting.NewFakeClock(time.Now())
+	w := &laborious{&world{have: map[string]map[string]*Resource{}}, c}
+	w.set(t, ClusterType, "c", "1")
+	w.set(t, EndpointType, "c", "1")
+	s, p := NewStream(w, c), newPipe(t)
+	go func() { p.done <- s.Serve(p, nil) }()
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: ClusterType}
+	clusters := p.expect(t, ClusterType, []string{"c"}, nil)
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: EndpointType, ResourceNamesSubscribe: []string{"c"}}
+	endpoints := p.expect(t, EndpointType, []string{"c"}, nil) // which took a minute, while the clusters were unanswered
+	p.ack(clusters)
+	p.ack(endpoints)
+	eventually(t, func() bool { st := s.Status(); return st[ClusterType].Acked == 1 && st[EndpointType].Acked == 1 })
+	close(p.in)
+	if err := <-p.done; err != nil {
+		t.Fatal(err)
+	}
+}

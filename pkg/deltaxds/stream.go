@@ -71,6 +71,7 @@ type Stream struct {
 
 	mu      sync.Mutex
 	session *session
+	busy    time.Duration // how long Serve has not listened
 }
 
 // NewStream returns a stream that has not asked for anything yet.
@@ -180,7 +181,7 @@ func (s *Stream) Take(req *discovery.DeltaDiscoveryRequest) {
 // Next returns a response to send now, or nil if there is none. It counts as sent.
 func (s *Stream) Next() *Response {
 	s.mu.Lock()
-	resp := s.session.next(s.clock.Now())
+	resp := s.session.next(s.now())
 	s.mu.Unlock()
 	s.stepped()
 	return resp
@@ -190,7 +191,18 @@ func (s *Stream) Next() *Response {
 func (s *Stream) Stalled() *Stalled {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.session.stalled(s.clock.Now())
+	return s.session.stalled(s.now())
+}
+
+// now is the time by which a client's silence is measured: it stands while Serve is at work and could not hear the client. A server that
+// has a thousand clients to make responses for would take itself for a thousand clients that hang. It is called with mu held.
+func (s *Stream) now() time.Time { return s.clock.Now().Add(-s.busy) }
+
+// worked adds to the time in which Serve did not listen.
+func (s *Stream) worked(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.busy += d
 }
 
 func (s *Stream) stepped() {
@@ -213,6 +225,7 @@ func (s *Stream) Serve(rpc RPC, first *discovery.DeltaDiscoveryRequest) error {
 			sent <- send(rpc, resp)
 		}
 	}()
+	listened := s.clock.Now() // when Serve last did
 	if first != nil {
 		s.Take(first)
 	}
@@ -223,13 +236,14 @@ func (s *Stream) Serve(rpc RPC, first *discovery.DeltaDiscoveryRequest) error {
 				sending = true
 			}
 		}
+		s.worked(s.clock.Now().Sub(listened))
 		if stalled := s.Stalled(); stalled != nil {
 			return stalled
 		}
 		alarm := s.alarm(sending)
+		var heard *discovery.DeltaDiscoveryRequest
 		select {
-		case req := <-requests:
-			s.Take(req)
+		case heard = <-requests:
 		case <-s.wake:
 		case err := <-sent:
 			if err != nil {
@@ -246,6 +260,10 @@ func (s *Stream) Serve(rpc RPC, first *discovery.DeltaDiscoveryRequest) error {
 			return nil
 		}
 		alarm.Stop()
+		listened = s.clock.Now()
+		if heard != nil {
+			s.Take(heard)
+		}
 	}
 }
 
@@ -253,7 +271,7 @@ func (s *Stream) Serve(rpc RPC, first *discovery.DeltaDiscoveryRequest) error {
 func (s *Stream) alarm(sending bool) clock.Timer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.clock.Now()
+	now := s.now()
 	at, ok := s.session.limit()
 	if due, waits := s.session.due(now); waits && !sending && (!ok || due.Before(at)) {
 		at, ok = due, true
