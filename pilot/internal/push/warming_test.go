@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -137,12 +138,12 @@ func (s *small) settled(n int) {
 	s.t.Helper()
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		s.mu.Lock()
-		var status map[string]deltaxds.Status
-		if len(s.streams) == n {
-			status = s.streams[n-1].Status()
-		}
-		asked := s.asked
+		streams, asked := slices.Clone(s.streams), slices.Clone(s.asked)
 		s.mu.Unlock()
+		var status map[string]deltaxds.Status
+		if len(streams) == n { // without our lock, which the stream takes under its own
+			status = streams[n-1].Status()
+		}
 		clusters, ok := status[deltaxds.ClusterType]
 		endpoints := status[deltaxds.EndpointType]
 		if ok && !clusters.Pending && !endpoints.Pending {
