@@ -205,7 +205,9 @@ func TestDeletedAndDamagedSecretsAreRestored(t *testing.T) {
 		before := testutil.ToFloat64(w.ctl.written.WithLabelValues(string(d.reason)))
 		s := w.get("finance", "payroll").DeepCopy()
 		d.spoil(s)
-		w.update(s)
+		if d.reason != Expired { // whose time is noticed by itself; with an update there would be two repairs, the second at any moment
+			w.update(s)
+		}
 		eventually(t, "restored after it was "+d.what, func() bool { return w.good("finance", "payroll", "u1") })
 		eventually(t, fmt.Sprintf("%s is counted after it was %s", d.reason, d.what), func() bool {
 			return testutil.ToFloat64(w.ctl.written.WithLabelValues(string(d.reason))) > before
