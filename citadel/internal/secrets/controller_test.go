@@ -216,6 +216,7 @@ func TestDeletedAndDamagedSecretsAreRestored(t *testing.T) {
 			eventually(t, fmt.Sprintf("an Event says %s after it was %s", d.reason, d.what), func() bool { return w.told(d.reason) })
 		}
 	}
+	w.settled(1)
 	if err := w.client.CoreV1().Secrets("finance").Delete(context.Background(), "bulwark.payroll", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
