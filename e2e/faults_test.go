@@ -43,6 +43,16 @@ func TestNoRequestFailsAndNoEventIsLostWhileComponentsAreKilled(t *testing.T) {
 
 // underLoad does something while requests for /accounts/<mark>-… go on, and returns how many there were. One that fails is an error.
 func underLoad(ctx context.Context, s *claims.Scene, mark string, do func() error) (int, error) {
+	// That a pod is ready is known to the API server before it is to the proxies; with Pilot killed between the two, they could not know.
+	if err := lab.PollFor(ctx, 30*time.Second, func(ctx context.Context) error {
+		first, err := s.Get(ctx, "account-auditor", s.URL("/accounts/first"))
+		if err == nil && first.Status != 200 {
+			err = fmt.Errorf("the first answer is %+v", first)
+		}
+		return err
+	}); err != nil {
+		return 0, err
+	}
 	requests := 0
 	ended, stopped := make(chan error, 1), make(chan struct{})
 	go func() {
