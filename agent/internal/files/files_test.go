@@ -106,13 +106,17 @@ func TestRenewalReplacesAllFilesInOneStep(t *testing.T) {
 	n.Eventually("files", func() bool { return w.Ready() == nil })
 	read := func() string {
 		// A reader who resolves ..data once sees one state of things.
+		// Its directory may be replaced and removed meanwhile, as with kubelet's volumes; then it resolves again.
 		data, err := filepath.EvalSymlinks(filepath.Join(dir, dataLink))
+		if os.IsNotExist(err) {
+			return ""
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		pair, err := tls.LoadX509KeyPair(filepath.Join(data, certFile), filepath.Join(data, keyFile))
 		if os.IsNotExist(err) {
-			return "" // replaced meanwhile, as with kubelet's volumes; it resolves again
+			return ""
 		}
 		if err != nil {
 			t.Fatalf("certificate and key do not fit: %v", err)
