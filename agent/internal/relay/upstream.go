@@ -161,7 +161,7 @@ type upstream struct {
 
 type response struct {
 	nonce string
-	names map[string]bool
+	names map[string]bool // true while this is Pilot's last word about the name: if the proxy refuses it, it refuses this
 }
 
 func newUpstream(r *Relay) *upstream {
@@ -185,6 +185,11 @@ func (u *upstream) take(resp *discovery.DeltaDiscoveryResponse) {
 	r := response{resp.GetNonce(), map[string]bool{}}
 	for _, name := range changed {
 		r.names[name] = true
+		for _, earlier := range u.unanswered[url] {
+			if earlier.names[name] {
+				earlier.names[name] = false
+			}
+		}
 	}
 	u.unanswered[url] = append(u.unanswered[url], r)
 	u.dirty(url, changed)
@@ -209,7 +214,7 @@ func (u *upstream) requests() ([]*discovery.DeltaDiscoveryRequest, error) {
 		}
 		u.unanswered[url] = kept
 		for name, reason := range lag.names {
-			if reason != "" && !u.behind[url][name] && !slices.ContainsFunc(kept, func(r response) bool { return r.names[name] }) {
+			if reason != "" && !u.behind[url][name] && !slices.ContainsFunc(kept, func(r response) bool { _, ok := r.names[name]; return ok }) {
 				return nil, fmt.Errorf("%w: %.120q of type %s", errMistaken, name, url)
 			}
 		}
@@ -224,11 +229,11 @@ func (u *upstream) answer(url string, r response, lag lag) *discovery.DeltaDisco
 	}
 	req := &discovery.DeltaDiscoveryRequest{TypeUrl: url, ResponseNonce: r.nonce}
 	var refused []string
-	for name := range r.names {
+	for name, last := range r.names {
 		switch reason, behind := lag.names[name]; {
 		case behind && reason == "":
 			return nil
-		case behind:
+		case behind && last:
 			refused = append(refused, name)
 			req.ErrorDetail = &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: reason}
 		}
