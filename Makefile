@@ -20,13 +20,13 @@ need = command -v $(1) >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=non
 build: generate ## build every binary into bin/
 	$(BUILD) -o bin/ ./pilot/cmd/pilot ./citadel/cmd/citadel ./mixer/cmd/mixer ./agent/cmd/agent ./meshctl/cmd/meshctl ./e2e/cmd/sample ./e2e/cmd/demo ./tools/cmd/images
 
-generate: manifests/generated/istio-crds.yaml ## take the CRDs from the Istio API's module
+CRDS := manifests/charts/bulwark/crds/istio.yaml
+generate: $(CRDS) ## take the CRDs that Bulwark has to do with from the Istio API's module
 
-manifests/generated/istio-crds.yaml: meshctl/go.mod
+$(CRDS): pkg/go.mod
 	@mkdir -p $(@D)
 	@cd pkg && go mod download istio.io/api
-	cp "$$(cd pkg && go list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml" $@
-	@chmod 644 $@ && touch $@
+	awk 'BEGIN {RS = ORS = "---\n"} /\n  group: security\.istio\.io\n/' "$$(cd pkg && go list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml" > $@
 
 .PHONY: proto proto-check
 proto: ## generate Go code from the protobuf definitions

@@ -1,18 +1,13 @@
-// Package manifests holds what is applied to a cluster: the Helm chart, the CRDs of the Istio API and the samples.
+// Package manifests holds what is applied to a cluster: the Helm chart and the samples.
 package manifests
 
 import "embed"
 
-// Chart is the Helm chart, below charts/bulwark.
+// Chart is the Helm chart, below charts/bulwark. Its crds/ is taken from the module of the Istio API when Bulwark is built (make
+// generate), and is not there in a build that left this out.
 //
 //go:embed all:charts/bulwark
 var Chart embed.FS
-
-// CRDs is below generated/: taken from the modules of the Istio API and the Gateway API when Bulwark is built (make
-// generate), and empty in a build that left this out.
-//
-//go:embed all:generated
-var CRDs embed.FS
 
 // Samples is below samples/.
 //

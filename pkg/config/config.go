@@ -32,6 +32,7 @@ func Command[T any](name, short string, defaults T, run func(context.Context, T)
 	v.SetEnvKeyReplacer(strings.NewReplacer(".", "_", "-", "_"))
 	v.AutomaticEnv()
 	var file string
+	var check bool
 	cmd := &cobra.Command{
 		Use: name, Short: short, Version: version.String(), Args: cobra.NoArgs, SilenceUsage: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -39,12 +40,16 @@ func Command[T any](name, short string, defaults T, run func(context.Context, T)
 			if err != nil {
 				return err
 			}
+			if check {
+				return nil
+			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
 			return run(ctx, settings)
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "YAML file of settings")
+	cmd.Flags().BoolVar(&check, "check", false, "check the settings and end")
 	if err := declare(cmd, v, "", reflect.ValueOf(defaults)); err != nil {
 		panic(err) // a programming error: a field of a type no flag has
 	}

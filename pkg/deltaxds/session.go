@@ -357,8 +357,8 @@ func (s *session) retry(url string, sub *subscription, resp *Response) {
 				delete(sub.unsaid, name)
 				delete(sub.gone, name)
 				s.add(url, resp, r)
-			} else {
-				sub.unsaid[name] = true
+			} else { // the client may have what was refused with others, or not: it is told anew when it is known
+				sub.said[name], sub.unsaid[name] = unknown, true
 			}
 		}
 		sub.again = sub.again[1:]

@@ -32,6 +32,9 @@ import (
 
 const root = "charts/bulwark"
 
+// forHelm has the templates that do for users of Helm what meshctl does itself.
+const forHelm = "/templates/helm/"
+
 // Values merges over base files of values, in order, and then the assignments of --set. The file - is in. A null takes a value
 // back to the chart's own, and is not in what is returned.
 func Values(base map[string]any, files, set []string, in io.Reader) (map[string]any, error) {
@@ -166,7 +169,7 @@ func Render(values map[string]any) ([]*unstructured.Unstructured, error) {
 	}
 	var objects []*unstructured.Unstructured
 	for name, content := range files {
-		if !strings.HasSuffix(name, ".yaml") {
+		if !strings.HasSuffix(name, ".yaml") || strings.Contains(name, forHelm) {
 			continue
 		}
 		these, err := Decode(strings.NewReader(content))
@@ -237,20 +240,20 @@ func load() (*chartv2.Chart, error) {
 
 // CRDs returns the definitions of the kinds that Bulwark consumes.
 func CRDs() ([]*unstructured.Unstructured, error) {
-	const file = "generated/istio-crds.yaml"
-	content, err := manifests.CRDs.ReadFile(file)
+	chrt, err := load()
 	if err != nil {
-		return nil, fmt.Errorf("this meshctl was built without the CRDs; build it with make: %w", err)
-	}
-	all, err := Decode(bytes.NewReader(content))
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", file, err)
+		return nil, err
 	}
 	var out []*unstructured.Unstructured
-	for _, crd := range all {
-		if group, _, _ := unstructured.NestedString(crd.Object, "spec", "group"); group == "security.istio.io" {
-			out = append(out, crd)
+	for _, file := range chrt.CRDObjects() {
+		these, err := Decode(bytes.NewReader(file.File.Data))
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", file.Name, err)
 		}
+		out = append(out, these...)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("this meshctl was built without the CRDs; build it with make")
 	}
 	return out, nil
 }

@@ -88,7 +88,7 @@ func clients(t *testing.T, config *rest.Config) (kubernetes.Interface, dynamic.I
 // define makes the resources that are not there and waits until they are served.
 func define(t *testing.T, dyn dynamic.Interface) {
 	t.Helper()
-	text, err := os.ReadFile("../../../manifests/generated/istio-crds.yaml")
+	text, err := os.ReadFile("../../../manifests/charts/bulwark/crds/istio.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}

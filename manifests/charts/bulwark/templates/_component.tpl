@@ -53,3 +53,22 @@ prometheus.io/scrape: "true"
 prometheus.io/port: "15014"
 prometheus.io/path: /metrics
 {{- end }}
+
+{{- /* Citadel's settings. The check before an installation with Helm is given the same. */}}
+{{- define "bulwark.citadelArgs" -}}
+- --logLevel={{ .Values.logLevel }}
+- --trustDomain={{ .Values.trustDomain }}
+- --workloadTTL={{ .Values.citadel.workloadTTL }}
+- --secretTTL={{ .Values.citadel.secrets.ttl | default .Values.citadel.workloadTTL }}
+- --secretsOptIn={{ .Values.citadel.secrets.optIn }}
+- --rotationFraction={{ .Values.citadel.secrets.rotationFraction }}
+- --rotationJitter={{ .Values.citadel.secrets.rotationJitter }}
+- --rotationMinimum={{ .Values.citadel.secrets.rotationMinimum }}
+- --keyType={{ .Values.citadel.keyType }}
+- --rootTTL={{ .Values.citadel.rootTTL }}
+- --kubeletSync={{ .Values.citadel.kubeletSync }}
+{{- with .Values.citadel.upstream }}
+- --upstreamSigner={{ .signer }}
+- --upstreamRoots={{ .roots }}
+{{- end }}
+{{- end }}
