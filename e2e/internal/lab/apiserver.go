@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -83,4 +84,17 @@ func (l *Lab) apiServer() (int, error) {
 		}
 	}
 	return 0, ErrElsewhere
+}
+
+// RestartAPIServer kills the API server's process and starts it again: its watch cache, by which it tells a client that comes
+// back what has happened meanwhile, begins anew. It returns when the cluster is healthy, and ErrElsewhere as PauseAPIServer does.
+func (l *Lab) RestartAPIServer(ctx context.Context) error {
+	if _, err := l.apiServer(); err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, filepath.Join(filepath.Dir(l.meshctl), "cluster"), "restart", "kube-apiserver").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("restarting the API server: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
 }

@@ -40,7 +40,7 @@ func Root() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&opts.name, "name", "bulwark", "name of the cluster")
 	root.PersistentFlags().StringVar(&opts.dir, "dir", ".", "checkout that has tools/cluster and gets .cluster/kubeconfig")
-	root.AddCommand(up(&opts), down(&opts), status(&opts), load(&opts), exec(&opts), buildBinaries(&opts), internal())
+	root.AddCommand(up(&opts), down(&opts), status(&opts), load(&opts), restart(&opts), exec(&opts), buildBinaries(&opts), internal())
 	return root
 }
 
@@ -103,6 +103,21 @@ func status(opts *options) *cobra.Command {
 				fmt.Fprintf(out, "%s\tready=%t\t%s\n", node.Name, node.Ready, node.Version)
 			}
 			return out.Flush()
+		},
+	}
+}
+
+func restart(opts *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "restart <process>",
+		Short: "Kill one of the cluster's processes, such as kube-apiserver, and start it again",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := opts.open(cmd)
+			if err != nil {
+				return err
+			}
+			return c.Restart(cmd.Context(), args[0])
 		},
 	}
 }

@@ -1,0 +1,88 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/kube"
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/proc"
+)
+
+// Restart kills one of the cluster's processes, such as kube-apiserver, and starts it again as it was. It returns when the
+// cluster is healthy.
+func (c *Cluster) Restart(ctx context.Context, name string) error {
+	unlock, err := c.dir.Lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	record, err := c.Running()
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(record.Processes, func(p proc.Process) bool { return p.Name == name })
+	if i < 0 {
+		var names []string
+		for _, p := range record.Processes {
+			names = append(names, p.Name)
+		}
+		return fmt.Errorf("no process %q; there are %s", name, strings.Join(names, ", "))
+	}
+	// On which node it runs is known by its namespaces, which are those of the node's holder.
+	old := record.Processes[i]
+	network := func(pid int) string {
+		link, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)) // empty if it has ended, which is no node's
+		return link
+	}
+	for _, node := range record.Nodes {
+		if network(node.Holder.PID) != network(old.PID) {
+			continue
+		}
+		command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", old.PID))
+		if err != nil {
+			return fmt.Errorf("read the command line of %s: %w", name, err)
+		}
+		var argv []string
+		for _, arg := range bytes.Split(bytes.TrimSuffix(command, []byte{0}), []byte{0}) {
+			argv = append(argv, string(arg))
+		}
+		old.Kill()
+		if err := poll(ctx, startLimit, "the end of "+name, func(context.Context) error {
+			if old.Alive() {
+				return fmt.Errorf("process %d is still there", old.PID)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		record.Processes = slices.Delete(record.Processes, i, i+1)
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find this program: %w", err)
+		}
+		r := &run{cluster: c, plan: c.plan(record.Binaries, len(record.Nodes)), self: self, record: record}
+		began := time.Now()
+		if err := r.start(node, kube.Program{Name: name, Argv: argv}); err != nil {
+			return err
+		}
+		admin, err := c.admin()
+		if err != nil {
+			return err
+		}
+		client, err := admin.Client(server(record.Port))
+		if err != nil {
+			return err
+		}
+		if err := poll(ctx, startLimit, "the cluster", func(ctx context.Context) error { return healthy(ctx, client, nodeNames(record)) }); err != nil {
+			return err
+		}
+		c.log.Note("%s is back after %.1f s", name, time.Since(began).Seconds())
+		return nil
+	}
+	return fmt.Errorf("process %q is of no node", name)
+}
