@@ -79,7 +79,7 @@ fmt-check:
 	@unformatted=$$(gofmt -l $(MODULES)); if [ -n "$$unformatted" ]; then echo "gofmt -w these:" >&2; echo "$$unformatted" >&2; exit 1; fi
 
 tidy-check:
-	@for m in $(MODULES) tools/cluster; do GOWORK=off go -C $$m mod tidy -diff >/dev/null || { echo "go mod tidy in $$m" >&2; exit 1; }; done
+	@for m in $(MODULES) tools/cluster tools/helm; do GOWORK=off go -C $$m mod tidy -diff >/dev/null || { echo "go mod tidy in $$m" >&2; exit 1; }; done
 
 vet: generate
 	go vet $(addsuffix /...,$(addprefix ./,$(MODULES)))
@@ -97,11 +97,14 @@ test: images ## unit, golden and integration tests with the race detector
 	go test -count=1 -run InEveryWorld ./pkg/deltaxds ./agent/internal/relay # 10,000 each, for which the race detector is too slow
 	GOWORK=off go -C tools/cluster test -count=1 ./...
 
-e2e: images cluster ## the claims, on a real cluster with real proxies
+e2e: images cluster bin/helm ## the claims, on a real cluster with real proxies
 	bin/cluster load bin/oci/*.tar
 	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 30m . -tag "$$(cat ../bin/tag)"
 	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --reset --set image.tag="$$(cat bin/tag)"
 	BULWARK_TEST_KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -count=1 -run 'RealAPIServer|StoredBadPolicy' ./citadel/internal/origin ./citadel/internal/issue ./pilot/internal/status
+
+bin/helm: tools/helm/go.mod
+	GOWORK=off go -C tools/helm build -o ../../bin/helm helm.sh/helm/v4/cmd/helm
 
 .PHONY: demo-twice
 demo-twice: images cluster ## the demo, and again where it has run

@@ -3,6 +3,10 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -116,4 +120,95 @@ func leftovers(ctx context.Context) ([]string, error) {
 		}
 	}
 	return left, nil
+}
+
+// Who installs with Helm is told as much as by meshctl: the commands of the documentation install, what a component would refuse
+// and another trust domain change nothing, and what changes is said.
+func TestHelm(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	if err := removeSamples(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := cluster.Meshctl(ctx, "uninstall", "--yes"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	defer func() {
+		var log strings.Builder
+		if err := cluster.Install(ctx, &log); err != nil {
+			t.Errorf("installing with meshctl again: %v\n%s", err, &log)
+		}
+	}()
+	all, err := blocks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(all, func(b fenced) bool { return strings.Contains(b.text, "helm upgrade --install") })
+	if i < 0 {
+		t.Fatal("the documentation does not say how to install with Helm")
+	}
+	block := all[i].text
+	upgrade := strings.TrimSpace(block[strings.Index(block, "helm upgrade"):])
+	// helm runs the documented upgrade with further flags, or with the whole block before it.
+	helm := func(block, flags string) (string, error) {
+		cmd := exec.CommandContext(ctx, "sh", "-euc", strings.TrimSpace(block)+" --set image.tag="+*tag+" "+flags)
+		cmd.Dir = ".."
+		bin, err := filepath.Abs("../bin")
+		if err != nil {
+			return "", err
+		}
+		cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := helm(block, "--set mtls=strict,citadel.workloadTTL=1h --timeout 2m"); err != nil {
+		t.Fatalf("as the documentation says: %v\n%s", err, out)
+	}
+	defer func() {
+		out, err := helm("helm uninstall bulwark --namespace bulwark-system --wait #", "")
+		if err == nil {
+			_, err = cluster.Meshctl(ctx, "uninstall", "--yes")
+		}
+		if err != nil {
+			t.Errorf("uninstalling: %v\n%s", err, out)
+		}
+	}()
+	if out, err := cluster.Meshctl(ctx, "verify"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	revision := func() int64 {
+		d, err := cluster.AppsV1().Deployments(mesh.Namespace).Get(ctx, "bulwark-citadel", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.Generation
+	}
+	before := revision()
+	for flags, reason := range map[string]string{
+		"--set trustDomain=other.example":             "cannot become other.example",
+		"--set citadel.workloadTTL=1s":                "workloadTTL 1s is shorter than",
+		"--set citadel.secrets.rotationMinimum=23h":   "rotation minimum",
+		"--set mtls=maybe":                            "mtls",
+		"--set citadel.workloadTLL=1h":                "workloadTLL",
+		"--namespace default --set image.tag=" + *tag: "--namespace bulwark-system",
+	} {
+		if out, err := helm(upgrade, flags); err == nil || !strings.Contains(out, reason) {
+			t.Errorf("%s: %v, want a refusal that says %q\n%s", flags, err, reason, out)
+		}
+	}
+	if now := revision(); now != before {
+		t.Errorf("what was refused has changed Citadel: generation %d, was %d", now, before)
+	}
+	changes := []string{"setting mtls: permissive, was strict", "takes plaintext again"}
+	for _, flags := range []string{"--set mtls=permissive --dry-run=server", "--set mtls=permissive"} {
+		out, err := helm(upgrade, flags)
+		for _, text := range changes {
+			if err != nil || !strings.Contains(out, text) {
+				t.Errorf("%s: %v, want it to say %q\n%s", flags, err, text, out)
+			}
+		}
+		if strings.Contains(out, "setting citadel.workloadTTL") {
+			t.Errorf("%s: a setting that was not given is forgotten\n%s", flags, out)
+		}
+	}
 }
