@@ -67,6 +67,9 @@ func identityCommand(c *common) *cobra.Command {
 				return err
 			}
 			b := &identityBench{client: client, result: identityResult{Accounts: accounts, Pods: pods}}
+			if err := b.remove(); err != nil { // what a run that was killed has left
+				return err
+			}
 			defer func() { err = errors.Join(err, b.remove()) }()
 			if err := b.secrets(ctx); err != nil {
 				return err

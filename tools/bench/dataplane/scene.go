@@ -90,7 +90,16 @@ func (s *scene) programs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.dir, err = os.MkdirTemp("", "bench-dataplane"); err != nil {
+	left, err := filepath.Glob(filepath.Join(os.TempDir(), scratch+"*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range left { // of runs that were killed
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	if s.dir, err = os.MkdirTemp("", scratch); err != nil {
 		return fmt.Errorf("directory for sockets and logs: %w", err)
 	}
 	s.later(func() error { return os.RemoveAll(s.dir) })
@@ -163,6 +172,9 @@ func (s *scene) start(ctx context.Context, name string, envoys func(context.Cont
 	}
 	return v, envoys(ctx, v)
 }
+
+// scratch begins the names of the scenes' directories.
+const scratch = "bench-dataplane"
 
 // run starts a program that ends with the scene.
 func (s *scene) run(ctx context.Context, ns netns.Namespace, cpu, uid int, log string, env []string, binary string, args ...string) (program, error) {

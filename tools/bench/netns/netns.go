@@ -88,12 +88,13 @@ type Options struct {
 	CPU int // the one processor it may use, or -1
 }
 
-// Command prepares a program that runs in the namespace; it ends with ctx, or with us. Its process is the program itself.
+// Command prepares a program that runs in the namespace; it ends with ctx, or with us, however we end. Its process is the program itself.
 func (n Namespace) Command(ctx context.Context, o Options, program string, args ...string) *exec.Cmd {
-	line := []string{"nsenter", "--net=" + n.Path}
+	// setpriv comes last: the kernel forgets the signal of a parent's death when a process becomes another user.
+	line := []string{"nsenter", "--net=" + n.Path, "setpriv", "--pdeathsig=KILL"}
 	if o.UID != 0 {
 		id := strconv.Itoa(o.UID)
-		line = append(line, "--setuid="+id, "--setgid="+id)
+		line = append(line, "--reuid="+id, "--regid="+id, "--clear-groups")
 	}
 	if o.CPU >= 0 {
 		line = append([]string{"taskset", "--cpu-list", strconv.Itoa(o.CPU)}, line...)
