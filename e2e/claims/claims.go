@@ -8,6 +8,9 @@ import (
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/sample"
 	"github.com/bulwark-mesh/bulwark/manifests"
@@ -61,6 +64,9 @@ func Deploy(ctx context.Context, l *lab.Lab, namespace string, labels ...string)
 			return nil, fmt.Errorf("removing what an earlier run has left: %w", err)
 		}
 	}
+	if err := s.restart(ctx); err != nil {
+		return nil, fmt.Errorf("removing what an earlier run has left: %w", err)
+	}
 	if err := l.Apply(ctx, s.local(manifest)); err != nil {
 		return nil, fmt.Errorf("deploying the sample: %w", err)
 	}
@@ -73,6 +79,39 @@ func Deploy(ctx context.Context, l *lab.Lab, namespace string, labels ...string)
 		}
 	}
 	return s, nil
+}
+
+// restart deletes the sample's pods of an earlier run, and waits until they are gone: what a run that was killed had begun in them
+// with kubectl exec goes on there.
+func (s *Scene) restart(ctx context.Context) error {
+	old := map[types.UID]bool{}
+	sample := metav1.ListOptions{LabelSelector: "app in (payroll, account-auditor, web, stranger)"}
+	for _, namespace := range []string{s.Namespace, s.Outside} {
+		pods, err := s.CoreV1().Pods(namespace).List(ctx, sample)
+		if err != nil {
+			return err
+		}
+		for _, pod := range pods.Items {
+			old[pod.UID] = true
+		}
+		if err := s.CoreV1().Pods(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, sample); err != nil {
+			return err
+		}
+	}
+	return lab.PollFor(ctx, readyLimit, func(ctx context.Context) error {
+		for _, namespace := range []string{s.Namespace, s.Outside} {
+			pods, err := s.CoreV1().Pods(namespace).List(ctx, sample)
+			if err != nil {
+				return err
+			}
+			for _, pod := range pods.Items {
+				if old[pod.UID] {
+					return fmt.Errorf("pod %s/%s of an earlier run is still there", namespace, pod.Name)
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // Remove deletes the scene's namespaces.
