@@ -27,6 +27,7 @@ var Types = []string{
 //   - After a reconnect it says which versions it has: those of responses that it has taken whole. Of what it took of a
 //     refused one the server knows nothing then, and cannot remove it.
 type Envoy struct {
+	read      func(*discovery.Resource) Facts
 	types     map[string]*interest
 	clusters  map[string]*cluster // in use
 	warming   map[string]*cluster
@@ -37,6 +38,7 @@ type Envoy struct {
 
 type cluster struct {
 	version, secret string
+	complete        bool   // it has its endpoints with it
 	endpoints       string // version, or empty
 	answered        bool
 }
@@ -57,10 +59,14 @@ type interest struct {
 	unnamed        map[string]bool // taken of a refused response
 }
 
-// NewEnvoy returns a proxy that has just begun.
-func NewEnvoy() *Envoy {
+// NewEnvoy returns a proxy that has just begun, in a World.
+func NewEnvoy() *Envoy { return NewEnvoyReading(factsOf) }
+
+// NewEnvoyReading returns a proxy that has just begun and finds in resources what read does: with real resources it asks for
+// what Envoy would ask for.
+func NewEnvoyReading(read func(*discovery.Resource) Facts) *Envoy {
 	e := &Envoy{
-		types: map[string]*interest{}, clusters: map[string]*cluster{}, warming: map[string]*cluster{}, listeners: map[string]*listener{},
+		read: read, types: map[string]*interest{}, clusters: map[string]*cluster{}, warming: map[string]*cluster{}, listeners: map[string]*listener{},
 		waiting: map[string]*listener{}, held: map[string]map[string]string{},
 	}
 	for _, url := range Types {
@@ -164,7 +170,7 @@ func (e *Envoy) Take(resp *discovery.DeltaDiscoveryResponse) {
 
 func (e *Envoy) takeClusters(resp *discovery.DeltaDiscoveryResponse) (refused bool) {
 	for _, r := range resp.GetResources() {
-		f := factsOf(r)
+		f := e.read(r)
 		if f.Bad {
 			refused = true
 			continue
@@ -176,7 +182,7 @@ func (e *Envoy) takeClusters(resp *discovery.DeltaDiscoveryResponse) (refused bo
 		if now != nil && now.version == r.GetVersion() {
 			continue
 		}
-		e.warming[name] = &cluster{version: r.GetVersion(), secret: f.Secret}
+		e.warming[name] = &cluster{version: r.GetVersion(), secret: f.Secret, complete: f.Complete}
 	}
 	for _, name := range resp.GetRemovedResources() {
 		delete(e.clusters, name)
@@ -191,7 +197,7 @@ func (e *Envoy) takeListeners(resp *discovery.DeltaDiscoveryResponse) (refused b
 		delete(e.waiting, name)
 	}
 	for _, r := range resp.GetResources() {
-		f := factsOf(r)
+		f := e.read(r)
 		if f.Bad {
 			refused = true
 			continue
@@ -216,7 +222,7 @@ func (e *Envoy) takeNamed(resp *discovery.DeltaDiscoveryResponse) (refused bool)
 		if !names[r.GetName()] {
 			continue
 		}
-		if factsOf(r).Bad {
+		if e.read(r).Bad {
 			if url == deltaxds.EndpointType { // every cluster that waits goes on without
 				for _, c := range e.warming {
 					c.answered = true
@@ -251,7 +257,7 @@ func (e *Envoy) answer(name, version string) {
 // settle puts into use what has warmed, and asks for what is needed and no longer for what is not.
 func (e *Envoy) settle() {
 	for name, c := range e.warming {
-		if c.answered && (c.secret == "" || e.held[deltaxds.SecretType][c.secret] != "") {
+		if (c.answered || c.complete) && (c.secret == "" || e.held[deltaxds.SecretType][c.secret] != "") {
 			e.clusters[name] = c
 			delete(e.warming, name)
 		}
@@ -265,7 +271,9 @@ func (e *Envoy) settle() {
 	endpoints, secrets, routes, filters := map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, set := range []map[string]*cluster{e.clusters, e.warming} {
 		for name, c := range set {
-			endpoints[name] = true
+			if !c.complete {
+				endpoints[name] = true
+			}
 			if c.secret != "" {
 				secrets[c.secret] = true
 			}
@@ -328,4 +336,13 @@ func (e *Envoy) Unask(name string) {
 		delete(t.added, name)
 		t.removed[name] = true
 	}
+}
+
+// Has returns the resources of a type that the proxy has, with their versions: what it would name if it connected anew.
+func (e *Envoy) Has(url string) map[string]string { return maps.Clone(e.of(url).versions) }
+
+// Warming names the clusters and listeners that were sent and are not used yet, as something that they need has not come.
+func (e *Envoy) Warming() []string {
+	out := slices.Collect(maps.Keys(e.warming))
+	return slices.Sorted(slices.Values(append(out, slices.Collect(maps.Keys(e.waiting))...)))
 }

@@ -16,11 +16,12 @@ import (
 
 // Facts are what the model reads in a resource; its body is their JSON.
 type Facts struct {
-	Value   int      // differs with every change
-	Bad     bool     // the proxy refuses it
-	Secret  string   // of a cluster
-	Routes  []string // of a listener
-	Filters []string // of a listener
+	Value    int      // differs with every change
+	Bad      bool     // the proxy refuses it
+	Secret   string   // of a cluster
+	Complete bool     // of a cluster: it needs no endpoints but those it brings
+	Routes   []string // of a listener
+	Filters  []string // of a listener
 }
 
 func factsOf(r *discovery.Resource) Facts {
