@@ -2,13 +2,12 @@
 package envoytest
 
 import (
-	"context"
+	"bytes"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -42,22 +41,8 @@ func write(t testing.TB, b *bootstrap.Bootstrap) string {
 	return path
 }
 
-// Validate has Envoy load a configuration without serving it.
-func Validate(t testing.TB, b *bootstrap.Bootstrap) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, Find(t), "--mode", "validate", "--log-level", "warning", "-c", write(t, b),
-		"--service-node", "sidecar~10.0.0.1~a.b~b.svc.cluster.local", "--service-cluster", "a.b").CombinedOutput()
-	if err != nil {
-		t.Fatalf("Envoy refuses the configuration: %v\n%s", err, out)
-	}
-	if strings.Contains(string(out), "eprecated") {
-		t.Errorf("Envoy finds something deprecated:\n%s", out)
-	}
-}
-
-// Start runs Envoy until the test ends, and waits for it to be ready. The bootstrap's admin must be on 127.0.0.1.
+// Start runs Envoy until the test ends, and waits for it to be ready. The bootstrap's admin must be on 127.0.0.1. It is an error
+// if Envoy finds something deprecated.
 func Start(t testing.TB, b *bootstrap.Bootstrap, node string) {
 	t.Helper()
 	args := []string{"-c", write(t, b), "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart",
@@ -77,8 +62,11 @@ func Start(t testing.TB, b *bootstrap.Bootstrap, node string) {
 		_ = cmd.Process.Kill()
 		<-done
 		_ = logFile.Close()
+		log, _ := os.ReadFile(logFile.Name())
+		if bytes.Contains(log, []byte("eprecated")) {
+			t.Error("Envoy finds something deprecated")
+		}
 		if t.Failed() {
-			log, _ := os.ReadFile(logFile.Name())
 			t.Logf("Envoy's log:\n%.20000s", log)
 		}
 	})

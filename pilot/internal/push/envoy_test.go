@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
-	"path/filepath"
 	"regexp"
 	"testing"
 	"time"
@@ -17,10 +16,7 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	secretservice "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"k8s.io/utils/clock"
@@ -30,16 +26,12 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
-	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
-// sidecar is a real Envoy that takes all it has from Pilot, over a socket that stands for its agent's.
+// sidecar is a real Envoy that takes all it has from Pilot.
 type sidecar struct {
-	secretservice.UnimplementedSecretDiscoveryServiceServer
 	*Server
-	leaf        envoytest.Leaf
-	root        []byte
 	application uint32 // port of the application behind it, zero for none
 	admin       uint32
 }
@@ -47,24 +39,10 @@ type sidecar struct {
 func (m *testMesh) sidecar(ca *envoytest.CA, id spiffe.ID, nodeID string, application uint32) *sidecar {
 	m.t.Helper()
 	identify := func(context.Context) (spiffe.ID, error) { return id, nil }
-	s := &sidecar{Server: NewServer(m.store, Options{Identify: identify, MaxProxies: 10, Recorder: &noted{}, Clock: clock.RealClock{}, Log: m.server.log}), leaf: ca.Issue(m.t, id.String()), root: ca.Root,
-		application: application, admin: envoytest.FreePorts(m.t, 1)[0]}
-	socket := filepath.Join(m.t.TempDir(), "agent.sock")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	srv := grpc.NewServer()
-	discovery.RegisterAggregatedDiscoveryServiceServer(srv, s)
-	secretservice.RegisterSecretDiscoveryServiceServer(srv, s)
-	done := make(chan error, 1)
-	go func() { done <- srv.Serve(l) }()
-	m.t.Cleanup(func() { srv.Stop(); <-done })
-	b := translate.Bootstrap()
-	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: s.admin}
-	agent := b.GetStaticResources().GetClusters()[0].GetLoadAssignment().GetEndpoints()[0].GetLbEndpoints()[0].GetEndpoint()
-	agent.Address = &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: socket}}}
-	envoytest.Start(m.t, b, nodeID)
+	s := &sidecar{Server: NewServer(m.store, Options{Identify: identify, MaxProxies: 10, Recorder: &noted{}, Clock: clock.RealClock{}, Log: m.server.log}),
+		application: application}
+	agent := &envoytest.Agent{ADS: s, Leaf: ca.Issue(m.t, id.String()), Root: ca.Root}
+	s.admin = agent.Start(m.t, nodeID)
 	return s
 }
 
@@ -123,27 +101,6 @@ func toApplication(c *cluster.Cluster, port uint32) {
 			Address: &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{
 				Address: "127.0.0.1", PortSpecifier: &core.SocketAddress_PortValue{PortValue: port}}}}}}}}}}}
 }
-
-// DeltaSecrets has the certificates that an agent would.
-func (s *sidecar) DeltaSecrets(rpc secretservice.SecretDiscoveryService_DeltaSecretsServer) error {
-	return deltaxds.NewStream(s, clock.RealClock{}).Serve(rpc, nil)
-}
-
-func (s *sidecar) Resource(_, name string) (*deltaxds.Resource, bool) {
-	inline := func(b []byte) *core.DataSource {
-		return &core.DataSource{Specifier: &core.DataSource_InlineBytes{InlineBytes: b}}
-	}
-	secret := &tls.Secret{Name: name, Type: &tls.Secret_TlsCertificate{TlsCertificate: &tls.TlsCertificate{
-		CertificateChain: inline(s.leaf.Cert), PrivateKey: inline(s.leaf.Key)}}}
-	if name == mesh.RootCASecretName {
-		secret.Type = &tls.Secret_ValidationContext{ValidationContext: &tls.CertificateValidationContext{TrustedCa: inline(s.root)}}
-	}
-	r, err := deltaxds.NewResource(name, secret)
-	return r, err == nil
-}
-
-func (s *sidecar) Wildcard(string) ([]string, bool)      { return nil, true }
-func (s *sidecar) Subscribed(string, []string, []string) {}
 
 var handshake = regexp.MustCompile(`(?m)^listener\.127\.0\.0\.3_.*\.ssl\.handshake: (\d+)$`)
 

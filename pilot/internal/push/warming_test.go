@@ -2,8 +2,6 @@ package push
 
 import (
 	"errors"
-	"net"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -13,13 +11,11 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
@@ -37,23 +33,9 @@ type small struct {
 
 func newSmall(t *testing.T) *small {
 	s := &small{t: t, have: map[string]map[string]*deltaxds.Resource{deltaxds.ClusterType: {}, deltaxds.EndpointType: {}}}
-	socket := filepath.Join(t.TempDir(), "agent.sock")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := grpc.NewServer()
-	discovery.RegisterAggregatedDiscoveryServiceServer(srv, s)
-	done := make(chan error, 1)
-	go func() { done <- srv.Serve(l) }()
-	t.Cleanup(func() { srv.Stop(); <-done })
-	b := translate.Bootstrap()
-	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: envoytest.FreePorts(t, 1)[0]}
-	agent := b.GetStaticResources().GetClusters()[0].GetLoadAssignment().GetEndpoints()[0].GetLbEndpoints()[0].GetEndpoint()
-	agent.Address = &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: socket}}}
 	s.put(deltaxds.ClusterType, "c", ofEndpoints(time.Second))
 	s.put(deltaxds.EndpointType, "c", &endpoint.ClusterLoadAssignment{ClusterName: "c"})
-	envoytest.Start(t, b, node("10.0.0.1", "web-1", "a"))
+	(&envoytest.Agent{ADS: s}).Start(t, node("10.0.0.1", "web-1", "a"))
 	return s
 }
 
