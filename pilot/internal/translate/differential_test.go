@@ -273,6 +273,8 @@ var identities = []spiffe.ID{
 	{TrustDomain: "old.local", Namespace: "shop", ServiceAccount: "auditor"},
 }
 
+var settings = compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
+
 // aliased is a mesh that had another trust domain once.
 var aliased = compile.Settings{TrustDomain: settings.TrustDomain, RootNamespace: settings.RootNamespace, TrustDomainAliases: []string{"old.local"}}
 
