@@ -103,10 +103,7 @@ func (e *Effects) service(snap *registry.Snapshot, c registry.Change) {
 func (e *Effects) slice(snap *registry.Snapshot, c registry.Change) {
 	each(c, func(sl *registry.Slice) {
 		e.Endpoints[sl.ServiceID] = true
-		for _, s := range []*registry.Service{snap.Service(sl.ServiceID), e.former[sl.ServiceID]} {
-			if s == nil {
-				continue
-			}
+		for _, s := range e.nowAndBefore(snap, sl.ServiceID) {
 			if len(s.Selector) == 0 || s.Headless {
 				e.Services[s.ID] = true
 			}
@@ -115,6 +112,18 @@ func (e *Effects) slice(snap *registry.Snapshot, c registry.Change) {
 			}
 		}
 	})
+}
+
+// nowAndBefore returns a service as it is, and as it was if it has changed at the same time as something that it depends on:
+// what was there of the old one is named by nothing else any more.
+func (e *Effects) nowAndBefore(snap *registry.Snapshot, id string) []*registry.Service {
+	var out []*registry.Service
+	for _, s := range []*registry.Service{snap.Service(id), e.former[id]} {
+		if s != nil {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // headless: addresses in a slice of a headless service, which may be reached otherwise, or not at all any more.
@@ -138,8 +147,10 @@ func (e *Effects) pod(snap *registry.Snapshot, c registry.Change) {
 		}
 		for sl := range snap.SlicesAt(p.IP) {
 			e.Services[sl.ServiceID], e.Endpoints[sl.ServiceID] = true, true
-			if s := snap.Service(sl.ServiceID); s != nil && s.Headless {
-				e.headless(s, sl, p.IP)
+			for _, s := range e.nowAndBefore(snap, sl.ServiceID) {
+				if s.Headless {
+					e.headless(s, sl, p.IP)
+				}
 			}
 		}
 	})
