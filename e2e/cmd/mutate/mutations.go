@@ -141,9 +141,41 @@ var mutations = []mutation{
 		{"pkg/authz/path.go", "	if reason := notNormal(m.Kind, m.Value); reason != \"\" {", "	if reason := notNormal(m.Kind, m.Value); reason != \"\" && false {"}}},
 	{20, "the evaluator does not resolve dot segments as proxies do", "pilot/internal/translate.TestPathsAreNormalizedAsEnvoyDoes", []edit{
 		{"pkg/authz/path.go", "path := withoutDotParameters(unescapeSlashes(raw))", "path := unescapeSlashes(raw)"}}},
+	{21, "nobody is told that a service's cluster has changed", everyChange, []edit{
+		{store, "		s.clusters(id, e.Ports[id], deltaxds.ClusterType, d)", "		s.clusters(id, e.Ports[id], deltaxds.ClusterType, dirt{})"}}},
+	{21, "nobody is told that endpoints have changed", everyChange, []edit{
+		{store, "		s.clusters(id, e.Ports[id], deltaxds.EndpointType, d)", "		s.clusters(id, e.Ports[id], deltaxds.EndpointType, dirt{})"}}},
+	{21, "nobody is told that a service's listener has changed", everyChange, []edit{
+		{store, "		s.renew(key{deltaxds.ListenerType, global, name}, d)", "		s.renew(key{deltaxds.ListenerType, global, name}, dirt{})"}}},
+	{21, "a class is not told that its inbound listener has changed", everyChange, []edit{
+		{store, "		s.renew(key{deltaxds.ListenerType, sc, translate.VirtualInbound}, d)", "		s.renew(key{deltaxds.ListenerType, sc, translate.VirtualInbound}, dirt{})"}}},
+	{21, "a class is not told that its policies have changed", everyChange, []edit{
+		{store, "		s.renew(key{deltaxds.ExtensionConfigType, sc, n}, d)", "		s.renew(key{deltaxds.ExtensionConfigType, sc, n}, dirt{})"}}},
+	{21, "nobody is told that revocations have changed", everyChange, []edit{
+		{store, "			s.renew(key{deltaxds.ExtensionConfigType, global, n}, d)", "			s.renew(key{deltaxds.ExtensionConfigType, global, n}, dirt{})"}}},
+	{21, "a pod is not told that the clusters of its probes have changed", everyChange, []edit{
+		{store, "			s.renew(key{deltaxds.ClusterType, sc, n}, d)", "			s.renew(key{deltaxds.ClusterType, sc, n}, dirt{})"}}},
+	{21, "a pod is not told that its probes have changed", everyChange, []edit{
+		{store, "		s.renew(key{deltaxds.ListenerType, sc, translate.HealthListener}, d)", "		s.renew(key{deltaxds.ListenerType, sc, translate.HealthListener}, dirt{})"}}},
+	{21, "clusters are made anew for those alone whose certificates come from the agent", everyChange, []edit{
+		{store, "		for _, delivery := range deliveries {", "		for _, delivery := range deliveries[:1] {"}}},
+	{21, "a pod of new labels is not told what listener its new class has", everyChange, []edit{
+		{store, "	d.add(key{deltaxds.ListenerType, sc, translate.VirtualInbound})\n", ""}}},
+	{21, "a pod of new labels is not told what policies its new class has", everyChange, []edit{
+		{store, "		d.add(key{deltaxds.ExtensionConfigType, sc, n})", "		_ = n"}}},
+	{21, "what a service was is forgotten when a pod of it changes, too", "pilot/internal/compile.TestPodAndPortOfAHeadlessServiceGoTogether", []edit{
+		{"pilot/internal/compile/effects.go", "range []*registry.Service{snap.Service(id), e.former[id]} {", "range []*registry.Service{snap.Service(id)} {"}}},
+	{21, "a listener is made and nobody has it", "pilot/internal/featuretest.TestGolden", []edit{
+		{"pilot/internal/push/compute.go", "out = append(out, translate.VirtualInbound, translate.HealthListener)", "out = append(out, translate.VirtualInbound)"}}},
+	{21, "a filter is sent another filter's configuration", "pilot/internal/featuretest.TestEnvoyTakesEveryWorld", []edit{
+		{"pilot/internal/translate/revoked.go", "&httprbac.RBAC{Rules: rules, RulesStatPrefix: statPrefix[authz.Deny]}", "&netrbac.RBAC{Rules: rules, StatPrefix: statPrefix[authz.Deny]}"},
+		{"pilot/internal/translate/revoked.go", "	rules := revokedRules(set, list)\n", "	rules, _ := revokedRules(set, list), httprbac.RBAC{}\n"}}},
 }
 
 const (
 	session    = "pkg/deltaxds/session.go"
 	everyWorld = "pkg/deltaxds.TestProxyAndServerAgreeInEveryWorld"
+
+	store       = "pilot/internal/push/store.go"
+	everyChange = "pilot/internal/featuretest.TestIncrementalEqualsFresh"
 )
