@@ -1,8 +1,6 @@
 package compile
 
 import (
-	"fmt"
-
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -12,7 +10,7 @@ import (
 type Effects struct {
 	Services  map[string]bool            // clusters of the services' ports ("namespace/name")
 	Endpoints map[string]bool            // endpoints of the services' ports
-	Listeners map[string]bool            // names of outbound listeners
+	Frontends map[Address]bool           // where clients reach services
 	Ports     map[string]map[uint32]bool // of the services, those they had and those they have
 	Classes   []ClassSelector
 
@@ -35,7 +33,7 @@ func (s ClassSelector) Selects(c Class) bool {
 // EffectsOf finds what depends on the changes that led to the snapshot.
 func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change) Effects {
 	e := Effects{
-		Services: map[string]bool{}, Endpoints: map[string]bool{}, Listeners: map[string]bool{},
+		Services: map[string]bool{}, Endpoints: map[string]bool{}, Frontends: map[Address]bool{},
 		Ports: map[string]map[uint32]bool{}, former: map[string]*registry.Service{},
 	}
 	for _, c := range changes {
@@ -91,8 +89,8 @@ func (e *Effects) service(snap *registry.Snapshot, c registry.Change) {
 		for _, p := range s.Ports {
 			e.Ports[s.ID][p.Number] = true // a port that went has its cluster removed
 		}
-		for _, l := range Listeners(snap, s) {
-			e.Listeners[l] = true
+		for _, l := range Frontends(snap, s) {
+			e.Frontends[l] = true
 		}
 		if len(s.Selector) > 0 {
 			e.Classes = append(e.Classes, ClassSelector{s.Namespace, s.Selector})
@@ -129,8 +127,8 @@ func (e *Effects) nowAndBefore(snap *registry.Snapshot, id string) []*registry.S
 // headless: addresses in a slice of a headless service, which may be reached otherwise, or not at all any more.
 func (e *Effects) headless(s *registry.Service, slice *registry.Slice, addresses ...string) {
 	for _, a := range addresses {
-		for _, l := range headlessListeners(s, slice, a) {
-			e.Listeners[l] = true
+		for _, l := range headlessFrontends(s, slice, a) {
+			e.Frontends[l] = true
 		}
 	}
 }
@@ -189,12 +187,9 @@ func (e *Effects) peer(snap *registry.Snapshot, set Settings, p *registry.PeerAu
 	for s := range services {
 		e.Endpoints[s.ID] = true
 		if s.Headless {
-			for _, l := range Listeners(snap, s) {
-				e.Listeners[l] = true
+			for _, l := range Frontends(snap, s) {
+				e.Frontends[l] = true
 			}
 		}
 	}
 }
-
-// ListenerName names the outbound listener of an address.
-func ListenerName(address string, port uint32) string { return fmt.Sprintf("%s_%d", address, port) }

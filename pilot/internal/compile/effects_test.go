@@ -18,7 +18,7 @@ func TestPodAndPortOfAHeadlessServiceGoTogether(t *testing.T) {
 	}
 	e := compile.EffectsOf(world(t, after, sliceOf("a/db", "a", "10.0.0.1"), pod("other")), set, []registry.Change{
 		{Kind: registry.Services, ID: "a/db", Old: before, New: after}, {Kind: registry.Pods, ID: "a/db-0", Old: pod("db"), New: pod("other")}})
-	if !e.Listeners["10.0.0.1_15432"] {
-		t.Errorf("the listeners that may change are %v", e.Listeners)
+	if !e.Frontends[compile.Address{IP: "10.0.0.1", Port: 15432}] {
+		t.Errorf("the listeners that may change are %v", e.Frontends)
 	}
 }

@@ -2,66 +2,81 @@ package compile
 
 import (
 	"cmp"
+	"fmt"
 	"iter"
-	"slices"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
+// Address is an address and a port to which a client connects.
+type Address struct {
+	IP   string
+	Port uint32
+}
+
+func (a Address) String() string { return fmt.Sprintf("%s_%d", a.IP, a.Port) }
+
 // Frontend is one address and port at which clients reach a service port: the service's own address, or, behind a headless
 // service, the address of one pod. The address that is called decides what a connection is, never what a request says of
 // itself.
 type Frontend struct {
-	Address string
-	Port    uint32
+	Address
 	Service ServicePort
 	// Pod is who answers at this address of a headless service. Nil: the service has an address of its own, and any of its
 	// endpoints may answer.
 	Pod *Endpoint
 }
 
-// FrontendAt returns the frontend of an address and port, or nil: the address is nobody's in the mesh, and connections to it
+// FrontendAt returns the frontend of an address, or nil: the address is nobody's in the mesh, and connections to it
 // are passed on as they are. An address that several services claim is the oldest's.
-func FrontendAt(snap *registry.Snapshot, set Settings, address string, port uint32) *Frontend {
-	var owner *registry.Service
-	var number uint32
+func FrontendAt(snap *registry.Snapshot, set Settings, at Address) *Frontend {
+	owner, number := ownerOf(snap, at)
+	if owner == nil {
+		return nil
+	}
+	f := &Frontend{Address: at, Service: *PortOf(snap, set, owner, number)}
+	if owner.Headless {
+		f.Pod = podEndpoint(snap, set, snap.PodAt(at.IP), at.Port)
+	}
+	return f
+}
+
+// IsFrontend reports whether there is a frontend at an address.
+func IsFrontend(snap *registry.Snapshot, at Address) bool {
+	owner, _ := ownerOf(snap, at)
+	return owner != nil
+}
+
+// ownerOf finds the service whose an address is, and the number of its port.
+func ownerOf(snap *registry.Snapshot, at Address) (owner *registry.Service, number uint32) {
 	consider := func(s *registry.Service, n uint32) {
 		if owner == nil || cmp.Or(s.Created.Compare(owner.Created), cmp.Compare(s.ID, owner.ID), cmp.Compare(n, number)) < 0 {
 			owner, number = s, n
 		}
 	}
-	for s := range snap.ServicesAt(address) {
-		if slices.ContainsFunc(s.Ports, func(p registry.ServicePort) bool { return p.Number == port }) {
-			consider(s, port)
+	for s := range snap.ServicesAt(at.IP) {
+		if s.HasPort(at.Port) {
+			consider(s, at.Port)
 		}
 	}
-	for s, n := range headlessPorts(snap, address, port) {
+	for s, n := range headlessPorts(snap, at) {
 		consider(s, n)
 	}
-	if owner == nil {
-		return nil
-	}
-	ports := ServicePorts(snap, set, owner)
-	i := slices.IndexFunc(ports, func(p ServicePort) bool { return p.Number == number })
-	f := &Frontend{Address: address, Port: port, Service: ports[i]}
-	if owner.Headless {
-		f.Pod = podEndpoint(snap, set, snap.PodAt(address), port)
-	}
-	return f
+	return owner, number
 }
 
 // headlessPorts yields the headless services behind which the pod of an address stands, each with the number of its port
 // that clients reach at the pod's port.
-func headlessPorts(snap *registry.Snapshot, address string, port uint32) iter.Seq2[*registry.Service, uint32] {
+func headlessPorts(snap *registry.Snapshot, at Address) iter.Seq2[*registry.Service, uint32] {
 	return func(yield func(*registry.Service, uint32) bool) {
-		for slice := range snap.SlicesAt(address) {
+		for slice := range snap.SlicesAt(at.IP) {
 			s := snap.Service(slice.ServiceID)
-			if s == nil || !s.Headless || !standsBehind(snap, s, address) {
+			if s == nil || !s.Headless || !standsBehind(snap, s, at.IP) {
 				continue
 			}
 			for _, p := range s.Ports {
-				if slicePort(slice, p.Name) == port && !yield(s, p.Number) {
+				if slicePort(slice, p.Name) == at.Port && !yield(s, p.Number) {
 					return
 				}
 			}
@@ -83,12 +98,12 @@ func podEndpoint(snap *registry.Snapshot, set Settings, p *registry.Pod, port ui
 	return &Endpoint{Address: p.IP, Port: port, Workload: LabelsOf(set, p), Plain: !p.Proxied || modes.Mode(port) == authz.Disable}
 }
 
-// Listeners names the outbound listeners of a service, one for each address and port at which it is reached.
-func Listeners(snap *registry.Snapshot, s *registry.Service) []string {
-	var out []string
+// Frontends lists where clients reach a service. At some of these addresses another service may be older.
+func Frontends(snap *registry.Snapshot, s *registry.Service) []Address {
+	var out []Address
 	for _, ip := range s.ClusterIPs {
 		for _, p := range s.Ports {
-			out = append(out, ListenerName(ip, p.Number))
+			out = append(out, Address{ip, p.Number})
 		}
 	}
 	if !s.Headless {
@@ -97,19 +112,19 @@ func Listeners(snap *registry.Snapshot, s *registry.Service) []string {
 	for slice := range snap.SlicesOf(s.ID) {
 		for _, a := range slice.Addresses {
 			if standsBehind(snap, s, a) {
-				out = append(out, headlessListeners(s, slice, a)...)
+				out = append(out, headlessFrontends(s, slice, a)...)
 			}
 		}
 	}
 	return out
 }
 
-// headlessListeners names the listeners that an address in a slice of a headless service has, if it is the service's.
-func headlessListeners(s *registry.Service, slice *registry.Slice, address string) []string {
-	var out []string
+// headlessFrontends lists where clients reach an address in a slice of a headless service, if it is the service's.
+func headlessFrontends(s *registry.Service, slice *registry.Slice, ip string) []Address {
+	var out []Address
 	for _, p := range s.Ports {
 		if n := slicePort(slice, p.Name); n != 0 {
-			out = append(out, ListenerName(address, n))
+			out = append(out, Address{ip, n})
 		}
 	}
 	return out

@@ -86,7 +86,7 @@ func TestFrontendIsWhoseTheAddressIs(t *testing.T) {
 		{"an address outside", "203.0.113.9", 15432, "", false},
 		{"another service's cluster IP in a slice", "10.96.0.1", 15432, "web", false},
 	} {
-		f := compile.FrontendAt(snap, compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}, c.address, c.port)
+		f := compile.FrontendAt(snap, compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}, compile.Address{IP: c.address, Port: c.port})
 		switch {
 		case f == nil && c.service != "":
 			t.Errorf("%s: nobody's", c.what)

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
@@ -69,9 +70,15 @@ type ServicePort struct {
 func (p *ServicePort) Cluster() string { return istiocompat.OutboundCluster(p.Number, "", p.Host) }
 
 // Host returns the DNS name of a service.
-func Host(s *registry.Service) string {
-	return s.Name + "." + s.Namespace + ".svc." + mesh.ClusterDomain
+func Host(s *registry.Service) string { return host(s.Name, s.Namespace) }
+
+// HostOf returns the DNS name of a service by its ID, "namespace/name", whether there is one or not.
+func HostOf(service string) string {
+	namespace, name, _ := strings.Cut(service, "/")
+	return host(name, namespace)
 }
+
+func host(name, namespace string) string { return name + "." + namespace + ".svc." + mesh.ClusterDomain }
 
 // ServicePorts compiles the ports of a service.
 func ServicePorts(snap *registry.Snapshot, set Settings, s *registry.Service) []ServicePort {
@@ -81,6 +88,15 @@ func ServicePorts(snap *registry.Snapshot, set Settings, s *registry.Service) []
 		out = append(out, ServicePort{Service: s, Host: Host(s), Number: p.Number, Protocol: p.Protocol, Mutual: n.mutual, Identities: n.identities})
 	}
 	return out
+}
+
+// PortOf compiles the port of a service that has a number, or returns nil.
+func PortOf(snap *registry.Snapshot, set Settings, s *registry.Service, number uint32) *ServicePort {
+	ports := ServicePorts(snap, set, s)
+	if i := slices.IndexFunc(ports, func(p ServicePort) bool { return p.Number == number }); i >= 0 {
+		return &ports[i]
+	}
+	return nil
 }
 
 // naming is what is known of the pods behind a service.

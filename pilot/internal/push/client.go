@@ -6,47 +6,28 @@ import (
 	"sync"
 	"time"
 
-	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/catalog"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
-	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 // client is one connected proxy, and the Source of its stream.
 type client struct {
-	store     *Store
-	node      string
-	pod       string // namespace/name
-	namespace string
-	identity  spiffe.ID
-	delivery  registry.Delivery
-	since     time.Time
-	stream    *deltaxds.Stream
-	end       func()
+	store    *Store
+	node     string
+	pod      string // namespace/name
+	uid      string // of the pod
+	identity spiffe.ID
+	delivery registry.Delivery
+	since    time.Time
+	stream   *deltaxds.Stream
+	end      func()
 
-	class string // guarded by the store's mu
+	subject catalog.Subject // guarded by the store's mu
 
 	mu      sync.Mutex
 	waiting time.Time // when the oldest change came that is not sent yet
-}
-
-func (c *client) setClass(key string) { c.class = key }
-
-// sees reports whether a scope's resources are among the client's. The class is read without the store's lock only where
-// a stale answer costs a look too many.
-func (c *client) sees(sc scope) bool {
-	switch sc.kind {
-	case podScope:
-		return sc.value == c.pod
-	case deliveryScope:
-		return sc.value == string(c.delivery)
-	case classScope:
-		c.store.mu.Lock()
-		defer c.store.mu.Unlock()
-		return sc.value == c.class
-	}
-	return true
 }
 
 func (c *client) dirty(now time.Time, typeURL string, names ...string) {
@@ -74,14 +55,17 @@ func (c *client) sent() (time.Duration, bool) {
 func (c *client) Resource(typeURL, name string) (*deltaxds.Resource, bool) {
 	c.store.mu.Lock()
 	defer c.store.mu.Unlock()
-	return c.store.get(key{typeURL, c.scopeOf(typeURL, name), name}), true
+	if r := c.store.catalog.Find(c.subject, typeURL, name); r != nil {
+		return c.store.get(r), true
+	}
+	return nil, true
 }
 
 // Wildcard implements deltaxds.Source.
 func (c *client) Wildcard(typeURL string) ([]string, bool) {
 	c.store.mu.Lock()
 	defer c.store.mu.Unlock()
-	return c.store.names(c, typeURL), true
+	return c.store.catalog.Names(c.subject, typeURL), true
 }
 
 // Subscribed implements deltaxds.Source. Pilot makes what is asked for when it is asked for.
@@ -103,14 +87,11 @@ func parseNode(id string) (ip, pod string, err error) {
 func (s *Store) add(c *client, pod *registry.Pod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := s.snap.Pod(c.pod); now != nil {
+	if now := s.catalog.Snapshot().Pod(c.pod); now != nil {
 		pod = now // it may have changed since the client was let in
 	}
-	cl := compile.ClassOf(pod)
-	c.class = cl.Key()
-	s.joinClass(cl)
-	s.pods[c.pod] = pod
 	s.clients[c] = true
+	s.subscribe(c, s.catalog.Join(pod))
 	s.metrics.connections.Set(float64(len(s.clients)))
 }
 
@@ -118,23 +99,7 @@ func (s *Store) remove(c *client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.clients, c)
+	s.unsubscribe(c)
+	s.forget(s.catalog.Leave(c.subject))
 	s.metrics.connections.Set(float64(len(s.clients)))
-	s.leaveClass(c.class)
-	ofPod, byDelivery := false, c.delivery == registry.ByAgent
-	for other := range s.clients {
-		byDelivery = byDelivery || other.delivery == c.delivery
-		ofPod = ofPod || other.pod == c.pod
-	}
-	if !ofPod {
-		delete(s.pods, c.pod)
-		s.forget(scope{podScope, c.pod})
-	}
-	if !byDelivery {
-		s.forget(ofDelivery(c.delivery))
-	}
-}
-
-func hostOf(serviceID string) string {
-	namespace, name, _ := strings.Cut(serviceID, "/")
-	return name + "." + namespace + ".svc." + mesh.ClusterDomain
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/catalog"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
@@ -30,19 +31,20 @@ func TestClustersFollowHowTheProxysCertificateComes(t *testing.T) {
 	second := connect("web-3", "10.0.0.3")
 	m.expect(t, "another proxy of the same kind", &r, &n, 0, 0)
 
-	cached := func(sc scope) []byte {
+	cached := func(d registry.Delivery) []byte {
 		m.store.mu.Lock()
 		defer m.store.mu.Unlock()
-		if res := m.store.cache[key{deltaxds.ClusterType, sc, web}]; res != nil {
+		r := catalog.Cluster{Service: "a/web", Port: 80, Delivery: d}
+		if res := m.store.bytes[r.Layer()][r]; res != nil {
 			return res.Body().GetValue()
 		}
 		return nil
 	}
 	files := []byte(translate.FilesPath)
-	if b := cached(global); b == nil || bytes.Contains(b, files) {
+	if b := cached(registry.ByAgent); b == nil || bytes.Contains(b, files) {
 		t.Fatalf("with the agent: %q", b)
 	}
-	if b := cached(ofDelivery(registry.BySecret)); !bytes.Contains(b, files) {
+	if b := cached(registry.BySecret); !bytes.Contains(b, files) {
 		t.Fatalf("with a Secret: %q", b)
 	}
 
@@ -61,10 +63,10 @@ func TestClustersFollowHowTheProxysCertificateComes(t *testing.T) {
 		err := <-p.done
 		p.done <- err
 	}
-	if cached(ofDelivery(registry.BySecret)) != nil {
+	if cached(registry.BySecret) != nil {
 		t.Fatal("resources stay that nobody has")
 	}
-	if cached(global) == nil {
+	if cached(registry.ByAgent) == nil {
 		t.Fatal("resources go that somebody has")
 	}
 }

@@ -74,7 +74,7 @@ func (s *Server) DeltaAggregatedResources(rpc adsStream) error {
 func (s *Server) serve(rpc adsStream, first *discovery.DeltaDiscoveryRequest, pod *registry.Pod, id spiffe.ID, node string) error {
 	ctx, cancel := context.WithCancel(rpc.Context())
 	defer cancel()
-	c := &client{store: s.store, node: node, pod: pod.ID, namespace: pod.Namespace, identity: id, delivery: pod.Delivery, since: time.Now(), end: cancel}
+	c := &client{store: s.store, node: node, pod: pod.ID, uid: pod.UID, identity: id, delivery: pod.Delivery, since: time.Now(), end: cancel}
 	c.stream = deltaxds.NewStream(c, s.options.Clock)
 	if !s.store.admit(c, pod, s.options.MaxProxies) {
 		s.store.metrics.refused.WithLabelValues("full").Inc()
@@ -162,7 +162,7 @@ func (s *Server) authorize(ctx context.Context, id spiffe.ID, node string) (*reg
 func (s *Store) podNow(id string) (*registry.Pod, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.snap.Pod(id), s.arrived
+	return s.catalog.Snapshot().Pod(id), s.arrived
 }
 
 // observed is a stream whose sending is measured and that the store can end.

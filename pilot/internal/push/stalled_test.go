@@ -70,7 +70,7 @@ func TestEventsAreBoundedWhenManyProxiesStall(t *testing.T) {
 	m.apply(pod("a", "web", "web-1", "10.0.0.1"))
 	stalled := func(n int) {
 		for range n {
-			m.server.stalled(&client{}, m.store.snap.Pod("a/web-1"), &deltaxds.Stalled{Type: deltaxds.ListenerType, Names: []string{strings.Repeat("é", 3000)}})
+			m.server.stalled(&client{}, m.store.catalog.Snapshot().Pod("a/web-1"), &deltaxds.Stalled{Type: deltaxds.ListenerType, Names: []string{strings.Repeat("é", 3000)}})
 		}
 	}
 	stalled(500)

@@ -10,7 +10,6 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 
-	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
@@ -85,20 +84,13 @@ func (s *Store) dump(c *client) (map[string][]json.RawMessage, error) {
 	return out, nil
 }
 
-// resourcesOf collects what a client may have; endpoints have the names of their clusters.
+// resourcesOf collects what a client may have.
 func (s *Store) resourcesOf(c *client, typeURL string) []*deltaxds.Resource {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	names := s.names(c, typeURL)
-	switch typeURL {
-	case deltaxds.ExtensionConfigType:
-		names = append(translate.AuthorizationNames(), translate.RevocationNames()...)
-	case deltaxds.EndpointType:
-		names = s.names(c, deltaxds.ClusterType)
-	}
 	var out []*deltaxds.Resource
-	for _, n := range names {
-		if r := s.get(key{typeURL, c.scopeOf(typeURL, n), n}); r != nil {
+	for _, id := range s.catalog.All(c.subject, typeURL) {
+		if r := s.get(id); r != nil {
 			out = append(out, r)
 		}
 	}

@@ -3,6 +3,7 @@
 package registry
 
 import (
+	"slices"
 	"time"
 
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
@@ -35,6 +36,11 @@ type Service struct {
 	Selector        map[string]string
 	Ports           []ServicePort
 	Created         time.Time
+}
+
+// HasPort reports whether it has a port of the number.
+func (s *Service) HasPort(number uint32) bool {
+	return slices.ContainsFunc(s.Ports, func(p ServicePort) bool { return p.Number == number })
 }
 
 // ServicePort is a TCP port of a Service.

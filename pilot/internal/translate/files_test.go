@@ -173,7 +173,7 @@ func outboundTo(t *testing.T, port uint32, identity string, at uint32) outbound 
 	c := translate.OutboundCluster(p, registry.BySecret)
 	s := staticCluster(c.GetName(), port)
 	c.ClusterDiscoveryType, c.EdsClusterConfig, c.LoadAssignment = s.ClusterDiscoveryType, nil, s.LoadAssignment
-	l := translate.ServiceListener(&compile.Frontend{Address: "127.0.0.1", Port: at, Service: *p})
+	l := translate.ServiceListener(&compile.Frontend{Address: compile.Address{IP: "127.0.0.1", Port: at}, Service: *p})
 	l.BindToPort = nil
 	for _, chain := range append(l.GetFilterChains(), l.GetDefaultFilterChain()) {
 		if chain != nil {

@@ -70,7 +70,7 @@ func sniff(l *listener.Listener) {
 
 func outbound(f *compile.Frontend, chains ...*listener.FilterChain) *listener.Listener {
 	return &listener.Listener{
-		Name: compile.ListenerName(f.Address, f.Port), Address: address(f.Address, f.Port), BindToPort: no(), FilterChains: chains,
+		Name: f.Address.String(), Address: address(f.IP, f.Port), BindToPort: no(), FilterChains: chains,
 		TrafficDirection: core.TrafficDirection_OUTBOUND, PerConnectionBufferLimitBytes: u32(1 << 20),
 	}
 }

@@ -1,0 +1,54 @@
+package catalog
+
+import (
+	"iter"
+	"reflect"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+)
+
+// Authorization is the configuration of a filter by which policies hold for the pods of a class.
+type Authorization struct{ Class, Filter string }
+
+func (r Authorization) Type() string         { return deltaxds.ExtensionConfigType }
+func (r Authorization) Name() string         { return r.Filter }
+func (r Authorization) Layer() Layer         { return Layer{classLayer, r.Class} }
+func (r Authorization) exists(*Catalog) bool { return true }
+
+func (r Authorization) make(c *Catalog) proto.Message {
+	return translate.Authorization(c.workload(r.Class), r.Filter)
+}
+
+var authorization = family{
+	of: func(_ *Catalog, l Layer) iter.Seq[Resource] {
+		return func(yield func(Resource) bool) {
+			if l.kind == classLayer {
+				filtersOf(l.of, yield)
+			}
+		}
+	},
+	touched: func(_ *Catalog, t *turn) iter.Seq[Resource] {
+		return func(yield func(Resource) bool) {
+			for _, w := range t.classes {
+				same := w.was != nil && w.was.Other == w.now.Other && slices.Equal(w.was.Ports, w.now.Ports) && reflect.DeepEqual(w.was.Policies, w.now.Policies)
+				if !same && !filtersOf(w.class, yield) {
+					return
+				}
+			}
+		}
+	},
+}
+
+// filtersOf yields the configurations of a class, until it is told to stop.
+func filtersOf(class string, yield func(Resource) bool) bool {
+	for _, name := range translate.AuthorizationNames() {
+		if !yield(Authorization{class, name}) {
+			return false
+		}
+	}
+	return true
+}

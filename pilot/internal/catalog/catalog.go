@@ -1,0 +1,137 @@
+// Package catalog says which resources there are, for whom, of what each is made and which of them a change touches. What belongs
+// together, such as all that stands for a Service, is a family, and has a file. A resource is known by a value that says what it is of;
+// Envoy's names are made from that and never read back.
+package catalog
+
+import (
+	"iter"
+	"maps"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+)
+
+// Resource identifies a resource: a comparable value of one of this package's types.
+type Resource interface {
+	// Type is the URL of the resource's type in xDS.
+	Type() string
+	// Name is what Envoy calls it.
+	Name() string
+	// Layer is who has it.
+	Layer() Layer
+
+	// exists reports whether there is one now.
+	exists(*Catalog) bool
+	// make returns it as it is now. There is one.
+	make(*Catalog) proto.Message
+}
+
+// families are all of them. Each is described in a file of its own.
+var families = []family{fixed, services, revocations, workloads, authorization, probes}
+
+// family is a group of resources that come and change together.
+type family struct {
+	// of yields what there is for a layer.
+	of func(*Catalog, Layer) iter.Seq[Resource]
+	// touched yields what a turn of things may have made, changed or removed. Nil: they never change.
+	touched func(*Catalog, *turn) iter.Seq[Resource]
+}
+
+// turn is what has happened, as families look at it.
+type turn struct {
+	effects compile.Effects
+	classes []compiledAnew
+	pods    []movedPod
+}
+
+// compiledAnew is a class of connected pods that may be another one than it was.
+type compiledAnew struct {
+	class    string
+	was, now *compile.Workload // was is nil if nothing of it has been made yet
+}
+
+// movedPod is a pod of a subject that has changed.
+type movedPod struct{ was, now *registry.Pod }
+
+// Catalog is the resources of a snapshot for the subjects that there are. It is not safe for concurrent use.
+type Catalog struct {
+	settings compile.Settings
+	snap     *registry.Snapshot
+	layers   map[Layer]*layer
+	classes  map[string]*class        // of the layers of classes, by what they are of
+	pods     map[string]*registry.Pod // of the layers of pods, as last known
+}
+
+type class struct {
+	compile.Class
+	compiled *compile.Workload // nil until something of it is made
+}
+
+// New returns a catalogue of the snapshot for nobody yet.
+func New(settings compile.Settings, snap *registry.Snapshot) *Catalog {
+	return &Catalog{settings: settings, snap: snap, layers: map[Layer]*layer{}, classes: map[string]*class{}, pods: map[string]*registry.Pod{}}
+}
+
+// Snapshot is what the catalogue is made from.
+func (c *Catalog) Snapshot() *registry.Snapshot { return c.snap }
+
+// Apply moves on to a snapshot, given what changed since the last. It returns the resources that may have been made, changed or
+// removed, of layers that a subject has.
+func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) []Resource {
+	c.snap = snap
+	if len(c.layers) == 0 {
+		return nil
+	}
+	t := &turn{effects: compile.EffectsOf(snap, c.settings, changes)}
+	for _, change := range changes {
+		if change.Kind != registry.Pods || c.pods[change.ID] == nil {
+			continue
+		}
+		// The proxy of a pod that was deleted drains with what it has.
+		if now, _ := change.New.(*registry.Pod); now != nil {
+			t.pods = append(t.pods, movedPod{c.pods[change.ID], now})
+			c.pods[change.ID] = now
+		}
+	}
+	for id, class := range c.classes {
+		if slices.ContainsFunc(t.effects.Classes, func(s compile.ClassSelector) bool { return s.Selects(class.Class) }) {
+			was := class.compiled
+			class.compiled = nil
+			t.classes = append(t.classes, compiledAnew{id, was, c.workload(id)})
+		}
+	}
+	touched := map[Resource]bool{}
+	for _, f := range families {
+		if f.touched == nil {
+			continue
+		}
+		for r := range f.touched(c, t) {
+			if l := c.layers[r.Layer()]; l != nil && !touched[r] {
+				touched[r] = true
+				l.set(r, r.exists(c))
+			}
+		}
+	}
+	return slices.Collect(maps.Keys(touched))
+}
+
+// Make returns a resource as it is now, or nil if there is none.
+func (c *Catalog) Make(r Resource) proto.Message {
+	if c.layers[r.Layer()] == nil || !r.exists(c) {
+		return nil
+	}
+	return r.make(c)
+}
+
+// workload compiles a class; the outcome is kept until something that it depends on changes.
+func (c *Catalog) workload(id string) *compile.Workload {
+	class := c.classes[id]
+	if class.compiled == nil {
+		w := compile.CompileWorkload(c.snap, c.settings, class.Class)
+		class.compiled = &w
+	}
+	return class.compiled
+}

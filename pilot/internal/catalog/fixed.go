@@ -1,0 +1,41 @@
+package catalog
+
+import (
+	"iter"
+	"maps"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+)
+
+// Fixed is a resource that every proxy has and that depends on nothing.
+type Fixed struct{ url, name string }
+
+var made = map[Fixed]func() proto.Message{
+	{deltaxds.ClusterType, translate.PassthroughCluster}: func() proto.Message { return translate.Passthrough() },
+	{deltaxds.ClusterType, translate.InboundCluster}:     func() proto.Message { return translate.Inbound() },
+	{deltaxds.ClusterType, translate.AdminCluster}:       func() proto.Message { return translate.Admin() },
+	{deltaxds.ListenerType, translate.VirtualOutbound}:   func() proto.Message { return translate.OutboundListener() },
+	{deltaxds.ListenerType, translate.StatsListener}:     func() proto.Message { return translate.StatsListener15090() },
+}
+
+func (r Fixed) Type() string                { return r.url }
+func (r Fixed) Name() string                { return r.name }
+func (r Fixed) Layer() Layer                { return Everyone }
+func (r Fixed) exists(*Catalog) bool        { return true }
+func (r Fixed) make(*Catalog) proto.Message { return made[r]() }
+
+var fixed = family{of: func(_ *Catalog, l Layer) iter.Seq[Resource] {
+	return func(yield func(Resource) bool) {
+		if l != Everyone {
+			return
+		}
+		for r := range maps.Keys(made) {
+			if !yield(r) {
+				return
+			}
+		}
+	}
+}}

@@ -1,0 +1,76 @@
+package catalog
+
+import (
+	"iter"
+	"slices"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+)
+
+// Health is the listener that answers kubelet for a pod.
+type Health struct{ Pod string }
+
+func (r Health) Type() string         { return deltaxds.ListenerType }
+func (r Health) Name() string         { return translate.HealthListener }
+func (r Health) Layer() Layer         { return Layer{podLayer, r.Pod} }
+func (r Health) exists(*Catalog) bool { return true }
+
+func (r Health) make(c *Catalog) proto.Message {
+	return translate.HealthListener15021(compile.ParseProbes(c.pods[r.Pod].Probes))
+}
+
+// Probe is a port of the application, as kubelet would ask it.
+type Probe struct{ Pod, Cluster string }
+
+func (r Probe) Type() string                  { return deltaxds.ClusterType }
+func (r Probe) Name() string                  { return r.Cluster }
+func (r Probe) Layer() Layer                  { return Layer{podLayer, r.Pod} }
+func (r Probe) exists(c *Catalog) bool        { return r.among(probed(c.pods[r.Pod])) != nil }
+func (r Probe) make(c *Catalog) proto.Message { return r.among(probed(c.pods[r.Pod])) }
+
+func (r Probe) among(all []*cluster.Cluster) *cluster.Cluster {
+	if i := slices.IndexFunc(all, func(c *cluster.Cluster) bool { return c.GetName() == r.Cluster }); i >= 0 {
+		return all[i]
+	}
+	return nil
+}
+
+func probed(p *registry.Pod) []*cluster.Cluster { return translate.ProbeClusters(compile.ParseProbes(p.Probes), p.IP) }
+
+var probes = family{
+	of: func(c *Catalog, l Layer) iter.Seq[Resource] {
+		return func(yield func(Resource) bool) {
+			if l.kind == podLayer && probesOf(c.pods[l.of], yield) {
+				yield(Health{l.of})
+			}
+		}
+	},
+	touched: func(_ *Catalog, t *turn) iter.Seq[Resource] {
+		return func(yield func(Resource) bool) {
+			for _, p := range t.pods {
+				if p.was.Probes == p.now.Probes && p.was.IP == p.now.IP {
+					continue
+				}
+				if !probesOf(p.was, yield) || !probesOf(p.now, yield) || !yield(Health{p.now.ID}) {
+					return
+				}
+			}
+		}
+	},
+}
+
+// probesOf yields the probes of a pod, until it is told to stop.
+func probesOf(p *registry.Pod, yield func(Resource) bool) bool {
+	for _, c := range probed(p) {
+		if !yield(Probe{p.ID, c.GetName()}) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,40 @@
+package catalog
+
+import (
+	"iter"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+)
+
+// Revocations is the configuration of a filter by which revocations hold, everywhere alike.
+type Revocations struct{ Filter string }
+
+func (r Revocations) Type() string         { return deltaxds.ExtensionConfigType }
+func (r Revocations) Name() string         { return r.Filter }
+func (r Revocations) Layer() Layer         { return Everyone }
+func (r Revocations) exists(*Catalog) bool { return true }
+
+func (r Revocations) make(c *Catalog) proto.Message {
+	return translate.Revocations(c.settings, slices.Collect(c.snap.Revocations()), r.Filter)
+}
+
+var revocations = family{
+	of: func(_ *Catalog, l Layer) iter.Seq[Resource] { return revocationsIf(l == Everyone) },
+	touched: func(_ *Catalog, t *turn) iter.Seq[Resource] {
+		return revocationsIf(t.effects.Revocations)
+	},
+}
+
+func revocationsIf(any bool) iter.Seq[Resource] {
+	return func(yield func(Resource) bool) {
+		for _, name := range translate.RevocationNames() {
+			if any && !yield(Revocations{name}) {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,139 @@
+package catalog
+
+import (
+	"iter"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+)
+
+// Cluster is what a port of a Service is to its clients: who may serve it, and how it is spoken to. Clients whose certificates come in
+// another way have one of their own.
+type Cluster struct {
+	Service  string // namespace/name
+	Port     uint32
+	Delivery registry.Delivery // of the client's certificate
+}
+
+func (r Cluster) Type() string           { return deltaxds.ClusterType }
+func (r Cluster) Name() string           { return clusterName(r.Service, r.Port) }
+func (r Cluster) Layer() Layer           { return ofDelivery(r.Delivery) }
+func (r Cluster) exists(c *Catalog) bool { return hasPort(c, r.Service, r.Port) }
+
+func (r Cluster) make(c *Catalog) proto.Message {
+	return translate.OutboundCluster(compile.PortOf(c.snap, c.settings, c.snap.Service(r.Service), r.Port), r.Delivery)
+}
+
+// Endpoints is the addresses of a port of a Service. They have the name of the cluster.
+type Endpoints struct {
+	Service string // namespace/name
+	Port    uint32
+}
+
+func (r Endpoints) Type() string           { return deltaxds.EndpointType }
+func (r Endpoints) Name() string           { return clusterName(r.Service, r.Port) }
+func (r Endpoints) Layer() Layer           { return Everyone }
+func (r Endpoints) exists(c *Catalog) bool { return hasPort(c, r.Service, r.Port) }
+
+func (r Endpoints) make(c *Catalog) proto.Message {
+	return translate.Endpoints(r.Name(), compile.Endpoints(c.snap, c.settings, c.snap.Service(r.Service), r.Port))
+}
+
+// Listener takes what a client sends to an address of a Service, or of a pod behind a headless one.
+type Listener struct{ At compile.Address }
+
+func (r Listener) Type() string           { return deltaxds.ListenerType }
+func (r Listener) Name() string           { return r.At.String() }
+func (r Listener) Layer() Layer           { return Everyone }
+func (r Listener) exists(c *Catalog) bool { return compile.IsFrontend(c.snap, r.At) }
+
+func (r Listener) make(c *Catalog) proto.Message {
+	return translate.ServiceListener(compile.FrontendAt(c.snap, c.settings, r.At))
+}
+
+func clusterName(service string, port uint32) string {
+	return istiocompat.OutboundCluster(port, "", compile.HostOf(service))
+}
+
+func hasPort(c *Catalog, service string, port uint32) bool {
+	s := c.snap.Service(service)
+	return s != nil && s.HasPort(port)
+}
+
+// deliveries are the ways in which clients' certificates come.
+var deliveries = []registry.Delivery{registry.ByAgent, registry.BySecret}
+
+var services = family{
+	of: func(c *Catalog, l Layer) iter.Seq[Resource] {
+		return func(yield func(Resource) bool) {
+			for s := range c.snap.Services() {
+				for _, p := range s.Ports {
+					for _, d := range deliveries {
+						if ofDelivery(d) == l && !yield(Cluster{s.ID, p.Number, d}) {
+							return
+						}
+					}
+					if l == Everyone && !yield(Endpoints{s.ID, p.Number}) {
+						return
+					}
+				}
+				if l != Everyone {
+					continue
+				}
+				for _, at := range compile.Frontends(c.snap, s) {
+					if !yield(Listener{at}) {
+						return
+					}
+				}
+			}
+		}
+	},
+	touched: func(c *Catalog, t *turn) iter.Seq[Resource] {
+		return func(yield func(Resource) bool) {
+			for id := range t.effects.Services {
+				for port := range portsOf(c, t, id) {
+					for _, d := range deliveries {
+						if !yield(Cluster{id, port, d}) {
+							return
+						}
+					}
+				}
+			}
+			for id := range t.effects.Endpoints {
+				for port := range portsOf(c, t, id) {
+					if !yield(Endpoints{id, port}) {
+						return
+					}
+				}
+			}
+			for at := range t.effects.Frontends {
+				if !yield(Listener{at}) {
+					return
+				}
+			}
+		}
+	},
+}
+
+// portsOf yields the ports that a Service has, and those that it had before it changed; some of them twice.
+func portsOf(c *Catalog, t *turn, service string) iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		for port := range t.effects.Ports[service] {
+			if !yield(port) {
+				return
+			}
+		}
+		if s := c.snap.Service(service); s != nil {
+			for _, p := range s.Ports {
+				if !yield(p.Number) {
+					return
+				}
+			}
+		}
+	}
+}
