@@ -27,7 +27,7 @@ var mutations = []mutation{
 	{6, "certificates are not renewed", "TestCertificatesRotateWithoutAFailedRequest", []edit{
 		{"pkg/svid/rotator.go", "func (r *Rotator) next() time.Time {\n", "func (r *Rotator) next() time.Time {\n	if r.current != nil {\n		return r.now().Add(recheck)\n	}\n"}}},
 	{7, "changed policies are not pushed", "TestChangedPolicyIsEnforced", []edit{
-		{"pilot/internal/push/store.go", "		s.renew(key{deltaxds.ExtensionConfigType, sc, n}, d)", "		_ = n"}}},
+		{"pilot/internal/catalog/authorization.go", "if !same && !filtersOf(", "if false && !same && !filtersOf("}}},
 	{8, "only denials are audited", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
 		{"pilot/internal/translate/inbound.go", "either(audited(), when(deniedRequest))", "when(deniedRequest)"}}},
 	{8, "agents do not keep what Mixer has not taken", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
@@ -142,31 +142,29 @@ var mutations = []mutation{
 	{20, "the evaluator does not resolve dot segments as proxies do", "pilot/internal/translate.TestPathsAreNormalizedAsEnvoyDoes", []edit{
 		{"pkg/authz/path.go", "path := withoutDotParameters(unescapeSlashes(raw))", "path := unescapeSlashes(raw)"}}},
 	{21, "nobody is told that a service's cluster has changed", everyChange, []edit{
-		{store, "		s.clusters(id, e.Ports[id], deltaxds.ClusterType, d)", "		s.clusters(id, e.Ports[id], deltaxds.ClusterType, dirt{})"}}},
+		{families + "service.go", "for id := range t.effects.Services {", "for id := range t.effects.Services {\n\t\t\t\tbreak"}}},
 	{21, "nobody is told that endpoints have changed", everyChange, []edit{
-		{store, "		s.clusters(id, e.Ports[id], deltaxds.EndpointType, d)", "		s.clusters(id, e.Ports[id], deltaxds.EndpointType, dirt{})"}}},
+		{families + "service.go", "for id := range t.effects.Endpoints {", "for id := range t.effects.Endpoints {\n\t\t\t\tbreak"}}},
 	{21, "nobody is told that a service's listener has changed", everyChange, []edit{
-		{store, "		s.renew(key{deltaxds.ListenerType, global, name}, d)", "		s.renew(key{deltaxds.ListenerType, global, name}, dirt{})"}}},
+		{families + "service.go", "for at := range t.effects.Frontends {", "for at := range t.effects.Frontends {\n\t\t\t\tbreak"}}},
 	{21, "a class is not told that its inbound listener has changed", everyChange, []edit{
-		{store, "		s.renew(key{deltaxds.ListenerType, sc, translate.VirtualInbound}, d)", "		s.renew(key{deltaxds.ListenerType, sc, translate.VirtualInbound}, dirt{})"}}},
+		{families + "workload.go", "if (w.was == nil ||", "if false && (w.was == nil ||"}}},
 	{21, "a class is not told that its policies have changed", everyChange, []edit{
-		{store, "		s.renew(key{deltaxds.ExtensionConfigType, sc, n}, d)", "		s.renew(key{deltaxds.ExtensionConfigType, sc, n}, dirt{})"}}},
+		{families + "authorization.go", "if !same && !filtersOf(", "if false && !same && !filtersOf("}}},
 	{21, "nobody is told that revocations have changed", everyChange, []edit{
-		{store, "			s.renew(key{deltaxds.ExtensionConfigType, global, n}, d)", "			s.renew(key{deltaxds.ExtensionConfigType, global, n}, dirt{})"}}},
+		{families + "revocations.go", "revocationsIf(t.effects.Revocations)", "revocationsIf(false && t.effects.Revocations)"}}},
 	{21, "a pod is not told that the clusters of its probes have changed", everyChange, []edit{
-		{store, "			s.renew(key{deltaxds.ClusterType, sc, n}, d)", "			s.renew(key{deltaxds.ClusterType, sc, n}, dirt{})"}}},
+		{families + "probes.go", "if !probesOf(p.was, yield) || !probesOf(p.now, yield) || !yield", "if !yield"}}},
 	{21, "a pod is not told that its probes have changed", everyChange, []edit{
-		{store, "		s.renew(key{deltaxds.ListenerType, sc, translate.HealthListener}, d)", "		s.renew(key{deltaxds.ListenerType, sc, translate.HealthListener}, dirt{})"}}},
+		{families + "probes.go", "!probesOf(p.now, yield) || !yield(Health{p.now.ID})", "!probesOf(p.now, yield)"}}},
 	{21, "clusters are made anew for those alone whose certificates come from the agent", everyChange, []edit{
-		{store, "		for _, delivery := range deliveries {", "		for _, delivery := range deliveries[:1] {"}}},
-	{21, "a pod of new labels is not told what listener its new class has", everyChange, []edit{
-		{store, "	d.add(key{deltaxds.ListenerType, sc, translate.VirtualInbound})\n", ""}}},
-	{21, "a pod of new labels is not told what policies its new class has", everyChange, []edit{
-		{store, "		d.add(key{deltaxds.ExtensionConfigType, sc, n})", "		_ = n"}}},
+		{families + "service.go", "					for _, d := range deliveries {\n						if !yield(Cluster{id", "					for _, d := range deliveries[:1] {\n						if !yield(Cluster{id"}}},
+	{21, "a pod of new labels is not told what its new class has", everyChange, []edit{
+		{"pilot/internal/push/store.go", "range changed {", "range changed[:0] {"}}},
 	{21, "what a service was is forgotten when a pod of it changes, too", "pilot/internal/compile.TestPodAndPortOfAHeadlessServiceGoTogether", []edit{
 		{"pilot/internal/compile/effects.go", "range []*registry.Service{snap.Service(id), e.former[id]} {", "range []*registry.Service{snap.Service(id)} {"}}},
 	{21, "a listener is made and nobody has it", "pilot/internal/featuretest.TestGolden", []edit{
-		{"pilot/internal/push/compute.go", "out = append(out, translate.VirtualInbound, translate.HealthListener)", "out = append(out, translate.VirtualInbound)"}}},
+		{families + "probes.go", "yield(Health{l.of})", "return"}}},
 	{21, "a filter is sent another filter's configuration", "pilot/internal/featuretest.TestEnvoyTakesEveryWorld", []edit{
 		{"pilot/internal/translate/revoked.go", "&httprbac.RBAC{Rules: rules, RulesStatPrefix: statPrefix[authz.Deny]}", "&netrbac.RBAC{Rules: rules, StatPrefix: statPrefix[authz.Deny]}"},
 		{"pilot/internal/translate/revoked.go", "	rules := revokedRules(set, list)\n", "	rules, _ := revokedRules(set, list), httprbac.RBAC{}\n"}}},
@@ -176,6 +174,6 @@ const (
 	session    = "pkg/deltaxds/session.go"
 	everyWorld = "pkg/deltaxds.TestProxyAndServerAgreeInEveryWorld"
 
-	store       = "pilot/internal/push/store.go"
+	families    = "pilot/internal/catalog/"
 	everyChange = "pilot/internal/featuretest.TestIncrementalEqualsFresh"
 )
