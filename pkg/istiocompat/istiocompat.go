@@ -22,6 +22,9 @@ const ALPN = "istio"
 // ALPNOpaque marks a connection whose bytes the client's proxy took for something else than HTTP.
 const ALPNOpaque = "istio-opaque"
 
+// PassthroughCluster names the cluster for what leaves the mesh, or goes to nobody's address in it.
+const PassthroughCluster = "PassthroughCluster"
+
 // OutboundCluster names the cluster of a service's port, in any subset ("" for none).
 func OutboundCluster(port uint32, subset, host string) string {
 	return fmt.Sprintf("outbound|%d|%s|%s", port, subset, host)

@@ -41,7 +41,9 @@ func (r Probe) among(all []*cluster.Cluster) *cluster.Cluster {
 	return nil
 }
 
-func probed(p *registry.Pod) []*cluster.Cluster { return translate.ProbeClusters(compile.ParseProbes(p.Probes), p.IP) }
+func probed(p *registry.Pod) []*cluster.Cluster {
+	return translate.ProbeClusters(compile.ParseProbes(p.Probes), p.IP)
+}
 
 var probes = family{
 	of: func(c *Catalog, l Layer) iter.Seq[Resource] {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 )
 
 // Address is an address and a port to which a client connects.
@@ -26,6 +27,14 @@ type Frontend struct {
 	// Pod is who answers at this address of a headless service. Nil: the service has an address of its own, and any of its
 	// endpoints may answer.
 	Pod *Endpoint
+}
+
+// Backend is the cluster behind the frontend. A pod of a headless service that takes no mutual TLS is reached as it is.
+func (f *Frontend) Backend() string {
+	if f.Pod != nil && f.Pod.Plain {
+		return istiocompat.PassthroughCluster
+	}
+	return f.Service.Cluster()
 }
 
 // FrontendAt returns the frontend of an address, or nil: the address is nobody's in the mesh, and connections to it

@@ -78,7 +78,9 @@ func HostOf(service string) string {
 	return host(name, namespace)
 }
 
-func host(name, namespace string) string { return name + "." + namespace + ".svc." + mesh.ClusterDomain }
+func host(name, namespace string) string {
+	return name + "." + namespace + ".svc." + mesh.ClusterDomain
+}
 
 // ServicePorts compiles the ports of a service.
 func ServicePorts(snap *registry.Snapshot, set Settings, s *registry.Service) []ServicePort {

@@ -13,6 +13,7 @@ import (
 	otlp "go.opentelemetry.io/proto/otlp/common/v1"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
@@ -44,7 +45,7 @@ func inboundTags(kind string) []*tracing.CustomTag {
 		out = append(out, tags("allow_policy", fmt.Sprintf("%%DYNAMIC_METADATA(envoy.filters.network.rbac:%sshadow_effective_policy_id)%%", statPrefix[authz.Allow]))...)
 	case "http":
 		const rbac = "%%DYNAMIC_METADATA(envoy.filters.http.rbac:%senforced_effective_policy_id)%%"
-		for _, action := range order {
+		for _, action := range []authz.Action{authz.Audit, authz.Deny, authz.Allow} {
 			name := statPrefix[action] + "policy"
 			out = append(out, tags(name, fmt.Sprintf(rbac, statPrefix[action]))...)
 		}
@@ -94,7 +95,7 @@ func audit(filter *accesslog.AccessLogFilter, custom []*tracing.CustomTag) *acce
 		RetryBackOff: &core.BackoffStrategy{BaseInterval: seconds(0.1), MaxInterval: seconds(2)},
 	}
 	return &accesslog.AccessLog{Name: "envoy.access_loggers.open_telemetry", Filter: filter,
-		ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: typed(&otel.OpenTelemetryAccessLogConfig{
+		ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: envoy.Typed(&otel.OpenTelemetryAccessLogConfig{
 			LogName: "audit", GrpcService: to, DisableBuiltinLabels: true,
 			BufferFlushInterval: seconds(0.2), BufferSizeBytes: u32(16 << 10), Attributes: attributes(custom),
 		})}}
@@ -115,7 +116,7 @@ func audited() *accesslog.AccessLogFilter {
 func when(expression string) *accesslog.AccessLogFilter {
 	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ExtensionFilter{ExtensionFilter: &accesslog.ExtensionFilter{
 		Name:       "envoy.access_loggers.extension_filters.cel",
-		ConfigType: &accesslog.ExtensionFilter_TypedConfig{TypedConfig: typed(&cel.ExpressionFilter{Expression: expression})}}}}
+		ConfigType: &accesslog.ExtensionFilter_TypedConfig{TypedConfig: envoy.Typed(&cel.ExpressionFilter{Expression: expression})}}}}
 }
 
 func either(filters ...*accesslog.AccessLogFilter) *accesslog.AccessLogFilter {

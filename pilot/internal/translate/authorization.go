@@ -1,12 +1,8 @@
 package translate
 
 import (
-	"slices"
-	"strings"
-
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	rbac "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	httprbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -15,98 +11,96 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
-// order is that of the filters: what is audited is so whatever the verdict, and a denial outweighs what allows.
-var order = []authz.Action{authz.Audit, authz.Deny, authz.Allow}
+// stage is a place in the chain of filters that decide about a request or a connection. What decides by something else than policies
+// of an action (tokens, another server's word) is to be a stage, too.
+//
+// The configuration of a stage's filters reaches a proxy by itself (ECDS), not as part of a listener: requests on connections that are
+// open already follow a changed policy, no connection is drained for it, and next to nothing is sent. A proxy that has no such
+// configuration yet refuses everything.
+type stage struct {
+	name string
+	http func(*compile.Workload) *httprbac.RBAC
+	tcp  func(*compile.Workload) *netrbac.RBAC
+}
+
+func (s stage) httpName() string { return "authorization/http/" + s.name }
+
+func (s stage) tcpName() string { return "authorization/tcp/" + s.name }
+
+// stages are in the order of the filters: what is audited is so whatever the verdict, and a denial outweighs what allows.
+var stages = []stage{
+	{"audit", func(w *compile.Workload) *httprbac.RBAC {
+		filter := requests(w, authz.Audit)
+		filter.ShadowRules, filter.ShadowRulesStatPrefix = rbac.ServedBy(w), rbac.ServicePrefix
+		return filter
+	}, func(w *compile.Workload) *netrbac.RBAC {
+		filter := connections(w, authz.Audit)
+		filter.ShadowRules, filter.ShadowRulesStatPrefix = rbac.ServedBy(w), rbac.ServicePrefix
+		return filter
+	}},
+	{"deny", func(w *compile.Workload) *httprbac.RBAC {
+		filter := requests(w, authz.Deny)
+		filter.Rules = rbac.With(filter.GetRules(), rbac.PlaintextRule, rbac.StrictPorts(w))
+		return filter
+	}, func(w *compile.Workload) *netrbac.RBAC { return connections(w, authz.Deny) }},
+	{"allow", func(w *compile.Workload) *httprbac.RBAC { return requests(w, authz.Allow) }, func(w *compile.Workload) *netrbac.RBAC {
+		filter := connections(w, authz.Allow)
+		if filter.ShadowRules == nil {
+			// Which rule let a connection in is told only of shadow rules, so the enforced ones are that, too.
+			filter.ShadowRules, filter.ShadowRulesStatPrefix = filter.Rules, statPrefix[authz.Allow]
+		}
+		return filter
+	}},
+}
 
 // The prefixes tell the filters' results apart in dynamic metadata: "<prefix>enforced_effective_policy_id".
 var statPrefix = map[authz.Action]string{authz.Audit: "audit_", authz.Deny: "deny_", authz.Allow: "allow_"}
 
 var shadowPrefix = map[authz.Action]string{authz.Deny: "istio_dry_run_deny_", authz.Allow: "istio_dry_run_allow_"}
 
-// Policies reach a proxy as configuration of their own (ECDS), not as part of a listener: requests on connections that are
-// open already follow a changed policy, no connection is drained for it, and next to nothing is sent. A proxy that
-// has no such configuration yet refuses everything.
-func httpAuthz(a authz.Action) string { return "authorization/http/" + strings.ToLower(string(a)) }
+// requests is the filter by which a workload's policies of one action hold for requests.
+func requests(w *compile.Workload, action authz.Action) *httprbac.RBAC {
+	enforced, shadow := rbac.Requests(w.Policies, action)
+	return &httprbac.RBAC{Rules: enforced, ShadowRules: shadow, RulesStatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}
+}
 
-func tcpAuthz(a authz.Action) string { return "authorization/tcp/" + strings.ToLower(string(a)) }
+// connections is the filter by which they hold for connections that are not HTTP.
+func connections(w *compile.Workload, action authz.Action) *netrbac.RBAC {
+	enforced, shadow := rbac.Connections(w.Policies, action)
+	return &netrbac.RBAC{Rules: enforced, ShadowRules: shadow, StatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}
+}
 
 // AuthorizationNames are the names of a workload's authorization resources.
 func AuthorizationNames() []string {
 	var out []string
-	for _, action := range order {
-		out = append(out, httpAuthz(action), tcpAuthz(action))
+	for _, s := range stages {
+		out = append(out, s.httpName(), s.tcpName())
 	}
 	return out
 }
 
 // Authorization is the configuration of one filter of a workload, nil if there is none of the name.
 func Authorization(w *compile.Workload, name string) *core.TypedExtensionConfig {
-	for _, action := range order {
+	for _, s := range stages {
 		switch name {
-		case httpAuthz(action):
-			filter := httpAuthorization(w.Policies, action)
-			switch action {
-			case authz.Audit:
-				filter.ShadowRules, filter.ShadowRulesStatPrefix = servedBy(w), servicePrefix
-			case authz.Deny:
-				filter.Rules = withRule(filter.GetRules(), plaintextRule, strictPorts(w))
-			}
-			return extension(name, filter)
-		case tcpAuthz(action):
-			filter := tcpAuthorization(w.Policies, action)
-			if action == authz.Audit {
-				filter.ShadowRules, filter.ShadowRulesStatPrefix = servedBy(w), servicePrefix
-			}
-			return extension(name, filter)
+		case s.httpName():
+			return envoy.Extension(name, s.http(w))
+		case s.tcpName():
+			return envoy.Extension(name, s.tcp(w))
 		}
 	}
 	return nil
 }
 
-// httpAuthorization is the filter by which the policies of one action hold for requests.
-func httpAuthorization(policies []authz.Policy, action authz.Action) *httprbac.RBAC {
-	enforced, shadow := rules(policies, action)
-	for _, a := range authz.Ambiguities {
-		if ambiguityHolds(policies, action, a.Attribute) {
-			if enforced == nil {
-				enforced = &rbac.RBAC{Action: actions[action], Policies: map[string]*rbac.Policy{}}
-			}
-			enforced.Policies[a.Rule] = ambiguous(a)
-		}
-	}
-	return &httprbac.RBAC{Rules: enforced, ShadowRules: shadow, RulesStatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}
-}
-
-// ambiguityHolds reports whether the filter of an action looks for ambiguous texts of an attribute: the one that denies does
-// if any rule that decides looks at the attribute, the one that audits if a rule of its own does.
-func ambiguityHolds(policies []authz.Policy, action authz.Action, attribute authz.Attribute) bool {
-	return action != authz.Allow && slices.ContainsFunc(policies, func(p authz.Policy) bool {
-		return !p.Ignored && !p.DryRun && (p.Action == authz.Audit) == (action == authz.Audit) && p.Uses(attribute)
-	})
-}
-
-// tcpAuthorization is the filter by which the policies of one action hold for connections that are not HTTP.
-func tcpAuthorization(policies []authz.Policy, action authz.Action) *netrbac.RBAC {
-	tcp := make([]authz.Policy, 0, len(policies))
-	for _, p := range policies {
-		tcp = append(tcp, p.TCP())
-	}
-	enforced, shadow := rules(tcp, action)
-	out := &netrbac.RBAC{Rules: enforced, ShadowRules: shadow, StatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}
-	if action == authz.Allow && shadow == nil {
-		// Which rule let a connection in is told only of shadow rules, so the enforced ones are that, too.
-		out.ShadowRules, out.ShadowRulesStatPrefix = enforced, statPrefix[action]
-	}
-	return out
-}
-
 func httpAuthorizationFilters() []*hcm.HttpFilter {
 	out := []*hcm.HttpFilter{{Name: httpRevocations, ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(&httprbac.RBAC{})}}}
-	for _, action := range order {
-		out = append(out, &hcm.HttpFilter{Name: httpAuthz(action), ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(&httprbac.RBAC{})}})
+	for _, s := range stages {
+		out = append(out, &hcm.HttpFilter{Name: s.httpName(), ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(&httprbac.RBAC{})}})
 	}
 	return out
 }
@@ -116,20 +110,20 @@ func httpAuthorizationFilters() []*hcm.HttpFilter {
 func badAuthority() *route.Route {
 	off := map[string]*anypb.Any{}
 	for _, f := range httpAuthorizationFilters() {
-		off[f.GetName()] = typed(&route.FilterConfig{Disabled: true})
+		off[f.GetName()] = envoy.Typed(&route.FilterConfig{Disabled: true})
 	}
 	return &route.Route{
 		Name: "bad-authority", TypedPerFilterConfig: off,
 		Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: "/"}, Headers: []*route.HeaderMatcher{{
-			Name: ":authority", InvertMatch: true, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: pattern(authz.Authority)}}}},
+			Name: ":authority", InvertMatch: true, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: envoy.Pattern(authz.Authority)}}}},
 		Action: &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 400}},
 	}
 }
 
 func tcpAuthorizationFilters() []*listener.Filter {
 	out := []*listener.Filter{{Name: tcpRevocations, ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(&netrbac.RBAC{})}}}
-	for _, action := range order {
-		out = append(out, &listener.Filter{Name: tcpAuthz(action), ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(&netrbac.RBAC{})}})
+	for _, s := range stages {
+		out = append(out, &listener.Filter{Name: s.tcpName(), ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(&netrbac.RBAC{})}})
 	}
 	return out
 }
@@ -138,5 +132,5 @@ func tcpAuthorizationFilters() []*listener.Filter {
 func discovered(kind proto.Message) *core.ExtensionConfigSource {
 	source := overADS()
 	source.InitialFetchTimeout = seconds(0)
-	return &core.ExtensionConfigSource{ConfigSource: source, TypeUrls: []string{typed(kind).GetTypeUrl()}}
+	return &core.ExtensionConfigSource{ConfigSource: source, TypeUrls: []string{envoy.Typed(kind).GetTypeUrl()}}
 }

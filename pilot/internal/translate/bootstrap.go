@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -34,10 +35,10 @@ func Bootstrap() *bootstrap.Bootstrap {
 		DeferredStatOptions: &bootstrap.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
 		StatsFlushInterval:  seconds(5),
 		StatsSinks: []*metrics.StatsSink{{Name: "envoy.stat_sinks.metrics_service", ConfigType: &metrics.StatsSink_TypedConfig{
-			TypedConfig: typed(&metrics.MetricsServiceConfig{GrpcService: agentService(), TransportApiVersion: core.ApiVersion_V3, EmitTagsAsLabels: true})}}},
+			TypedConfig: envoy.Typed(&metrics.MetricsServiceConfig{GrpcService: agentService(), TransportApiVersion: core.ApiVersion_V3, EmitTagsAsLabels: true})}}},
 		OverloadManager: &overload.OverloadManager{ResourceMonitors: []*overload.ResourceMonitor{{
 			Name:       "envoy.resource_monitors.global_downstream_max_connections",
-			ConfigType: &overload.ResourceMonitor_TypedConfig{TypedConfig: typed(&maxconns.DownstreamConnectionsConfig{MaxActiveDownstreamConnections: 50000})},
+			ConfigType: &overload.ResourceMonitor_TypedConfig{TypedConfig: envoy.Typed(&maxconns.DownstreamConnectionsConfig{MaxActiveDownstreamConnections: 50000})},
 		}}},
 		LayeredRuntime: &bootstrap.LayeredRuntime{Layers: []*bootstrap.RuntimeLayer{{Name: "bulwark",
 			LayerSpecifier: &bootstrap.RuntimeLayer_StaticLayer{StaticLayer: &structpb.Struct{Fields: map[string]*structpb.Value{
@@ -59,7 +60,7 @@ func agentCluster() *cluster.Cluster {
 		// Every batch of the audit log that waits for the agent is a retry of up to 16 KB or so, held in memory; more are lost.
 		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
 			MaxRetries: u32(2048), MaxRequests: u32(8192), MaxPendingRequests: u32(8192)}}},
-		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpOptions: typed(explicitHTTP2())},
+		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpOptions: envoy.Typed(explicitHTTP2())},
 		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: mesh.AgentClusterName, Endpoints: []*endpoint.LocalityLbEndpoints{{
 			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: pipe}}}}}}},
 	}
@@ -69,14 +70,14 @@ func agentCluster() *cluster.Cluster {
 func kept() *metrics.StatsMatcher {
 	var list []*matcher.StringMatcher
 	for _, p := range []string{"istio", "server.", "listener_manager.", "cluster_manager.", "control_plane."} {
-		list = append(list, prefix(p))
+		list = append(list, envoy.Prefix(p))
 	}
 	for _, s := range []string{".ssl.fail_verify_san", ".ssl.fail_verify_cert_hash", ".ssl.fail_verify_error", ".ssl.fail_verify_no_cert",
 		".ssl.connection_error", ".ssl.handshake", ".upstream_cx_connect_fail", ".no_filter_chain_match"} {
-		list = append(list, suffix(s))
+		list = append(list, envoy.Suffix(s))
 	}
 	// The health_check filter, which answers for TCP probes, reads a cluster's members from its statistics.
-	list = append(list, pattern(`cluster\.probe\|.*\.membership_(total|healthy|degraded)`))
+	list = append(list, envoy.Pattern(`cluster\.probe\|.*\.membership_(total|healthy|degraded)`))
 	list = append(list, &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Contains{Contains: "rbac."}})
 	return &metrics.StatsMatcher{StatsMatcher: &metrics.StatsMatcher_InclusionList{InclusionList: &matcher.ListStringMatcher{Patterns: list}}}
 }

@@ -9,13 +9,15 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 // Names of clusters that every proxy has.
 const (
-	PassthroughCluster = "PassthroughCluster"
+	PassthroughCluster = istiocompat.PassthroughCluster
 	InboundCluster     = "InboundPassthroughCluster"
 	AdminCluster       = "prometheus_stats"
 )
@@ -50,9 +52,9 @@ func OutboundCluster(p *compile.ServicePort, delivery registry.Delivery) *cluste
 	}
 	switch p.Protocol {
 	case registry.HTTP2:
-		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: typed(explicitHTTP2())}
+		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(explicitHTTP2())}
 	case registry.HTTP, registry.Auto:
-		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: typed(sameAsDownstream())}
+		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(sameAsDownstream())}
 	}
 	return c
 }
@@ -83,7 +85,7 @@ func structOf(key, value string) *structpb.Struct {
 func Passthrough() *cluster.Cluster {
 	c := originalDst(PassthroughCluster)
 	c.CircuitBreakers = generous()
-	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: typed(sameAsDownstream())}
+	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(sameAsDownstream())}
 	c.Metadata = metadata(metadataKey, map[string]string{"service": "unknown", "name": PassthroughCluster, "namespace": "unknown"})
 	return c
 }
@@ -95,7 +97,7 @@ func Inbound() *cluster.Cluster {
 	c := originalDst(InboundCluster)
 	c.CircuitBreakers = generous()
 	c.UpstreamBindConfig = fromMesh()
-	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: typed(sameAsDownstream())}
+	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(sameAsDownstream())}
 	return c
 }
 

@@ -10,22 +10,13 @@ import (
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
-
-// typed packs a message so that equal messages have equal bytes; a resource's version is the hash of its bytes.
-func typed(m proto.Message) *anypb.Any {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		panic("marshalling a message of our own making: " + err.Error()) // only invalid UTF-8 could do that, and inputs are checked
-	}
-	return &anypb.Any{TypeUrl: "type.googleapis.com/" + string(m.ProtoReflect().Descriptor().FullName()), Value: b}
-}
 
 func seconds(s float64) *durationpb.Duration {
 	return durationpb.New(time.Duration(s * float64(time.Second)))
@@ -43,23 +34,19 @@ func address(ip string, port uint32) *core.Address {
 }
 
 func networkFilter(name string, config proto.Message) *listener.Filter {
-	return &listener.Filter{Name: name, ConfigType: &listener.Filter_TypedConfig{TypedConfig: typed(config)}}
+	return &listener.Filter{Name: name, ConfigType: &listener.Filter_TypedConfig{TypedConfig: envoy.Typed(config)}}
 }
 
 func listenerFilter(name string, config proto.Message) *listener.ListenerFilter {
-	return &listener.ListenerFilter{Name: name, ConfigType: &listener.ListenerFilter_TypedConfig{TypedConfig: typed(config)}}
+	return &listener.ListenerFilter{Name: name, ConfigType: &listener.ListenerFilter_TypedConfig{TypedConfig: envoy.Typed(config)}}
 }
 
 func httpFilter(name string, config proto.Message) *hcm.HttpFilter {
-	return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: typed(config)}}
-}
-
-func extension(name string, config proto.Message) *core.TypedExtensionConfig {
-	return &core.TypedExtensionConfig{Name: name, TypedConfig: typed(config)}
+	return &hcm.HttpFilter{Name: name, ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: envoy.Typed(config)}}
 }
 
 func transportSocket(name string, config proto.Message) *core.TransportSocket {
-	return &core.TransportSocket{Name: name, ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: typed(config)}}
+	return &core.TransportSocket{Name: name, ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: envoy.Typed(config)}}
 }
 
 // metadataKey is where our names of services and workloads are, for metrics.

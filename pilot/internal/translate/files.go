@@ -8,6 +8,7 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -35,7 +36,7 @@ func SecretFiles() map[string]*discovery.DiscoveryResponse {
 		return &core.DataSource{Specifier: &core.DataSource_Filename{Filename: path.Join(FilesPath, entry)}}
 	}
 	describe := func(s *tls.Secret) *discovery.DiscoveryResponse {
-		return &discovery.DiscoveryResponse{Resources: []*anypb.Any{typed(s)}}
+		return &discovery.DiscoveryResponse{Resources: []*anypb.Any{envoy.Typed(s)}}
 	}
 	return map[string]*discovery.DiscoveryResponse{
 		fileOf(mesh.WorkloadSecretName): describe(&tls.Secret{Name: mesh.WorkloadSecretName, Type: &tls.Secret_TlsCertificate{

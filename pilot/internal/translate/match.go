@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
@@ -136,7 +137,7 @@ func quoted(protocol string) string { return "'" + protocol + "'" }
 
 func tree(name string, input proto.Message, values map[string]*xds.Matcher_OnMatch, otherwise *xds.Matcher_OnMatch) *xds.Matcher {
 	return &xds.Matcher{OnNoMatch: otherwise, MatcherType: &xds.Matcher_MatcherTree_{MatcherTree: &xds.Matcher_MatcherTree{
-		Input:    &xdscore.TypedExtensionConfig{Name: name, TypedConfig: typed(input)},
+		Input:    &xdscore.TypedExtensionConfig{Name: name, TypedConfig: envoy.Typed(input)},
 		TreeType: &xds.Matcher_MatcherTree_ExactMatchMap{ExactMatchMap: &xds.Matcher_MatcherTree_MatchMap{Map: values}}}}}
 }
 
@@ -147,5 +148,5 @@ func nested(m *xds.Matcher) *xds.Matcher_OnMatch {
 // takenBy ends at a filter chain.
 func takenBy(chain string) *xds.Matcher_OnMatch {
 	return &xds.Matcher_OnMatch{OnMatch: &xds.Matcher_OnMatch_Action{
-		Action: &xdscore.TypedExtensionConfig{Name: chain, TypedConfig: typed(wrapperspb.String(chain))}}}
+		Action: &xdscore.TypedExtensionConfig{Name: chain, TypedConfig: envoy.Typed(wrapperspb.String(chain))}}}
 }

@@ -6,7 +6,6 @@ import (
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	httpinspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	originaldst "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
@@ -75,26 +74,15 @@ func outbound(f *compile.Frontend, chains ...*listener.FilterChain) *listener.Li
 	}
 }
 
-// upstream names the cluster behind a frontend. A pod of a headless service that takes no mutual TLS is reached as it is.
-func upstream(f *compile.Frontend) string {
-	if f.Pod != nil && f.Pod.Plain {
-		return PassthroughCluster
-	}
-	return f.Service.Cluster()
-}
-
 func outboundHTTP(f *compile.Frontend) *listener.Filter {
-	p := f.Service
-	rc := &route.RouteConfiguration{Name: p.Cluster(), ValidateClusters: no(), VirtualHosts: []*route.VirtualHost{{
-		Name: fmt.Sprintf("%s:%d", p.Host, p.Number), Domains: []string{"*"}, Routes: []*route.Route{to(upstream(f), "default", retries())}}}}
 	logs := []*accesslog.AccessLog{requestMetrics(ofFrontend(sourceReport(), f))}
-	return httpManager(withRoutes(connectionManager(fmt.Sprintf("outbound_%d", p.Number), nil, logs, refusedServer()), rc))
+	return httpManager(withRoutes(connectionManager(fmt.Sprintf("outbound_%d", f.Service.Number), nil, logs, refusedServer()), routes(f.Routes())))
 }
 
 func outboundTCP(f *compile.Frontend) *listener.Filter {
 	logs := append([]*accesslog.AccessLog{audit(atEnd(when(failedUpstream)), outboundTags("tcp"))},
 		connectionMetrics(ofFrontend(sourceReport(), f))...)
-	return tcpProxy(forward(upstream(f), f.Service.Cluster(), logs))
+	return tcpProxy(forward(f.Backend(), f.Service.Cluster(), logs))
 }
 
 // refusedServer audits a server that is not one of the service's identities, also when another one answers in the end.

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -31,7 +32,7 @@ func HealthListener15021(probes []compile.Probe) *listener.Listener {
 		filters = append(filters, httpFilter("envoy.filters.http.health_check", &healthcheck.HealthCheck{
 			PassThroughMode:              no(),
 			ClusterMinHealthyPercentages: map[string]*xdstype.Percent{ProbeName(p): {Value: 100}},
-			Headers:                      []*route.HeaderMatcher{{Name: ":path", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: exact(p.Path())}}},
+			Headers:                      []*route.HeaderMatcher{{Name: ":path", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: envoy.Exact(p.Path())}}},
 		}))
 	}
 	return plainListener(HealthListener, mesh.ProxyHealthPort, filters, routes)
@@ -108,7 +109,7 @@ func probeCluster(p compile.Probe, name, podIP string) *cluster.Cluster {
 		c.HealthChecks = []*core.HealthCheck{check}
 	}
 	if p.GRPC != nil {
-		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: typed(explicitHTTP2())}
+		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(explicitHTTP2())}
 	}
 	if p.HTTP != nil && p.HTTP.Scheme == "HTTPS" { // kubelet verifies nothing here either
 		c.TransportSocket = transportSocket("envoy.transport_sockets.tls", &tls.UpstreamTlsContext{CommonTlsContext: &tls.CommonTlsContext{

@@ -3,15 +3,15 @@ package translate
 import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	rbac "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	httprbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	netrbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	netstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
-	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
@@ -31,60 +31,20 @@ func RevocationNames() []string { return []string{httpRevocations, tcpRevocation
 // Revocations is the configuration by which the revocations hold, nil if there is none of the name. Their results are told
 // as those of a DENY policy.
 func Revocations(set compile.Settings, list []*registry.Revocation, name string) proto.Message {
-	rules := revokedRules(set, list)
+	rules := rbac.Revoked(set, list)
 	switch name {
 	case httpRevocations:
-		return extension(name, &httprbac.RBAC{Rules: rules, RulesStatPrefix: statPrefix[authz.Deny]})
+		return envoy.Extension(name, &httprbac.RBAC{Rules: rules, RulesStatPrefix: statPrefix[authz.Deny]})
 	case tcpRevocations:
-		return extension(name, &netrbac.RBAC{Rules: rules, StatPrefix: statPrefix[authz.Deny]})
+		return envoy.Extension(name, &netrbac.RBAC{Rules: rules, StatPrefix: statPrefix[authz.Deny]})
 	}
 	return nil
 }
 
-func revokedRules(set compile.Settings, list []*registry.Revocation) *rbac.RBAC {
-	if len(list) == 0 {
-		return nil
-	}
-	out := &rbac.RBAC{Action: rbac.RBAC_DENY, Policies: map[string]*rbac.Policy{}}
-	for _, r := range list {
-		name := "bulwark[revoked]-" + r.Name
-		if out.Policies[name] == nil {
-			out.Policies[name] = &rbac.Policy{Permissions: []*rbac.Permission{anything()}}
-		}
-		out.Policies[name].Principals = append(out.Policies[name].Principals, revokedPeer(set, r))
-	}
-	return out
-}
-
-// revokedPeer matches an identity under each of its names, or one certificate of it.
-func revokedPeer(set compile.Settings, r *registry.Revocation) *rbac.Principal {
-	var names []authz.Match
-	for _, uri := range set.Same(r.Identity) {
-		names = append(names, authz.Match{Kind: authz.Exact, Value: uri})
-	}
-	all := []*rbac.Principal{orPrincipal(peers(authz.Principal, names))}
-	if r.Serial != "" {
-		all = append(all, &rbac.Principal{Identifier: &rbac.Principal_FilterState{FilterState: &matcher.FilterStateMatcher{
-			Key: peerSerialKey, Matcher: &matcher.FilterStateMatcher_StringMatch{StringMatch: exact(wholeBytes(r.Serial))}}}})
-	}
-	return andPrincipal(all)
-}
-
-// wholeBytes writes a hexadecimal number as Envoy does, with two digits a byte.
-func wholeBytes(serial string) string {
-	if len(serial)%2 == 1 {
-		return "0" + serial
-	}
-	return serial
-}
-
-// peerSerialKey is where the serial number of the client's certificate is, which RBAC has no matcher of its own for.
-const peerSerialKey = "bulwark.peer_serial"
-
 // peerSerial notes the serial number once the handshake is done, for every request of the connection.
 func peerSerial() *listener.Filter {
 	return networkFilter("envoy.filters.network.set_filter_state", &netstate.Config{OnDownstreamTlsHandshake: []*filterstate.FilterStateValue{{
-		Key: &filterstate.FilterStateValue_ObjectKey{ObjectKey: peerSerialKey}, FactoryKey: "envoy.string",
+		Key: &filterstate.FilterStateValue_ObjectKey{ObjectKey: rbac.PeerSerialKey}, FactoryKey: "envoy.string",
 		Value: &filterstate.FilterStateValue_FormatString{FormatString: &core.SubstitutionFormatString{
 			Format: &core.SubstitutionFormatString_TextFormatSource{TextFormatSource: &core.DataSource{
 				Specifier: &core.DataSource_InlineString{InlineString: "%DOWNSTREAM_PEER_SERIAL%"}}}}},

@@ -3,19 +3,37 @@ package translate
 import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 )
 
-func to(cluster, name string, retry *route.RetryPolicy) *route.Route {
+// routes are a table in Envoy's words.
+func routes(t compile.Table) *route.RouteConfiguration {
+	out := &route.RouteConfiguration{Name: t.Name, ValidateClusters: no()}
+	for _, h := range t.Hosts {
+		host := &route.VirtualHost{Name: h.Name, Domains: h.Domains}
+		for _, r := range h.Rules {
+			host.Routes = append(host.Routes, rule(r))
+		}
+		out.VirtualHosts = append(out.VirtualHosts, host)
+	}
+	return out
+}
+
+func rule(r compile.Rule) *route.Route {
+	action := &route.RouteAction{
+		ClusterSpecifier:  &route.RouteAction_Cluster{Cluster: r.Cluster},
+		Timeout:           seconds(0), // applications set their own
+		MaxStreamDuration: &route.RouteAction_MaxStreamDuration{MaxStreamDuration: seconds(0), GrpcTimeoutHeaderMax: seconds(0)},
+	}
+	if r.Retried {
+		action.RetryPolicy = retries()
+	}
 	return &route.Route{
-		Name:  name,
-		Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: "/"}},
-		Action: &route.Route_Route{Route: &route.RouteAction{
-			ClusterSpecifier: &route.RouteAction_Cluster{Cluster: cluster},
-			Timeout:          seconds(0), // applications set their own
-			MaxStreamDuration: &route.RouteAction_MaxStreamDuration{
-				MaxStreamDuration: seconds(0), GrpcTimeoutHeaderMax: seconds(0)},
-			RetryPolicy: retry,
-		}},
+		Name:   r.Name,
+		Match:  &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: "/"}},
+		Action: &route.Route_Route{Route: action},
 	}
 }
 
@@ -30,11 +48,14 @@ func retries() *route.RetryPolicy {
 
 // inboundRoutes hand everything to the application that says properly which host it is for.
 func inboundRoutes() *route.RouteConfiguration {
-	return &route.RouteConfiguration{Name: InboundCluster, ValidateClusters: no(), VirtualHosts: []*route.VirtualHost{{
-		Name: "inbound", Domains: []string{"*"}, Routes: []*route.Route{badAuthority(), to(InboundCluster, "default", nil)}}}}
+	out := routes(compile.Table{Name: InboundCluster, Hosts: []compile.VirtualHost{{
+		Name: "inbound", Domains: []string{"*"}, Rules: []compile.Rule{{Name: "default", Cluster: InboundCluster}}}}})
+	host := out.VirtualHosts[0]
+	host.Routes = append([]*route.Route{badAuthority()}, host.Routes...)
+	return out
 }
 
 func previousHosts() *route.RetryPolicy_RetryHostPredicate {
 	return &route.RetryPolicy_RetryHostPredicate{Name: "envoy.retry_host_predicates.previous_hosts",
-		ConfigType: &route.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: typed(&previoushosts.PreviousHostsPredicate{})}}
+		ConfigType: &route.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: envoy.Typed(&previoushosts.PreviousHostsPredicate{})}}
 }

@@ -14,6 +14,8 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -85,11 +87,11 @@ func ofFrontend(labels []label, f *compile.Frontend) []label {
 	return labels
 }
 
-// Where the audit filter notes the name of the service by which a port is known (see servedBy). Of a TCP connection it is
+// Where the audit filter notes the name of the service by which a port is known (see rbac.ServedBy). Of a TCP connection it is
 // known from the client's first byte on.
 const (
-	httpService = "%DYNAMIC_METADATA(envoy.filters.http.rbac:" + servicePrefix + "shadow_effective_policy_id)%"
-	tcpService  = "%DYNAMIC_METADATA(envoy.filters.network.rbac:" + servicePrefix + "shadow_effective_policy_id)%"
+	httpService = "%DYNAMIC_METADATA(envoy.filters.http.rbac:" + rbac.ServicePrefix + "shadow_effective_policy_id)%"
+	tcpService  = "%DYNAMIC_METADATA(envoy.filters.network.rbac:" + rbac.ServicePrefix + "shadow_effective_policy_id)%"
 )
 
 // destinationReport are the labels of a server's proxy. Of the client it knows the verified identity alone; Mixer joins the
@@ -150,7 +152,7 @@ func connectionMetrics(labels []label) []*accesslog.AccessLog {
 
 func statsLogger(filter *accesslog.AccessLogFilter, c *stats.Config) *accesslog.AccessLog {
 	c.StatsScope = &scope.Scope{Prefix: "istio", MaxCounters: u32(MaxSeries), MaxHistograms: u32(MaxSeries)}
-	return &accesslog.AccessLog{Name: "envoy.access_loggers.stats", Filter: filter, ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: typed(c)}}
+	return &accesslog.AccessLog{Name: "envoy.access_loggers.stats", Filter: filter, ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: envoy.Typed(c)}}
 }
 
 func stat(name string, labels []label) *stats.Config_Stat {
@@ -172,12 +174,12 @@ var command = regexp.MustCompile(`%[^%]*%`)
 func replaced(value, by string) *xds.Matcher {
 	found := &xds.Matcher_MatcherList_Predicate{MatchType: &xds.Matcher_MatcherList_Predicate_SinglePredicate_{
 		SinglePredicate: &xds.Matcher_MatcherList_Predicate_SinglePredicate{
-			Input: &xdscore.TypedExtensionConfig{Name: "value", TypedConfig: typed(&tagvalue.StatTagValueInput{})},
+			Input: &xdscore.TypedExtensionConfig{Name: "value", TypedConfig: envoy.Typed(&tagvalue.StatTagValueInput{})},
 			Matcher: &xds.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{
 				ValueMatch: &xds.StringMatcher{MatchPattern: &xds.StringMatcher_Exact{Exact: value}}},
 		}}}
 	update := &transform.TransformStat{UpdateTag: &transform.TransformStat_UpdateTag{NewTagValue: by}}
 	return &xds.Matcher{MatcherType: &xds.Matcher_MatcherList_{MatcherList: &xds.Matcher_MatcherList{
 		Matchers: []*xds.Matcher_MatcherList_FieldMatcher{{Predicate: found, OnMatch: &xds.Matcher_OnMatch{
-			OnMatch: &xds.Matcher_OnMatch_Action{Action: &xdscore.TypedExtensionConfig{Name: by, TypedConfig: typed(update)}}}}}}}}
+			OnMatch: &xds.Matcher_OnMatch_Action{Action: &xdscore.TypedExtensionConfig{Name: by, TypedConfig: envoy.Typed(update)}}}}}}}}
 }

@@ -8,6 +8,8 @@ import (
 	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
@@ -82,7 +84,7 @@ func admitted(policies []authz.Policy, trustDomains []string) []*matcher.StringM
 	case !restricted(policies):
 		return members(trustDomains)
 	case len(out) == 0:
-		return []*matcher.StringMatcher{exact(nobody)}
+		return []*matcher.StringMatcher{envoy.Exact(nobody)}
 	}
 	return out
 }
@@ -110,7 +112,7 @@ func identities(clauses authz.Clauses) ([]*matcher.StringMatcher, bool) {
 		}
 		var out []*matcher.StringMatcher
 		for _, m := range c.Values {
-			out = append(out, text(m, false))
+			out = append(out, rbac.Text(m, false))
 		}
 		return out, true
 	}

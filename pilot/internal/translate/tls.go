@@ -7,6 +7,7 @@ import (
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
@@ -15,7 +16,7 @@ import (
 
 // members are the identities of the mesh, and nothing that merely begins like one.
 func members(trustDomains []string) []*matcher.StringMatcher {
-	return []*matcher.StringMatcher{pattern(spiffe.Pattern(trustDomains...))}
+	return []*matcher.StringMatcher{envoy.Pattern(spiffe.Pattern(trustDomains...))}
 }
 
 // nobody is a name no certificate of a mesh has, for services whose servers are not known: any server is refused.
@@ -71,10 +72,10 @@ func downstreamTLS(delivery registry.Delivery, peers []*matcher.StringMatcher, a
 func upstreamTLS(p *compile.ServicePort, delivery registry.Delivery) *core.TransportSocket {
 	var sans []*matcher.StringMatcher
 	for _, id := range p.Identities {
-		sans = append(sans, exact(id))
+		sans = append(sans, envoy.Exact(id))
 	}
 	if len(sans) == 0 {
-		sans = append(sans, exact(nobody))
+		sans = append(sans, envoy.Exact(nobody))
 	}
 	// The server may know the port by another service that declares nothing, or something else.
 	alpn := istiocompat.ALPN
@@ -88,21 +89,4 @@ func upstreamTLS(p *compile.ServicePort, delivery registry.Delivery) *core.Trans
 
 func rawBuffer() *core.TransportSocket {
 	return transportSocket("envoy.transport_sockets.raw_buffer", &rawbuffer.RawBuffer{})
-}
-
-func exact(v string) *matcher.StringMatcher {
-	return &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Exact{Exact: v}}
-}
-
-func prefix(v string) *matcher.StringMatcher {
-	return &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Prefix{Prefix: v}}
-}
-
-func suffix(v string) *matcher.StringMatcher {
-	return &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Suffix{Suffix: v}}
-}
-
-// pattern is a regular expression of RE2 over the whole value.
-func pattern(re string) *matcher.StringMatcher {
-	return &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_SafeRegex{SafeRegex: &matcher.RegexMatcher{Regex: re}}}
 }

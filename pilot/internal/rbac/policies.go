@@ -1,7 +1,10 @@
-package translate
+// Package rbac makes the rules by which Envoy's RBAC filters decide: those of policies, of modes and of revocations. In which filters they
+// are is package translate's to say.
+package rbac
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -11,12 +14,44 @@ import (
 	mtlsprincipal "github.com/envoyproxy/go-control-plane/envoy/extensions/rbac/principals/mtls_authenticated/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
-// rules renders the policies of one action as one RBAC configuration, and those on trial (dry run) as another. Either is
-// nil when there is no such policy; an ALLOW configuration without rules denies all.
+// Requests renders the policies of one action, as they hold for requests, as one RBAC configuration, and those on trial (dry run)
+// as another. Either is nil when there is no such policy; an ALLOW configuration without rules denies all.
+func Requests(policies []authz.Policy, action authz.Action) (enforced, shadow *rbac.RBAC) {
+	enforced, shadow = rules(policies, action)
+	for _, a := range authz.Ambiguities {
+		if ambiguityHolds(policies, action, a.Attribute) {
+			if enforced == nil {
+				enforced = &rbac.RBAC{Action: actions[action], Policies: map[string]*rbac.Policy{}}
+			}
+			enforced.Policies[a.Rule] = ambiguous(a)
+		}
+	}
+	return enforced, shadow
+}
+
+// Connections renders them as they hold for connections that are not HTTP.
+func Connections(policies []authz.Policy, action authz.Action) (enforced, shadow *rbac.RBAC) {
+	tcp := make([]authz.Policy, 0, len(policies))
+	for _, p := range policies {
+		tcp = append(tcp, p.TCP())
+	}
+	return rules(tcp, action)
+}
+
+// ambiguityHolds reports whether the filter of an action looks for ambiguous texts of an attribute: the one that denies does
+// if any rule that decides looks at the attribute, the one that audits if a rule of its own does.
+func ambiguityHolds(policies []authz.Policy, action authz.Action, attribute authz.Attribute) bool {
+	return action != authz.Allow && slices.ContainsFunc(policies, func(p authz.Policy) bool {
+		return !p.Ignored && !p.DryRun && (p.Action == authz.Audit) == (action == authz.Audit) && p.Uses(attribute)
+	})
+}
+
 func rules(policies []authz.Policy, action authz.Action) (enforced, shadow *rbac.RBAC) {
 	for _, p := range policies {
 		if p.Action != action || p.Ignored {
@@ -96,8 +131,8 @@ func peers(a authz.Attribute, matches []authz.Match) []*rbac.Principal {
 			continue
 		}
 		// The certificate's URI only: the older matcher of principals looks at DNS names and the subject, too.
-		out = append(out, &rbac.Principal{Identifier: &rbac.Principal_Custom{Custom: extension("envoy.rbac.principals.mtls_authenticated",
-			&mtlsprincipal.Config{SanMatcher: &tls.SubjectAltNameMatcher{SanType: tls.SubjectAltNameMatcher_URI, Matcher: text(m, false)}})}})
+		out = append(out, &rbac.Principal{Identifier: &rbac.Principal_Custom{Custom: envoy.Extension("envoy.rbac.principals.mtls_authenticated",
+			&mtlsprincipal.Config{SanMatcher: &tls.SubjectAltNameMatcher{SanType: tls.SubjectAltNameMatcher_URI, Matcher: Text(m, false)}})}})
 	}
 	return out
 }
@@ -132,7 +167,7 @@ func operation(c authz.Clause, m authz.Match) *rbac.Permission {
 		}
 		return &rbac.Permission{Rule: &rbac.Permission_DestinationPort{DestinationPort: uint32(n)}}
 	case authz.SNI:
-		return &rbac.Permission{Rule: &rbac.Permission_RequestedServerName{RequestedServerName: text(m, false)}}
+		return &rbac.Permission{Rule: &rbac.Permission_RequestedServerName{RequestedServerName: Text(m, false)}}
 	case authz.Host:
 		return header(":authority", m, true)
 	case authz.Method:
@@ -140,7 +175,7 @@ func operation(c authz.Clause, m authz.Match) *rbac.Permission {
 	case authz.Header:
 		return header(c.Key, m, false)
 	case authz.Path:
-		return &rbac.Permission{Rule: &rbac.Permission_UrlPath{UrlPath: &matcher.PathMatcher{Rule: &matcher.PathMatcher_Path{Path: text(m, false)}}}}
+		return &rbac.Permission{Rule: &rbac.Permission_UrlPath{UrlPath: &matcher.PathMatcher{Rule: &matcher.PathMatcher_Path{Path: Text(m, false)}}}}
 	}
 	return never()
 }
@@ -148,23 +183,23 @@ func operation(c authz.Clause, m authz.Match) *rbac.Permission {
 // header matches the lines of a header. One that is there but empty is not present, to the evaluator either.
 func header(name string, m authz.Match, ignoreCase bool) *rbac.Permission {
 	return &rbac.Permission{Rule: &rbac.Permission_Header{Header: &route.HeaderMatcher{
-		Name: name, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: text(m, ignoreCase)}}}}
+		Name: name, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: Text(m, ignoreCase)}}}}
 }
 
-// text is a match of a text in Envoy's words.
-func text(m authz.Match, ignoreCase bool) *matcher.StringMatcher {
+// Text is a match of a text in Envoy's words.
+func Text(m authz.Match, ignoreCase bool) *matcher.StringMatcher {
 	var s *matcher.StringMatcher
 	switch m.Kind {
 	case authz.Exact:
-		s = exact(m.Value)
+		s = envoy.Exact(m.Value)
 	case authz.Prefix:
-		s = prefix(m.Value)
+		s = envoy.Prefix(m.Value)
 	case authz.Suffix:
-		s = suffix(m.Value)
+		s = envoy.Suffix(m.Value)
 	case authz.Regexp:
-		return pattern(strings.ReplaceAll(m.Value, authz.AnyByte, anyByte))
+		return envoy.Pattern(strings.ReplaceAll(m.Value, authz.AnyByte, anyByte))
 	default:
-		return pattern(anyByte + "+")
+		return envoy.Pattern(anyByte + "+")
 	}
 	s.IgnoreCase = ignoreCase
 	return s
@@ -184,7 +219,7 @@ func cidr(v string) *core.CidrRange {
 	if err != nil {
 		panic("CIDR of a checked policy: " + err.Error())
 	}
-	return &core.CidrRange{AddressPrefix: p.Addr().String(), PrefixLen: u32(uint32(p.Bits()))}
+	return &core.CidrRange{AddressPrefix: p.Addr().String(), PrefixLen: wrapperspb.UInt32(uint32(p.Bits()))}
 }
 
 func anyone() *rbac.Principal { return &rbac.Principal{Identifier: &rbac.Principal_Any{Any: true}} }

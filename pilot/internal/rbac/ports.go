@@ -1,4 +1,4 @@
-package translate
+package rbac
 
 import (
 	rbac "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
@@ -10,12 +10,12 @@ import (
 // What is known of a workload's ports reaches its proxy with the configuration of authorization, which comes by itself: in a
 // filter chain it would cost connections whenever a Service comes or goes.
 
-// servicePrefix is before the names under which the audit filter notes what servedBy finds.
-const servicePrefix = "service_"
+// ServicePrefix is before the names under which the audit filter notes what ServedBy finds.
+const ServicePrefix = "service_"
 
-// servedBy finds the service by which a port is known, for metrics. It is a set of shadow rules, which decide nothing and
+// ServedBy finds the service by which a port is known, for metrics. It is a set of shadow rules, which decide nothing and
 // leave the name of the rule that matches.
-func servedBy(w *compile.Workload) *rbac.RBAC {
+func ServedBy(w *compile.Workload) *rbac.RBAC {
 	out := &rbac.RBAC{Action: rbac.RBAC_ALLOW, Policies: map[string]*rbac.Policy{}}
 	for _, p := range w.Ports {
 		if p.ServiceName == "" {
@@ -33,12 +33,12 @@ func servedBy(w *compile.Workload) *rbac.RBAC {
 	return out
 }
 
-// plaintextRule is the name under which a plaintext request to a port of mutual TLS is denied.
-const plaintextRule = "ns[bulwark-system]-policy[plaintext]-rule[0]"
+// PlaintextRule is the name under which a plaintext request to a port of mutual TLS is denied.
+const PlaintextRule = "ns[bulwark-system]-policy[plaintext]-rule[0]"
 
-// strictPorts denies plaintext requests on ports that take mutual TLS alone. No new connection gets that far; one that was open
+// StrictPorts denies plaintext requests on ports that take mutual TLS alone. No new connection gets that far; one that was open
 // when the mode changed does, until it is closed. Nil: there is no such port.
-func strictPorts(w *compile.Workload) *rbac.Policy {
+func StrictPorts(w *compile.Workload) *rbac.Policy {
 	var strict, others []*rbac.Permission
 	for _, p := range w.Ports {
 		if p.Mode == authz.Strict {
@@ -65,8 +65,8 @@ func portIs(number uint32) *rbac.Permission {
 	return &rbac.Permission{Rule: &rbac.Permission_DestinationPort{DestinationPort: number}}
 }
 
-// withRule adds a rule, if there is one, to what a filter denies.
-func withRule(rules *rbac.RBAC, name string, rule *rbac.Policy) *rbac.RBAC {
+// With adds a rule, if there is one, to what a filter denies.
+func With(rules *rbac.RBAC, name string, rule *rbac.Policy) *rbac.RBAC {
 	if rule == nil {
 		return rules
 	}
