@@ -15,15 +15,15 @@ var mutations = []mutation{
 	{1, "Secrets are not made", "TestEveryServiceAccountHasItsIdentity", []edit{
 		{"citadel/internal/secrets/sync.go", "	ctx, cancel := context.WithTimeout(ctx, writeTimeout)\n	defer cancel()\n	sa, err :=", "	if strings.HasPrefix(k.Name, \"newcomer-\") {\n		return time.Time{}, nil\n	}\n	ctx, cancel := context.WithTimeout(ctx, writeTimeout)\n	defer cancel()\n	sa, err :="}}},
 	{2, "policies do not reach the proxies", "TestOnlyTheAuditorMayReadAccounts", []edit{
-		{"pilot/internal/translate/authorization.go", "enforced, shadow := rules(policies, action)", "enforced, shadow := rules(nil, action)"}}},
+		{"pilot/internal/rbac/policies.go", "enforced, shadow = rules(policies, action)", "enforced, shadow = rules(nil, action)"}}},
 	{3, "the proxies speak plaintext", "TestTheWireIsTLS13FromBothSides", []edit{
 		{"pilot/internal/translate/cluster.go", "if p.Mutual {", "if false {"},
 		{"pilot/internal/compile/workload.go", "p.Mode = modes.Mode(number)", "p.Mode = authz.Disable"},
-		{"pilot/internal/translate/authorization.go", "enforced, shadow := rules(policies, action)", "enforced, shadow := rules(nil, action)"}}},
+		{"pilot/internal/rbac/policies.go", "enforced, shadow = rules(policies, action)", "enforced, shadow = rules(nil, action)"}}},
 	{4, "STRICT takes plaintext, too", "TestStrangersAreRefusedUnderStrict", []edit{
 		{"pilot/internal/compile/workload.go", "p.Mode = modes.Mode(number)", "p.Mode = authz.Permissive"}}},
 	{5, "any mesh identity may serve any name", "TestImpostorBehindServiceAddressIsRefused", []edit{
-		{"pilot/internal/translate/tls.go", "	if len(sans) == 0 {\n		sans = append(sans, exact(nobody))", "	if sans = []*matcher.StringMatcher{prefix(\"spiffe://\")}; len(sans) == 0 {\n		sans = append(sans, exact(nobody))"}}},
+		{"pilot/internal/translate/tls.go", "	if len(sans) == 0 {\n		sans = append(sans, envoy.Exact(nobody))", "	if sans = []*matcher.StringMatcher{envoy.Prefix(\"spiffe://\")}; len(sans) == 0 {\n		sans = append(sans, envoy.Exact(nobody))"}}},
 	{6, "certificates are not renewed", "TestCertificatesRotateWithoutAFailedRequest", []edit{
 		{"pkg/svid/rotator.go", "func (r *Rotator) next() time.Time {\n", "func (r *Rotator) next() time.Time {\n	if r.current != nil {\n		return r.now().Add(recheck)\n	}\n"}}},
 	{7, "changed policies are not pushed", "TestChangedPolicyIsEnforced", []edit{
@@ -39,7 +39,7 @@ var mutations = []mutation{
 	{9, "a proxy's socket is open to every user", "TestIdentity/NobodyReachesTheSocketOfAnother", []edit{
 		{"agent/internal/pods/socket.go", "	if everyone {\n", "	if everyone || mode != 0 {\n"}}},
 	{10, "Pilot does not know revocations", "TestIdentity/RevokedIsDeniedAtOnceAndNotRenewed", []edit{
-		{"pilot/internal/translate/revoked.go", "	if len(list) == 0 {\n", "	if len(list) >= 0 {\n"}}},
+		{"pilot/internal/rbac/revoked.go", "	if len(list) == 0 {\n", "	if len(list) >= 0 {\n"}}},
 	{10, "Citadel does not know revocations", "TestIdentity/RevokedIsDeniedAtOnceAndNotRenewed", []edit{
 		{"citadel/internal/issue/service.go", "s.Denied(id.String(), who.Serial, who.PodUID); denied {", "s.Denied(id.String(), who.Serial, who.PodUID); denied && false {"}}},
 	{11, "everyone may read a key in a file", "TestIdentity/FilesArePrivateAndChangeInOneStep", []edit{
@@ -80,10 +80,10 @@ var mutations = []mutation{
 	{16, "a proxy that does not answer is waited for", "pilot/internal/push.TestProxyThatDoesNotAnswerIsReportedAndItsStreamEnds", []edit{
 		{"pilot/internal/push/server.go", "	if errors.As(err, &stalled) {", "	if false {"}}},
 	{17, "a pod behind a headless service is passed through to", "TestAddressDecidesHowAWorkloadIsReached", []edit{
-		{"pilot/internal/translate/outbound.go", "	if f.Pod != nil && f.Pod.Plain {", "	if f.Pod != nil {"}}},
-	{17, "whoever writes an address into a slice says what is spoken there", "TestAddressDecidesHowAWorkloadIsReached", []edit{
+		{"pilot/internal/compile/frontend.go", "	if f.Pod != nil && f.Pod.Plain {", "	if f.Pod != nil {"}}},
+	{17, "whoever writes an address into a slice says what is spoken there", "pilot/internal/compile.TestFrontendIsWhoseTheAddressIs", []edit{
 		{"pilot/internal/compile/frontend.go", "p != nil && !p.HostNetwork && p.Namespace == s.Namespace", "p != nil && !p.HostNetwork"}}},
-	{17, "one of two services says what both ports speak", "TestAddressDecidesHowAWorkloadIsReached", []edit{
+	{17, "one of two services says what both ports speak", "pilot/internal/compile.TestPortOfTwoServicesIsWhatBothSay", []edit{
 		{"pilot/internal/compile/workload.go", "		p.Protocol = registry.Auto\n", ""}}},
 	{17, "what a port refuses is left to what the workload takes", "pilot/internal/translate.TestPortTakesWhatItsModeSays", []edit{
 		{"pilot/internal/translate/match.go", `"tls": m.tls(p), "raw_buffer": plaintext}, takenBy(refused)))`, `"tls": m.tls(p)}, nil))`},
@@ -94,7 +94,7 @@ var mutations = []mutation{
 	{18, "a filter chain knows whether there are policies", "pilot/internal/translate.TestInboundChainsAreTheSameWhateverServicesPoliciesAndModesSay", []edit{
 		{"pilot/internal/translate/inbound.go", `c.tls(tlsTCP, c.tcp(true, afterHandshake))`, `c.tls(tlsTCP, c.tcp(enforced(w.Policies), afterHandshake))`}}},
 	{18, "plaintext that was open when the mode changed goes on asking", "TestOpenPlaintextIsRefusedOnceItIsForbidden", []edit{
-		{"pilot/internal/translate/authorization.go", "filter.Rules = withRule(filter.GetRules(), plaintextRule, strictPorts(w))", "_ = plaintextRule"}}},
+		{"pilot/internal/translate/authorization.go", "filter.Rules = rbac.With(filter.GetRules(), rbac.PlaintextRule, rbac.StrictPorts(w))", "_ = rbac.PlaintextRule"}}},
 	{19, "what an unproven certificate says is taken for proven", "agent/internal/als.TestOnlyAHandshakeProvesAnIdentity", []edit{
 		{"agent/internal/als/convert.go", "	if err != nil || !r.handshaken() {\n", "	if err != nil {\n"}}},
 	{19, "a client that leaves in the middle of a handshake has proven its name", "agent/internal/als.TestOnlyAHandshakeProvesAnIdentity", []edit{
@@ -134,9 +134,9 @@ var mutations = []mutation{
 	{20, "what follows a host does not matter where it admits", "pkg/authz.TestMatchIsWideWhereItDeniesAndNarrowWhereItAdmits", []edit{
 		{"pkg/authz/host.go", "	if !wide || m.Kind", "	if m.Kind"}}},
 	{20, "an authority may have user information", "pilot/internal/translate.TestAuthorityIsAHostAndMaybeAPort", []edit{
-		{"pilot/internal/translate/route.go", "badAuthority(), to(InboundCluster", "to(InboundCluster"}}},
+		{"pilot/internal/translate/route.go", "append([]*route.Route{badAuthority()}, host.Routes...)", "append([]*route.Route{}, host.Routes...)"}}},
 	{20, "every URI of the trust domain is an identity", "pilot/internal/translate.TestHandshakeTakesNothingButIdentities", []edit{
-		{"pilot/internal/translate/tls.go", "pattern(spiffe.Pattern(trustDomains...))", "pattern(\"spiffe://\" + spiffe.ID{TrustDomain: trustDomains[0]}.TrustDomain + \"/.*\")"}}},
+		{"pilot/internal/translate/tls.go", "envoy.Pattern(spiffe.Pattern(trustDomains...))", "envoy.Pattern(\"spiffe://\" + spiffe.ID{TrustDomain: trustDomains[0]}.TrustDomain + \"/.*\")"}}},
 	{20, "policies that can never match are taken", "pkg/authz.TestValueThatCanNeverMatchIsRefused", []edit{
 		{"pkg/authz/path.go", "	if reason := notNormal(m.Kind, m.Value); reason != \"\" {", "	if reason := notNormal(m.Kind, m.Value); reason != \"\" && false {"}}},
 	{20, "the evaluator does not resolve dot segments as proxies do", "pilot/internal/translate.TestPathsAreNormalizedAsEnvoyDoes", []edit{
@@ -167,7 +167,7 @@ var mutations = []mutation{
 		{families + "probes.go", "yield(Health{l.of})", "return"}}},
 	{21, "a filter is sent another filter's configuration", "pilot/internal/featuretest.TestEnvoyTakesEveryWorld", []edit{
 		{"pilot/internal/translate/revoked.go", "&httprbac.RBAC{Rules: rules, RulesStatPrefix: statPrefix[authz.Deny]}", "&netrbac.RBAC{Rules: rules, StatPrefix: statPrefix[authz.Deny]}"},
-		{"pilot/internal/translate/revoked.go", "	rules := revokedRules(set, list)\n", "	rules, _ := revokedRules(set, list), httprbac.RBAC{}\n"}}},
+		{"pilot/internal/translate/revoked.go", "	rules := rbac.Revoked(set, list)\n", "	rules, _ := rbac.Revoked(set, list), httprbac.RBAC{}\n"}}},
 }
 
 const (
