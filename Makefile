@@ -107,8 +107,9 @@ bin/helm: tools/helm/go.mod
 	GOWORK=off go -C tools/helm build -o ../../bin/helm helm.sh/helm/v4/cmd/helm
 
 .PHONY: demo-twice
-demo-twice: images cluster ## the demo, and again where it has run
+demo-twice: images cluster ## the demo where one was killed in the middle, and again where it has run
 	bin/cluster load bin/oci/*.tar
+	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig timeout -s KILL 25 bin/demo --tag "$$(cat bin/tag)" || true
 	for run in first second; do KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/demo --tag "$$(cat bin/tag)"; done
 
 FUZZTIME ?= 20s
