@@ -45,7 +45,7 @@ var mutations = []mutation{
 	{11, "everyone may read a key in a file", "TestIdentity/FilesArePrivateAndChangeInOneStep", []edit{
 		{"agent/internal/files/writer.go", "fs.FileMode(w.spec.Mode)", "fs.FileMode(w.spec.Mode | 0o444)"}}},
 	{11, "proxies do not have their certificates from Secrets", "TestIdentity/SecretsServeProxiesAndRotate", []edit{
-		{"pilot/internal/registry/convert.go", "		out.Delivery = BySecret\n", ""}}},
+		{"pilot/internal/registry/pod.go", "		out.Delivery = BySecret\n", ""}}},
 	{12, "a root rotation waits for nobody", "TestRootRotatesWithoutAFailedRequest", []edit{
 		{"citadel/internal/rotate/waiting.go", "(len(waits) > 0 && !c.Rotation.Forced)", "(len(waits) > 0 && !c.Rotation.Forced && false)"}}},
 	{13, "tokens are reviewed by the API server alone, and certificates do not renew themselves", "TestCertificatesAreRenewedWhileTheAPIServerIsAway", []edit{
@@ -123,8 +123,8 @@ var mutations = []mutation{
 		{"pkg/spool/reader.go", "len(out) < n && size < batchBytes {", "len(out) < n {"}}},
 	{19, "damaged records are left out without a word", "pkg/spool.TestWhatIsMissingIsSaidInItsPlace", []edit{
 		{"pkg/spool/reader.go", "e.GetSequence() > expected {", "false {"}}},
-	{19, "who confirms held removals need not have seen them", "pilot/internal/registry.TestRelistThatEmptiesTheWorldIsHeld", []edit{
-		{"pilot/internal/registry/guard.go", "	case seen != len(g.suspects):\n", "	case false:\n"}}},
+	{19, "who confirms held removals need not have seen them", "pilot/internal/feed.TestRelistThatEmptiesTheWorldIsHeld", []edit{
+		{"pilot/internal/feed/guard.go", "	case seen != len(g.suspects):\n", "	case false:\n"}}},
 	{20, "a rule without a field is anyone's once the policy has another problem", "pkg/authz.TestRuleWithAProblemFailsClosed", []edit{
 		{"pkg/authz/build.go", "	if s != nil && len(c) == 0 && b.count == before {", "	if s != nil && len(c) == 0 && before == 0 {"}}},
 	{20, "problems beyond those that are listed do not count", "pkg/authz.TestRuleWithAProblemFailsClosed", []edit{

@@ -37,40 +37,20 @@ func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change)
 		Ports: map[string]map[uint32]bool{}, former: map[string]*registry.Service{},
 	}
 	for _, c := range changes {
-		if old, ok := c.Old.(*registry.Service); ok {
+		if old, _ := registry.Services.Of(c); old != nil {
 			e.former[c.ID] = old
 		}
 	}
 	for _, c := range changes {
-		switch c.Kind {
-		case registry.Services:
-			e.service(snap, c)
-		case registry.Slices:
-			e.slice(snap, c)
-		case registry.Pods:
-			e.pod(snap, c)
-		case registry.Policies:
-			each(c, func(p *registry.Policy) { e.class(set, p.Namespace, p.Selector) })
-		case registry.JWTRules:
-			each(c, func(p *registry.JWTRule) { e.class(set, p.Namespace, p.Selector) })
-		case registry.PeerAuths:
-			each(c, func(p *registry.PeerAuth) { e.peer(snap, set, p) })
-		case registry.Revocations:
-			e.Revocations = true
-			each(c, func(r *registry.Revocation) { e.revocation(snap, r) })
-		}
+		registry.Services.Each(c, func(s *registry.Service) { e.service(snap, s) })
+		registry.Slices.Each(c, func(s *registry.Slice) { e.slice(snap, s) })
+		registry.Pods.Each(c, func(p *registry.Pod) { e.pod(snap, p) })
+		registry.Policies.Each(c, func(p *registry.Policy) { e.class(set, p.Namespace, p.Selector) })
+		registry.JWTRules.Each(c, func(j *registry.JWTRule) { e.class(set, j.Namespace, j.Selector) })
+		registry.PeerAuths.Each(c, func(p *registry.PeerAuth) { e.peer(snap, set, p) })
+		registry.Revocations.Each(c, func(r *registry.Revocation) { e.revocation(snap, r) })
 	}
 	return e
-}
-
-// each calls f with what there was before and what there is now.
-func each[T any](c registry.Change, f func(*T)) {
-	if old, ok := c.Old.(*T); ok && old != nil {
-		f(old)
-	}
-	if now, ok := c.New.(*T); ok && now != nil {
-		f(now)
-	}
 }
 
 func (e *Effects) class(set Settings, namespace string, selector map[string]string) {
@@ -80,36 +60,32 @@ func (e *Effects) class(set Settings, namespace string, selector map[string]stri
 	e.Classes = append(e.Classes, ClassSelector{namespace, selector})
 }
 
-func (e *Effects) service(snap *registry.Snapshot, c registry.Change) {
-	each(c, func(s *registry.Service) {
-		e.Services[s.ID], e.Endpoints[s.ID] = true, true
-		if e.Ports[s.ID] == nil {
-			e.Ports[s.ID] = map[uint32]bool{}
-		}
-		for _, p := range s.Ports {
-			e.Ports[s.ID][p.Number] = true // a port that went has its cluster removed
-		}
-		for _, l := range Frontends(snap, s) {
-			e.Frontends[l] = true
-		}
-		if len(s.Selector) > 0 {
-			e.Classes = append(e.Classes, ClassSelector{s.Namespace, s.Selector})
-		}
-	})
+func (e *Effects) service(snap *registry.Snapshot, s *registry.Service) {
+	e.Services[s.ID], e.Endpoints[s.ID] = true, true
+	if e.Ports[s.ID] == nil {
+		e.Ports[s.ID] = map[uint32]bool{}
+	}
+	for _, p := range s.Ports {
+		e.Ports[s.ID][p.Number] = true // a port that went has its cluster removed
+	}
+	for _, l := range Frontends(snap, s) {
+		e.Frontends[l] = true
+	}
+	if len(s.Selector) > 0 {
+		e.Classes = append(e.Classes, ClassSelector{s.Namespace, s.Selector})
+	}
 }
 
-func (e *Effects) slice(snap *registry.Snapshot, c registry.Change) {
-	each(c, func(sl *registry.Slice) {
-		e.Endpoints[sl.ServiceID] = true
-		for _, s := range e.nowAndBefore(snap, sl.ServiceID) {
-			if len(s.Selector) == 0 || s.Headless {
-				e.Services[s.ID] = true
-			}
-			if s.Headless {
-				e.headless(s, sl, sl.Addresses...)
-			}
+func (e *Effects) slice(snap *registry.Snapshot, sl *registry.Slice) {
+	e.Endpoints[sl.ServiceID] = true
+	for _, s := range e.nowAndBefore(snap, sl.ServiceID) {
+		if len(s.Selector) == 0 || s.Headless {
+			e.Services[s.ID] = true
 		}
-	})
+		if s.Headless {
+			e.headless(s, sl, sl.Addresses...)
+		}
+	}
 }
 
 // nowAndBefore returns a service as it is, and as it was if it has changed at the same time as something that it depends on:
@@ -133,29 +109,28 @@ func (e *Effects) headless(s *registry.Service, slice *registry.Slice, addresses
 	}
 }
 
-func (e *Effects) pod(snap *registry.Snapshot, c registry.Change) {
-	each(c, func(p *registry.Pod) {
-		for s := range snap.ServicesIn(p.Namespace) {
-			if len(s.Selector) > 0 && authz.Selects(s.Selector, p.Labels) {
-				e.Services[s.ID], e.Endpoints[s.ID] = true, true
+func (e *Effects) pod(snap *registry.Snapshot, p *registry.Pod) {
+	for s := range snap.ServicesIn(p.Namespace) {
+		if len(s.Selector) > 0 && authz.Selects(s.Selector, p.Labels) {
+			e.Services[s.ID], e.Endpoints[s.ID] = true, true
+		}
+	}
+	if p.IP == "" {
+		return
+	}
+	for sl := range snap.SlicesAt(p.IP) {
+		e.Services[sl.ServiceID], e.Endpoints[sl.ServiceID] = true, true
+		for _, s := range e.nowAndBefore(snap, sl.ServiceID) {
+			if s.Headless {
+				e.headless(s, sl, p.IP)
 			}
 		}
-		if p.IP == "" {
-			return
-		}
-		for sl := range snap.SlicesAt(p.IP) {
-			e.Services[sl.ServiceID], e.Endpoints[sl.ServiceID] = true, true
-			for _, s := range e.nowAndBefore(snap, sl.ServiceID) {
-				if s.Headless {
-					e.headless(s, sl, p.IP)
-				}
-			}
-		}
-	})
+	}
 }
 
-// revocation: the clusters of the services that pods of the identity may serve no longer, or again.
+// revocation: the list, and the clusters of the services that pods of the identity may serve no longer, or again.
 func (e *Effects) revocation(snap *registry.Snapshot, r *registry.Revocation) {
+	e.Revocations = true
 	id, err := spiffe.Parse(r.Identity)
 	if err != nil || r.Serial != "" {
 		return

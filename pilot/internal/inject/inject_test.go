@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -180,7 +181,7 @@ func TestIdentityAnnotationOfThePodsAuthorIsNotBelieved(t *testing.T) {
 	if err := json.Unmarshal(out, &p); err != nil {
 		t.Fatal(err)
 	}
-	if v := registry.FromPod(&p).Delivery; v != registry.ByAgent {
-		t.Errorf("delivery %q", v)
+	if pod, err := registry.Pods.Decode(&p, authz.Options{}); err != nil || pod.Delivery != registry.ByAgent {
+		t.Errorf("%+v, %v", pod, err)
 	}
 }

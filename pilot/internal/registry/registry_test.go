@@ -1,9 +1,9 @@
 package registry
 
 import (
-	"fmt"
+	"strings"
 	"testing"
-	"time"
+	"unicode/utf8"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
@@ -55,64 +55,6 @@ func TestChangesAreWhatChanged(t *testing.T) {
 	}
 }
 
-func TestRelistThatEmptiesTheWorldIsHeld(t *testing.T) {
-	now := time.Now()
-	later := now.Add(settleTime)
-	size := func(Kind) int { return 10 }
-	suspect := func(n int) *guard {
-		g := newGuard()
-		for i := range n {
-			g.suspect(eventKey{Services, fmt.Sprint(i)}, now)
-		}
-		return g
-	}
-	g := suspect(6)
-	if released, held := g.judge(now, size); len(released) != 0 || held != 0 {
-		t.Error("judged before the list was through")
-	}
-	if released, held := g.judge(later, size); len(released) != 0 || held != 6 {
-		t.Errorf("released %d, held %d of 6", len(released), held)
-	}
-	g.clear(eventKey{Services, "0"}) // it is there after all
-	if released, held := g.judge(later, size); len(released) != 5 || held != 0 {
-		t.Errorf("half of the world: released %d, held %d", len(released), held)
-	}
-	g = suspect(9)
-	g.judge(later, size)
-	if got := g.held(); len(got) != 1 || got[0].Kind != string(Services) || got[0].Count != 9 || len(got[0].Some) != 9 || got[0].Some[0] != "0" {
-		t.Errorf("held: %+v", got)
-	}
-	if err := g.confirm(8); err == nil {
-		t.Error("confirmed what nobody has seen")
-	}
-	if released, held := g.judge(later, size); len(released) != 0 || held != 9 {
-		t.Errorf("after a refused confirmation: released %d, held %d", len(released), held)
-	}
-	if err := g.confirm(9); err != nil {
-		t.Error(err)
-	}
-	if released, _ := g.judge(later, size); len(released) != 9 {
-		t.Errorf("confirmed: released %d of 9", len(released))
-	}
-	if err := g.confirm(0); err == nil {
-		t.Error("there is nothing to confirm")
-	}
-	g = newGuard()
-	for i := range 6 {
-		g.suspect(eventKey{Policies, fmt.Sprint(i)}, now)
-	}
-	if released, held := g.judge(later, size); len(released) != 0 || held != 6 {
-		t.Errorf("policies: released %d, held %d of 6", len(released), held)
-	}
-	g.suspect(eventKey{Services, "late"}, later)
-	if released, held := g.judge(later, size); len(released) != 0 || held != 7 || g.settleIn(later) > settleTime {
-		t.Errorf("more while some are held: released %d, held %d, settles in %v", len(released), held, g.settleIn(later))
-	}
-	if released, _ := suspect(3).judge(later, size); len(released) != 3 {
-		t.Errorf("an ordinary relist: released %d of 3", len(released))
-	}
-}
-
 func resource(kind string, spec any) *unstructured.Unstructured {
 	return &unstructured.Unstructured{Object: map[string]any{"kind": kind, "metadata": map[string]any{"namespace": "a", "name": "p"}, "spec": spec}}
 }
@@ -120,17 +62,35 @@ func resource(kind string, spec any) *unstructured.Unstructured {
 func TestStoredPolicyThatCannotBeReadFailsClosed(t *testing.T) {
 	options := authz.Options{TrustDomain: "cluster.local", RootNamespace: "root"}
 	selector := map[string]any{"matchLabels": map[string]any{"app": "x"}}
-	p := FromAuthorizationPolicy(resource("AuthorizationPolicy", map[string]any{"selector": selector, "newField": 1}), options)
+	p, err := Policies.Decode(resource("AuthorizationPolicy", map[string]any{"selector": selector, "newField": 1}), options)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if d := authz.Evaluate([]authz.Policy{p.Policy}, authz.Request{HTTP: true, Path: "/"}); d.Allowed || len(p.Problems) == 0 || p.Selector["app"] != "x" {
 		t.Errorf("AuthorizationPolicy: %+v, %+v", p, d)
 	}
-	peer := FromPeerAuthentication(resource("PeerAuthentication", map[string]any{"mtls": map[string]any{"mode": "LOOSE"}}), options)
+	peer, err := PeerAuths.Decode(resource("PeerAuthentication", map[string]any{"mtls": map[string]any{"mode": "LOOSE"}}), options)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if peer.Mode != authz.Strict || len(peer.Problems) == 0 {
 		t.Errorf("PeerAuthentication: %+v", peer)
 	}
 	for _, spec := range []any{nil, "text", map[string]any{"selector": 3}, map[string]any{"rules": nil}} {
-		FromAuthorizationPolicy(resource("AuthorizationPolicy", spec), options)
-		FromPeerAuthentication(resource("PeerAuthentication", spec), options)
-		FromRequestAuthentication(resource("RequestAuthentication", spec))
+		for _, k := range Kinds() {
+			if e, err := k.Event(resource(k.Resource().Kind, spec), options); k.IsPolicy() && (err != nil || e.Object == nil || e.ID != "a/p") {
+				t.Errorf("%s with the spec %v: %+v, %v", k, spec, e, err)
+			}
+		}
+	}
+}
+
+func TestSummaryIsBounded(t *testing.T) {
+	var v Verdict
+	for range 50 {
+		v.Problems = append(v.Problems, authz.Problem{Field: "spec.rules", Reason: strings.Repeat("ü\xff", 10000)})
+	}
+	if s := v.Summary(); len(s) > (maxProblems+1)*(maxReason+10) || !utf8.ValidString(s) || !strings.HasSuffix(s, "; and 40 more") {
+		t.Errorf("%d bytes: %.100q", len(s), s)
 	}
 }

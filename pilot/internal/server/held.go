@@ -9,7 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/feed"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/printable"
 )
@@ -41,7 +41,7 @@ func (p *Pilot) confirmHeld(r *http.Request) (any, error) {
 	p.events.Eventf(planeNamespace(), nil, corev1.EventTypeNormal, "RemovalsConfirmed", "Confirm",
 		"%d held removals are let through, by %s", word.Seen, printable.Text(by))
 	return struct {
-		Confirmed []registry.Held `json:"confirmed"`
+		Confirmed []feed.Held `json:"confirmed"`
 	}{held}, nil
 }
 

@@ -26,6 +26,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/admission"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/feed"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/inject"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/push"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
@@ -47,7 +48,7 @@ type Pilot struct {
 	log      *slog.Logger
 	kube     kubernetes.Interface
 	registry *registry.Registry
-	feed     *registry.Feed
+	feed     *feed.Feed
 	store    *push.Store
 	status   *status.Writer
 	identity *svid.Source
@@ -102,7 +103,7 @@ func newPilot(s Settings, config *rest.Config, log *slog.Logger) (*Pilot, error)
 	if err != nil {
 		return nil, err
 	}
-	feed, err := registry.NewFeed(reg, kube, dyn, s.authz(), registry.NewMetrics(metrics), log)
+	objects, err := feed.New(reg, kube, dyn, s.authz(), feed.NewMetrics(metrics), log)
 	if err != nil {
 		return nil, err
 	}
@@ -112,9 +113,9 @@ func newPilot(s Settings, config *rest.Config, log *slog.Logger) (*Pilot, error)
 	}
 	settings := compile.Settings{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace}
 	return &Pilot{
-		settings: s, log: log, kube: kube, registry: reg, feed: feed, identity: identity, health: health.New(metrics),
+		settings: s, log: log, kube: kube, registry: reg, feed: objects, identity: identity, health: health.New(metrics),
 		store:  push.NewStore(settings, reg.Snapshot(), push.NewMetrics(metrics), log),
-		status: status.NewWriter(dyn, reg.Snapshot, feed.Stored, metrics, log),
+		status: status.NewWriter(dyn, reg.Snapshot, objects.Stored, metrics, log),
 	}, nil
 }
 

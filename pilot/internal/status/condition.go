@@ -4,9 +4,7 @@ package status
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 )
@@ -19,12 +17,6 @@ const (
 	FailsClosed = "FailsClosed" // what cannot be enforced denies
 	NoEffect    = "NoEffect"    // it holds for no workload
 	Enforced    = "Enforced"
-)
-
-// Bounds of a message.
-const (
-	maxProblems = 10
-	maxReason   = 300 // bytes of one problem
 )
 
 // Wanted returns the conditions that a policy should have, given those it has, and whether that makes a difference. A policy
@@ -57,9 +49,9 @@ func condition(v registry.Verdict) map[string]any {
 	switch {
 	case len(v.Problems) == 0:
 	case v.Idle:
-		c["status"], c["reason"], c["message"] = "False", NoEffect, "It holds for no workload: "+list(v)
+		c["status"], c["reason"], c["message"] = "False", NoEffect, "It holds for no workload: "+v.Summary()
 	default:
-		c["status"], c["reason"], c["message"] = "False", FailsClosed, "What cannot be enforced fails closed: "+list(v)
+		c["status"], c["reason"], c["message"] = "False", FailsClosed, "What cannot be enforced fails closed: "+v.Summary()
 	}
 	return c
 }
@@ -69,29 +61,4 @@ func same(a, b map[string]any) bool {
 	return !slices.ContainsFunc([]string{"status", "reason", "message", "observedGeneration", "lastTransitionTime"}, func(k string) bool {
 		return fmt.Sprint(a[k]) != fmt.Sprint(b[k])
 	})
-}
-
-func list(v registry.Verdict) string {
-	var out []string
-	for i, p := range v.Problems {
-		if i == maxProblems {
-			out = append(out, fmt.Sprintf("and %d more", len(v.Problems)-i))
-			break
-		}
-		out = append(out, cut(p.Error()))
-	}
-	return strings.Join(out, "; ")
-}
-
-// cut bounds a text that may quote a policy's author at length.
-func cut(s string) string {
-	s = strings.ToValidUTF8(s, "\uFFFD")
-	if len(s) <= maxReason {
-		return s
-	}
-	n := maxReason
-	for !utf8.RuneStart(s[n]) {
-		n--
-	}
-	return s[:n] + "…"
 }

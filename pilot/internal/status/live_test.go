@@ -24,13 +24,14 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/yaml"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/feed"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/fixture"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/status"
 )
 
 var (
-	policies    = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+	policies    = registry.Policies.Resource().GroupVersionResource
 	definitions = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 )
 
@@ -157,14 +158,14 @@ func (c *cluster) start() *pilot {
 	}
 	log := slog.New(slog.NewTextHandler(c.t.Output(), nil))
 	metrics := prometheus.NewRegistry()
-	feed, err := registry.NewFeed(reg, kube, dyn, fixture.Options, registry.NewMetrics(metrics), log)
+	source, err := feed.New(reg, kube, dyn, fixture.Options, feed.NewMetrics(metrics), log)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	writer := status.NewWriter(dyn, reg.Snapshot, feed.Stored, metrics, log)
+	writer := status.NewWriter(dyn, reg.Snapshot, source.Stored, metrics, log)
 	ctx, cancel := context.WithCancel(c.t.Context())
 	ended := make(chan error, 2)
-	go func() { ended <- feed.Run(ctx, writer.Apply) }()
+	go func() { ended <- source.Run(ctx, writer.Apply) }()
 	go func() { ended <- writer.Run(ctx) }()
 	return &pilot{metrics, func() {
 		cancel()

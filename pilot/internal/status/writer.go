@@ -12,7 +12,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 
@@ -26,12 +25,6 @@ const (
 	deadline     = 10 * time.Second       // of a write
 	lookEvery    = 10 * time.Minute       // through all policies, for what was missed, or changed by someone else
 )
-
-var resources = map[registry.Kind]schema.GroupVersionResource{
-	registry.Policies:  {Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"},
-	registry.PeerAuths: {Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"},
-	registry.JWTRules:  {Group: "security.istio.io", Version: "v1", Resource: "requestauthentications"},
-}
 
 // Writer writes the conditions. Several Pilots may write them: each compares first, and a write that another one's has
 // overtaken is refused by the API server.
@@ -57,9 +50,9 @@ func NewWriter(client dynamic.Interface, snapshot func() *registry.Snapshot, sto
 }
 
 // Apply notes which of the changed policies need a write. It does not wait.
-func (w *Writer) Apply(snap *registry.Snapshot, changes []registry.Change) {
+func (w *Writer) Apply(_ *registry.Snapshot, changes []registry.Change) {
 	for _, c := range changes {
-		if v, ok := registry.VerdictOn(snap, c.Kind, c.ID); ok {
+		if v, ok := c.Kind.Verdict(c.New); ok {
 			w.note(c.Kind, v)
 		}
 	}
@@ -119,7 +112,7 @@ func (w *Writer) write(ctx context.Context, it item) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
-	_, err := w.client.Resource(resources[it.kind]).Namespace(v.Namespace).
+	_, err := w.client.Resource(it.kind.Resource().GroupVersionResource).Namespace(v.Namespace).
 		Patch(ctx, v.Name, types.MergePatchType, patch, meta.PatchOptions{FieldManager: FieldManager}, "status")
 	switch {
 	case err == nil:

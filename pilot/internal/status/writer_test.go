@@ -42,8 +42,8 @@ func (l *lab) answers(f func() error) { l.answer.Store(&f) }
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	lists := map[schema.GroupVersionResource]string{}
-	for kind, r := range resources {
-		lists[r] = map[registry.Kind]string{registry.Policies: "AuthorizationPolicyList", registry.PeerAuths: "PeerAuthenticationList", registry.JWTRules: "RequestAuthenticationList"}[kind]
+	for _, kind := range registry.Kinds() {
+		lists[kind.Resource().GroupVersionResource] = kind.Resource().Kind + "List"
 	}
 	reg, err := registry.New()
 	if err != nil {
@@ -75,7 +75,7 @@ func (l *lab) close() {
 
 func (l *lab) stored(k registry.Kind, id string) *unstructured.Unstructured {
 	namespace, name, _ := strings.Cut(id, "/")
-	u, err := l.client.Tracker().Get(resources[k], namespace, name)
+	u, err := l.client.Tracker().Get(k.Resource().GroupVersionResource, namespace, name)
 	if err != nil {
 		return nil
 	}
@@ -98,14 +98,18 @@ func (l *lab) apply(policies ...*unstructured.Unstructured) {
 		var err error
 		if old := l.stored(registry.Policies, id); old != nil {
 			p.Object["status"] = old.Object["status"]
-			err = l.client.Tracker().Update(resources[registry.Policies], p, p.GetNamespace())
+			err = l.client.Tracker().Update(registry.Policies.Resource().GroupVersionResource, p, p.GetNamespace())
 		} else {
-			err = l.client.Tracker().Create(resources[registry.Policies], p, p.GetNamespace())
+			err = l.client.Tracker().Create(registry.Policies.Resource().GroupVersionResource, p, p.GetNamespace())
 		}
 		if err != nil {
 			l.t.Fatal(err)
 		}
-		events = append(events, registry.Event{Kind: registry.Policies, ID: id, Object: registry.FromAuthorizationPolicy(p, fixture.Options)})
+		e, err := registry.Policies.Event(p, fixture.Options)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		events = append(events, e)
 	}
 	changes, err := l.reg.Apply(events)
 	if err != nil {
@@ -116,7 +120,7 @@ func (l *lab) apply(policies ...*unstructured.Unstructured) {
 
 // enforceable returns a policy's condition as "<status> <generation>".
 func (l *lab) enforceable(name string) string {
-	u, err := l.client.Resource(resources[registry.Policies]).Namespace("a").Get(l.t.Context(), name, meta.GetOptions{})
+	u, err := l.client.Resource(registry.Policies.Resource().GroupVersionResource).Namespace("a").Get(l.t.Context(), name, meta.GetOptions{})
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -162,7 +166,7 @@ func TestStatusThatSomeoneElseTookAwayComesBack(t *testing.T) {
 		defer l.close()
 		l.apply(policy("bad", "CUSTOM", 1))
 		synctest.Wait()
-		if err := l.client.Tracker().Update(resources[registry.Policies], policy("bad", "CUSTOM", 1), "a"); err != nil {
+		if err := l.client.Tracker().Update(registry.Policies.Resource().GroupVersionResource, policy("bad", "CUSTOM", 1), "a"); err != nil {
 			t.Fatal(err)
 		}
 		l.expect("bad", "")

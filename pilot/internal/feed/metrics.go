@@ -1,8 +1,12 @@
-package registry
+package feed
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
 
-// Metrics of the registry.
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+)
+
+// Metrics of the registry and of what feeds it.
 type Metrics struct {
 	objects       *prometheus.GaugeVec
 	unenforceable *prometheus.GaugeVec
@@ -27,24 +31,26 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Help: "1 while the list of revocations cannot be read and the last good one is in force."}),
 	}
 	r.MustRegister(m.badRevocations, m.objects, m.unenforceable, m.watchErrors, m.changes, m.held)
+	for _, k := range registry.Kinds() {
+		if k.IsPolicy() {
+			m.unenforceable.WithLabelValues(k.Resource().Kind).Set(0)
+		}
+	}
 	return m
 }
 
-// count brings the gauges up to date after changes; policies are looked through only when one of them changed.
-func (m *Metrics) count(r *Registry, changes []Change) {
-	policies := false
+// count brings the gauges up to date after changes.
+func (m *Metrics) count(r *registry.Registry, changes []registry.Change) {
+	m.changes.Add(float64(len(changes)))
 	for _, c := range changes {
-		m.objects.WithLabelValues(string(c.Kind)).Set(float64(r.Size(c.Kind)))
-		policies = policies || c.Kind == Policies || c.Kind == PeerAuths || c.Kind == JWTRules
+		m.objects.WithLabelValues(c.Kind.String()).Set(float64(r.Size(c.Kind)))
+		m.countUnenforceable(c.Kind, c.Old, -1)
+		m.countUnenforceable(c.Kind, c.New, +1)
 	}
-	if !policies {
-		return
-	}
-	bad := map[string]int{"AuthorizationPolicy": 0, "PeerAuthentication": 0, "RequestAuthentication": 0}
-	for _, u := range Unenforceable(r.Snapshot()) {
-		bad[u.Kind]++
-	}
-	for kind, n := range bad {
-		m.unenforceable.WithLabelValues(kind).Set(float64(n))
+}
+
+func (m *Metrics) countUnenforceable(k registry.Kind, object any, n float64) {
+	if v, ok := k.Verdict(object); ok && len(v.Problems) > 0 {
+		m.unenforceable.WithLabelValues(v.Kind).Add(n)
 	}
 }

@@ -1,4 +1,4 @@
-package registry
+package feed
 
 import (
 	"errors"
@@ -6,6 +6,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 )
 
 // settleTime is how long the removals of a relist are collected before they are judged together.
@@ -40,7 +42,7 @@ func (g *guard) settleIn(now time.Time) time.Duration {
 }
 
 // judge returns the removals to let through, and how many are held. size tells how many objects of a kind are stored.
-func (g *guard) judge(now time.Time, size func(Kind) int) (released []eventKey, held int) {
+func (g *guard) judge(now time.Time, size func(registry.Kind) int) (released []eventKey, held int) {
 	if len(g.suspects) == 0 {
 		g.holding, g.confirmed, g.due = false, false, time.Time{}
 		return nil, 0
@@ -52,12 +54,12 @@ func (g *guard) judge(now time.Time, size func(Kind) int) (released []eventKey, 
 		return nil, held
 	}
 	g.due = time.Time{}
-	lost := map[Kind]int{}
+	lost := map[registry.Kind]int{}
 	for k := range g.suspects {
 		lost[k.kind]++
 	}
 	g.holding = false
-	for _, kind := range kinds {
+	for _, kind := range registry.Kinds() {
 		if n := size(kind); lost[kind] >= 5 && lost[kind]*2 > n {
 			g.holding = true
 		}
@@ -85,16 +87,16 @@ const heldShown = 10
 
 // held returns what waits, in the order of its kinds.
 func (g *guard) held() []Held {
-	names := map[Kind][]string{}
+	names := map[string][]string{}
 	if g.holding {
 		for k := range g.suspects {
-			names[k.kind] = append(names[k.kind], k.id)
+			names[k.kind.String()] = append(names[k.kind.String()], k.id)
 		}
 	}
 	out := []Held{}
 	for _, kind := range slices.Sorted(maps.Keys(names)) {
 		slices.Sort(names[kind])
-		out = append(out, Held{string(kind), len(names[kind]), names[kind][:min(heldShown, len(names[kind]))]})
+		out = append(out, Held{kind, len(names[kind]), names[kind][:min(heldShown, len(names[kind]))]})
 	}
 	return out
 }

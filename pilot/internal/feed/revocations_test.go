@@ -1,23 +1,16 @@
-package registry
+package feed
 
 import (
-	"context"
 	"encoding/json"
-	"log/slog"
 	"slices"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	core "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	dynamicfake "k8s.io/client-go/dynamic/fake"
-	"k8s.io/client-go/kubernetes/fake"
 
-	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
@@ -30,7 +23,7 @@ func entry(name, serial string, expires time.Time) revocation.Revocation {
 
 func TestRevocationThatEndsIsAChange(t *testing.T) {
 	now := time.Now()
-	reg, err := New()
+	reg, err := registry.New()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,49 +55,10 @@ func TestRevocationThatEndsIsAChange(t *testing.T) {
 	}
 }
 
-// revocationsFeed runs a feed on a fake API server; it returns what sets the ConfigMap and what the registry holds.
-func revocationsFeed(t *testing.T) (*Feed, *Registry, *fake.Clientset) {
-	t.Helper()
-	reg, err := New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	list := map[schema.GroupVersionResource]string{}
-	for _, r := range []string{"authorizationpolicies", "peerauthentications", "requestauthentications"} {
-		list[schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: r}] = r + "List"
-	}
-	kube := fake.NewClientset()
-	feed, err := NewFeed(reg, kube, dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), list),
-		authz.Options{TrustDomain: "cluster.local", RootNamespace: mesh.Namespace}, NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- feed.Run(ctx, func(*Snapshot, []Change) {}) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	eventually(t, "synced", func() bool { return feed.Synced() == nil })
-	return feed, reg, kube
-}
-
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
-		if cond() {
-			return
-		}
-	}
-	t.Fatalf("not within 15 seconds: %s", what)
-}
-
 func TestDamagedOrDeletedListLeavesTheLastInForce(t *testing.T) {
-	feed, reg, kube := revocationsFeed(t)
-	maps := kube.CoreV1().ConfigMaps(mesh.Namespace)
+	feed := unstarted(t)
+	feed.start(t)
+	reg, maps := feed.reg, feed.kube.CoreV1().ConfigMaps(mesh.Namespace)
 	write := func(text string) {
 		t.Helper()
 		m := &core.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: mesh.RevocationsConfig, Namespace: mesh.Namespace}, Data: map[string]string{revocation.ConfigKey: text}}

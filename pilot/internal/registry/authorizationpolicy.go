@@ -1,0 +1,90 @@
+package registry
+
+import (
+	"fmt"
+	"iter"
+
+	"github.com/hashicorp/go-memdb"
+	istio "istio.io/api/security/v1beta1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+)
+
+// Policies are the AuthorizationPolicies.
+var Policies = &KindOf[Policy]{
+	name:     "policy",
+	resource: Resource{GroupVersionResource: security.WithResource("authorizationpolicies"), Kind: "AuthorizationPolicy"},
+	source:   custom(makePolicy),
+	indexes:  []*memdb.IndexSchema{byNamespace},
+	judge: func(p *Policy) Verdict {
+		idle := p.Ignored || p.DryRun || p.Action != authz.Allow && len(p.Rules) == 0
+		return verdictOn(p.ID, p.Generation, idle, p.Problems)
+	},
+	advise: advisePolicy,
+}
+
+// Policy is an AuthorizationPolicy, compiled, with what of it cannot be enforced.
+type Policy struct {
+	ID        string
+	Namespace string
+	authz.Policy
+	Generation int64
+	Problems   []authz.Problem
+}
+
+// makePolicy compiles a policy. One that cannot be decoded denies everything to those it selects.
+func makePolicy(u *unstructured.Unstructured, o authz.Options) *Policy {
+	out := &Policy{ID: IDOf(u), Namespace: u.GetNamespace(), Generation: u.GetGeneration()}
+	meta := metaOf(u)
+	var spec istio.AuthorizationPolicy
+	if out.Problems = decodeSpec(u, &spec); out.Problems != nil {
+		out.Policy = authz.Policy{Meta: meta, Action: authz.Deny, Selector: selectorOf(u), Rules: []authz.Rule{{}}}
+		return out
+	}
+	value, set := u.GetAnnotations()[istiocompat.DryRunAnnotation]
+	dry, problems := authz.DryRun(value, set)
+	meta.DryRun = dry
+	out.Policy, out.Problems = authz.FromAuthorizationPolicy(meta, &spec, o)
+	out.Problems = append(problems, out.Problems...)
+	return out
+}
+
+// advisePolicy warns of what rules mean on ports that do not speak HTTP, and of values that may not be meant as they are written.
+func advisePolicy(p *Policy) []string {
+	var out []string
+	tcp := p.TCP()
+	for i, r := range p.Rules {
+		if p.Action == authz.Allow && len(tcp.Rules) < len(p.Rules) {
+			out = append(out, "rules that ask for something of HTTP never match on ports that are not HTTP")
+			break
+		}
+		if p.Action == authz.Deny && demands(tcp.Rules[i]) < demands(r) {
+			out = append(out, fmt.Sprintf("spec.rules[%d]: on ports that are not HTTP what it asks of HTTP is left out, so it denies more", i))
+		}
+	}
+	for _, w := range p.Warnings {
+		out = append(out, w.Error())
+	}
+	return out
+}
+
+// demands counts the clauses of a rule.
+func demands(r authz.Rule) int {
+	n := len(r.When)
+	for _, alternatives := range [][]authz.Clauses{r.From, r.To} {
+		for _, clauses := range alternatives {
+			n += len(clauses)
+		}
+	}
+	return n
+}
+
+// Policies returns every AuthorizationPolicy.
+func (s *Snapshot) Policies() iter.Seq[*Policy] { return Policies.all(s, byID.Name) }
+
+// PoliciesIn returns a namespace's AuthorizationPolicies.
+func (s *Snapshot) PoliciesIn(ns string) iter.Seq[*Policy] {
+	return Policies.all(s, byNamespace.Name, ns)
+}

@@ -1,0 +1,117 @@
+package registry
+
+import (
+	"iter"
+	"slices"
+
+	"github.com/hashicorp/go-memdb"
+	core "k8s.io/api/core/v1"
+
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// Pods are the pods that have not ended.
+var Pods = &KindOf[Pod]{
+	name:     "pod",
+	resource: Resource{GroupVersionResource: core.SchemeGroupVersion.WithResource("pods"), Kind: "Pod"},
+	source:   typed(trimPod, makePod),
+	indexes:  []*memdb.IndexSchema{byNamespace, by("ip", "IP")},
+}
+
+// Pod is a pod that has not ended.
+type Pod struct {
+	ID              string
+	Namespace, Name string
+	UID             string
+	IP              string
+	Node            string
+	ServiceAccount  string
+	Labels          map[string]string
+	Ports           []PodPort
+	Proxied         bool   // label security.istio.io/tlsMode says it has a proxy
+	HostNetwork     bool   // its address is its node's
+	Probes          string // annotation written by injection
+	Delivery        Delivery
+}
+
+// Delivery is how a pod's proxy gets its certificate.
+type Delivery string
+
+// The ways, as injection writes them down in annotation IdentityLabel.
+const (
+	ByAgent  Delivery = ""       // over the pod's socket
+	BySecret Delivery = "secret" // from the account's Secret, mounted into the proxy
+)
+
+// IdentityLabel, on a namespace or a pod, chooses the way: "agent" or "secret". The pod's own goes first.
+const IdentityLabel = "bulwark.dev/identity"
+
+// PodPort is a declared container port.
+type PodPort struct {
+	Name   string
+	Number uint32
+}
+
+func trimPod(p *core.Pod) {
+	spec := core.PodSpec{NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork}
+	for _, c := range p.Spec.InitContainers {
+		spec.InitContainers = append(spec.InitContainers, core.Container{Name: c.Name, Ports: c.Ports})
+	}
+	for _, c := range p.Spec.Containers {
+		spec.Containers = append(spec.Containers, core.Container{Name: c.Name, Ports: c.Ports})
+	}
+	p.OwnerReferences = nil
+	p.Spec = spec
+	p.Status = core.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP}
+}
+
+func makePod(p *core.Pod) *Pod {
+	if p.Status.Phase == core.PodSucceeded || p.Status.Phase == core.PodFailed {
+		return nil
+	}
+	out := &Pod{
+		ID: IDOf(p), Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), IP: p.Status.PodIP, Node: p.Spec.NodeName,
+		ServiceAccount: p.Spec.ServiceAccountName, Labels: p.Labels, HostNetwork: p.Spec.HostNetwork,
+		Proxied: p.Labels[istiocompat.TLSModeLabel] == istiocompat.TLSModeMutual && !p.Spec.HostNetwork,
+		Probes:  p.Annotations[mesh.ProbesAnnotation],
+	}
+	if p.Annotations[IdentityLabel] == string(BySecret) {
+		out.Delivery = BySecret
+	}
+	if out.ServiceAccount == "" {
+		out.ServiceAccount = "default"
+	}
+	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+		if c.Name == mesh.ProxyContainer {
+			continue
+		}
+		for _, port := range c.Ports {
+			if port.Protocol == core.ProtocolTCP || port.Protocol == "" {
+				out.Ports = append(out.Ports, PodPort{port.Name, uint32(port.ContainerPort)})
+			}
+		}
+	}
+	return out
+}
+
+// Pod returns a pod, or nil.
+func (s *Snapshot) Pod(id string) *Pod { return Pods.one(s, id) }
+
+// Pods returns every pod.
+func (s *Snapshot) Pods() iter.Seq[*Pod] { return Pods.all(s, byID.Name) }
+
+// PodsIn returns a namespace's pods.
+func (s *Snapshot) PodsIn(ns string) iter.Seq[*Pod] { return Pods.all(s, byNamespace.Name, ns) }
+
+// PodAt returns the pod that has an address for itself, or nil. Pods on the host's network share one.
+func (s *Snapshot) PodAt(ip string) *Pod {
+	var found *Pod
+	for p := range Pods.all(s, "ip", ip) {
+		if !p.HostNetwork {
+			return p
+		}
+		found = p
+	}
+	return found
+}

@@ -1,0 +1,92 @@
+package registry
+
+import (
+	"iter"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/go-memdb"
+	core "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// Services are Kubernetes' Services, but for those that are only another name.
+var Services = &KindOf[Service]{
+	name:     "service",
+	resource: Resource{GroupVersionResource: core.SchemeGroupVersion.WithResource("services"), Kind: "Service"},
+	source:   typed(func(s *core.Service) { s.Annotations = nil }, makeService),
+	indexes:  []*memdb.IndexSchema{byNamespace, byEach("ip", "ClusterIPs")},
+}
+
+// Service is a Kubernetes Service.
+type Service struct {
+	ID              string // namespace/name
+	Namespace, Name string
+	ClusterIPs      []string
+	Headless        bool
+	Selector        map[string]string
+	Ports           []ServicePort
+	Created         time.Time
+}
+
+// HasPort reports whether it has a port of the number.
+func (s *Service) HasPort(number uint32) bool {
+	return slices.ContainsFunc(s.Ports, func(p ServicePort) bool { return p.Number == number })
+}
+
+// ServicePort is a TCP port of a Service.
+type ServicePort struct {
+	Name        string
+	Number      uint32
+	Target      uint32 // number of the workload's port, or zero
+	TargetName  string // name of the workload's port, or empty
+	Protocol    Protocol
+	ServerFirst bool
+}
+
+func makeService(s *core.Service) *Service {
+	if s.Spec.Type == core.ServiceTypeExternalName {
+		return nil
+	}
+	out := &Service{ID: IDOf(s), Namespace: s.Namespace, Name: s.Name, Selector: s.Spec.Selector, Created: s.CreationTimestamp.UTC()}
+	for _, ip := range s.Spec.ClusterIPs {
+		if ip == core.ClusterIPNone {
+			out.Headless = true
+		} else {
+			out.ClusterIPs = append(out.ClusterIPs, ip)
+		}
+	}
+	for _, p := range s.Spec.Ports {
+		if p.Protocol != core.ProtocolTCP && p.Protocol != "" {
+			continue
+		}
+		number := uint32(p.Port)
+		port := ServicePort{Name: p.Name, Number: number, Target: number}
+		if p.TargetPort.Type == intstr.String {
+			port.Target, port.TargetName = 0, p.TargetPort.StrVal
+		} else if p.TargetPort.IntVal != 0 {
+			port.Target = uint32(p.TargetPort.IntVal)
+		}
+		appProtocol := ""
+		if p.AppProtocol != nil {
+			appProtocol = *p.AppProtocol
+		}
+		port.Protocol, port.ServerFirst = ProtocolOf(appProtocol, p.Name, number), ServerFirst(appProtocol, p.Name, number)
+		out.Ports = append(out.Ports, port)
+	}
+	return out
+}
+
+// Service returns a service, or nil.
+func (s *Snapshot) Service(id string) *Service { return Services.one(s, id) }
+
+// Services returns every service.
+func (s *Snapshot) Services() iter.Seq[*Service] { return Services.all(s, byID.Name) }
+
+// ServicesIn returns a namespace's services.
+func (s *Snapshot) ServicesIn(ns string) iter.Seq[*Service] {
+	return Services.all(s, byNamespace.Name, ns)
+}
+
+// ServicesAt returns the services with a cluster IP.
+func (s *Snapshot) ServicesAt(ip string) iter.Seq[*Service] { return Services.all(s, "ip", ip) }
