@@ -94,8 +94,8 @@ func (f *testFeed) changes(t *testing.T) (batches int, did map[string]string) {
 			did[c.Kind.String()+" "+c.ID] += what
 		}
 	})
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || len(f.events) != 0 {
+		t.Fatalf("%d events still wait: %v", len(f.events), err)
 	}
 	return batches, did
 }

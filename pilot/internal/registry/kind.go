@@ -76,11 +76,11 @@ type KindOf[T any] struct {
 // source is how objects are made from those of the API server. Only revocations, of which one object lists many, have none.
 type source[T any] struct {
 	decode func(object any, options authz.Options) (*T, error) // nil without an error: the mesh has nothing to do with it
-	trim   func(object any)
+	trim   func(object any)                                    // nil: all of it is read
 }
 
-// typed is the source of what Kubernetes has a Go type for. trim drops what make does not read, which is most of an object.
-func typed[O, T any](trim func(*O), make func(*O) *T) source[T] {
+// typed is the source of what Kubernetes has a Go type for. trim drops what convert does not read, which is most of an object.
+func typed[O, T any](trim func(*O), convert func(*O) *T) source[T] {
 	return source[T]{
 		trim: func(object any) {
 			if o, ok := object.(*O); ok {
@@ -90,13 +90,13 @@ func typed[O, T any](trim func(*O), make func(*O) *T) source[T] {
 		decode: func(object any, _ authz.Options) (*T, error) {
 			switch o := object.(type) {
 			case *O:
-				return make(o), nil
+				return convert(o), nil
 			case *unstructured.Unstructured:
 				var t O
 				if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &t); err != nil {
 					return nil, err
 				}
-				return make(&t), nil
+				return convert(&t), nil
 			}
 			return nil, fmt.Errorf("it is a %T, not a %T", object, new(O))
 		},
@@ -104,15 +104,14 @@ func typed[O, T any](trim func(*O), make func(*O) *T) source[T] {
 }
 
 // custom is the source of a custom resource, which is always made into something: one that cannot be decoded fails closed.
-func custom[T any](make func(*unstructured.Unstructured, authz.Options) *T) source[T] {
+func custom[T any](convert func(*unstructured.Unstructured, authz.Options) *T) source[T] {
 	return source[T]{
-		trim: func(any) {},
 		decode: func(object any, options authz.Options) (*T, error) {
 			u, ok := object.(*unstructured.Unstructured)
 			if !ok {
 				return nil, fmt.Errorf("it is a %T, not unstructured", object)
 			}
-			return make(u, options), nil
+			return convert(u, options), nil
 		},
 	}
 }
