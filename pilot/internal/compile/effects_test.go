@@ -1,11 +1,285 @@
 package compile_test
 
 import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
+
+var settings = compile.Settings{TrustDomain: "cluster.local", RootNamespace: "root"}
+
+// draw makes random objects of a world so small that they have to do with one another.
+type draw struct{ *rand.Rand }
+
+func (d draw) one(texts ...string) string { return texts[d.IntN(len(texts))] }
+func (d draw) often() bool                { return d.IntN(4) > 0 }
+func (d draw) address() string            { return fmt.Sprint("10.0.0.", d.IntN(5)) }
+func (d draw) app() map[string]string {
+	if app := d.one("x", "y", ""); app != "" {
+		return map[string]string{"app": app}
+	}
+	return nil
+}
+
+// event sets an object or, sometimes, removes it.
+func (d draw) event() registry.Event {
+	ns, name := d.one("a", "b"), d.one("1", "2", "3")
+	e := registry.Event{}
+	switch d.IntN(7) {
+	case 0:
+		e = d.service(ns, name)
+	case 1:
+		e = d.slice(ns, name)
+	case 2, 3:
+		e = d.pod(ns, name)
+	case 4:
+		ns = d.one("a", "b", "root")
+		p := authz.Policy{Meta: authz.Meta{Namespace: ns, Name: name}, Action: authz.Deny, Selector: d.app(), Rules: []authz.Rule{{Index: d.IntN(3)}}}
+		e = registry.Event{Kind: registry.Policies, ID: ns + "/" + name, Object: &registry.Policy{ID: ns + "/" + name, Namespace: ns, Policy: p}}
+		if d.IntN(3) == 0 {
+			e = registry.Event{Kind: registry.JWTRules, ID: ns + "/" + name, Object: &registry.JWTRule{ID: ns + "/" + name, Namespace: ns, Selector: d.app()}}
+		}
+	case 5:
+		ns = d.one("a", "b", "root")
+		modes := []authz.TLSMode{"", authz.Strict, authz.Permissive, authz.Disable}
+		p := authz.PeerPolicy{Meta: authz.Meta{Namespace: ns, Name: name}, Mode: modes[d.IntN(4)]}
+		if ns != "root" {
+			if p.Selector = d.app(); p.Selector != nil && d.often() {
+				p.Ports = map[uint32]authz.TLSMode{8080: modes[d.IntN(4)]}
+			}
+		}
+		e = registry.Event{Kind: registry.PeerAuths, ID: ns + "/" + name, Object: &registry.PeerAuth{ID: ns + "/" + name, Namespace: ns, PeerPolicy: p}}
+	case 6:
+		r := revocation.Revocation{Name: name, Identity: "spiffe://cluster.local/ns/" + ns + "/sa/" + d.one("s", "t"), Serial: d.one("", "", "ab")}
+		e = registry.Event{Kind: registry.Revocations, ID: name, Object: &registry.Revocation{ID: name, Revocation: r}}
+	}
+	if !d.often() {
+		e.Object = nil
+	}
+	return e
+}
+
+func (d draw) service(ns, name string) registry.Event {
+	s := &registry.Service{ID: ns + "/" + name, Namespace: ns, Name: name, Selector: d.app(), Created: time.Unix(d.Int64N(3), 0)}
+	if s.Headless = d.IntN(2) == 0; !s.Headless {
+		s.ClusterIPs = []string{d.address()}
+	}
+	for _, p := range []registry.ServicePort{
+		{Name: "web", Number: 80, Target: 8080, Protocol: registry.HTTP}, {Name: "web", Number: 80, Target: 9090, Protocol: registry.TCP},
+		{Name: "db", Number: 90, TargetName: "db", Protocol: registry.Auto},
+	} {
+		if d.often() && !slices.ContainsFunc(s.Ports, func(q registry.ServicePort) bool { return p.Number == q.Number }) {
+			s.Ports = append(s.Ports, p)
+		}
+	}
+	return registry.Event{Kind: registry.Services, ID: s.ID, Object: s}
+}
+
+func (d draw) slice(ns, name string) registry.Event {
+	s := &registry.Slice{ID: ns + "/" + name, Namespace: ns, Name: name, ServiceID: ns + "/" + d.one("1", "2", "3"), Ports: []registry.SlicePort{{Name: "web", Number: 8080}}}
+	if d.often() {
+		s.Ports = append(s.Ports, registry.SlicePort{Name: "db", Number: uint32(9090 + d.IntN(2))})
+	}
+	for range d.IntN(4) {
+		if a := d.address(); !slices.Contains(s.Addresses, a) {
+			s.Addresses = append(s.Addresses, a)
+			s.Endpoints = append(s.Endpoints, registry.Endpoint{Address: a, Ready: d.often()})
+		}
+	}
+	return registry.Event{Kind: registry.Slices, ID: s.ID, Object: s}
+}
+
+func (d draw) pod(ns, name string) registry.Event {
+	p := &registry.Pod{ID: ns + "/" + name, Namespace: ns, Name: name, Labels: d.app(), ServiceAccount: d.one("s", "t"), Proxied: d.often(), HostNetwork: !d.often()}
+	if d.often() {
+		p.IP = d.address()
+	}
+	if d.often() {
+		p.Ports = []registry.PodPort{{Name: "db", Number: uint32(9090 + d.IntN(2))}}
+	}
+	return registry.Event{Kind: registry.Pods, ID: p.ID, Object: p}
+}
+
+// meaning is all that compile says of a world, by what an Effects would have to name for it to be looked at again.
+type meaning struct {
+	services, endpoints map[string]any // by "namespace/name port"
+	frontends           map[string]any // by the text of the address
+	classes             map[string]any
+	revocations         []*registry.Revocation
+}
+
+func meaningOf(snap *registry.Snapshot, classes map[string]compile.Class) meaning {
+	m := meaning{services: map[string]any{}, endpoints: map[string]any{}, frontends: map[string]any{}, classes: map[string]any{}}
+	for s := range snap.Services() {
+		for _, p := range compile.ServicePorts(snap, settings, s) {
+			p.Service = nil // clusters have its name only
+			name := fmt.Sprint(s.ID, " ", p.Number)
+			m.services[name] = p
+			m.endpoints[name] = compile.Endpoints(snap, settings, s, p.Number)
+		}
+	}
+	for i := range 5 {
+		for _, port := range []uint32{80, 90, 8080, 9090, 9091} {
+			at := compile.Address{IP: fmt.Sprint("10.0.0.", i), Port: port}
+			if f := compile.FrontendAt(snap, settings, at); f != nil {
+				m.frontends[at.String()] = fmt.Sprintf("%s %s %+v", f.Service.Cluster(), f.Service.Protocol, f.Pod) // what listeners are made of
+			}
+		}
+	}
+	for key, c := range classes {
+		m.classes[key] = compile.CompileWorkload(snap, settings, c)
+	}
+	m.revocations = slices.Collect(snap.Revocations())
+	return m
+}
+
+// differing are the keys of what came, went or changed.
+func differing(before, after map[string]any) (out []string) {
+	all := maps.Clone(before)
+	maps.Copy(all, after)
+	for key := range all {
+		if !reflect.DeepEqual(before[key], after[key]) {
+			out = append(out, key)
+		}
+	}
+	return out
+}
+
+// classes are all those that pods drawn can have.
+func classes() map[string]compile.Class {
+	out := map[string]compile.Class{}
+	for d := (draw{rand.New(rand.NewPCG(0, 0))}); len(out) < 2*2*3*3; {
+		c := compile.ClassOf(d.pod(d.one("a", "b"), "x").Object.(*registry.Pod))
+		out[c.Key()] = c
+	}
+	return out
+}
+
+// Whatever differs after a change must be named, or no proxy would hear of it.
+func TestEffectsNameWhateverDiffers(t *testing.T) {
+	classes := classes()
+	for seed := range uint64(10) {
+		d := draw{rand.New(rand.NewPCG(seed, 0))}
+		reg, err := registry.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := meaningOf(reg.Snapshot(), classes)
+		for step := range 150 {
+			batch := map[string]registry.Event{} // as the feed has them: one for each object
+			for range 1 + d.IntN(3) {
+				e := d.event()
+				batch[fmt.Sprint(e.Kind, e.ID)] = e
+			}
+			var events []registry.Event
+			for _, key := range slices.Sorted(maps.Keys(batch)) {
+				events = append(events, batch[key])
+			}
+			changes, err := reg.Apply(events)
+			if err != nil {
+				t.Fatal(err)
+			}
+			after := meaningOf(reg.Snapshot(), classes)
+			if missing := unnamed(compile.EffectsOf(reg.Snapshot(), settings, changes), before, after, classes); len(missing) > 0 {
+				t.Fatalf("seed %d, step %d: not named: %q\nchanges: %s", seed, step, missing, cmp.Diff(nil, changes))
+			}
+			before = after
+		}
+	}
+}
+
+func unnamed(e compile.Effects, before, after meaning, classes map[string]compile.Class) (missing []string) {
+	port := func(of map[string]bool, key string) bool {
+		id, number, _ := strings.Cut(key, " ")
+		_, stays := after.services[key]
+		var n uint32
+		_, _ = fmt.Sscan(number, &n)
+		return of[id] && (stays || e.Ports[id][n])
+	}
+	for _, key := range differing(before.services, after.services) {
+		if !port(e.Services, key) {
+			missing = append(missing, "service port "+key)
+		}
+	}
+	for _, key := range differing(before.endpoints, after.endpoints) {
+		if !port(e.Endpoints, key) {
+			missing = append(missing, "endpoints of "+key)
+		}
+	}
+	named := map[string]bool{}
+	for at := range e.Frontends {
+		named[at.String()] = true
+	}
+	for _, at := range differing(before.frontends, after.frontends) {
+		if !named[at] {
+			missing = append(missing, "frontend "+at)
+		}
+	}
+	for _, key := range differing(before.classes, after.classes) {
+		if !slices.ContainsFunc(e.Classes, func(s compile.ClassSelector) bool { return s.Selects(classes[key]) }) {
+			missing = append(missing, fmt.Sprintf("class %+v", classes[key]))
+		}
+	}
+	if !reflect.DeepEqual(before.revocations, after.revocations) && !e.Revocations {
+		missing = append(missing, "revocations")
+	}
+	return missing
+}
+
+// What a change has nothing to do with is not looked at again: the cost of a change does not grow with the mesh.
+func TestEffectsNameNothingElse(t *testing.T) {
+	app := func(name string) map[string]string { return map[string]string{"app": name} }
+	service := func(ns, name, ip string) *registry.Service {
+		return &registry.Service{ID: ns + "/" + name, Namespace: ns, Name: name, ClusterIPs: []string{ip}, Selector: app(name), Ports: []registry.ServicePort{{Name: "db", Number: 80}}}
+	}
+	pod := func(name, ip string) *registry.Pod {
+		return &registry.Pod{ID: "a/" + name, Namespace: "a", Name: name, IP: ip, ServiceAccount: "s", Labels: app(name)}
+	}
+	snap := world(t, service("a", "x", "10.96.0.1"), service("a", "y", "10.96.0.2"), service("b", "x", "10.96.0.3"), headless("a/h", "a", "h", 0, app("h")),
+		sliceOf("a/x", "a", "10.0.0.1"), sliceOf("a/h", "a", "10.0.0.2"), pod("x", "10.0.0.1"), pod("h", "10.0.0.2"), pod("z", "10.0.0.3"))
+	type names = map[string]bool
+	for _, c := range []struct {
+		what   string
+		change registry.Change
+		want   compile.Effects
+	}{
+		{"a service", registry.Change{Kind: registry.Services, ID: "a/x", New: service("a", "x", "10.96.0.1")}, compile.Effects{
+			Services: names{"a/x": true}, Endpoints: names{"a/x": true}, Frontends: map[compile.Address]bool{{IP: "10.96.0.1", Port: 80}: true},
+			Ports: map[string]map[uint32]bool{"a/x": {80: true}}, Classes: []compile.ClassSelector{{Namespace: "a", Labels: app("x")}}}},
+		{"endpoints", registry.Change{Kind: registry.Slices, ID: "a/x-1", New: sliceOf("a/x", "a", "10.0.0.1")}, compile.Effects{Endpoints: names{"a/x": true}}},
+		{"endpoints behind a headless service", registry.Change{Kind: registry.Slices, ID: "a/h-1", New: sliceOf("a/h", "a", "10.0.0.2")},
+			compile.Effects{Services: names{"a/h": true}, Endpoints: names{"a/h": true}, Frontends: map[compile.Address]bool{{IP: "10.0.0.2", Port: 15432}: true}}},
+		{"a pod", registry.Change{Kind: registry.Pods, ID: "a/x", New: pod("x", "10.0.0.1")}, compile.Effects{Services: names{"a/x": true}, Endpoints: names{"a/x": true}}},
+		{"a pod without a service", registry.Change{Kind: registry.Pods, ID: "a/z", Old: pod("z", "10.0.0.3")}, compile.Effects{}},
+		{"a namespace", registry.Change{Kind: registry.Namespaces, ID: "a", New: &registry.Namespace{ID: "a"}}, compile.Effects{}},
+		{"a policy", registry.Change{Kind: registry.Policies, ID: "a/p", New: &registry.Policy{ID: "a/p", Namespace: "a", Policy: authz.Policy{Selector: app("x")}}},
+			compile.Effects{Classes: []compile.ClassSelector{{Namespace: "a", Labels: app("x")}}}},
+		{"a policy of the mesh", registry.Change{Kind: registry.Policies, ID: "root/p", New: &registry.Policy{ID: "root/p", Namespace: "root"}},
+			compile.Effects{Classes: []compile.ClassSelector{{}}}},
+		{"modes of a namespace", registry.Change{Kind: registry.PeerAuths, ID: "b/p", New: &registry.PeerAuth{ID: "b/p", Namespace: "b"}},
+			compile.Effects{Endpoints: names{"b/x": true}, Classes: []compile.ClassSelector{{Namespace: "b"}}}},
+		{"a revoked certificate", registry.Change{Kind: registry.Revocations, ID: "r", New: &registry.Revocation{ID: "r", Revocation: revocation.Revocation{
+			Identity: "spiffe://cluster.local/ns/a/sa/s", Serial: "ab"}}}, compile.Effects{Revocations: true}},
+	} {
+		got := compile.EffectsOf(snap, settings, []registry.Change{c.change})
+		if d := cmp.Diff(c.want, got, cmpopts.IgnoreUnexported(compile.Effects{}), cmpopts.EquateEmpty()); d != "" {
+			t.Errorf("%s: %s", c.what, d)
+		}
+	}
+}
 
 // A pod that leaves a headless service in the moment in which the service loses a port takes the listener of that port along:
 // neither change alone says that it was there.
