@@ -39,8 +39,7 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 			if i > 0 {
 				said = m.change()
 			}
-			m.settle()
-			if wrong := m.compare(); len(wrong) > 0 {
+			if wrong := append(m.settle(), m.compare()...); len(wrong) > 0 {
 				t.Fatalf("%s\nafter change %d of seed %d (-seed %[3]d):\n%s", strings.Join(wrong, "\n"), i, s, said)
 			}
 		}
@@ -78,18 +77,22 @@ func (m *mesh) change() string {
 	return said
 }
 
-// settle waits until Pilot and proxies have nothing more to say. The proxy of each pod is connected then.
-func (m *mesh) settle() {
+// settle waits until Pilot and proxies have nothing more to say. The proxy of each pod is connected then: Pilot ends the stream
+// of a pod that has become another one or gets its certificate in another way, and of no other.
+func (m *mesh) settle() (wrong []string) {
 	synctest.Wait()
-	for id := range m.world.pods {
-		pod := m.pilot.pod(id)
+	for _, id := range slices.Sorted(maps.Keys(m.world.pods)) {
+		pod, p := m.pilot.pod(id), m.proxies[id]
 		if pod == nil {
 			continue // a proxy of a pod that is gone keeps its stream until it ends by itself
 		}
-		p := m.proxies[id]
 		if p != nil {
-			if ok, _ := p.connected(); ok {
+			connected, err := p.connected()
+			if connected {
 				continue
+			}
+			if !p.left && p.uid == pod.UID && p.delivery == pod.Delivery {
+				wrong = append(wrong, fmt.Sprintf("%s: Pilot has ended the stream: %v", id, err))
 			}
 		}
 		if p == nil || p.uid != pod.UID {
@@ -99,6 +102,7 @@ func (m *mesh) settle() {
 		p.connect(m.t, m.pilot)
 	}
 	synctest.Wait()
+	return wrong
 }
 
 // compare returns how what the proxies have differs from what they would have if all began now.

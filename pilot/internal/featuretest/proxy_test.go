@@ -30,6 +30,9 @@ type proxy struct {
 	uid  string // of the pod that it began in
 	wire *wire
 
+	delivery registry.Delivery // when it connected
+	left     bool              // it has ended its stream itself
+
 	mu     sync.Mutex
 	envoy  *deltaxdstest.Envoy
 	stream *stream
@@ -48,7 +51,7 @@ func (p *proxy) connect(t *testing.T, to *pilot) {
 	s := &stream{ctx: ctx, cancel: cancel, proxy: p, node: nodeID(pod), up: make(chan *discovery.DeltaDiscoveryRequest, unheard), ended: make(chan struct{})}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.stream = s
+	p.stream, p.delivery, p.left = s, pod.Delivery, false
 	p.envoy.Reconnect()
 	s.speak()
 	go func() { // ends when the stream does: by its context, or because the server ends it
@@ -64,6 +67,7 @@ func nodeID(p *registry.Pod) string {
 
 // disconnect ends the stream, and waits until Pilot has noticed.
 func (p *proxy) disconnect() {
+	p.left = true
 	p.stream.cancel()
 	<-p.stream.ended
 }
