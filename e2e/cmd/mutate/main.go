@@ -62,6 +62,7 @@ func run(ctx context.Context, only int) error {
 		if err != nil {
 			return fmt.Errorf("mutation %d (%s): %w", m.claim, m.what, err)
 		}
+		fmt.Fprintf(os.Stderr, "\t%s\n", outcome) // the table comes at the end, which may be never
 		if !strings.HasPrefix(outcome, "failed") {
 			survived++
 		}

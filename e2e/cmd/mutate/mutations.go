@@ -165,6 +165,8 @@ var mutations = []mutation{
 		{"pilot/internal/compile/effects.go", "range []*registry.Service{snap.Service(id), e.former[id]} {", "range []*registry.Service{snap.Service(id)} {"}}},
 	{21, "a listener is made and nobody has it", "pilot/internal/featuretest.TestGolden", []edit{
 		{families + "probes.go", "yield(Health{l.of})", "return"}}},
+	{21, "endpoints are sent that Envoy does not take", "pilot/internal/featuretest.TestEnvoyTakesEveryWorld", []edit{
+		{"pilot/internal/translate/cluster.go", "md, LoadBalancingWeight: u32(1),", "md, LoadBalancingWeight: u32(0),"}}},
 	{21, "a filter is sent another filter's configuration", "pilot/internal/featuretest.TestEnvoyTakesEveryWorld", []edit{
 		{"pilot/internal/translate/revoked.go", "&httprbac.RBAC{Rules: rules, RulesStatPrefix: statPrefix[authz.Deny]}", "&netrbac.RBAC{Rules: rules, StatPrefix: statPrefix[authz.Deny]}"},
 		{"pilot/internal/translate/revoked.go", "	rules := rbac.Revoked(set, list)\n", "	rules, _ := rbac.Revoked(set, list), httprbac.RBAC{}\n"}}},
