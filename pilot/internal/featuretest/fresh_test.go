@@ -29,7 +29,7 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 	if s == 0 {
 		s = rand.Uint64()
 	}
-	t.Logf("seed %d", s)
+	defer t.Logf("seed %d", s)
 	synctest.Test(t, func(t *testing.T) {
 		m := &mesh{t: t, world: newWorld(s), wire: newWire(), proxies: map[string]*proxy{}}
 		events, _ := m.world.news(t)
