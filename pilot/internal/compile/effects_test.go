@@ -89,7 +89,8 @@ func (d draw) service(ns, name string) registry.Event {
 }
 
 func (d draw) slice(ns, name string) registry.Event {
-	s := &registry.Slice{ID: ns + "/" + name, Namespace: ns, Name: name, ServiceID: ns + "/" + d.one("1", "2", "3"), Ports: []registry.SlicePort{{Name: "web", Number: 8080}}}
+	s := &registry.Slice{ID: ns + "/" + name, Namespace: ns, Name: name, ServiceID: ns + "/" + d.one("1", "2", "3"),
+		Ports: []registry.SlicePort{{Name: "web", Number: 8080}}}
 	if d.often() {
 		s.Ports = append(s.Ports, registry.SlicePort{Name: "db", Number: uint32(9090 + d.IntN(2))})
 	}
@@ -103,7 +104,8 @@ func (d draw) slice(ns, name string) registry.Event {
 }
 
 func (d draw) pod(ns, name string) registry.Event {
-	p := &registry.Pod{ID: ns + "/" + name, Namespace: ns, Name: name, Labels: d.app(), ServiceAccount: d.one("s", "t"), Proxied: d.often(), HostNetwork: !d.often()}
+	p := &registry.Pod{ID: ns + "/" + name, Namespace: ns, Name: name, Labels: d.app(), ServiceAccount: d.one("s", "t"),
+		Proxied: d.often(), HostNetwork: !d.often()}
 	if d.often() {
 		p.IP = d.address()
 	}
@@ -243,7 +245,8 @@ func unnamed(e compile.Effects, before, after meaning, classes map[string]compil
 func TestEffectsNameNothingElse(t *testing.T) {
 	app := func(name string) map[string]string { return map[string]string{"app": name} }
 	service := func(ns, name, ip string) *registry.Service {
-		return &registry.Service{ID: ns + "/" + name, Namespace: ns, Name: name, ClusterIPs: []string{ip}, Selector: app(name), Ports: []registry.ServicePort{{Name: "db", Number: 80}}}
+		return &registry.Service{ID: ns + "/" + name, Namespace: ns, Name: name, ClusterIPs: []string{ip}, Selector: app(name),
+			Ports: []registry.ServicePort{{Name: "db", Number: 80}}}
 	}
 	pod := func(name, ip string) *registry.Pod {
 		return &registry.Pod{ID: "a/" + name, Namespace: "a", Name: name, IP: ip, ServiceAccount: "s", Labels: app(name)}
@@ -262,7 +265,8 @@ func TestEffectsNameNothingElse(t *testing.T) {
 		{"endpoints", registry.Change{Kind: registry.Slices, ID: "a/x-1", New: sliceOf("a/x", "a", "10.0.0.1")}, compile.Effects{Endpoints: names{"a/x": true}}},
 		{"endpoints behind a headless service", registry.Change{Kind: registry.Slices, ID: "a/h-1", New: sliceOf("a/h", "a", "10.0.0.2")},
 			compile.Effects{Services: names{"a/h": true}, Endpoints: names{"a/h": true}, Frontends: map[compile.Address]bool{{IP: "10.0.0.2", Port: 15432}: true}}},
-		{"a pod", registry.Change{Kind: registry.Pods, ID: "a/x", New: pod("x", "10.0.0.1")}, compile.Effects{Services: names{"a/x": true}, Endpoints: names{"a/x": true}}},
+		{"a pod", registry.Change{Kind: registry.Pods, ID: "a/x", New: pod("x", "10.0.0.1")},
+			compile.Effects{Services: names{"a/x": true}, Endpoints: names{"a/x": true}}},
 		{"a pod without a service", registry.Change{Kind: registry.Pods, ID: "a/z", Old: pod("z", "10.0.0.3")}, compile.Effects{}},
 		{"a namespace", registry.Change{Kind: registry.Namespaces, ID: "a", New: &registry.Namespace{ID: "a"}}, compile.Effects{}},
 		{"a policy", registry.Change{Kind: registry.Policies, ID: "a/p", New: &registry.Policy{ID: "a/p", Namespace: "a", Policy: authz.Policy{Selector: app("x")}}},

@@ -124,7 +124,10 @@ func TestEveryKindIsWatched(t *testing.T) {
 			continue
 		}
 		r := k.Resource()
-		o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": r.GroupVersion().String(), "kind": r.Kind, "metadata": map[string]any{"namespace": "a", "name": "p"}}}
+		o := &unstructured.Unstructured{}
+		o.SetGroupVersionKind(r.GroupVersion().WithKind(r.Kind))
+		o.SetNamespace("a")
+		o.SetName("p")
 		if _, err := f.dyn.Resource(r.GroupVersionResource).Namespace("a").Create(t.Context(), o, meta.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
@@ -142,7 +145,8 @@ func TestEveryKindIsWatched(t *testing.T) {
 			}
 		}
 	}
-	if f.Stored(registry.Policies, "a/p") == nil || f.Stored(registry.Policies, "a/q") != nil || f.Stored(registry.PeerAuths, "a/p").GetKind() != "PeerAuthentication" {
+	if f.Stored(registry.Policies, "a/p") == nil || f.Stored(registry.Policies, "a/q") != nil ||
+		f.Stored(registry.PeerAuths, "a/p").GetKind() != "PeerAuthentication" {
 		t.Error("not what is stored")
 	}
 }
@@ -255,7 +259,8 @@ func TestUnenforceablePoliciesAreCounted(t *testing.T) {
 	f := unstarted(t)
 	h := f.handler(registry.Policies)
 	policy := func(name, action string) *unstructured.Unstructured {
-		return &unstructured.Unstructured{Object: map[string]any{"metadata": map[string]any{"namespace": "a", "name": name}, "spec": map[string]any{"action": action}}}
+		return &unstructured.Unstructured{Object: map[string]any{
+			"metadata": map[string]any{"namespace": "a", "name": name}, "spec": map[string]any{"action": action}}}
 	}
 	expect := func(want float64) {
 		t.Helper()
