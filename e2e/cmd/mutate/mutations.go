@@ -125,6 +125,10 @@ var mutations = []mutation{
 		{"pkg/spool/reader.go", "e.GetSequence() > expected {", "false {"}}},
 	{19, "who confirms held removals need not have seen them", "pilot/internal/feed.TestRelistThatEmptiesTheWorldIsHeld", []edit{
 		{"pilot/internal/feed/guard.go", "	case seen != len(g.suspects):\n", "	case false:\n"}}},
+	{19, "what is missing in one list goes at once", "pilot/internal/feed.TestWhatIsMissingInAListGoesUnlessItIsSeen", []edit{
+		{"pilot/internal/feed/feed.go", "f.suspect(registry.Event{", "f.put(registry.Event{"}}},
+	{19, "Pilot may read Secrets", "pilot/internal/registry.TestChartGrantsPilotWhatItsKindsNeed", []edit{
+		{"manifests/charts/bulwark/templates/pilot.yaml", "resources: [services, pods, namespaces]", "resources: [services, pods, namespaces, secrets]"}}},
 	{20, "a rule without a field is anyone's once the policy has another problem", "pkg/authz.TestRuleWithAProblemFailsClosed", []edit{
 		{"pkg/authz/build.go", "	if s != nil && len(c) == 0 && b.count == before {", "	if s != nil && len(c) == 0 && before == 0 {"}}},
 	{20, "problems beyond those that are listed do not count", "pkg/authz.TestRuleWithAProblemFailsClosed", []edit{
@@ -163,6 +167,8 @@ var mutations = []mutation{
 		{"pilot/internal/push/store.go", "range changed {", "range changed[:0] {"}}},
 	{21, "what a service was is forgotten when a pod of it changes, too", "pilot/internal/compile.TestPodAndPortOfAHeadlessServiceGoTogether", []edit{
 		{"pilot/internal/compile/effects.go", "range []*registry.Service{snap.Service(id), e.former[id]} {", "range []*registry.Service{snap.Service(id)} {"}}},
+	{21, "workloads are not looked at again when a Service selects them", "pilot/internal/compile.TestEffectsNameWhateverDiffers", []edit{
+		{"pilot/internal/compile/effects.go", "		e.Classes = append(e.Classes, ClassSelector{s.Namespace, s.Selector})\n", ""}}},
 	{21, "a listener is made and nobody has it", "pilot/internal/featuretest.TestGolden", []edit{
 		{families + "probes.go", "yield(Health{l.of})", "return"}}},
 	{21, "endpoints are sent that Envoy does not take", "pilot/internal/featuretest.TestEnvoyTakesEveryWorld", []edit{
