@@ -4,6 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/registry"
 	"sigs.k8s.io/yaml"
 
 	"github.com/bulwark-mesh/bulwark/e2e/claims"
@@ -61,7 +65,7 @@ var documented = map[string]struct {
 	"README.md: make demo     # builds everything, starts a real two-node Kubernetes on this machine, installs Bulwark, proves it": {
 		why: "these are the commands by which this test is run"},
 	`README.md: make images && bin/images push --registry registry.example.com/bulwark --version "$(cat bin/tag)"`: {
-		why: "it needs a registry; install with other images, status and identity list are run by other tests"},
+		run: fromARegistry},
 	"identity.md: $ meshctl identity list -n finance --identity payroll":                            {run: transcript},
 	"identity.md: env: [{name: SPIFFE_ENDPOINT_SOCKET, value: \"unix:///run/bulwark/agent.sock\"}]": {run: socketPod},
 	"identity.md: volumes:": {run: filesPod},
@@ -71,9 +75,12 @@ var documented = map[string]struct {
 	"operating.md: kubectl create namespace bulwark-system": {
 		why: "TestHelm runs it, as it needs a cluster without Bulwark"},
 	"revocation.md: meshctl identity revoke finance/payroll --reason \"account misused\"          # an identity": {run: revocations},
-	"root-rotation.md: $ meshctl ca rotate": {
-		why: "it replaces the root of the whole mesh; the tests of rotations run the command"},
+	documentOfRotation: {
+		why: "TestRootRotatesWithoutAFailedRequest runs it, under traffic"},
 }
+
+// documentOfRotation names the block by which a root is rotated.
+const documentOfRotation = "root-rotation.md: $ meshctl ca rotate"
 
 // Every manifest and command that a document shows works as it stands there.
 func TestDocumentsAreTrue(t *testing.T) {
@@ -224,6 +231,29 @@ func installDiff(ctx context.Context, _ *testing.T, s *claims.Scene, text string
 		err = fmt.Errorf("changes something else: %s", out)
 	}
 	return err
+}
+
+// fromARegistry runs each line in turn, with a registry of its own for the one that it shows as an example, and the scene for the
+// namespace. The images are built already. The nodes cannot reach the registry, so of the installation it is only seen what it would change.
+func fromARegistry(ctx context.Context, _ *testing.T, s *claims.Scene, text string) error {
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	defer server.Close()
+	own := strings.TrimPrefix(server.URL, "http://") + "/bulwark"
+	text = strings.NewReplacer("make images && ", "", "registry.example.com/bulwark", own, "namespace shop ", "namespace "+s.Namespace+" --overwrite ",
+		"-n shop ", "-n "+s.Namespace+" ", "meshctl install ", "meshctl install --diff ").Replace(text)
+	cmd := exec.CommandContext(ctx, "bash", "-euxc", text)
+	cmd.Dir = ".."
+	cmd.Env = append(os.Environ(), "PATH="+binaries()+":"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	for _, want := range []string{"image: " + own + "/pilot:" + *tag, s.Namespace, "restarted"} {
+		if !strings.Contains(string(out), want) {
+			return fmt.Errorf("says nothing of %q: %s", want, out)
+		}
+	}
+	return s.Ready(ctx, s.Namespace, 2*time.Minute)
 }
 
 // revocations runs each line in turn. The pod, the serial and the name that it shows as examples are those of the scene.

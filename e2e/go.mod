@@ -6,6 +6,7 @@ require (
 	github.com/bulwark-mesh/bulwark/manifests v0.0.0-00010101000000-000000000000
 	github.com/bulwark-mesh/bulwark/pkg v0.0.0-00010101000000-000000000000
 	github.com/go-logr/logr v1.4.4
+	github.com/google/go-containerregistry v0.20.7
 	github.com/gopacket/gopacket v1.7.7
 	github.com/spf13/cobra v1.10.2
 	github.com/spiffe/go-spiffe/v2 v2.9.0
