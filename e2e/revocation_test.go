@@ -40,6 +40,9 @@ func revokedIsDenied(ctx context.Context, s *claims.Scene) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("an identity that is revoked: %w", err)
 	}
+	if one, err = anew(ctx, s, one, two); err != nil {
+		return "", err
+	}
 	certificate, err := certificateIsRevoked(ctx, s, one, two)
 	if err != nil {
 		return "", fmt.Errorf("a certificate that is revoked: %w", err)
@@ -69,6 +72,31 @@ func twoAuditors(ctx context.Context, s *claims.Scene) (one, two *corev1.Pod, er
 		return nil, nil, fmt.Errorf("the auditor has %d pods, want 2", len(pods.Items))
 	}
 	return &pods.Items[0], &pods.Items[1], nil
+}
+
+// anew replaces the one of two pods, and returns the new one. It has no connections from before, which its proxy has made with another
+// certificate than the one that it holds now.
+func anew(ctx context.Context, s *claims.Scene, one, two *corev1.Pod) (*corev1.Pod, error) {
+	if err := s.CoreV1().Pods(s.Namespace).Delete(ctx, one.Name, metav1.DeleteOptions{}); err != nil {
+		return nil, err
+	}
+	var found *corev1.Pod
+	err := lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
+		pods, err := s.CoreV1().Pods(s.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app=account-auditor"})
+		if err != nil {
+			return err
+		}
+		for _, p := range pods.Items {
+			if p.Name != one.Name && p.Name != two.Name {
+				found = &p
+			}
+		}
+		if found == nil {
+			return errors.New("the auditor's new pod is not there")
+		}
+		return s.Ready(ctx, s.Namespace, time.Minute)
+	})
+	return found, err
 }
 
 // identityIsRevoked revokes the auditor's identity: first in the list itself, so that the time until it is enforced is that

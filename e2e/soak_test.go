@@ -201,7 +201,7 @@ func documentedRotation(ctx context.Context) (map[string]bool, error) {
 	}
 	command, _, _ := strings.Cut(strings.TrimPrefix(all[i].text, "$ meshctl "), "\n")
 	seen := map[string]bool{}
-	return seen, lab.PollFor(ctx, rotationLimit, func(ctx context.Context) error {
+	err = lab.PollFor(ctx, rotationLimit, func(ctx context.Context) error {
 		out, err := cluster.Meshctl(ctx, strings.Fields(command)...)
 		if err != nil && strings.Contains(err.Error(), "leads at the moment") {
 			return err
@@ -219,6 +219,7 @@ func documentedRotation(ctx context.Context) (map[string]bool, error) {
 		}
 		return nil
 	})
+	return seen, err
 }
 
 // rotated waits until the rotation that is under way has ended, and returns the phases that were seen.
