@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
@@ -60,10 +61,12 @@ func cleaners(ctx context.Context, client *kube.Client) ([]*corev1.Pod, error) {
 		return nil, err
 	}
 	var out []*corev1.Pod
+	seen := map[string]bool{"": true}
 	for _, agent := range agents.Items {
-		if agent.Spec.NodeName == "" {
+		if seen[agent.Spec.NodeName] { // an agent that ends, beside the one that replaces it; or one that has no node yet
 			continue
 		}
+		seen[agent.Spec.NodeName] = true
 		container := agent.Spec.Containers[0]
 		container.Args = []string{"cleanup"}
 		container.StartupProbe, container.LivenessProbe, container.ReadinessProbe, container.Ports = nil, nil, nil, nil
@@ -99,7 +102,8 @@ func clean(ctx context.Context, client *kube.Client, cleaners []*corev1.Pod) err
 		return err
 	}
 	for _, pod := range cleaners {
-		if _, err := pods.Create(ctx, pod, metav1.CreateOptions{}); err != nil {
+		// One that an earlier, unfinished removal has left does the same.
+		if _, err := pods.Create(ctx, pod, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 			return fmt.Errorf("cleaning node %s: %w", pod.Spec.NodeName, err)
 		}
 	}
