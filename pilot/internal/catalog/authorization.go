@@ -1,7 +1,6 @@
 package catalog
 
 import (
-	"iter"
 	"reflect"
 	"slices"
 
@@ -24,31 +23,26 @@ func (r Authorization) make(c *Catalog) proto.Message {
 }
 
 var authorization = family{
-	of: func(_ *Catalog, l Layer) iter.Seq[Resource] {
-		return func(yield func(Resource) bool) {
-			if l.kind == classLayer {
-				filtersOf(l.of, yield)
-			}
+	of: func(_ *Catalog, l Layer) []Resource {
+		if l.kind != classLayer {
+			return nil
 		}
+		return filtersOf(l.of)
 	},
-	touched: func(_ *Catalog, t *turn) iter.Seq[Resource] {
-		return func(yield func(Resource) bool) {
-			for _, w := range t.classes {
-				same := w.was != nil && w.was.Other == w.now.Other && slices.Equal(w.was.Ports, w.now.Ports) && reflect.DeepEqual(w.was.Policies, w.now.Policies)
-				if !same && !filtersOf(w.class, yield) {
-					return
-				}
+	touched: func(_ *Catalog, t *turn) (out []Resource) {
+		for _, w := range t.classes {
+			same := w.was != nil && w.was.Other == w.now.Other && slices.Equal(w.was.Ports, w.now.Ports) && reflect.DeepEqual(w.was.Policies, w.now.Policies)
+			if !same {
+				out = append(out, filtersOf(w.class)...)
 			}
 		}
+		return out
 	},
 }
 
-// filtersOf yields the configurations of a class, until it is told to stop.
-func filtersOf(class string, yield func(Resource) bool) bool {
+func filtersOf(class string) (out []Resource) {
 	for _, name := range translate.AuthorizationNames() {
-		if !yield(Authorization{class, name}) {
-			return false
-		}
+		out = append(out, Authorization{class, name})
 	}
-	return true
+	return out
 }

@@ -4,7 +4,6 @@
 package catalog
 
 import (
-	"iter"
 	"maps"
 	"slices"
 
@@ -34,10 +33,10 @@ var families = []family{fixed, services, revocations, workloads, authorization, 
 
 // family is a group of resources that come and change together.
 type family struct {
-	// of yields what there is for a layer.
-	of func(*Catalog, Layer) iter.Seq[Resource]
-	// touched yields what a turn of things may have made, changed or removed. Nil: they never change.
-	touched func(*Catalog, *turn) iter.Seq[Resource]
+	// of lists what there is for a layer.
+	of func(*Catalog, Layer) []Resource
+	// touched lists what a turn of things may have made, changed or removed, some of it twice. Nil: they never change.
+	touched func(*Catalog, *turn) []Resource
 }
 
 // turn is what has happened, as families look at it.
@@ -108,7 +107,7 @@ func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) []Re
 		if f.touched == nil {
 			continue
 		}
-		for r := range f.touched(c, t) {
+		for _, r := range f.touched(c, t) {
 			if l := c.layers[r.Layer()]; l != nil && !touched[r] {
 				touched[r] = true
 				l.set(r, r.exists(c))

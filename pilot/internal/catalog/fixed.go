@@ -1,9 +1,6 @@
 package catalog
 
 import (
-	"iter"
-	"maps"
-
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
@@ -27,15 +24,11 @@ func (r Fixed) Layer() Layer                { return Everyone }
 func (r Fixed) exists(*Catalog) bool        { return true }
 func (r Fixed) make(*Catalog) proto.Message { return made[r]() }
 
-var fixed = family{of: func(_ *Catalog, l Layer) iter.Seq[Resource] {
-	return func(yield func(Resource) bool) {
-		if l != Everyone {
-			return
-		}
-		for r := range maps.Keys(made) {
-			if !yield(r) {
-				return
-			}
+var fixed = family{of: func(_ *Catalog, l Layer) (out []Resource) {
+	if l == Everyone {
+		for r := range made {
+			out = append(out, r)
 		}
 	}
+	return out
 }}

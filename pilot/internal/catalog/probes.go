@@ -1,7 +1,6 @@
 package catalog
 
 import (
-	"iter"
 	"slices"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -46,33 +45,25 @@ func probed(p *registry.Pod) []*cluster.Cluster {
 }
 
 var probes = family{
-	of: func(c *Catalog, l Layer) iter.Seq[Resource] {
-		return func(yield func(Resource) bool) {
-			if l.kind == podLayer && probesOf(c.pods[l.of], yield) {
-				yield(Health{l.of})
-			}
+	of: func(c *Catalog, l Layer) []Resource {
+		if l.kind != podLayer {
+			return nil
 		}
+		return append(probesOf(c.pods[l.of]), Health{l.of})
 	},
-	touched: func(_ *Catalog, t *turn) iter.Seq[Resource] {
-		return func(yield func(Resource) bool) {
-			for _, p := range t.pods {
-				if p.was.Probes == p.now.Probes && p.was.IP == p.now.IP {
-					continue
-				}
-				if !probesOf(p.was, yield) || !probesOf(p.now, yield) || !yield(Health{p.now.ID}) {
-					return
-				}
+	touched: func(_ *Catalog, t *turn) (out []Resource) {
+		for _, p := range t.pods {
+			if p.was.Probes != p.now.Probes || p.was.IP != p.now.IP {
+				out = append(append(append(out, probesOf(p.was)...), probesOf(p.now)...), Health{p.now.ID})
 			}
 		}
+		return out
 	},
 }
 
-// probesOf yields the probes of a pod, until it is told to stop.
-func probesOf(p *registry.Pod, yield func(Resource) bool) bool {
+func probesOf(p *registry.Pod) (out []Resource) {
 	for _, c := range probed(p) {
-		if !yield(Probe{p.ID, c.GetName()}) {
-			return false
-		}
+		out = append(out, Probe{p.ID, c.GetName()})
 	}
-	return true
+	return out
 }

@@ -1,7 +1,6 @@
 package catalog
 
 import (
-	"iter"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -23,18 +22,15 @@ func (r Revocations) make(c *Catalog) proto.Message {
 }
 
 var revocations = family{
-	of: func(_ *Catalog, l Layer) iter.Seq[Resource] { return revocationsIf(l == Everyone) },
-	touched: func(_ *Catalog, t *turn) iter.Seq[Resource] {
-		return revocationsIf(t.effects.Revocations)
-	},
+	of:      func(_ *Catalog, l Layer) []Resource { return revocationsIf(l == Everyone) },
+	touched: func(_ *Catalog, t *turn) []Resource { return revocationsIf(t.effects.Revocations) },
 }
 
-func revocationsIf(any bool) iter.Seq[Resource] {
-	return func(yield func(Resource) bool) {
+func revocationsIf(any bool) (out []Resource) {
+	if any {
 		for _, name := range translate.RevocationNames() {
-			if any && !yield(Revocations{name}) {
-				return
-			}
+			out = append(out, Revocations{name})
 		}
 	}
+	return out
 }

@@ -1,7 +1,7 @@
 package catalog
 
 import (
-	"iter"
+	"maps"
 
 	"google.golang.org/protobuf/proto"
 
@@ -69,71 +69,54 @@ func hasPort(c *Catalog, service string, port uint32) bool {
 var deliveries = []registry.Delivery{registry.ByAgent, registry.BySecret}
 
 var services = family{
-	of: func(c *Catalog, l Layer) iter.Seq[Resource] {
-		return func(yield func(Resource) bool) {
-			for s := range c.snap.Services() {
-				for _, p := range s.Ports {
-					for _, d := range deliveries {
-						if ofDelivery(d) == l && !yield(Cluster{s.ID, p.Number, d}) {
-							return
-						}
-					}
-					if l == Everyone && !yield(Endpoints{s.ID, p.Number}) {
-						return
+	of: func(c *Catalog, l Layer) (out []Resource) {
+		for s := range c.snap.Services() {
+			for _, p := range s.Ports {
+				for _, d := range deliveries {
+					if ofDelivery(d) == l {
+						out = append(out, Cluster{s.ID, p.Number, d})
 					}
 				}
-				if l != Everyone {
-					continue
+				if l == Everyone {
+					out = append(out, Endpoints{s.ID, p.Number})
 				}
+			}
+			if l == Everyone {
 				for _, at := range compile.Frontends(c.snap, s) {
-					if !yield(Listener{at}) {
-						return
-					}
+					out = append(out, Listener{at})
 				}
 			}
 		}
+		return out
 	},
-	touched: func(c *Catalog, t *turn) iter.Seq[Resource] {
-		return func(yield func(Resource) bool) {
-			for id := range t.effects.Services {
-				for port := range portsOf(c, t, id) {
-					for _, d := range deliveries {
-						if !yield(Cluster{id, port, d}) {
-							return
-						}
-					}
-				}
-			}
-			for id := range t.effects.Endpoints {
-				for port := range portsOf(c, t, id) {
-					if !yield(Endpoints{id, port}) {
-						return
-					}
-				}
-			}
-			for at := range t.effects.Frontends {
-				if !yield(Listener{at}) {
-					return
+	touched: func(c *Catalog, t *turn) (out []Resource) {
+		for id := range t.effects.Services {
+			for port := range portsOf(c, t, id) {
+				for _, d := range deliveries {
+					out = append(out, Cluster{id, port, d})
 				}
 			}
 		}
+		for id := range t.effects.Endpoints {
+			for port := range portsOf(c, t, id) {
+				out = append(out, Endpoints{id, port})
+			}
+		}
+		for at := range t.effects.Frontends {
+			out = append(out, Listener{at})
+		}
+		return out
 	},
 }
 
-// portsOf yields the ports that a Service has, and those that it had before it changed; some of them twice.
-func portsOf(c *Catalog, t *turn, service string) iter.Seq[uint32] {
-	return func(yield func(uint32) bool) {
-		for port := range t.effects.Ports[service] {
-			if !yield(port) {
-				return
-			}
-		}
-		if s := c.snap.Service(service); s != nil {
-			for _, p := range s.Ports {
-				if !yield(p.Number) {
-					return
-				}
-			}
+// portsOf are the ports that a Service has, and those that it had before it changed.
+func portsOf(c *Catalog, t *turn, service string) map[uint32]bool {
+	out := map[uint32]bool{}
+	maps.Copy(out, t.effects.Ports[service])
+	if s := c.snap.Service(service); s != nil {
+		for _, p := range s.Ports {
+			out[p.Number] = true
 		}
 	}
+	return out
 }

@@ -72,7 +72,7 @@ func (c *Catalog) enter(s Subject, p *registry.Pod) {
 			l = newLayer()
 			c.layers[id] = l
 			for _, f := range families {
-				for r := range f.of(c, id) {
+				for _, r := range f.of(c, id) {
 					l.set(r, true)
 				}
 			}

@@ -1,8 +1,6 @@
 package catalog
 
 import (
-	"iter"
-
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
@@ -22,21 +20,19 @@ func (r Inbound) make(c *Catalog) proto.Message {
 }
 
 var workloads = family{
-	of: func(_ *Catalog, l Layer) iter.Seq[Resource] {
-		return func(yield func(Resource) bool) {
-			if l.kind == classLayer {
-				yield(Inbound{l.of})
-			}
+	of: func(_ *Catalog, l Layer) []Resource {
+		if l.kind != classLayer {
+			return nil
 		}
+		return []Resource{Inbound{l.of}}
 	},
-	touched: func(c *Catalog, t *turn) iter.Seq[Resource] {
-		return func(yield func(Resource) bool) {
-			for _, w := range t.classes {
-				// Most changes of policies leave the listener as it is, and to find out is much cheaper than to make it.
-				if (w.was == nil || !translate.SameInboundListener(c.settings, w.was, w.now)) && !yield(Inbound{w.class}) {
-					return
-				}
+	touched: func(c *Catalog, t *turn) (out []Resource) {
+		for _, w := range t.classes {
+			// Most changes of policies leave the listener as it is, and to find out is much cheaper than to make it.
+			if w.was == nil || !translate.SameInboundListener(c.settings, w.was, w.now) {
+				out = append(out, Inbound{w.class})
 			}
 		}
+		return out
 	},
 }
