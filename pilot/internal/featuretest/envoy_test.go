@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"maps"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -204,15 +202,7 @@ func hasKey(l loaded, name string) bool { _, ok := l[name]; return ok }
 // configOf reads the parts of an Envoy's configuration.
 func configOf(t *testing.T, at uint32) []proto.Message {
 	t.Helper()
-	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/config_dump?include_eds", at))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := envoytest.Admin(t, at, "/config_dump?include_eds")
 	var all admin.ConfigDump
 	if err := protojson.Unmarshal(text, &all); err != nil {
 		t.Fatalf("reading Envoy's configuration: %v", err)

@@ -3,7 +3,6 @@ package featuretest
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"maps"
 	"os"
 	"path/filepath"
@@ -12,16 +11,14 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
 	"sigs.k8s.io/yaml"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/fixture"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/goldentest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // show is the first document of an input: what the output shows.
 type show struct {
@@ -188,19 +185,7 @@ func compare(t *testing.T, path string, shown any) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if *update {
-		if err := os.WriteFile(path, got, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatalf("%v (make it with -update)", err)
-	}
-	if d := cmp.Diff(string(want), string(got)); d != "" {
-		t.Errorf("%s (-want +got):\n%s", path, d)
-	}
+	goldentest.Compare(t, path, got)
 }
 
 // prune drops what an input does not want to see.

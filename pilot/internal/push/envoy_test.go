@@ -107,15 +107,7 @@ var handshake = regexp.MustCompile(`(?m)^listener\.127\.0\.0\.3_.*\.ssl\.handsha
 // handshakes tells how many TLS connections the Envoy has taken.
 func (s *sidecar) handshakes(t *testing.T) string {
 	t.Helper()
-	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/stats", s.admin))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := envoytest.Admin(t, s.admin, "/stats")
 	found := handshake.FindStringSubmatch(string(text))
 	if found == nil {
 		t.Fatalf("no statistics of handshakes in\n%s", text)
