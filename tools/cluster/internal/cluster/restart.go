@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/kube"
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/proc"
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/state"
 )
 
 // Restart kills one of the cluster's processes, such as kube-apiserver, and starts it again as it was. It returns when the
@@ -33,56 +33,61 @@ func (c *Cluster) Restart(ctx context.Context, name string) error {
 		}
 		return fmt.Errorf("no process %q; there are %s", name, strings.Join(names, ", "))
 	}
-	// On which node it runs is known by its namespaces, which are those of the node's holder.
 	old := record.Processes[i]
-	network := func(pid int) string {
-		link, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)) // empty if it has ended, which is no node's
-		return link
+	node, err := nodeOf(record, old)
+	if err != nil {
+		return err
+	}
+	command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", old.PID))
+	if err != nil {
+		return fmt.Errorf("read the command line of %s: %w", name, err)
+	}
+	argv := strings.Split(strings.TrimSuffix(string(command), "\x00"), "\x00")
+	old.Kill()
+	if err := poll(ctx, startLimit, "the end of "+name, func(context.Context) error {
+		if old.Alive() {
+			return fmt.Errorf("process %d is still there", old.PID)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	record.Processes = slices.Delete(record.Processes, i, i+1)
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	r := &run{cluster: c, plan: c.plan(record.Binaries, len(record.Nodes)), self: self, record: record}
+	began := time.Now()
+	if err := r.start(node, kube.Program{Name: name, Argv: argv}); err != nil {
+		return err
+	}
+	admin, err := c.admin()
+	if err != nil {
+		return err
+	}
+	client, err := admin.Client(server(record.Port))
+	if err != nil {
+		return err
+	}
+	if err := poll(ctx, startLimit, "the cluster", func(ctx context.Context) error { return healthy(ctx, client, nodeNames(record)) }); err != nil {
+		return err
+	}
+	c.log.Note("%s is back after %.1f s", name, time.Since(began).Seconds())
+	return nil
+}
+
+// nodeOf finds on which node a process runs, by its network namespace, which is that of the node's holder.
+func nodeOf(record state.Record, process proc.Process) (state.Node, error) {
+	network := func(pid int) (string, error) { return os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)) }
+	own, err := network(process.PID)
+	if err != nil {
+		return state.Node{}, fmt.Errorf("find the node of %s: %w", process.Name, err)
 	}
 	for _, node := range record.Nodes {
-		if network(node.Holder.PID) != network(old.PID) {
-			continue
+		if held, err := network(node.Holder.PID); err == nil && held == own {
+			return node, nil
 		}
-		command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", old.PID))
-		if err != nil {
-			return fmt.Errorf("read the command line of %s: %w", name, err)
-		}
-		var argv []string
-		for _, arg := range bytes.Split(bytes.TrimSuffix(command, []byte{0}), []byte{0}) {
-			argv = append(argv, string(arg))
-		}
-		old.Kill()
-		if err := poll(ctx, startLimit, "the end of "+name, func(context.Context) error {
-			if old.Alive() {
-				return fmt.Errorf("process %d is still there", old.PID)
-			}
-			return nil
-		}); err != nil {
-			return err
-		}
-		record.Processes = slices.Delete(record.Processes, i, i+1)
-		self, err := os.Executable()
-		if err != nil {
-			return fmt.Errorf("find this program: %w", err)
-		}
-		r := &run{cluster: c, plan: c.plan(record.Binaries, len(record.Nodes)), self: self, record: record}
-		began := time.Now()
-		if err := r.start(node, kube.Program{Name: name, Argv: argv}); err != nil {
-			return err
-		}
-		admin, err := c.admin()
-		if err != nil {
-			return err
-		}
-		client, err := admin.Client(server(record.Port))
-		if err != nil {
-			return err
-		}
-		if err := poll(ctx, startLimit, "the cluster", func(ctx context.Context) error { return healthy(ctx, client, nodeNames(record)) }); err != nil {
-			return err
-		}
-		c.log.Note("%s is back after %.1f s", name, time.Since(began).Seconds())
-		return nil
 	}
-	return fmt.Errorf("process %q is of no node", name)
+	return state.Node{}, fmt.Errorf("process %q is of no node", process.Name)
 }
