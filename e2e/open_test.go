@@ -245,8 +245,9 @@ func nothingDrains(ctx context.Context, t *testing.T, namespace, address, after 
 	}
 }
 
-// TestOpenPlaintextIsRefusedOnceItIsForbidden has plaintext connections open when the mode becomes STRICT: the next request on one
-// is denied.
+// TestOpenPlaintextIsRefusedOnceItIsForbidden has plaintext connections open when the mode becomes STRICT. The proxy takes two
+// resources for it, in either order: what denies a request on an open connection (403), and the listener without the filter chain
+// of plaintext, which ends the connections of that chain with their next answer. Whichever comes first, none goes on.
 func TestOpenPlaintextIsRefusedOnceItIsForbidden(t *testing.T) {
 	t.Parallel()
 	const ns, out = "e2e-plaintext", "e2e-plaintext-outside"
@@ -279,8 +280,8 @@ func TestOpenPlaintextIsRefusedOnceItIsForbidden(t *testing.T) {
 		}
 	})
 	for _, o := range outcomes {
-		if o.OK || !strings.Contains(o.Error, "403") || o.Beats == 0 {
-			t.Errorf("want an exchange or more, then 403: %s", o)
+		if o.OK || o.Beats == 0 {
+			t.Errorf("want an exchange or more, then a refusal: %s", o)
 		}
 	}
 	if err := lab.PollFor(ctx, 10*time.Second, func(ctx context.Context) error {
