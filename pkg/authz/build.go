@@ -87,7 +87,9 @@ type builder struct {
 	count    int       // of problems, also of those that are not listed
 	problems []Problem // the first maxProblems
 	warnings []Problem
-	at       string // the field that is being read
+	at       string   // the field that is being read
+	members  []Member // that the values read last can match; see Clause
+	unnamed  bool     // they can match others, too
 }
 
 // maxProblems bounds how many problems of a policy are kept. What a rule matches never depends on what is kept.
@@ -166,10 +168,14 @@ func (b *builder) add(clauses *Clauses, attr Attribute, key, field string, value
 	}
 	c := Clause{Attribute: attr, Key: key}
 	good := true
+	b.members, b.unnamed = []Member{}, !attr.Identity()
 	for i, v := range values {
 		m, ok := b.match(attr, key, false, fmt.Sprintf("%s[%d]", field, i), v)
 		good = good && ok
 		c.Values = append(c.Values, m...)
+	}
+	if good && len(values) > 0 && !b.unnamed {
+		c.Members = b.members
 	}
 	if !good {
 		c.Values = nil // some value is not understood: demand nothing (the rule gets wider)

@@ -87,6 +87,7 @@ func (b *builder) parseTrustDomain(v string) ([]Match, error) {
 	if d.Kind != Present && !partCan(partTrustDomain, d) {
 		return nil, fmt.Errorf("%q can never match: %w", v, notName("trust domain", v))
 	}
+	b.unnamed = true
 	domains := b.opts.TrustDomains()
 	if d.Kind != Exact {
 		domains = slices.DeleteFunc(domains, func(td string) bool { return !d.text(td) })
@@ -133,6 +134,15 @@ func (b *builder) identities(written string, demands [parts]part) []Match {
 		b.foreign(written)
 	}
 	ns, sa := demands[partNamespace], demands[partAccount]
+	switch {
+	case !own: // nobody of the mesh
+	case ns.Kind != Exact:
+		b.unnamed = true
+	case sa.Kind == Exact:
+		b.members = append(b.members, Member{ns.Value, sa.Value})
+	default: // some of the namespace, if not all
+		b.members = append(b.members, Member{Namespace: ns.Value})
+	}
 	if ns.Kind == Exact && sa.Kind == Exact && (own || td.Kind == Exact) {
 		if !own {
 			domains = []string{td.Value}

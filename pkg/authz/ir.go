@@ -54,6 +54,52 @@ type Clause struct {
 	Key       string // name of the header
 	Values    []Match
 	Not       []Match
+	// Members are those of the mesh outside of whom no peer meets Values. Nil: that cannot be told.
+	Members []Member
+}
+
+// Member is a service account of the mesh, or, without an account, every one of a namespace.
+type Member struct{ Namespace, Account string }
+
+// Admits reports whether a service account is the member or one of those that it stands for.
+func (m Member) Admits(namespace, account string) bool {
+	return m.Namespace == namespace && (m.Account == "" || m.Account == account)
+}
+
+func (m Member) String() string {
+	if m.Account == "" {
+		return m.Namespace + "/*"
+	}
+	return m.Namespace + "/" + m.Account
+}
+
+// Members returns those of the mesh outside of whom no peer can match the rule. It is false if that cannot be told: the rule admits
+// peers without identity, or names the identities by something other than their names.
+func (r Rule) Members() ([]Member, bool) {
+	if r.Never {
+		return nil, true
+	}
+	if m, ok := r.When.members(); ok {
+		return m, true
+	}
+	var out []Member
+	for _, from := range r.From {
+		m, ok := from.members()
+		if !ok {
+			return nil, false
+		}
+		out = append(out, m...)
+	}
+	return out, len(r.From) > 0
+}
+
+func (clauses Clauses) members() ([]Member, bool) {
+	for _, c := range clauses {
+		if c.Members != nil {
+			return c.Members, true
+		}
+	}
+	return nil, false
 }
 
 // Attribute is a property of a request or of its connection.
