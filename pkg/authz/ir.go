@@ -4,6 +4,7 @@
 package authz
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
@@ -65,6 +66,9 @@ type Member struct{ Namespace, Account string }
 func (m Member) Admits(namespace, account string) bool {
 	return m.Namespace == namespace && (m.Account == "" || m.Account == account)
 }
+
+// Compare orders members by their names.
+func (m Member) Compare(other Member) int { return cmp.Compare(m.String(), other.String()) }
 
 func (m Member) String() string {
 	if m.Account == "" {

@@ -13,10 +13,9 @@ import (
 // Authorization is the configuration of a filter by which policies hold for the pods of a class.
 type Authorization struct{ Class, Filter string }
 
-func (r Authorization) Type() string         { return deltaxds.ExtensionConfigType }
-func (r Authorization) Name() string         { return r.Filter }
-func (r Authorization) Layer() Layer         { return Layer{classLayer, r.Class} }
-func (r Authorization) exists(*Catalog) bool { return true }
+func (r Authorization) Type() string            { return deltaxds.ExtensionConfigType }
+func (r Authorization) Name() string            { return r.Filter }
+func (r Authorization) layers(*Catalog) []Layer { return ofClass(r.Class) }
 
 func (r Authorization) make(c *Catalog) proto.Message {
 	return translate.Authorization(c.workload(r.Class), r.Filter)

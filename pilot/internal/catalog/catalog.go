@@ -4,7 +4,6 @@
 package catalog
 
 import (
-	"maps"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -19,11 +18,9 @@ type Resource interface {
 	Type() string
 	// Name is what Envoy calls it.
 	Name() string
-	// Layer is who has it.
-	Layer() Layer
 
-	// exists reports whether there is one now.
-	exists(*Catalog) bool
+	// layers are who may have it now, whether anybody does or not. None: there is no such resource.
+	layers(*Catalog) []Layer
 	// make returns it as it is now. There is one.
 	make(*Catalog) proto.Message
 }
@@ -44,6 +41,7 @@ type turn struct {
 	effects compile.Effects
 	classes []compiledAnew
 	pods    []movedPod
+	moved   []string // services that others may reach now
 }
 
 // compiledAnew is a class of connected pods that may be another one than it was.
@@ -55,11 +53,20 @@ type compiledAnew struct {
 // movedPod is a pod of a subject that has changed.
 type movedPod struct{ was, now *registry.Pod }
 
+// Touched is a resource that may have been made, changed or removed, and who is concerned.
+type Touched struct {
+	Resource
+	Stays []Layer // had it and have it still, if it is another one now
+	Moves []Layer // have it now and had not, or had it and have not
+}
+
 // Catalog is the resources of a snapshot for the subjects that there are. It is not safe for concurrent use.
 type Catalog struct {
 	settings compile.Settings
 	snap     *registry.Snapshot
 	layers   map[Layer]*layer
+	where    map[Resource][]Layer     // of what a subject has
+	reach    *reach                   // nil as long as there are no subjects
 	classes  map[string]*class        // of the layers of classes, by what they are of
 	pods     map[string]*registry.Pod // of the layers of pods, as last known
 }
@@ -71,20 +78,24 @@ type class struct {
 
 // New returns a catalogue of the snapshot for nobody yet.
 func New(settings compile.Settings, snap *registry.Snapshot) *Catalog {
-	return &Catalog{settings: settings, snap: snap, layers: map[Layer]*layer{}, classes: map[string]*class{}, pods: map[string]*registry.Pod{}}
+	return &Catalog{settings: settings, snap: snap, layers: map[Layer]*layer{}, where: map[Resource][]Layer{}, classes: map[string]*class{}, pods: map[string]*registry.Pod{}}
 }
 
 // Snapshot is what the catalogue is made from.
 func (c *Catalog) Snapshot() *registry.Snapshot { return c.snap }
 
-// Apply moves on to a snapshot, given what changed since the last. It returns the resources that may have been made, changed or
-// removed, of layers that a subject has.
-func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) []Resource {
+// Apply moves on to a snapshot, given what changed since the last. It returns what of layers that a subject has may be another.
+func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) []Touched {
 	c.snap = snap
 	if len(c.layers) == 0 {
 		return nil
 	}
 	t := &turn{effects: compile.EffectsOf(snap, c.settings, changes)}
+	for id := range t.effects.Reach {
+		if c.reach.renew(c, id) {
+			t.moved = append(t.moved, id)
+		}
+	}
 	for _, change := range changes {
 		if change.Kind != registry.Pods || c.pods[change.ID] == nil {
 			continue
@@ -102,24 +113,63 @@ func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) []Re
 			t.classes = append(t.classes, compiledAnew{id, was, c.workload(id)})
 		}
 	}
-	touched := map[Resource]bool{}
+	var out []Touched
+	seen := map[Resource]bool{}
 	for _, f := range families {
 		if f.touched == nil {
 			continue
 		}
 		for _, r := range f.touched(c, t) {
-			if l := c.layers[r.Layer()]; l != nil && !touched[r] {
-				touched[r] = true
-				l.set(r, r.exists(c))
+			if seen[r] {
+				continue
+			}
+			seen[r] = true
+			if touched := c.place(r); len(touched.Stays)+len(touched.Moves) > 0 {
+				out = append(out, touched)
 			}
 		}
 	}
-	return slices.Collect(maps.Keys(touched))
+	return out
 }
 
-// Make returns a resource as it is now, or nil if there is none.
+// place notes who has a resource now.
+func (c *Catalog) place(r Resource) Touched {
+	out, was := Touched{Resource: r}, c.where[r]
+	var now []Layer
+	for _, id := range r.layers(c) {
+		if c.layers[id] == nil {
+			continue
+		}
+		now = append(now, id)
+		if slices.Contains(was, id) {
+			out.Stays = append(out.Stays, id)
+			continue
+		}
+		out.Moves = append(out.Moves, id)
+		c.layers[id].set(r, true)
+	}
+	for _, id := range was {
+		if !slices.Contains(now, id) {
+			out.Moves = append(out.Moves, id)
+			c.layers[id].set(r, false)
+		}
+	}
+	c.locate(r, now)
+	return out
+}
+
+// locate remembers the layers of subjects where a resource is.
+func (c *Catalog) locate(r Resource, at []Layer) {
+	if len(at) == 0 {
+		delete(c.where, r)
+		return
+	}
+	c.where[r] = at
+}
+
+// Make returns a resource as it is now, or nil if nobody has it.
 func (c *Catalog) Make(r Resource) proto.Message {
-	if c.layers[r.Layer()] == nil || !r.exists(c) {
+	if len(c.where[r]) == 0 {
 		return nil
 	}
 	return r.make(c)

@@ -32,7 +32,16 @@ func newWorld(t *testing.T) *world {
 // set returns what may have changed.
 func (w *world) set(s *registry.Service) []Resource {
 	w.t.Helper()
-	changes, err := w.registry.Apply([]registry.Event{{Kind: registry.Services, ID: s.ID, Object: s}})
+	var out []Resource
+	for _, t := range w.apply(registry.Event{Kind: registry.Services, ID: s.ID, Object: s}) {
+		out = append(out, t.Resource)
+	}
+	return out
+}
+
+func (w *world) apply(events ...registry.Event) []Touched {
+	w.t.Helper()
+	changes, err := w.registry.Apply(events)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -89,10 +98,10 @@ func TestNothingIsKeptForWhomThereIsNot(t *testing.T) {
 	if !slices.Contains(touched, Resource(port)) || slices.Contains(touched, w.other(port)) || w.Find(two, deltaxds.ClusterType, webCluster) != port || w.Make(port) == nil {
 		t.Errorf("a port that came: %v are touched", touched)
 	}
-	if gone := w.Leave(one); !slices.Equal(gone, []Layer{OfPod("a/one")}) {
+	if gone := w.Leave(one); !slices.Equal(gone, []Resource{Health{"a/one"}}) {
 		t.Errorf("the first who leaves takes %v along", gone)
 	}
-	if gone := w.Leave(two); len(gone) != 3 || len(w.layers)+len(w.classes)+len(w.pods) != 0 {
+	if gone := w.Leave(two); !slices.Contains(gone, Resource(port)) || len(w.layers)+len(w.where)+len(w.classes)+len(w.pods) != 0 || w.reach != nil {
 		t.Errorf("the last who leaves takes %v along, and %v stay", gone, w.layers)
 	}
 	if w.Find(two, deltaxds.ClusterType, webCluster) != nil || w.Make(port) != nil {
@@ -105,7 +114,7 @@ func TestWhoBecomesAnotherIsToldSo(t *testing.T) {
 	w := newWorld(t)
 	was := w.Join(podOf("one", registry.ByAgent, nil))
 	now, gone, news := w.Follow(was, podOf("one", registry.ByAgent, map[string]string{"app": "web"}))
-	if now == was || !slices.Equal(gone, []Layer{{classLayer, was.class}}) {
+	if now == was || !slices.Contains(gone, Resource(Inbound{was.class})) || slices.Contains(gone, Resource(Inbound{now.class})) {
 		t.Fatalf("%+v, and %v are gone", now, gone)
 	}
 	for _, want := range []Resource{Inbound{was.class}, Inbound{now.class}} {
@@ -113,7 +122,7 @@ func TestWhoBecomesAnotherIsToldSo(t *testing.T) {
 			t.Errorf("not told of %+v", want)
 		}
 	}
-	if slices.ContainsFunc(news, func(r Resource) bool { return r.Layer() == Everyone }) {
+	if slices.Contains(news, Resource(Cluster{"a/web", 80, registry.ByAgent})) {
 		t.Errorf("told of everyone's: %v", news)
 	}
 	if same, gone, news := w.Follow(now, podOf("one", registry.ByAgent, map[string]string{"app": "web"})); same != now || gone != nil || news != nil {

@@ -20,12 +20,11 @@ var made = map[Fixed]func() proto.Message{
 
 func (r Fixed) Type() string                { return r.url }
 func (r Fixed) Name() string                { return r.name }
-func (r Fixed) Layer() Layer                { return Everyone }
-func (r Fixed) exists(*Catalog) bool        { return true }
+func (r Fixed) layers(*Catalog) []Layer     { return []Layer{Mesh} }
 func (r Fixed) make(*Catalog) proto.Message { return made[r]() }
 
 var fixed = family{of: func(_ *Catalog, l Layer) (out []Resource) {
-	if l == Everyone {
+	if l == Mesh {
 		for r := range made {
 			out = append(out, r)
 		}

@@ -15,10 +15,9 @@ import (
 // Health is the listener that answers kubelet for a pod.
 type Health struct{ Pod string }
 
-func (r Health) Type() string         { return deltaxds.ListenerType }
-func (r Health) Name() string         { return translate.HealthListener }
-func (r Health) Layer() Layer         { return Layer{podLayer, r.Pod} }
-func (r Health) exists(*Catalog) bool { return true }
+func (r Health) Type() string            { return deltaxds.ListenerType }
+func (r Health) Name() string            { return translate.HealthListener }
+func (r Health) layers(*Catalog) []Layer { return []Layer{OfPod(r.Pod)} }
 
 func (r Health) make(c *Catalog) proto.Message {
 	return translate.HealthListener15021(compile.ParseProbes(c.pods[r.Pod].Probes))
@@ -27,13 +26,18 @@ func (r Health) make(c *Catalog) proto.Message {
 // Probe is a port of the application, as kubelet would ask it.
 type Probe struct{ Pod, Cluster string }
 
-func (r Probe) Type() string                  { return deltaxds.ClusterType }
-func (r Probe) Name() string                  { return r.Cluster }
-func (r Probe) Layer() Layer                  { return Layer{podLayer, r.Pod} }
-func (r Probe) exists(c *Catalog) bool        { return r.among(probed(c.pods[r.Pod])) != nil }
-func (r Probe) make(c *Catalog) proto.Message { return r.among(probed(c.pods[r.Pod])) }
+func (r Probe) Type() string { return deltaxds.ClusterType }
+func (r Probe) Name() string { return r.Cluster }
 
-func (r Probe) among(all []*cluster.Cluster) *cluster.Cluster {
+func (r Probe) layers(c *Catalog) []Layer {
+	if r.make(c) == nil {
+		return nil
+	}
+	return []Layer{OfPod(r.Pod)}
+}
+
+func (r Probe) make(c *Catalog) proto.Message {
+	all := probed(c.pods[r.Pod])
 	if i := slices.IndexFunc(all, func(c *cluster.Cluster) bool { return c.GetName() == r.Cluster }); i >= 0 {
 		return all[i]
 	}

@@ -12,17 +12,16 @@ import (
 // Revocations is the configuration of a filter by which revocations hold, everywhere alike.
 type Revocations struct{ Filter string }
 
-func (r Revocations) Type() string         { return deltaxds.ExtensionConfigType }
-func (r Revocations) Name() string         { return r.Filter }
-func (r Revocations) Layer() Layer         { return Everyone }
-func (r Revocations) exists(*Catalog) bool { return true }
+func (r Revocations) Type() string            { return deltaxds.ExtensionConfigType }
+func (r Revocations) Name() string            { return r.Filter }
+func (r Revocations) layers(*Catalog) []Layer { return []Layer{Mesh} }
 
 func (r Revocations) make(c *Catalog) proto.Message {
 	return translate.Revocations(c.settings, slices.Collect(c.snap.Revocations()), r.Filter)
 }
 
 var revocations = family{
-	of:      func(_ *Catalog, l Layer) []Resource { return revocationsIf(l == Everyone) },
+	of:      func(_ *Catalog, l Layer) []Resource { return revocationsIf(l == Mesh) },
 	touched: func(_ *Catalog, t *turn) []Resource { return revocationsIf(t.effects.Revocations) },
 }
 

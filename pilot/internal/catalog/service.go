@@ -20,10 +20,15 @@ type Cluster struct {
 	Delivery registry.Delivery // of the client's certificate
 }
 
-func (r Cluster) Type() string           { return deltaxds.ClusterType }
-func (r Cluster) Name() string           { return clusterName(r.Service, r.Port) }
-func (r Cluster) Layer() Layer           { return ofDelivery(r.Delivery) }
-func (r Cluster) exists(c *Catalog) bool { return hasPort(c, r.Service, r.Port) }
+func (r Cluster) Type() string { return deltaxds.ClusterType }
+func (r Cluster) Name() string { return clusterName(r.Service, r.Port) }
+
+func (r Cluster) layers(c *Catalog) (out []Layer) {
+	for _, l := range layersOfPort(c, r.Service, r.Port) {
+		out = append(out, l.by(r.Delivery))
+	}
+	return out
+}
 
 func (r Cluster) make(c *Catalog) proto.Message {
 	return translate.OutboundCluster(compile.PortOf(c.snap, c.settings, c.snap.Service(r.Service), r.Port), r.Delivery)
@@ -35,10 +40,9 @@ type Endpoints struct {
 	Port    uint32
 }
 
-func (r Endpoints) Type() string           { return deltaxds.EndpointType }
-func (r Endpoints) Name() string           { return clusterName(r.Service, r.Port) }
-func (r Endpoints) Layer() Layer           { return Everyone }
-func (r Endpoints) exists(c *Catalog) bool { return hasPort(c, r.Service, r.Port) }
+func (r Endpoints) Type() string              { return deltaxds.EndpointType }
+func (r Endpoints) Name() string              { return clusterName(r.Service, r.Port) }
+func (r Endpoints) layers(c *Catalog) []Layer { return layersOfPort(c, r.Service, r.Port) }
 
 func (r Endpoints) make(c *Catalog) proto.Message {
 	return translate.Endpoints(r.Name(), compile.Endpoints(c.snap, c.settings, c.snap.Service(r.Service), r.Port))
@@ -47,10 +51,15 @@ func (r Endpoints) make(c *Catalog) proto.Message {
 // Listener takes what a client sends to an address of a Service, or of a pod behind a headless one.
 type Listener struct{ At compile.Address }
 
-func (r Listener) Type() string           { return deltaxds.ListenerType }
-func (r Listener) Name() string           { return r.At.String() }
-func (r Listener) Layer() Layer           { return Everyone }
-func (r Listener) exists(c *Catalog) bool { return compile.IsFrontend(c.snap, r.At) }
+func (r Listener) Type() string { return deltaxds.ListenerType }
+func (r Listener) Name() string { return r.At.String() }
+
+func (r Listener) layers(c *Catalog) []Layer {
+	if owner := compile.OwnerOf(c.snap, r.At); owner != nil {
+		return c.reach.of[owner.ID]
+	}
+	return nil
+}
 
 func (r Listener) make(c *Catalog) proto.Message {
 	return translate.ServiceListener(compile.FrontendAt(c.snap, c.settings, r.At))
@@ -60,9 +69,12 @@ func clusterName(service string, port uint32) string {
 	return istiocompat.OutboundCluster(port, "", compile.HostOf(service))
 }
 
-func hasPort(c *Catalog, service string, port uint32) bool {
-	s := c.snap.Service(service)
-	return s != nil && s.HasPort(port)
+// layersOfPort are who may reach a port of a service.
+func layersOfPort(c *Catalog, service string, port uint32) []Layer {
+	if s := c.snap.Service(service); s != nil && s.HasPort(port) {
+		return c.reach.of[service]
+	}
+	return nil
 }
 
 // deliveries are the ways in which clients' certificates come.
@@ -70,19 +82,20 @@ var deliveries = []registry.Delivery{registry.ByAgent, registry.BySecret}
 
 var services = family{
 	of: func(c *Catalog, l Layer) (out []Resource) {
-		for s := range c.snap.Services() {
+		shared := l.delivery == registry.ByAgent // only clusters differ
+		for id := range c.reach.in[l.by(registry.ByAgent)] {
+			s := c.snap.Service(id)
 			for _, p := range s.Ports {
-				for _, d := range deliveries {
-					if ofDelivery(d) == l {
-						out = append(out, Cluster{s.ID, p.Number, d})
-					}
-				}
-				if l == Everyone {
-					out = append(out, Endpoints{s.ID, p.Number})
+				out = append(out, Cluster{id, p.Number, l.delivery})
+				if shared {
+					out = append(out, Endpoints{id, p.Number})
 				}
 			}
-			if l == Everyone {
-				for _, at := range compile.Frontends(c.snap, s) {
+			if !shared {
+				continue
+			}
+			for _, at := range compile.Frontends(c.snap, s) {
+				if owner := compile.OwnerOf(c.snap, at); owner.ID == id {
 					out = append(out, Listener{at})
 				}
 			}
@@ -104,6 +117,19 @@ var services = family{
 		}
 		for at := range t.effects.Frontends {
 			out = append(out, Listener{at})
+		}
+		for _, id := range t.moved {
+			for port := range portsOf(c, t, id) {
+				out = append(out, Endpoints{id, port})
+				for _, d := range deliveries {
+					out = append(out, Cluster{id, port, d})
+				}
+			}
+			if s := c.snap.Service(id); s != nil {
+				for _, at := range compile.Frontends(c.snap, s) {
+					out = append(out, Listener{at})
+				}
+			}
 		}
 		return out
 	},

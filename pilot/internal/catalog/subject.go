@@ -7,49 +7,63 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 )
 
-// Layer is those who have a resource in common: everybody, those whose certificates come in one way, the pods of a class, one pod.
-type Layer struct{ kind, of string }
-
-// Everyone has what is the same for the whole mesh.
-var Everyone = Layer{kind: "everyone"}
-
-const (
-	deliveryLayer = "delivery"
-	classLayer    = "class"
-	podLayer      = "pod"
-)
-
-// ofDelivery are those whose certificates come in a way: everybody in the usual one, and so that those who get it in another
-// have something of their own instead.
-func ofDelivery(d registry.Delivery) Layer {
-	if d == registry.ByAgent {
-		return Everyone
-	}
-	return Layer{deliveryLayer, string(d)}
+// Layer is those who have resources in common: all proxies, those who may reach some services, the pods of a class, one pod.
+type Layer struct {
+	kind, of string
+	// delivery is how certificates come to those who have the layer instead of the one without. It has only what depends on that.
+	delivery registry.Delivery
 }
 
+var (
+	// Mesh has what every proxy has.
+	Mesh = Layer{kind: "mesh"}
+	// Everyone has the services that everyone may reach.
+	Everyone = Layer{kind: "everyone"}
+)
+
+const (
+	namespaceLayer = "namespace"
+	identityLayer  = "identity"
+	classLayer     = "class"
+	podLayer       = "pod"
+)
+
+// by is the layer of those whose certificates come in a way, beside the layer that they have as all others do.
+func (l Layer) by(d registry.Delivery) Layer {
+	l.delivery = d
+	return l
+}
+
+func ofClass(class string) []Layer { return []Layer{{kind: classLayer, of: class}} }
+
 // OfPod is the subjects of one pod ("namespace/name").
-func OfPod(pod string) Layer { return Layer{podLayer, pod} }
+func OfPod(pod string) Layer { return Layer{kind: podLayer, of: pod} }
 
 // Subject is what has a configuration: the proxy of a pod.
 type Subject struct {
-	pod, class string
-	delivery   registry.Delivery
+	pod, class         string
+	namespace, account string
+	delivery           registry.Delivery
 }
 
 // subjectOf is the subject that a pod's proxy is.
-func subjectOf(p *registry.Pod) Subject { return Subject{p.ID, compile.ClassOf(p).Key(), p.Delivery} }
+func subjectOf(p *registry.Pod) Subject {
+	return Subject{p.ID, compile.ClassOf(p).Key(), p.Namespace, p.ServiceAccount, p.Delivery}
+}
 
 // Pod is the pod whose proxy it is ("namespace/name").
 func (s Subject) Pod() string { return s.pod }
 
 // Layers returns whose resources the subject has. Where two layers have one of the same name, the subject has the former's.
 func (s Subject) Layers() []Layer {
-	out := []Layer{{podLayer, s.pod}, {classLayer, s.class}}
-	if own := ofDelivery(s.delivery); own != Everyone {
-		out = append(out, own)
+	out := append(ofClass(s.class), OfPod(s.pod))
+	services := reachOf(s.namespace, s.account)
+	if s.delivery != registry.ByAgent {
+		for _, l := range services {
+			out = append(out, l.by(s.delivery))
+		}
 	}
-	return append(out, Everyone)
+	return append(append(out, services...), Mesh)
 }
 
 // Join adds a subject: the proxy of a pod. Each has to leave once.
@@ -66,6 +80,9 @@ func (c *Catalog) enter(s Subject, p *registry.Pod) {
 	if c.classes[s.class] == nil {
 		c.classes[s.class] = &class{Class: compile.ClassOf(p)}
 	}
+	if c.reach == nil {
+		c.reach = newReach(c)
+	}
 	for _, id := range s.Layers() {
 		l := c.layers[id]
 		if l == nil {
@@ -74,6 +91,7 @@ func (c *Catalog) enter(s Subject, p *registry.Pod) {
 			for _, f := range families {
 				for _, r := range f.of(c, id) {
 					l.set(r, true)
+					c.where[r] = append(c.where[r], id)
 				}
 			}
 		}
@@ -81,15 +99,20 @@ func (c *Catalog) enter(s Subject, p *registry.Pod) {
 	}
 }
 
-// Leave removes a subject, and returns the layers that nobody has any more.
-func (c *Catalog) Leave(s Subject) (gone []Layer) {
+// Leave removes a subject, and returns the resources that nobody has any more.
+func (c *Catalog) Leave(s Subject) (gone []Resource) {
 	for _, id := range s.Layers() {
 		l := c.layers[id]
 		if l.subjects--; l.subjects > 0 {
 			continue
 		}
 		delete(c.layers, id)
-		gone = append(gone, id)
+		for _, r := range l.all() {
+			c.locate(r, slices.DeleteFunc(c.where[r], func(other Layer) bool { return other == id }))
+			if c.where[r] == nil {
+				gone = append(gone, r)
+			}
+		}
 		switch id.kind {
 		case podLayer:
 			delete(c.pods, id.of)
@@ -97,12 +120,15 @@ func (c *Catalog) Leave(s Subject) (gone []Layer) {
 			delete(c.classes, id.of)
 		}
 	}
+	if len(c.layers) == 0 {
+		c.reach = nil
+	}
 	return gone
 }
 
-// Follow makes of a subject whose pod has changed the subject that it is now. It returns the layers that nobody has any more, and what
+// Follow makes of a subject whose pod has changed the subject that it is now. It returns the resources that nobody has any more, and what
 // the subject has now or had instead of it, which it has to be told of. Nothing of this is returned where nothing differs.
-func (c *Catalog) Follow(s Subject, p *registry.Pod) (now Subject, gone []Layer, news []Resource) {
+func (c *Catalog) Follow(s Subject, p *registry.Pod) (now Subject, gone, news []Resource) {
 	now = subjectOf(p)
 	if now == s {
 		return s, nil, nil

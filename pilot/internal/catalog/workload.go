@@ -10,10 +10,9 @@ import (
 // Inbound is the listener of what comes to the pods of a class.
 type Inbound struct{ Class string }
 
-func (r Inbound) Type() string         { return deltaxds.ListenerType }
-func (r Inbound) Name() string         { return translate.VirtualInbound }
-func (r Inbound) Layer() Layer         { return Layer{classLayer, r.Class} }
-func (r Inbound) exists(*Catalog) bool { return true }
+func (r Inbound) Type() string            { return deltaxds.ListenerType }
+func (r Inbound) Name() string            { return translate.VirtualInbound }
+func (r Inbound) layers(*Catalog) []Layer { return ofClass(r.Class) }
 
 func (r Inbound) make(c *Catalog) proto.Message {
 	return translate.InboundListener(c.settings, c.workload(r.Class))

@@ -12,6 +12,7 @@ type Effects struct {
 	Endpoints map[string]bool            // endpoints of the services' ports
 	Frontends map[Address]bool           // where clients reach services
 	Ports     map[string]map[uint32]bool // of the services, those they had and those they have
+	Reach     map[string]bool            // services that others than before may reach ("namespace/name")
 	Classes   []ClassSelector
 
 	Revocations bool // the mesh's list of them
@@ -34,7 +35,7 @@ func (s ClassSelector) Selects(c Class) bool {
 func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change) Effects {
 	e := Effects{
 		Services: map[string]bool{}, Endpoints: map[string]bool{}, Frontends: map[Address]bool{},
-		Ports: map[string]map[uint32]bool{}, former: map[string]*registry.Service{},
+		Ports: map[string]map[uint32]bool{}, Reach: map[string]bool{}, former: map[string]*registry.Service{},
 	}
 	for _, c := range changes {
 		if old, _ := registry.Services.Of(c); old != nil {
@@ -45,7 +46,7 @@ func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change)
 		registry.Services.Each(c, func(s *registry.Service) { e.service(snap, s) })
 		registry.Slices.Each(c, func(s *registry.Slice) { e.slice(snap, s) })
 		registry.Pods.Each(c, func(p *registry.Pod) { e.pod(snap, p) })
-		registry.Policies.Each(c, func(p *registry.Policy) { e.class(set, p.Namespace, p.Selector) })
+		registry.Policies.Each(c, func(p *registry.Policy) { e.policy(snap, set, p) })
 		registry.JWTRules.Each(c, func(j *registry.JWTRule) { e.class(set, j.Namespace, j.Selector) })
 		registry.PeerAuths.Each(c, func(p *registry.PeerAuth) { e.peer(snap, set, p) })
 		registry.Revocations.Each(c, func(r *registry.Revocation) { e.revocation(snap, r) })
@@ -61,7 +62,7 @@ func (e *Effects) class(set Settings, namespace string, selector map[string]stri
 }
 
 func (e *Effects) service(snap *registry.Snapshot, s *registry.Service) {
-	e.Services[s.ID], e.Endpoints[s.ID] = true, true
+	e.Services[s.ID], e.Endpoints[s.ID], e.Reach[s.ID] = true, true, true
 	if e.Ports[s.ID] == nil {
 		e.Ports[s.ID] = map[uint32]bool{}
 	}
@@ -81,6 +82,9 @@ func (e *Effects) slice(snap *registry.Snapshot, sl *registry.Slice) {
 	for _, s := range e.nowAndBefore(snap, sl.ServiceID) {
 		if len(s.Selector) == 0 || s.Headless {
 			e.Services[s.ID] = true
+		}
+		if len(s.Selector) == 0 {
+			e.Reach[s.ID] = true
 		}
 		if s.Headless {
 			e.headless(s, sl, sl.Addresses...)
@@ -112,20 +116,55 @@ func (e *Effects) headless(s *registry.Service, slice *registry.Slice, addresses
 func (e *Effects) pod(snap *registry.Snapshot, p *registry.Pod) {
 	for s := range snap.ServicesIn(p.Namespace) {
 		if len(s.Selector) > 0 && authz.Selects(s.Selector, p.Labels) {
-			e.Services[s.ID], e.Endpoints[s.ID] = true, true
+			e.Services[s.ID], e.Endpoints[s.ID], e.Reach[s.ID] = true, true, true
 		}
 	}
 	if p.IP == "" {
 		return
 	}
 	for sl := range snap.SlicesAt(p.IP) {
-		e.Services[sl.ServiceID], e.Endpoints[sl.ServiceID] = true, true
+		e.Services[sl.ServiceID], e.Endpoints[sl.ServiceID], e.Reach[sl.ServiceID] = true, true, true
 		for _, s := range e.nowAndBefore(snap, sl.ServiceID) {
 			if s.Headless {
 				e.headless(s, sl, p.IP)
 			}
 		}
 	}
+}
+
+// policy: what holds for the classes that it selects, and who may reach the services that their pods stand behind, or would.
+func (e *Effects) policy(snap *registry.Snapshot, set Settings, p *registry.Policy) {
+	e.class(set, p.Namespace, p.Selector)
+	if p.Action != authz.Allow {
+		return
+	}
+	services, pods := snap.ServicesIn(p.Namespace), snap.PodsIn(p.Namespace)
+	if p.Namespace == set.RootNamespace {
+		services, pods = snap.Services(), snap.Pods()
+	}
+	for s := range services {
+		if len(s.Selector) > 0 && mayShare(p.Selector, s.Selector) {
+			e.Reach[s.ID] = true
+		}
+	}
+	for pod := range pods {
+		if pod.IP == "" || !authz.Selects(p.Selector, pod.Labels) {
+			continue
+		}
+		for sl := range snap.SlicesAt(pod.IP) { // of services without a selector, which may be of any namespace
+			e.Reach[sl.ServiceID] = true
+		}
+	}
+}
+
+// mayShare reports whether a pod may have the labels of both selectors.
+func mayShare(a, b map[string]string) bool {
+	for k, v := range a {
+		if other, ok := b[k]; ok && other != v {
+			return false
+		}
+	}
+	return true
 }
 
 // revocation: the list, and the clusters of the services that pods of the identity may serve no longer, or again.

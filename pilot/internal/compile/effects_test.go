@@ -48,6 +48,9 @@ func (d draw) event() registry.Event {
 	case 4:
 		ns = d.one("a", "b", "root")
 		p := authz.Policy{Meta: authz.Meta{Namespace: ns, Name: name}, Action: authz.Deny, Selector: d.app(), Rules: []authz.Rule{{Index: d.IntN(3)}}}
+		if d.often() {
+			p.Action, p.DryRun, p.Rules = authz.Allow, !d.often(), d.admitting()
+		}
 		e = registry.Event{Kind: registry.Policies, ID: ns + "/" + name, Object: &registry.Policy{ID: ns + "/" + name, Namespace: ns, Policy: p}}
 		if d.IntN(3) == 0 {
 			e = registry.Event{Kind: registry.JWTRules, ID: ns + "/" + name, Object: &registry.JWTRule{ID: ns + "/" + name, Namespace: ns, Selector: d.app()}}
@@ -70,6 +73,19 @@ func (d draw) event() registry.Event {
 		e.Object = nil
 	}
 	return e
+}
+
+// admitting are rules for some clients, and sometimes for all.
+func (d draw) admitting() (out []authz.Rule) {
+	for i := range d.IntN(3) {
+		r := authz.Rule{Index: i}
+		if d.often() {
+			m := authz.Member{Namespace: d.one("a", "b"), Account: d.one("s", "t", "")}
+			r.From = []authz.Clauses{{{Attribute: authz.Principal, Values: []authz.Match{{Kind: authz.Exact, Value: m.String()}}, Members: []authz.Member{m}}}}
+		}
+		out = append(out, r)
+	}
+	return out
 }
 
 func (d draw) service(ns, name string) registry.Event {
@@ -118,14 +134,17 @@ func (d draw) pod(ns, name string) registry.Event {
 // meaning is all that compile says of a world, by what an Effects would have to name for it to be looked at again.
 type meaning struct {
 	services, endpoints map[string]any // by "namespace/name port"
+	reach               map[string]any // by "namespace/name"
 	frontends           map[string]any // by the text of the address
 	classes             map[string]any
 	revocations         []*registry.Revocation
 }
 
 func meaningOf(snap *registry.Snapshot, classes map[string]compile.Class) meaning {
-	m := meaning{services: map[string]any{}, endpoints: map[string]any{}, frontends: map[string]any{}, classes: map[string]any{}}
+	m := meaning{services: map[string]any{}, endpoints: map[string]any{}, reach: map[string]any{}, frontends: map[string]any{}, classes: map[string]any{}}
 	for s := range snap.Services() {
+		a := compile.AudienceOf(snap, settings, s)
+		m.reach[s.ID] = fmt.Sprint(a.Everyone, slices.SortedFunc(maps.Keys(a.Members), authz.Member.Compare))
 		for _, p := range compile.ServicePorts(snap, settings, s) {
 			p.Service = nil // clusters have its name only
 			name := fmt.Sprint(s.ID, " ", p.Number)
@@ -221,6 +240,11 @@ func unnamed(e compile.Effects, before, after meaning, classes map[string]compil
 			missing = append(missing, "endpoints of "+key)
 		}
 	}
+	for _, id := range differing(before.reach, after.reach) {
+		if !e.Reach[id] {
+			missing = append(missing, fmt.Sprintf("reach of %s, %v and then %v", id, before.reach[id], after.reach[id]))
+		}
+	}
 	named := map[string]bool{}
 	for at := range e.Frontends {
 		named[at.String()] = true
@@ -261,16 +285,18 @@ func TestEffectsNameNothingElse(t *testing.T) {
 	}{
 		{"a service", registry.Change{Kind: registry.Services, ID: "a/x", New: service("a", "x", "10.96.0.1")}, compile.Effects{
 			Services: names{"a/x": true}, Endpoints: names{"a/x": true}, Frontends: map[compile.Address]bool{{IP: "10.96.0.1", Port: 80}: true},
-			Ports: map[string]map[uint32]bool{"a/x": {80: true}}, Classes: []compile.ClassSelector{{Namespace: "a", Labels: app("x")}}}},
+			Ports: map[string]map[uint32]bool{"a/x": {80: true}}, Reach: names{"a/x": true}, Classes: []compile.ClassSelector{{Namespace: "a", Labels: app("x")}}}},
 		{"endpoints", registry.Change{Kind: registry.Slices, ID: "a/x-1", New: sliceOf("a/x", "a", "10.0.0.1")}, compile.Effects{Endpoints: names{"a/x": true}}},
 		{"endpoints behind a headless service", registry.Change{Kind: registry.Slices, ID: "a/h-1", New: sliceOf("a/h", "a", "10.0.0.2")},
 			compile.Effects{Services: names{"a/h": true}, Endpoints: names{"a/h": true}, Frontends: map[compile.Address]bool{{IP: "10.0.0.2", Port: 15432}: true}}},
 		{"a pod", registry.Change{Kind: registry.Pods, ID: "a/x", New: pod("x", "10.0.0.1")},
-			compile.Effects{Services: names{"a/x": true}, Endpoints: names{"a/x": true}}},
+			compile.Effects{Services: names{"a/x": true}, Endpoints: names{"a/x": true}, Reach: names{"a/x": true}}},
 		{"a pod without a service", registry.Change{Kind: registry.Pods, ID: "a/z", Old: pod("z", "10.0.0.3")}, compile.Effects{}},
 		{"a namespace", registry.Change{Kind: registry.Namespaces, ID: "a", New: &registry.Namespace{ID: "a"}}, compile.Effects{}},
 		{"a policy", registry.Change{Kind: registry.Policies, ID: "a/p", New: &registry.Policy{ID: "a/p", Namespace: "a", Policy: authz.Policy{Selector: app("x")}}},
 			compile.Effects{Classes: []compile.ClassSelector{{Namespace: "a", Labels: app("x")}}}},
+		{"a policy that allows", registry.Change{Kind: registry.Policies, ID: "a/p", New: &registry.Policy{ID: "a/p", Namespace: "a", Policy: authz.Policy{Action: authz.Allow, Selector: app("x")}}},
+			compile.Effects{Reach: names{"a/x": true}, Classes: []compile.ClassSelector{{Namespace: "a", Labels: app("x")}}}},
 		{"a policy of the mesh", registry.Change{Kind: registry.Policies, ID: "root/p", New: &registry.Policy{ID: "root/p", Namespace: "root"}},
 			compile.Effects{Classes: []compile.ClassSelector{{}}}},
 		{"modes of a namespace", registry.Change{Kind: registry.PeerAuths, ID: "b/p", New: &registry.PeerAuth{ID: "b/p", Namespace: "b"}},

@@ -51,10 +51,10 @@ func FrontendAt(snap *registry.Snapshot, set Settings, at Address) *Frontend {
 	return f
 }
 
-// IsFrontend reports whether there is a frontend at an address.
-func IsFrontend(snap *registry.Snapshot, at Address) bool {
+// OwnerOf returns the service whose the frontend at an address is, or nil if there is none.
+func OwnerOf(snap *registry.Snapshot, at Address) *registry.Service {
 	owner, _ := ownerOf(snap, at)
-	return owner != nil
+	return owner
 }
 
 // ownerOf finds the service whose an address is, and the number of its port.

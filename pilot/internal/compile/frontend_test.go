@@ -23,6 +23,8 @@ func world(t *testing.T, objects ...any) *registry.Snapshot {
 			events = append(events, registry.Event{Kind: registry.Services, ID: x.ID, Object: x})
 		case *registry.Slice:
 			events = append(events, registry.Event{Kind: registry.Slices, ID: x.ID, Object: x})
+		case *registry.Policy:
+			events = append(events, registry.Event{Kind: registry.Policies, ID: x.ID, Object: x})
 		case *registry.Pod:
 			events = append(events, registry.Event{Kind: registry.Pods, ID: x.ID, Object: x})
 		case *registry.PeerAuth:

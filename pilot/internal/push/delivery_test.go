@@ -35,7 +35,7 @@ func TestClustersFollowHowTheProxysCertificateComes(t *testing.T) {
 		m.store.mu.Lock()
 		defer m.store.mu.Unlock()
 		r := catalog.Cluster{Service: "a/web", Port: 80, Delivery: d}
-		if res := m.store.bytes[r.Layer()][r]; res != nil {
+		if res := m.store.bytes[r]; res != nil {
 			return res.Body().GetValue()
 		}
 		return nil

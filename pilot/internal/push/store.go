@@ -21,7 +21,7 @@ type Store struct {
 
 	mu      sync.Mutex
 	catalog *catalog.Catalog
-	bytes   map[catalog.Layer]map[catalog.Resource]*deltaxds.Resource // only what a proxy has asked for
+	bytes   map[catalog.Resource]*deltaxds.Resource // only what a proxy has asked for
 	clients map[*client]bool
 	having  map[catalog.Layer]map[*client]bool
 	arrived chan struct{} // closed at every change of pods
@@ -31,7 +31,7 @@ type Store struct {
 func NewStore(settings compile.Settings, snap *registry.Snapshot, metrics *Metrics, log *slog.Logger) *Store {
 	return &Store{
 		settings: settings, metrics: metrics, log: log, catalog: catalog.New(settings, snap),
-		bytes:   map[catalog.Layer]map[catalog.Resource]*deltaxds.Resource{},
+		bytes:   map[catalog.Resource]*deltaxds.Resource{},
 		clients: map[*client]bool{}, having: map[catalog.Layer]map[*client]bool{}, arrived: make(chan struct{}),
 	}
 }
@@ -43,10 +43,14 @@ func (s *Store) Apply(snap *registry.Snapshot, changes []registry.Change) {
 	}
 	s.mu.Lock()
 	news := news{}
-	for _, r := range s.catalog.Apply(snap, changes) {
-		if s.renew(r) {
-			for c := range s.having[r.Layer()] {
-				news.add(c, r)
+	for _, t := range s.catalog.Apply(snap, changes) {
+		concerned := t.Moves
+		if s.renew(t.Resource) {
+			concerned = append(concerned, t.Stays...)
+		}
+		for _, l := range concerned {
+			for c := range s.having[l] {
+				news.add(c, t.Resource)
 			}
 		}
 	}
@@ -76,17 +80,16 @@ func (n news) add(c *client, r catalog.Resource) {
 
 // renew makes a resource anew, if anybody has it, and reports whether those who share it are to be told.
 func (s *Store) renew(r catalog.Resource) bool {
-	of := s.bytes[r.Layer()]
-	old := of[r]
+	old := s.bytes[r]
 	if old == nil {
 		return true // nobody has it: whoever has subscribed to it will ask
 	}
-	delete(of, r)
+	delete(s.bytes, r)
 	now := s.get(r)
 	if now == nil || now.Version != old.Version {
 		return true
 	}
-	of[r] = old
+	s.bytes[r] = old
 	return false
 }
 
@@ -151,16 +154,15 @@ func (s *Store) unsubscribe(c *client) {
 }
 
 // forget drops what nobody can ask for any more.
-func (s *Store) forget(layers []catalog.Layer) {
-	for _, l := range layers {
-		delete(s.bytes, l)
+func (s *Store) forget(gone []catalog.Resource) {
+	for _, r := range gone {
+		delete(s.bytes, r)
 	}
 }
 
 // get returns a resource, made now if no proxy has asked for it before, or nil if there is none. It is called with mu held.
 func (s *Store) get(r catalog.Resource) *deltaxds.Resource {
-	of := s.bytes[r.Layer()]
-	if made := of[r]; made != nil {
+	if made := s.bytes[r]; made != nil {
 		return made
 	}
 	s.metrics.recomputes.Inc()
@@ -174,10 +176,6 @@ func (s *Store) get(r catalog.Resource) *deltaxds.Resource {
 		return nil
 	}
 	s.metrics.marshals.Inc()
-	if of == nil {
-		of = map[catalog.Resource]*deltaxds.Resource{}
-		s.bytes[r.Layer()] = of
-	}
-	of[r] = made
+	s.bytes[r] = made
 	return made
 }
