@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -169,12 +170,22 @@ func (f *Feed) signal() {
 	}
 }
 
-// Synced returns nil once every informer has listed what there is.
+// Synced returns nil once every informer has listed what there is. Its error names the kinds that are missing: the API server may
+// not know one, or not let it be listed, and that would not pass by itself.
 func (f *Feed) Synced() error {
 	if f.synced.Load() {
 		return nil
 	}
-	return errors.New("the informers have not listed the cluster yet")
+	var missing []string
+	for _, s := range f.sources {
+		if !s.informer.HasSynced() {
+			missing = append(missing, s.kind.Resource().GroupResource().String())
+		}
+	}
+	if len(missing) == 0 {
+		return errors.New("what the API server has listed is not in the registry yet")
+	}
+	return fmt.Errorf("the API server has not listed %s yet", strings.Join(missing, ", "))
 }
 
 // Run follows the cluster until ctx ends, handing every batch of changes to apply.

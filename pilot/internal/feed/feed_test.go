@@ -12,12 +12,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	core "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
+	networking "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
@@ -112,6 +115,7 @@ func TestEveryKindIsWatched(t *testing.T) {
 	for _, o := range []runtime.Object{
 		&core.ConfigMap{ObjectMeta: meta.ObjectMeta{Namespace: mesh.Namespace, Name: mesh.RevocationsConfig}, Data: map[string]string{revocation.ConfigKey: list}},
 		&core.Service{ObjectMeta: named("s")}, &core.Namespace{ObjectMeta: meta.ObjectMeta{Name: "a"}},
+		&networking.ServiceCIDR{ObjectMeta: meta.ObjectMeta{Name: "kubernetes"}},
 		&discovery.EndpointSlice{ObjectMeta: meta.ObjectMeta{Namespace: "a", Name: "s", Labels: map[string]string{discovery.LabelServiceName: "s"}}},
 		&core.Pod{ObjectMeta: named("p"), Spec: core.PodSpec{Containers: []core.Container{{Name: "c", Image: "i"}}}},
 	} {
@@ -285,4 +289,27 @@ func TestUnenforceablePoliciesAreCounted(t *testing.T) {
 	expect(1)
 	h.OnDelete(policy("worse", ""))
 	expect(0)
+}
+
+// An API server that does not know a kind, because it is too old or the kind's CRD is missing, keeps Pilot from being ready, and
+// Pilot says which kind that is.
+func TestKindThatTheAPIServerLacksIsNamed(t *testing.T) {
+	f := unstarted(t)
+	lacks := schema.GroupResource{Group: "networking.k8s.io", Resource: "servicecidrs"}
+	f.kube.PrependReactor("list", lacks.Resource, func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewNotFound(lacks, "")
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- f.Run(ctx, func(*registry.Snapshot, []registry.Change) {}) }()
+	eventually(t, "all else is listed", func() bool {
+		return fmt.Sprint(f.Synced()) == "the API server has not listed servicecidrs.networking.k8s.io yet"
+	})
+	eventually(t, "the failures are counted", func() bool {
+		return testutil.ToFloat64(f.metrics.watchErrors.WithLabelValues(registry.ServiceCIDRs.String())) > 0
+	})
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }

@@ -1,10 +1,14 @@
 package registry
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
+	networking "k8s.io/api/networking/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
@@ -92,5 +96,33 @@ func TestSummaryIsBounded(t *testing.T) {
 	}
 	if s := v.Summary(); len(s) > (maxProblems+1)*(maxReason+10) || !utf8.ValidString(s) || !strings.HasSuffix(s, "; and 40 more") {
 		t.Errorf("%d bytes: %.100q", len(s), s)
+	}
+}
+
+// A range in which Services may have addresses counts as long as it is there: Kubernetes lets it go when none has.
+func TestServiceCIDRsCountUntilTheyAreGone(t *testing.T) {
+	reg, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]*networking.ServiceCIDR{
+		"kubernetes": {Spec: networking.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/12", "fd00::/108"}}},
+		"going":      {Spec: networking.ServiceCIDRSpec{CIDRs: []string{"10.200.0.9/24"}}, ObjectMeta: meta.ObjectMeta{DeletionTimestamp: new(meta.Unix(1, 0))}},
+	} {
+		c.Name = name
+		e, err := ServiceCIDRs.Event(c, authz.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := reg.Apply([]Event{e}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got []string
+	for c := range reg.Snapshot().ServiceCIDRs() {
+		got = append(got, fmt.Sprint(c.ID, c.Prefixes))
+	}
+	if want := []string{"going[10.200.0.0/24]", "kubernetes[10.96.0.0/12 fd00::/108]"}; !slices.Equal(got, want) {
+		t.Errorf("the ranges are %v, want %v", got, want)
 	}
 }
