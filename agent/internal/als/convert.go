@@ -53,6 +53,9 @@ func (r record) event() *telemetryv1.Event {
 	if r.time.IsZero() {
 		e.Time = timestamppb.Now()
 	}
+	if address := r.tag("source_address"); address != "" {
+		e.SourceAddress = address // of the connection that was handed on to who wrote the entry
+	}
 	if r.tag("direction") == "outbound" {
 		e.Reporter = telemetryv1.Reporter_REPORTER_SOURCE
 		e.DestinationIdentity, e.ClaimedDestination = r.peer("destination_principal")
@@ -120,6 +123,10 @@ var matched = regexp.MustCompile(`^rbac_access_denied_matched_policy\[(.*)\]`)
 
 // decide fills in the verdict, who decided, and why.
 func decide(e *telemetryv1.Event, r record, details string) {
+	if r.tag("out_of_reach") != "" {
+		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_DENIED, "out of reach: no policy admits this identity to the service"
+		return
+	}
 	if m := matched.FindStringSubmatch(details); m != nil {
 		e.Verdict = telemetryv1.Verdict_VERDICT_DENIED
 		if m[1] == "none" {

@@ -26,7 +26,7 @@ type Resource interface {
 }
 
 // families are all of them. Each is described in a file of its own.
-var families = []family{fixed, services, revocations, workloads, authorization, probes}
+var families = []family{fixed, outbound, services, revocations, workloads, authorization, probes}
 
 // family is a group of resources that come and change together.
 type family struct {

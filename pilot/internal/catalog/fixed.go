@@ -14,7 +14,8 @@ var made = map[Fixed]func() proto.Message{
 	{deltaxds.ClusterType, translate.PassthroughCluster}: func() proto.Message { return translate.Passthrough() },
 	{deltaxds.ClusterType, translate.InboundCluster}:     func() proto.Message { return translate.Inbound() },
 	{deltaxds.ClusterType, translate.AdminCluster}:       func() proto.Message { return translate.Admin() },
-	{deltaxds.ListenerType, translate.VirtualOutbound}:   func() proto.Message { return translate.OutboundListener() },
+	{deltaxds.ClusterType, translate.RefusalCluster}:     func() proto.Message { return translate.Refusal() },
+	{deltaxds.ListenerType, translate.RefusalListener}:   func() proto.Message { return translate.RefusalListenerAtSocket() },
 	{deltaxds.ListenerType, translate.StatsListener}:     func() proto.Message { return translate.StatsListener15090() },
 }
 

@@ -16,6 +16,7 @@ type Effects struct {
 	Classes   []ClassSelector
 
 	Revocations bool // the mesh's list of them
+	Ranges      bool // of Services' addresses
 
 	former map[string]*registry.Service // as they were before the changes
 }
@@ -49,6 +50,7 @@ func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change)
 		registry.Policies.Each(c, func(p *registry.Policy) { e.policy(snap, set, p) })
 		registry.JWTRules.Each(c, func(j *registry.JWTRule) { e.class(set, j.Namespace, j.Selector) })
 		registry.PeerAuths.Each(c, func(p *registry.PeerAuth) { e.peer(snap, set, p) })
+		registry.ServiceCIDRs.Each(c, func(*registry.ServiceCIDR) { e.Ranges = true })
 		registry.Revocations.Each(c, func(r *registry.Revocation) { e.revocation(snap, r) })
 	}
 	return e

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"iter"
+	"net/netip"
+	"slices"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
@@ -137,4 +139,16 @@ func headlessFrontends(s *registry.Service, slice *registry.Slice, ip string) []
 		}
 	}
 	return out
+}
+
+// ServiceRanges are the ranges in which the addresses of the cluster's Services are.
+func ServiceRanges(snap *registry.Snapshot) []netip.Prefix {
+	var out []netip.Prefix
+	for c := range snap.ServiceCIDRs() {
+		out = append(out, c.Prefixes...)
+	}
+	slices.SortFunc(out, func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+	return slices.Compact(out)
 }

@@ -285,12 +285,15 @@ func (r *relocating) relocate(body *anypb.Any) error {
 	if err != nil {
 		return err
 	}
-	if bytes.Contains(body.GetValue(), []byte(translate.FilesPath)) {
+	for theirs, ours := range map[string]string{translate.FilesPath: r.files, translate.RefusalSocket: translate.RefusalSocket + r.files} {
+		if !bytes.Contains(body.GetValue(), []byte(theirs)) {
+			continue
+		}
 		text, err := protojson.Marshal(msg)
 		if err != nil {
 			return err
 		}
-		if err := protojson.Unmarshal(bytes.ReplaceAll(text, []byte(translate.FilesPath), []byte(r.files)), msg); err != nil {
+		if err := protojson.Unmarshal(bytes.ReplaceAll(text, []byte(theirs), []byte(ours)), msg); err != nil {
 			return err
 		}
 		if err := body.MarshalFrom(msg); err != nil {
@@ -298,7 +301,7 @@ func (r *relocating) relocate(body *anypb.Any) error {
 		}
 	}
 	l, ok := msg.(*listener.Listener)
-	if !ok || l.GetBindToPort() != nil { // what is bound is so by default
+	if !ok || l.GetBindToPort() != nil || l.GetAddress().GetPipe() != nil { // what is bound is so by default
 		return nil
 	}
 	a := l.GetAddress().GetSocketAddress()

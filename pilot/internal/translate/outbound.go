@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"net/netip"
 
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -28,10 +29,10 @@ const (
 // anyAddress is where listeners are that redirected connections come to.
 const anyAddress = "0.0.0.0"
 
-// OutboundListener takes every connection of the application and hands it to the listener of its original destination, or
-// lets it through where no service is known.
-func OutboundListener() *listener.Listener {
-	return &listener.Listener{
+// OutboundListener takes every connection of the application and hands it to the listener of its original destination. What has none
+// is refused if it goes to one of the ranges, in which the addresses of the cluster's Services are, and let through otherwise.
+func OutboundListener(ranges []netip.Prefix) *listener.Listener {
+	l := &listener.Listener{
 		Name: VirtualOutbound, Address: address(anyAddress, mesh.OutboundPort), UseOriginalDst: yes(),
 		TrafficDirection:              core.TrafficDirection_OUTBOUND,
 		ListenerFilters:               []*listener.ListenerFilter{listenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{})},
@@ -39,6 +40,10 @@ func OutboundListener() *listener.Listener {
 		FilterChains: []*listener.FilterChain{{Name: "passthrough",
 			Filters: []*listener.Filter{tcpProxy(forward(PassthroughCluster, PassthroughCluster, connectionMetrics(sourceReport())))}}},
 	}
+	if refused := refusedRanges(ranges); refused != nil {
+		l.FilterChains = append(l.FilterChains, refused)
+	}
+	return l
 }
 
 // ServiceListener takes the connections to one address of a service port. It names nothing but that port, and looks at no
@@ -76,7 +81,8 @@ func outbound(f *compile.Frontend, chains ...*listener.FilterChain) *listener.Li
 
 func outboundHTTP(f *compile.Frontend) *listener.Filter {
 	logs := []*accesslog.AccessLog{requestMetrics(ofFrontend(sourceReport(), f))}
-	return httpManager(withRoutes(connectionManager(fmt.Sprintf("outbound_%d", f.Service.Number), nil, logs, refusedServer()), routes(f.Routes())))
+	m := connectionManager(fmt.Sprintf("outbound_%d", f.Service.Number), nil, logs, refusedServer())
+	return httpManager(refusedNow(withRoutes(m, routes(f.Routes()))))
 }
 
 func outboundTCP(f *compile.Frontend) *listener.Filter {

@@ -1,0 +1,110 @@
+package translate
+
+import (
+	"net/netip"
+
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	data "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	rbacfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	proxyprotocollistener "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	proxyprotocol "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
+	tracing "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
+)
+
+// A connection to an address of the cluster's Services for which the proxy has no listener is to a service that its workload may not
+// reach, or to none. It is refused: a request with a 403 that says so, anything else by the end of the connection. Which of both it is
+// shows in the first bytes, for which only these connections have to wait. So the listener of all that has no listener hands them to a
+// second one, which looks at bytes, and tells it their addresses by the PROXY protocol.
+const (
+	// RefusalListener refuses what is out of reach, and RefusalCluster leads to it.
+	RefusalListener = "outOfReach"
+	RefusalCluster  = "OutOfReachCluster"
+	// RefusalSocket is where they meet, in the pod's own network.
+	RefusalSocket = "@bulwark-out-of-reach"
+
+	noCluster = "out-of-reach" // of which there is none, so that connections to it end
+)
+
+// refusalText is what a client reads. It has the name by which the client asked, as the proxy knows no service that is out of reach.
+const refusalText = "%REQ(:AUTHORITY):256% (%DOWNSTREAM_LOCAL_ADDRESS%) is out of reach of %ENVIRONMENT(" + EnvPrincipal + ")%: " +
+	"no policy admits this identity to the service, or no Service has this address and port\n"
+
+// refusedRanges is the chain for what has an address of the cluster's Services; nil if no such ranges are known.
+func refusedRanges(ranges []netip.Prefix) *listener.FilterChain {
+	if len(ranges) == 0 {
+		return nil
+	}
+	match := &listener.FilterChainMatch{}
+	for _, r := range ranges {
+		match.PrefixRanges = append(match.PrefixRanges, &core.CidrRange{AddressPrefix: r.Addr().String(), PrefixLen: u32(uint32(r.Bits()))})
+	}
+	return &listener.FilterChain{Name: RefusalListener, FilterChainMatch: match, Filters: []*listener.Filter{tcpProxy(forward(RefusalCluster, RefusalCluster, nil))}}
+}
+
+// Refusal is the cluster that leads to the listener of what is refused.
+func Refusal() *cluster.Cluster {
+	return &cluster.Cluster{
+		Name: RefusalCluster, ConnectTimeout: seconds(1), ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
+		CircuitBreakers: generous(),
+		TransportSocket: transportSocket("envoy.transport_sockets.upstream_proxy_protocol", &proxyprotocol.ProxyProtocolUpstreamTransport{
+			Config: &core.ProxyProtocolConfig{Version: core.ProxyProtocolConfig_V2}, TransportSocket: rawBuffer()}),
+		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: RefusalCluster, Endpoints: []*endpoint.LocalityLbEndpoints{{
+			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: refusalAddress()}}}}}}},
+	}
+}
+
+func refusalAddress() *core.Address {
+	return &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: RefusalSocket}}}
+}
+
+// RefusalListenerAtSocket refuses what the cluster leads to it.
+func RefusalListenerAtSocket() *listener.Listener {
+	l := &listener.Listener{
+		Name: RefusalListener, Address: refusalAddress(), TrafficDirection: core.TrafficDirection_OUTBOUND, PerConnectionBufferLimitBytes: u32(1 << 20),
+		ListenerFilters: []*listener.ListenerFilter{listenerFilter("envoy.filters.listener.proxy_protocol", &proxyprotocollistener.ProxyProtocol{})},
+		FilterChains: []*listener.FilterChain{
+			{Name: "http", FilterChainMatch: &listener.FilterChainMatch{ApplicationProtocols: httpProtocols}, Filters: []*listener.Filter{refuseRequests()}},
+			{Name: "tcp", Filters: []*listener.Filter{tcpProxy(forward(noCluster, noCluster, []*accesslog.AccessLog{audit(logType(data.AccessLogType_TcpConnectionEnd), outOfReach("tcp"))}))}},
+		},
+	}
+	sniff(l)
+	return l
+}
+
+// refuseRequests answers each request. A connection ends with its first answer, so that a client whom a policy admits meanwhile does not
+// go on asking here.
+func refuseRequests() *listener.Filter {
+	nobody := httpFilter("envoy.filters.http.rbac", &rbacfilter.RBAC{Rules: rbac.Nobody()})
+	logs := []*accesslog.AccessLog{audit(nil, outOfReach("http")), requestMetrics(sourceReport())}
+	m := withRoutes(connectionManager("out_of_reach", []*hcm.HttpFilter{nobody}, logs), routes(compile.Table{Name: noCluster}))
+	m.CommonHttpProtocolOptions.MaxRequestsPerConnection = u32(1)
+	m.LocalReplyConfig = &hcm.LocalReplyConfig{BodyFormat: inline(refusalText)}
+	return httpManager(m)
+}
+
+// refusedNow answers requests on connections that a client opened while it could reach the service: their listener drains, and has no
+// cluster any more.
+func refusedNow(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
+	m.AccessLog = append(m.AccessLog, audit(withoutCluster(), outOfReach("http")))
+	m.LocalReplyConfig = &hcm.LocalReplyConfig{Mappers: []*hcm.ResponseMapper{{Filter: withoutCluster(), StatusCode: u32(403), BodyFormatOverride: inline(refusalText)}}}
+	return m
+}
+
+// withoutCluster passes requests to a cluster that there is not.
+func withoutCluster() *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ResponseFlagFilter{
+		ResponseFlagFilter: &accesslog.ResponseFlagFilter{Flags: []string{"NC"}}}}
+}
+
+func outOfReach(kind string) []*tracing.CustomTag {
+	return tags("direction", "outbound", "kind", kind, "out_of_reach", "true", "source_address", "%DOWNSTREAM_REMOTE_ADDRESS%",
+		"destination_port", "%DOWNSTREAM_LOCAL_PORT%")
+}
