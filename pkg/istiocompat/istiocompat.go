@@ -12,7 +12,8 @@ const (
 	TLSModeMutual          = "istio"
 	CanonicalNameLabel     = "service.istio.io/canonical-name"
 	CanonicalRevisionLabel = "service.istio.io/canonical-revision"
-	DryRunAnnotation       = "istio.io/dry-run" // on an AuthorizationPolicy; "true"
+	DryRunAnnotation       = "istio.io/dry-run"             // on an AuthorizationPolicy; "true"
+	ExportToAnnotation     = "networking.istio.io/exportTo" // on a Service: namespaces, or ".", "*", "~"
 )
 
 // ALPN is the protocol name by which a mesh proxy marks its TLS connections, so that an inbound proxy can tell them

@@ -44,7 +44,7 @@ func whole() []runtime.Object {
 		Namespace: "a", Name: "x", UID: "u", CreationTimestamp: meta.Unix(1, 0), ManagedFields: []meta.ManagedFieldsEntry{{Manager: "m"}},
 		OwnerReferences: []meta.OwnerReference{{Name: "o"}},
 		Labels:          map[string]string{"app": "x", discovery.LabelServiceName: "x", istiocompat.TLSModeLabel: istiocompat.TLSModeMutual},
-		Annotations:     map[string]string{mesh.ProbesAnnotation: "probes", registry.IdentityLabel: "secret", "other": "text"},
+		Annotations:     map[string]string{mesh.ProbesAnnotation: "probes", registry.IdentityLabel: "secret", istiocompat.ExportToAnnotation: "., b", "other": "text"},
 	}
 	port := func(name string) []core.ContainerPort { return []core.ContainerPort{{Name: name, ContainerPort: 80}} }
 	return []runtime.Object{

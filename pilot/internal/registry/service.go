@@ -3,18 +3,21 @@ package registry
 import (
 	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-memdb"
 	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 )
 
 // Services are Kubernetes' Services, but for those that are only another name.
 var Services = &KindOf[Service]{
 	name:     "service",
 	resource: Resource{GroupVersionResource: core.SchemeGroupVersion.WithResource("services"), Kind: "Service"},
-	source:   typed(func(s *core.Service) { s.Annotations = nil }, makeService),
+	source:   typed(trimService, makeService),
 	indexes:  []*memdb.IndexSchema{byNamespace, byEach("ip", "ClusterIPs")},
 }
 
@@ -26,6 +29,7 @@ type Service struct {
 	Headless        bool
 	Selector        map[string]string
 	Ports           []ServicePort
+	ExportTo        []string // namespaces to which it is to be known, or ".", "*", "~"; nil: nothing is said
 	Created         time.Time
 }
 
@@ -44,11 +48,32 @@ type ServicePort struct {
 	ServerFirst bool
 }
 
+func trimService(s *core.Service) {
+	exportTo, set := s.Annotations[istiocompat.ExportToAnnotation]
+	s.Annotations = nil
+	if set {
+		s.Annotations = map[string]string{istiocompat.ExportToAnnotation: exportTo}
+	}
+}
+
+// exportTo reads the annotation as Istio does: names stand between commas, and an empty text is as good as none.
+func exportTo(annotation string) []string {
+	if annotation == "" {
+		return nil
+	}
+	out := strings.Split(annotation, ",")
+	for i := range out {
+		out[i] = strings.TrimSpace(out[i])
+	}
+	return out
+}
+
 func makeService(s *core.Service) *Service {
 	if s.Spec.Type == core.ServiceTypeExternalName {
 		return nil
 	}
-	out := &Service{ID: IDOf(s), Namespace: s.Namespace, Name: s.Name, Selector: s.Spec.Selector, Created: s.CreationTimestamp.UTC()}
+	out := &Service{ID: IDOf(s), Namespace: s.Namespace, Name: s.Name, Selector: s.Spec.Selector, Created: s.CreationTimestamp.UTC(),
+		ExportTo: exportTo(s.Annotations[istiocompat.ExportToAnnotation])}
 	for _, ip := range s.Spec.ClusterIPs {
 		if ip == core.ClusterIPNone {
 			out.Headless = true
