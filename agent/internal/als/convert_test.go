@@ -85,6 +85,20 @@ func TestWholeTCPEntryOfAClient(t *testing.T) {
 	}
 }
 
+// A client's proxy has refused what its workload may not reach. It stands behind a socket there, which is not the client.
+func TestOutOfReachIsDeniedByTheClientsProxy(t *testing.T) {
+	for _, kind := range []string{"http", "tcp"} {
+		e := one(t, wire(t, 1_000_000_000, map[string]string{
+			"bulwark.direction": "outbound", "bulwark.kind": kind, "bulwark.out_of_reach": "true", "bulwark.source_address": "10.0.0.7:4711", "source_address": "@",
+			"local_address": "10.96.0.11:80", "response_code": "403", "response_code_details": "rbac_access_denied_matched_policy[none]", "authority": "ledger.finance",
+		}))
+		if e.GetVerdict() != telemetryv1.Verdict_VERDICT_DENIED || e.GetReporter() != telemetryv1.Reporter_REPORTER_SOURCE || !strings.HasPrefix(e.GetReason(), "out of reach") ||
+			e.GetSourceAddress() != "10.0.0.7:4711" || e.GetDestinationAddress() != "10.96.0.11:80" {
+			t.Errorf("%s: %v", kind, e)
+		}
+	}
+}
+
 func TestVerdicts(t *testing.T) {
 	const matchedRule = "rbac_access_denied_matched_policy[ns[a]-policy[b]-rule[2]]"
 	const none = "rbac_access_denied_matched_policy[none]"

@@ -40,9 +40,20 @@ func everyone(format string, args ...any) Audience {
 	return Audience{Everyone: true, Open: fmt.Sprintf(format, args...)}
 }
 
-// AudienceOf finds out who may reach a service.
+// AudienceOf finds out who may reach a service: whom policies admit, of the namespaces to which it is exported.
 func AudienceOf(snap *registry.Snapshot, set Settings, s *registry.Service) Audience {
-	return admitted(snap, set, s)
+	a := admitted(snap, set, s)
+	if s.ExportTo == nil || slices.Contains(s.ExportTo, "*") {
+		return a
+	}
+	if a.Everyone {
+		a = Audience{Open: a.Open, Members: map[authz.Member][]string{}}
+		for _, ns := range append(s.ExportTo, s.Namespace) {
+			a.Members[authz.Member{Namespace: ns}] = nil
+		}
+	}
+	maps.DeleteFunc(a.Members, func(m authz.Member, _ []string) bool { return !Exported(s, m.Namespace) })
+	return a
 }
 
 // admitted is the audience by the ALLOW policies of the pods behind a service.

@@ -37,6 +37,11 @@ func TestAudience(t *testing.T) {
 		}
 		return p
 	}
+	exported := func(to ...string) *registry.Service {
+		s := *web
+		s.ExportTo = to
+		return &s
+	}
 	without := pod("two", "10.0.0.2")
 	without.Proxied = false
 	dry := allow("shop", "dry", nil, []authz.Member{{Namespace: "bank"}})
@@ -53,33 +58,41 @@ func TestAudience(t *testing.T) {
 		objects []any
 		want    string // "everyone: …", or who may
 	}{
-		"no policy":                          {web, []any{pod("one", "")}, "everyone: no ALLOW policy holds for pod shop/one"},
-		"an identity":                        {web, []any{pod("one", ""), allow("shop", "p", app, teller)}, "bank/teller by shop/p"},
-		"a namespace, by the mesh's policy":  {web, []any{pod("one", ""), allow("bulwark-system", "p", nil, bank)}, "bank/* by bulwark-system/p"},
-		"two policies":                       {web, []any{pod("one", ""), allow("shop", "p", nil, bank), allow("shop", "q", app, teller, bank)}, "bank/* by shop/p shop/q, bank/teller by shop/q"},
-		"a policy without rules":             {web, []any{pod("one", ""), allow("shop", "nothing", nil)}, ""},
-		"a rule that matches nothing":        {web, []any{pod("one", ""), never}, ""},
-		"a rule for others than it names":    {web, []any{pod("one", ""), allow("shop", "p", nil, bank, nil)}, "everyone: policy shop/p admits others than namespaces and identities that it names"},
-		"a policy of another workload":       {web, []any{pod("one", ""), allow("shop", "p", map[string]string{"app": "other"}, bank)}, "everyone: no ALLOW policy holds for pod shop/one"},
-		"a policy of another namespace":      {web, []any{pod("one", ""), allow("bank", "p", nil, bank)}, "everyone: no ALLOW policy holds for pod shop/one"},
-		"dry run":                            {web, []any{pod("one", ""), dry}, "everyone: no ALLOW policy holds for pod shop/one"},
-		"a policy that touches nothing":      {web, []any{pod("one", ""), ignored}, "everyone: no ALLOW policy holds for pod shop/one"},
-		"only DENY":                          {web, []any{pod("one", ""), deny}, "everyone: no ALLOW policy holds for pod shop/one"},
-		"a pod without a proxy":              {web, []any{pod("one", ""), without, allow("shop", "p", nil, bank)}, "everyone: pod shop/two has no proxy"},
-		"pods of which a policy selects one": {web, []any{pod("one", "", "x"), pod("two", ""), allow("shop", "p", map[string]string{"x": "yes"}, bank)}, "everyone: no ALLOW policy holds for pod shop/two"},
-		"pods with policies of their own":    {web, []any{pod("one", "", "x"), pod("two", "", "y"), allow("shop", "x", map[string]string{"x": "yes"}, bank), allow("shop", "y", map[string]string{"y": "yes"}, teller)}, "bank/* by shop/x, bank/teller by shop/y"},
-		"no pods yet":                        {web, []any{allow("shop", "p", app, teller)}, "bank/teller by shop/p"},
-		"no pods, and no policy":             {web, nil, "everyone: no ALLOW policy holds for the pods that it selects"},
-		"no selector, and a pod behind":      {bare, []any{pod("one", "10.0.0.1"), sliceOf("shop/web", "shop", "10.0.0.1"), allow("shop", "p", nil, bank)}, "bank/* by shop/p"},
-		"no selector, and a stranger behind": {bare, []any{pod("one", "10.0.0.1"), sliceOf("shop/web", "shop", "10.0.0.1", "203.0.113.1"), allow("shop", "p", nil, bank)}, "everyone: behind it is an address of no pod, 203.0.113.1"},
-		"no selector, and nothing behind":    {bare, []any{allow("shop", "p", nil, bank)}, "everyone: it selects no pods, and nothing is behind it"},
+		"no policy":                                 {web, []any{pod("one", "")}, "everyone: no ALLOW policy holds for pod shop/one"},
+		"an identity":                               {web, []any{pod("one", ""), allow("shop", "p", app, teller)}, "bank/teller by shop/p"},
+		"a namespace, by the mesh's policy":         {web, []any{pod("one", ""), allow("bulwark-system", "p", nil, bank)}, "bank/* by bulwark-system/p"},
+		"two policies":                              {web, []any{pod("one", ""), allow("shop", "p", nil, bank), allow("shop", "q", app, teller, bank)}, "bank/* by shop/p shop/q, bank/teller by shop/q"},
+		"a policy without rules":                    {web, []any{pod("one", ""), allow("shop", "nothing", nil)}, ""},
+		"a rule that matches nothing":               {web, []any{pod("one", ""), never}, ""},
+		"a rule for others than it names":           {web, []any{pod("one", ""), allow("shop", "p", nil, bank, nil)}, "everyone: policy shop/p admits others than namespaces and identities that it names"},
+		"a policy of another workload":              {web, []any{pod("one", ""), allow("shop", "p", map[string]string{"app": "other"}, bank)}, "everyone: no ALLOW policy holds for pod shop/one"},
+		"a policy of another namespace":             {web, []any{pod("one", ""), allow("bank", "p", nil, bank)}, "everyone: no ALLOW policy holds for pod shop/one"},
+		"dry run":                                   {web, []any{pod("one", ""), dry}, "everyone: no ALLOW policy holds for pod shop/one"},
+		"a policy that touches nothing":             {web, []any{pod("one", ""), ignored}, "everyone: no ALLOW policy holds for pod shop/one"},
+		"only DENY":                                 {web, []any{pod("one", ""), deny}, "everyone: no ALLOW policy holds for pod shop/one"},
+		"a pod without a proxy":                     {web, []any{pod("one", ""), without, allow("shop", "p", nil, bank)}, "everyone: pod shop/two has no proxy"},
+		"pods of which a policy selects one":        {web, []any{pod("one", "", "x"), pod("two", ""), allow("shop", "p", map[string]string{"x": "yes"}, bank)}, "everyone: no ALLOW policy holds for pod shop/two"},
+		"pods with policies of their own":           {web, []any{pod("one", "", "x"), pod("two", "", "y"), allow("shop", "x", map[string]string{"x": "yes"}, bank), allow("shop", "y", map[string]string{"y": "yes"}, teller)}, "bank/* by shop/x, bank/teller by shop/y"},
+		"no pods yet":                               {web, []any{allow("shop", "p", app, teller)}, "bank/teller by shop/p"},
+		"no pods, and no policy":                    {web, nil, "everyone: no ALLOW policy holds for the pods that it selects"},
+		"exported to its own namespace and another": {exported(".", "bank"), nil, "bank/*, shop/*"},
+		"exported to nobody":                        {exported("~"), nil, ""},
+		"exported to all":                           {exported("*", "bank"), nil, "everyone: no ALLOW policy holds for the pods that it selects"},
+		"exported to some of whom policies admit":   {exported("bank"), []any{allow("shop", "p", nil, teller, []authz.Member{{Namespace: "shop"}})}, "bank/teller by shop/p"},
+		"no selector, and a pod behind":             {bare, []any{pod("one", "10.0.0.1"), sliceOf("shop/web", "shop", "10.0.0.1"), allow("shop", "p", nil, bank)}, "bank/* by shop/p"},
+		"no selector, and a stranger behind":        {bare, []any{pod("one", "10.0.0.1"), sliceOf("shop/web", "shop", "10.0.0.1", "203.0.113.1"), allow("shop", "p", nil, bank)}, "everyone: behind it is an address of no pod, 203.0.113.1"},
+		"no selector, and nothing behind":           {bare, []any{allow("shop", "p", nil, bank)}, "everyone: it selects no pods, and nothing is behind it"},
 	} {
 		a := compile.AudienceOf(world(t, append(c.objects, c.service)...), compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}, c.service)
 		got := "everyone: " + a.Open
 		if !a.Everyone {
 			var members []string
 			for _, m := range slices.SortedFunc(maps.Keys(a.Members), authz.Member.Compare) {
-				members = append(members, fmt.Sprintf("%s by %s", m, strings.Join(a.Members[m], " ")))
+				text := m.String()
+				if by := a.Members[m]; by != nil {
+					text += " by " + strings.Join(by, " ")
+				}
+				members = append(members, text)
 			}
 			got = strings.Join(members, ", ")
 		}

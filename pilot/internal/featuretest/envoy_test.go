@@ -285,20 +285,18 @@ func (r *relocating) relocate(body *anypb.Any) error {
 	if err != nil {
 		return err
 	}
-	for theirs, ours := range map[string]string{translate.FilesPath: r.files, translate.RefusalSocket: translate.RefusalSocket + r.files} {
-		if !bytes.Contains(body.GetValue(), []byte(theirs)) {
-			continue
-		}
+	if bytes.Contains(body.GetValue(), []byte(translate.FilesPath)) {
 		text, err := protojson.Marshal(msg)
 		if err != nil {
 			return err
 		}
-		if err := protojson.Unmarshal(bytes.ReplaceAll(text, []byte(theirs), []byte(ours)), msg); err != nil {
+		if err := protojson.Unmarshal(bytes.ReplaceAll(text, []byte(translate.FilesPath), []byte(r.files)), msg); err != nil {
 			return err
 		}
-		if err := body.MarshalFrom(msg); err != nil {
-			return err
-		}
+	}
+	envoytest.OwnSocket(msg, r.files)
+	if err := body.MarshalFrom(msg); err != nil {
+		return err
 	}
 	l, ok := msg.(*listener.Listener)
 	if !ok || l.GetBindToPort() != nil || l.GetAddress().GetPipe() != nil { // what is bound is so by default

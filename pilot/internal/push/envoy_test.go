@@ -48,12 +48,13 @@ func (m *testMesh) sidecar(ca *envoytest.CA, id spiffe.ID, nodeID string, applic
 
 // DeltaAggregatedResources serves Pilot's resources, but for what needs the redirection of a pod's traffic.
 func (s *sidecar) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	return s.Server.DeltaAggregatedResources(&unredirected{rpc, s.application})
+	return s.Server.DeltaAggregatedResources(&unredirected{rpc, s.application, fmt.Sprint(s.admin)})
 }
 
 type unredirected struct {
 	discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 	application uint32
+	of          string // the Envoy, by a name that no other has
 }
 
 func (u *unredirected) SendMsg(sent any) error {
@@ -63,6 +64,7 @@ func (u *unredirected) SendMsg(sent any) error {
 		if err != nil {
 			return err
 		}
+		envoytest.OwnSocket(msg, u.of)
 		switch m := msg.(type) {
 		case *listener.Listener:
 			u.listener(m)
@@ -82,6 +84,9 @@ func (u *unredirected) SendMsg(sent any) error {
 // 127.0.0.3 and the application's port for the server.
 func (u *unredirected) listener(l *listener.Listener) {
 	a := l.GetAddress().GetSocketAddress()
+	if a == nil {
+		return
+	}
 	a.Address = "127.0.0.1"
 	switch l.GetName() {
 	case translate.VirtualInbound:

@@ -35,7 +35,7 @@ const (
 
 // refusalText is what a client reads. It has the name by which the client asked, as the proxy knows no service that is out of reach.
 const refusalText = "%REQ(:AUTHORITY):256% (%DOWNSTREAM_LOCAL_ADDRESS%) is out of reach of %ENVIRONMENT(" + EnvPrincipal + ")%: " +
-	"no policy admits this identity to the service, or no Service has this address and port\n"
+	"no policy admits this identity to the service, or no Service has this address and port"
 
 // refusedRanges is the chain for what has an address of the cluster's Services; nil if no such ranges are known.
 func refusedRanges(ranges []netip.Prefix) *listener.FilterChain {
@@ -86,7 +86,7 @@ func refuseRequests() *listener.Filter {
 	logs := []*accesslog.AccessLog{audit(nil, outOfReach("http")), requestMetrics(sourceReport())}
 	m := withRoutes(connectionManager("out_of_reach", []*hcm.HttpFilter{nobody}, logs), routes(compile.Table{Name: noCluster}))
 	m.CommonHttpProtocolOptions.MaxRequestsPerConnection = u32(1)
-	m.LocalReplyConfig = &hcm.LocalReplyConfig{BodyFormat: inline(refusalText)}
+	m.LocalReplyConfig = refusing(failed()) // also of what is no proper request
 	return httpManager(m)
 }
 
@@ -94,8 +94,18 @@ func refuseRequests() *listener.Filter {
 // cluster any more.
 func refusedNow(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
 	m.AccessLog = append(m.AccessLog, audit(withoutCluster(), outOfReach("http")))
-	m.LocalReplyConfig = &hcm.LocalReplyConfig{Mappers: []*hcm.ResponseMapper{{Filter: withoutCluster(), StatusCode: u32(403), BodyFormatOverride: inline(refusalText)}}}
+	m.LocalReplyConfig = refusing(withoutCluster())
 	return m
+}
+
+// refusing makes of some of a proxy's own answers the one that says that the service is out of reach.
+func refusing(which *accesslog.AccessLogFilter) *hcm.LocalReplyConfig {
+	return &hcm.LocalReplyConfig{Mappers: []*hcm.ResponseMapper{{Filter: which, StatusCode: u32(403), BodyFormatOverride: inline(refusalText)}}}
+}
+
+func failed() *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_StatusCodeFilter{StatusCodeFilter: &accesslog.StatusCodeFilter{
+		Comparison: &accesslog.ComparisonFilter{Op: accesslog.ComparisonFilter_GE, Value: &core.RuntimeUInt32{DefaultValue: 400, RuntimeKey: "unused"}}}}}
 }
 
 // withoutCluster passes requests to a cluster that there is not.
