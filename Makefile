@@ -23,10 +23,10 @@ build: generate ## build every binary into bin/
 CRDS := manifests/charts/bulwark/crds/istio.yaml
 generate: $(CRDS) ## take the CRDs that Bulwark has to do with from the Istio API's module
 
-$(CRDS): pkg/go.mod
+$(CRDS): pkg/go.mod Makefile
 	@mkdir -p $(@D)
 	@cd pkg && go mod download istio.io/api
-	awk 'BEGIN {RS = ORS = "---\n"} /\n  group: security\.istio\.io\n/' "$$(cd pkg && go list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml" > $@
+	awk 'BEGIN {RS = ORS = "---\n"} /\n  (group: security|name: sidecars\.networking)\.istio\.io\n/' "$$(cd pkg && go list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml" > $@
 
 .PHONY: proto proto-check
 proto: ## generate Go code from the protobuf definitions

@@ -113,13 +113,17 @@ func (b *builder) warn(reason string) {
 	}
 }
 
-// checkSelector finds what no workload's labels can meet.
 func checkSelector(labels map[string]string) []Problem {
+	return CheckLabels("spec.selector.matchLabels", labels)
+}
+
+// CheckLabels finds what no workload's labels can meet in the labels that a field demands.
+func CheckLabels(field string, labels map[string]string) []Problem {
 	var out []Problem
 	for _, k := range slices.Sorted(maps.Keys(labels)) {
 		reasons := append(validation.IsQualifiedName(k), validation.IsValidLabelValue(labels[k])...)
 		if len(reasons) > 0 && len(out) < maxProblems {
-			out = append(out, Problem{"spec.selector.matchLabels", fmt.Sprintf("%q: %q can never match: %s", k, labels[k], reasons[0])})
+			out = append(out, Problem{field, fmt.Sprintf("%q: %q can never match: %s", k, labels[k], reasons[0])})
 		}
 	}
 	return out

@@ -1,9 +1,12 @@
 package compile
 
 import (
+	"iter"
 	"slices"
+	"strings"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
 // Exported reports whether a Service is to be known in a namespace, as its annotation says: in all without one or with a "*", then
@@ -19,4 +22,61 @@ func Exported(s *registry.Service, namespace string) bool {
 		return true
 	}
 	return slices.Contains(s.ExportTo, namespace)
+}
+
+// SidecarOf returns the Sidecar that says which services a workload may know, or nil if none does: one of its namespace that selects it
+// by labels, else one of its namespace without a selector, else one of the root namespace without a selector. Of several, it is the oldest.
+// One that declares no egress is passed over, since its workloads have what they would have without it.
+func SidecarOf(snap *registry.Snapshot, set Settings, namespace string, labels map[string]string) *registry.Sidecar {
+	selects := func(s *registry.Sidecar) bool { return len(s.Selector) > 0 && authz.Selects(s.Selector, labels) }
+	selectsAll := func(s *registry.Sidecar) bool { return len(s.Selector) == 0 }
+	if s := oldestSidecar(snap.SidecarsIn(namespace), selects); s != nil {
+		return s
+	}
+	if s := oldestSidecar(snap.SidecarsIn(namespace), selectsAll); s != nil {
+		return s
+	}
+	return oldestSidecar(snap.SidecarsIn(set.RootNamespace), selectsAll)
+}
+
+// oldestSidecar returns the oldest of those that declare egress and meet a condition; of equally old ones, the first.
+func oldestSidecar(sidecars iter.Seq[*registry.Sidecar], meets func(*registry.Sidecar) bool) (oldest *registry.Sidecar) {
+	for s := range sidecars {
+		if s.Egress != nil && meets(s) && (oldest == nil || s.Created.Before(oldest.Created)) {
+			oldest = s
+		}
+	}
+	return oldest
+}
+
+// Imports reports whether a Sidecar, which may be nil, lets workloads of a namespace know a Service.
+func Imports(sidecar *registry.Sidecar, namespace string, s *registry.Service) bool {
+	if sidecar == nil || sidecar.Egress == nil {
+		return true
+	}
+	names := func(h registry.EgressHost) bool {
+		switch of := strings.TrimPrefix(h.Namespace, "~"); of {
+		case "", "*":
+		case ".":
+			if s.Namespace != namespace {
+				return false
+			}
+		default:
+			if s.Namespace != of {
+				return false
+			}
+		}
+		end, wildcard := strings.CutPrefix(h.Host, "*")
+		return wildcard && strings.HasSuffix(Host(s), end) || h.Host == Host(s)
+	}
+	imported := false
+	for _, h := range sidecar.Egress {
+		if names(h) {
+			if h.Excludes() {
+				return false
+			}
+			imported = true
+		}
+	}
+	return imported
 }

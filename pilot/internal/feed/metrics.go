@@ -22,7 +22,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		objects: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "bulwark_pilot_objects", Help: "Objects in the registry."}, []string{"kind"}),
 		unenforceable: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "bulwark_pilot_unenforceable_policies",
-			Help: "Stored policies of which something cannot be enforced; they fail closed."}, []string{"kind"}),
+			Help: "Stored policies of which something cannot be enforced."}, []string{"kind"}),
 		watchErrors: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_pilot_watch_errors_total", Help: "Failed lists and watches."}, []string{"kind"}),
 		changes:     prometheus.NewCounter(prometheus.CounterOpts{Name: "bulwark_pilot_registry_changes_total", Help: "Changes of objects."}),
 		held: prometheus.NewGauge(prometheus.GaugeOpts{Name: "bulwark_pilot_removals_held",

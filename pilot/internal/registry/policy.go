@@ -24,7 +24,8 @@ type Verdict struct {
 	Namespace  string          `json:"namespace"`
 	Name       string          `json:"name"`
 	Generation int64           `json:"generation,omitempty"`
-	Idle       bool            `json:"idle,omitempty"` // it touches no workload, whatever it says
+	Idle       bool            `json:"idle,omitempty"`   // it touches no workload, whatever it says
+	Partly     bool            `json:"partly,omitempty"` // what of it can be enforced holds, and what cannot is left out
 	Problems   []authz.Problem `json:"problems"`
 }
 
@@ -104,20 +105,29 @@ func metaOf(u *unstructured.Unstructured) authz.Meta {
 
 // decodeSpec reads the spec of a custom resource strictly: a field that is not understood might have restricted something.
 func decodeSpec(u *unstructured.Unstructured, into proto.Message) []authz.Problem {
-	spec, ok := u.Object["spec"]
-	if !ok || spec == nil {
-		return nil
-	}
-	raw, err := json.Marshal(spec)
-	if err == nil {
-		err = protojson.Unmarshal(raw, into)
-	}
-	if err != nil {
+	if err := unmarshalSpec(u, into, protojson.UnmarshalOptions{}); err != nil {
 		// protojson varies the spaces of its messages on purpose. A message must stay the same for the same spec, because it is
 		// written into the policy's status.
 		return []authz.Problem{{Field: "spec", Reason: strings.ReplaceAll(err.Error(), "\u00a0", " ")}}
 	}
 	return nil
+}
+
+// decodeKnown reads of the spec of a custom resource what is understood, and reports whether the rest let it.
+func decodeKnown(u *unstructured.Unstructured, into proto.Message) bool {
+	return unmarshalSpec(u, into, protojson.UnmarshalOptions{DiscardUnknown: true}) == nil
+}
+
+func unmarshalSpec(u *unstructured.Unstructured, into proto.Message, options protojson.UnmarshalOptions) error {
+	spec, ok := u.Object["spec"]
+	if !ok || spec == nil {
+		return nil
+	}
+	raw, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	return options.Unmarshal(raw, into)
 }
 
 // selectorOf finds the selector of a resource that cannot be decoded, so that its failing closed hits those it was for.

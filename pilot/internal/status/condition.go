@@ -15,6 +15,7 @@ const Type = "bulwark.dev/Enforceable"
 // Reasons of the condition.
 const (
 	FailsClosed = "FailsClosed" // what cannot be enforced denies
+	LeftOut     = "LeftOut"     // what cannot be enforced is left out, and the rest holds
 	NoEffect    = "NoEffect"    // it holds for no workload
 	Enforced    = "Enforced"
 )
@@ -50,6 +51,8 @@ func condition(v registry.Verdict) map[string]any {
 	case len(v.Problems) == 0:
 	case v.Idle:
 		c["status"], c["reason"], c["message"] = "False", NoEffect, "It holds for no workload: "+v.Summary()
+	case v.Partly:
+		c["status"], c["reason"], c["message"] = "False", LeftOut, "What cannot be enforced is left out: "+v.Summary()
 	default:
 		c["status"], c["reason"], c["message"] = "False", FailsClosed, "What cannot be enforced fails closed: "+v.Summary()
 	}

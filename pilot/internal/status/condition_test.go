@@ -28,6 +28,8 @@ func TestWanted(t *testing.T) {
 	theirs := map[string]any{"type": "Reconciled", "status": "True"}
 	idle := verdict(1, custom)
 	idle.Idle = true
+	partly := verdict(1, custom)
+	partly.Partly = true
 	for name, c := range map[string]struct {
 		verdict registry.Verdict
 		have    []any
@@ -37,6 +39,7 @@ func TestWanted(t *testing.T) {
 		"a policy that is and was well":   {verdict(1), []any{theirs}, []any{theirs}, false},
 		"bad for the first time":          {verdict(1, custom), []any{theirs}, []any{theirs, cond("False", FailsClosed, closed, 1, now)}, true},
 		"bad and without effect":          {idle, nil, []any{cond("False", NoEffect, "It holds for no workload: spec.action: CUSTOM is not supported", 1, now)}, true},
+		"bad in part":                     {partly, nil, []any{cond("False", LeftOut, "What cannot be enforced is left out: spec.action: CUSTOM is not supported", 1, now)}, true},
 		"bad as before":                   {verdict(1, custom), []any{cond("False", FailsClosed, closed, 1, earlier)}, []any{cond("False", FailsClosed, closed, 1, earlier)}, false},
 		"bad as before, in a new version": {verdict(2, custom), []any{cond("False", FailsClosed, closed, 1, earlier)}, []any{cond("False", FailsClosed, closed, 2, earlier)}, true},
 		"mended":                          {verdict(2), []any{cond("False", FailsClosed, closed, 1, earlier), theirs}, []any{theirs, cond("True", Enforced, enforced, 2, now)}, true},

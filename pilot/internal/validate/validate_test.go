@@ -35,6 +35,9 @@ func TestRefusalsNameFieldAndReason(t *testing.T) {
 		{"AuthorizationPolicy", "a", `{"selector":{"matchLabels":{"app":"a b"}}}`, `spec.selector.matchLabels: "app": "a b" can never match`},
 		{"AuthorizationPolicy", "a", `{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/a%2Fb"]}}]}]}`, `spec.rules[0].to[0].operation.paths[0]: "/a%2Fb" can never match: %2F is decoded before paths are compared; write "/a/b"`},
 		{"RequestAuthentication", "a", `{"jwtRules":[{"issuer":"x"}]}`, "spec.jwtRules: JWTs are not verified yet"},
+		{"Sidecar", "a", `{"ingress":[{"port":{"number":80}}],"egress":[{"hosts":["./*"]}]}`, "spec.ingress: is not enforced"},
+		{"Sidecar", "a", `{"egress":[{"hosts":["./*"],"port":{"number":80}}]}`, "spec.egress[0].port: is not enforced"},
+		{"Sidecar", "a", `{"egress":[{"hosts":["shop/web"]}]}`, `spec.egress[0].hosts[0]: "shop/web" does not name services in full`},
 	} {
 		got := review(t, c.kind, c.namespace, c.spec)
 		if got.Allowed || !strings.Contains(got.Result.Message, c.want) {
@@ -47,6 +50,8 @@ func TestPoliciesThatCanBeEnforcedPass(t *testing.T) {
 	for _, c := range []struct{ kind, spec, warning string }{
 		{"PeerAuthentication", `{"mtls":{"mode":"STRICT"}}`, ""},
 		{"AuthorizationPolicy", `{}`, ""},
+		{"Sidecar", `{"workloadSelector":{"labels":{"app":"x"}},"egress":[{"hosts":["./*","shop/web.shop.svc.cluster.local","~/*"]}]}`, ""},
+		{"Sidecar", `{"egress":[{"hosts":["*/api.example.com"]}]}`, "names no service of the mesh"},
 		{"AuthorizationPolicy", `null`, ""},
 		{"AuthorizationPolicy", `{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/admin"]}}]}]}`, "denies more"},
 		{"AuthorizationPolicy", `{"rules":[{"to":[{"operation":{"methods":["GET"]}}]}]}`, "never match on ports that are not HTTP"},
