@@ -112,7 +112,7 @@ func leftovers(ctx context.Context) ([]string, error) {
 			}
 			for _, o := range objects {
 				ours := o.GetLabels()[mesh.PartOfLabel] == mesh.PartOfValue || o.GetNamespace() == mesh.Namespace || o.GetName() == mesh.Namespace ||
-					o.GetName() == mesh.TrustBundleConfig || strings.HasSuffix(o.GetName(), ".security.istio.io") || o.Object["type"] == mesh.SecretType
+					o.GetName() == mesh.TrustBundleConfig || strings.HasSuffix(o.GetName(), ".istio.io") || o.Object["type"] == mesh.SecretType
 				if ours && r.Kind != "PersistentVolume" {
 					left = append(left, fmt.Sprintf("%s %s/%s", r.Kind, o.GetNamespace(), o.GetName()))
 				}
