@@ -57,7 +57,13 @@ var (
 		`{from: [{source: {ipBlocks: [10.0.0.0/24]}}]}`, `{to: [{operation: {methods: [GET], paths: [/a, /b/*]}}]}`, `{to: [{operation: {ports: ["8080"]}}]}`,
 		`{when: [{key: "request.headers[x-user]", values: [eve]}]}`, `{from: [{source: {requestPrincipals: ["*"]}}]}`,
 	}
-	modes = []string{"STRICT", "PERMISSIVE", "DISABLE", "UNSET"}
+	modes   = []string{"STRICT", "PERMISSIVE", "DISABLE", "UNSET"}
+	exports = []string{"*", ".", "~", "bank", "shop, bank", ".,bulwark-system", "nowhere", "*,~"}
+	egress  = []string{
+		`"*/*"`, `"./*"`, `"~/*"`, `"shop/*"`, `"bank/s0.bank.svc.cluster.local"`, `"*/s1.shop.svc.cluster.local"`, `"*/*.bank.svc.cluster.local"`,
+		`"~bank/*"`, `"not understood"`,
+	}
+	ranges = []string{"10.96.0.0/30", "10.96.0.0/29", "203.0.113.0/24", "fd00::/108"}
 )
 
 func newWorld(seed uint64) *world {
@@ -86,13 +92,14 @@ func (w *world) some(of []string, percent int) []string {
 
 var versions = map[string]string{
 	"Service": "v1", "Pod": "v1", "ConfigMap": "v1", "EndpointSlice": "discovery.k8s.io/v1", "AuthorizationPolicy": "security.istio.io/v1",
-	"PeerAuthentication": "security.istio.io/v1", "RequestAuthentication": "security.istio.io/v1",
+	"PeerAuthentication": "security.istio.io/v1", "RequestAuthentication": "security.istio.io/v1", "Sidecar": "networking.istio.io/v1",
+	"ServiceCIDR": "networking.k8s.io/v1",
 }
 
 // set makes or changes an object. Metadata is what it has beside its name, and rest is its other fields.
 func (w *world) set(kind, namespace, name, metadata, rest string) {
 	id := fmt.Sprintf("%s %s/%s", kind, namespace, name)
-	text := fmt.Sprintf("apiVersion: %s\nkind: %s\nmetadata: {name: %s, namespace: %s, %s}\n%s\n", versions[kind], kind, name, namespace, metadata, rest)
+	text := fmt.Sprintf("apiVersion: %s\nkind: %s\nmetadata: {name: %s, namespace: %q, %s}\n%s\n", versions[kind], kind, name, namespace, metadata, rest)
 	if w.objects[id] != text {
 		w.objects[id] = text
 		w.touch(id)
@@ -160,7 +167,7 @@ func (w *world) change() {
 // try makes a change, or finds that nothing is to be changed.
 func (w *world) try() {
 	namespace, n := one(w, namespaces), w.random.IntN(3)
-	switch k := w.random.IntN(20); {
+	switch k := w.random.IntN(23); {
 	case k < 4:
 		w.service(namespace, fmt.Sprintf("s%d", n))
 	case k < 7:
@@ -175,6 +182,10 @@ func (w *world) try() {
 		w.peers(namespace, fmt.Sprintf("m%d", n))
 	case k < 18:
 		w.tokens(namespace, "j")
+	case k < 20:
+		w.sidecar(namespace, fmt.Sprintf("e%d", n))
+	case k < 21:
+		w.serviceCIDR(fmt.Sprintf("c%d", n))
 	default:
 		w.revocations()
 	}
@@ -206,7 +217,11 @@ func (w *world) service(namespace, name string) {
 		defer func() { numbers[number] = true }()
 		return numbers[number]
 	})
-	w.set("Service", namespace, name, w.created(), fmt.Sprintf("spec: {type: %s, clusterIPs: [%s], selector: %s, ports: [%s]}",
+	metadata := w.created()
+	if w.chance(30) {
+		metadata += fmt.Sprintf(", annotations: {networking.istio.io/exportTo: %q}", one(w, exports))
+	}
+	w.set("Service", namespace, name, metadata, fmt.Sprintf("spec: {type: %s, clusterIPs: [%s], selector: %s, ports: [%s]}",
 		kind, quoted(ips), selector, strings.Join(list, ", ")))
 }
 
@@ -353,6 +368,29 @@ func (w *world) tokens(namespace, name string) {
 		return
 	}
 	w.set("RequestAuthentication", namespace, name, "", fmt.Sprintf("spec: {%s jwtRules: []}", w.selector()))
+}
+
+func (w *world) sidecar(namespace, name string) {
+	if w.chance(50) {
+		w.remove("Sidecar", namespace, name)
+		return
+	}
+	selector, list := "", "" // an empty list of hosts is one that declares nothing
+	if w.chance(60) {
+		selector = fmt.Sprintf("workloadSelector: {labels: {app: %s}},", one(w, apps))
+	}
+	if hosts := w.some(egress, 25); len(hosts) > 0 {
+		list = fmt.Sprintf("{hosts: [%s]}", strings.Join(hosts, ", "))
+	}
+	w.set("Sidecar", namespace, name, w.created(), fmt.Sprintf("spec: {%s egress: [%s]}", selector, list))
+}
+
+func (w *world) serviceCIDR(name string) {
+	if w.chance(30) {
+		w.remove("ServiceCIDR", "", name)
+		return
+	}
+	w.set("ServiceCIDR", "", name, "", fmt.Sprintf("spec: {cidrs: [%s]}", quoted(w.some(ranges, 40))))
 }
 
 // revocations makes a new list, of which most has been in the last.
