@@ -63,3 +63,21 @@ func (s *Scene) Enforced(ctx context.Context, account, before, after string, cha
 	}
 	return result.Changes[1].At.Sub(changed), nil
 }
+
+// Grants has an account that no policy admits ask without pause while the first one that does is applied and deleted, some times. It
+// returns how long each took from the moment before the change was sent to the API server to the first answer by it.
+func (s *Scene) Grants(ctx context.Context, times int) (granted, taken []time.Duration, err error) {
+	policy := s.local(webMayRead)
+	for i := range times {
+		in, err := s.Enforced(ctx, "web", "403", "200", func() error { return s.Apply(ctx, policy) }, "--interval=1ms")
+		if err != nil {
+			return nil, nil, fmt.Errorf("applying the policy, time %d: %w", i, err)
+		}
+		out, err := s.Enforced(ctx, "web", "200", "403", func() error { return s.Delete(ctx, policy) }, "--interval=1ms")
+		if err != nil {
+			return nil, nil, fmt.Errorf("deleting the policy, time %d: %w", i, err)
+		}
+		granted, taken = append(granted, in), append(taken, out)
+	}
+	return granted, taken, nil
+}

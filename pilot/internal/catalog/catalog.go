@@ -68,6 +68,7 @@ type Catalog struct {
 	where    map[Resource][]Layer     // of what a subject has
 	reach    *reach                   // nil as long as there are no subjects
 	classes  map[string]*class        // of the layers of classes, by what they are of
+	scopes   map[Layer]*scope         // of the layers of those who may know only some services
 	pods     map[string]*registry.Pod // of the layers of pods, as last known
 }
 
@@ -78,17 +79,18 @@ type class struct {
 
 // New returns a catalogue of the snapshot for nobody yet.
 func New(settings compile.Settings, snap *registry.Snapshot) *Catalog {
-	return &Catalog{settings: settings, snap: snap, layers: map[Layer]*layer{}, where: map[Resource][]Layer{}, classes: map[string]*class{}, pods: map[string]*registry.Pod{}}
+	return &Catalog{settings: settings, snap: snap, layers: map[Layer]*layer{}, where: map[Resource][]Layer{}, classes: map[string]*class{}, scopes: map[Layer]*scope{}, pods: map[string]*registry.Pod{}}
 }
 
 // Snapshot is what the catalogue is made from.
 func (c *Catalog) Snapshot() *registry.Snapshot { return c.snap }
 
-// Apply moves on to a snapshot, given what changed since the last. It returns what of layers that a subject has may be another.
-func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) []Touched {
+// Apply moves on to a snapshot, given what changed since the last. It returns what of layers that a subject has may be another, and the
+// pods whose subjects may be others, which are to follow.
+func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) (out []Touched, following []*registry.Pod) {
 	c.snap = snap
 	if len(c.layers) == 0 {
-		return nil
+		return nil, nil
 	}
 	t := &turn{effects: compile.EffectsOf(snap, c.settings, changes)}
 	for id := range t.effects.Reach {
@@ -104,6 +106,12 @@ func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) []To
 		if now, _ := change.New.(*registry.Pod); now != nil {
 			t.pods = append(t.pods, movedPod{c.pods[change.ID], now})
 			c.pods[change.ID] = now
+			following = append(following, now)
+		}
+	}
+	for _, p := range c.pods {
+		if slices.Contains(t.effects.Sidecars, p.Namespace) || slices.Contains(t.effects.Sidecars, "") {
+			following = append(following, p)
 		}
 	}
 	for id, class := range c.classes {
@@ -113,7 +121,6 @@ func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) []To
 			t.classes = append(t.classes, compiledAnew{id, was, c.workload(id)})
 		}
 	}
-	var out []Touched
 	seen := map[Resource]bool{}
 	for _, f := range families {
 		if f.touched == nil {
@@ -129,7 +136,7 @@ func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) []To
 			}
 		}
 	}
-	return out
+	return out, following
 }
 
 // place notes who has a resource now.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
@@ -33,19 +34,11 @@ func newWorld(t *testing.T) *world {
 func (w *world) set(s *registry.Service) []Resource {
 	w.t.Helper()
 	var out []Resource
-	for _, t := range w.apply(registry.Event{Kind: registry.Services, ID: s.ID, Object: s}) {
+	touched, _ := w.object(registry.Services, s.ID, s)
+	for _, t := range touched {
 		out = append(out, t.Resource)
 	}
 	return out
-}
-
-func (w *world) apply(events ...registry.Event) []Touched {
-	w.t.Helper()
-	changes, err := w.registry.Apply(events)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return w.Apply(w.registry.Snapshot(), changes)
 }
 
 func podOf(name string, d registry.Delivery, labels map[string]string) *registry.Pod {
@@ -127,5 +120,91 @@ func TestWhoBecomesAnotherIsToldSo(t *testing.T) {
 	}
 	if same, gone, news := w.Follow(now, podOf("one", registry.ByAgent, map[string]string{"app": "web"})); same != now || gone != nil || news != nil {
 		t.Errorf("nothing has changed, and %v are gone, %v news", gone, news)
+	}
+}
+
+func (w *world) object(k registry.Kind, id string, o any) ([]Touched, []*registry.Pod) {
+	w.t.Helper()
+	changes, err := w.registry.Apply([]registry.Event{{Kind: k, ID: id, Object: o}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return w.Apply(w.registry.Snapshot(), changes)
+}
+
+// admits is a policy of the web's pods for one identity.
+func admits(namespace, account string) *registry.Policy {
+	m := authz.Member{Namespace: namespace, Account: account}
+	return &registry.Policy{ID: "a/p", Namespace: "a", Policy: authz.Policy{Meta: authz.Meta{Namespace: "a", Name: "p"}, Action: authz.Allow,
+		Rules: []authz.Rule{{From: []authz.Clauses{{{Attribute: authz.Principal, Members: []authz.Member{m}}}}}}}}
+}
+
+// A policy that names its clients takes the service from all others, who alone hear of it beside those who get it; and one that names
+// others moves it from these to those.
+func TestAPolicyMovesAServiceBetweenLayers(t *testing.T) {
+	w := newWorld(t)
+	one := w.Join(podOf("one", registry.ByAgent, nil))
+	port := Cluster{"a/web", 80, registry.ByAgent}
+	for _, c := range []struct {
+		policy *registry.Policy
+		moves  []Layer // that anybody has
+		has    bool
+	}{
+		{admits("a", "web"), []Layer{ofMember(authz.Member{Namespace: "a", Account: "web"}), Everyone}, true},
+		{admits("b", "other"), []Layer{ofMember(authz.Member{Namespace: "a", Account: "web"})}, false},
+		{admits("b", "another"), nil, false},
+		{admits("a", ""), []Layer{ofMember(authz.Member{Namespace: "a"})}, true},
+	} {
+		touched, _ := w.object(registry.Policies, "a/p", c.policy)
+		var got []Layer
+		for _, t := range touched {
+			if t.Resource == port {
+				got = append(got, t.Moves...)
+			}
+		}
+		if !slices.Equal(got, c.moves) {
+			t.Errorf("%+v moves the cluster: %v, want %v", c.policy.Rules[0].From, got, c.moves)
+		}
+		if found := w.Find(one, deltaxds.ClusterType, webCluster) != nil; found != c.has {
+			t.Errorf("%+v: the pod has it: %v", c.policy.Rules[0].From, found)
+		}
+	}
+}
+
+// A Sidecar makes subjects of a scope of their own, which has of what they may reach what it names, and follows what changes later.
+func TestASidecarNarrowsWhatASubjectMayReach(t *testing.T) {
+	w := newWorld(t)
+	all := w.Join(podOf("one", registry.ByAgent, nil))
+	sidecar := func(host string) *registry.Sidecar {
+		return &registry.Sidecar{ID: "a/s", Namespace: "a", Name: "s", Egress: []registry.EgressHost{{Namespace: "*", Host: host}}}
+	}
+	_, following := w.object(registry.Sidecars, "a/s", sidecar("other.a.svc.cluster.local"))
+	if len(following) != 1 || following[0].ID != "a/one" {
+		t.Fatalf("these follow: %v", following)
+	}
+	none, _, news := w.Follow(all, following[0])
+	if none == all || w.Find(none, deltaxds.ClusterType, webCluster) != nil || !slices.Contains(news, Resource(Cluster{"a/web", 80, registry.ByAgent})) {
+		t.Errorf("a Sidecar that names another service leaves it, told %v", news)
+	}
+	if w.Find(none, deltaxds.ListenerType, "virtualOutbound") == nil {
+		t.Error("what every proxy has is gone, too")
+	}
+	w.object(registry.Services, "a/other", &registry.Service{ID: "a/other", Namespace: "a", Name: "other", Ports: []registry.ServicePort{{Number: 80}}})
+	if w.Find(none, deltaxds.ClusterType, "outbound|80||other.a.svc.cluster.local") == nil {
+		t.Error("a service that it names and that came later is not there")
+	}
+	_, following = w.object(registry.Sidecars, "a/s", sidecar("web.a.svc.cluster.local"))
+	web, gone, _ := w.Follow(none, following[0])
+	if w.Find(web, deltaxds.ClusterType, webCluster) == nil || !slices.Contains(gone, Resource(Cluster{"a/other", 80, registry.ByAgent})) {
+		t.Errorf("another Sidecar names it, and it is not there; gone are %v", gone)
+	}
+	_, following = w.object(registry.Sidecars, "a/s", nil)
+	free, _, _ := w.Follow(web, following[0])
+	if w.Find(free, deltaxds.ClusterType, webCluster) == nil || len(w.scopes) != 0 {
+		t.Errorf("without a Sidecar it is not there, or a scope stays: %v", w.scopes)
+	}
+	w.Leave(free)
+	if len(w.layers)+len(w.where)+len(w.scopes) != 0 {
+		t.Error("something stays")
 	}
 }

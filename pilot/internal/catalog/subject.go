@@ -24,6 +24,7 @@ var (
 const (
 	namespaceLayer = "namespace"
 	identityLayer  = "identity"
+	scopeLayer     = "scope"
 	classLayer     = "class"
 	podLayer       = "pod"
 )
@@ -43,12 +44,18 @@ func OfPod(pod string) Layer { return Layer{kind: podLayer, of: pod} }
 type Subject struct {
 	pod, class         string
 	namespace, account string
+	scope              Layer // of the services that it may know; zero if those are all that it may reach
 	delivery           registry.Delivery
 }
 
 // subjectOf is the subject that a pod's proxy is.
-func subjectOf(p *registry.Pod) Subject {
-	return Subject{p.ID, compile.ClassOf(p).Key(), p.Namespace, p.ServiceAccount, p.Delivery}
+func (c *Catalog) subjectOf(p *registry.Pod) (Subject, *registry.Sidecar) {
+	out := Subject{pod: p.ID, class: compile.ClassOf(p).Key(), namespace: p.Namespace, account: p.ServiceAccount, delivery: p.Delivery}
+	sidecar := compile.SidecarOf(c.snap, c.settings, p.Namespace, p.Labels)
+	if sidecar != nil {
+		out.scope = ofScope(sidecar, p.Namespace, p.ServiceAccount)
+	}
+	return out, sidecar
 }
 
 // Pod is the pod whose proxy it is ("namespace/name").
@@ -58,6 +65,9 @@ func (s Subject) Pod() string { return s.pod }
 func (s Subject) Layers() []Layer {
 	out := append(ofClass(s.class), OfPod(s.pod))
 	services := reachOf(s.namespace, s.account)
+	if s.scope != (Layer{}) {
+		services = []Layer{s.scope}
+	}
 	if s.delivery != registry.ByAgent {
 		for _, l := range services {
 			out = append(out, l.by(s.delivery))
@@ -68,12 +78,12 @@ func (s Subject) Layers() []Layer {
 
 // Join adds a subject: the proxy of a pod. Each has to leave once.
 func (c *Catalog) Join(p *registry.Pod) Subject {
-	s := subjectOf(p)
-	c.enter(s, p)
+	s, sidecar := c.subjectOf(p)
+	c.enter(s, p, sidecar)
 	return s
 }
 
-func (c *Catalog) enter(s Subject, p *registry.Pod) {
+func (c *Catalog) enter(s Subject, p *registry.Pod, sidecar *registry.Sidecar) {
 	if c.pods[s.pod] == nil {
 		c.pods[s.pod] = p
 	}
@@ -82,6 +92,10 @@ func (c *Catalog) enter(s Subject, p *registry.Pod) {
 	}
 	if c.reach == nil {
 		c.reach = newReach(c)
+	}
+	if sidecar != nil && c.scopes[s.scope] == nil {
+		c.scopes[s.scope] = &scope{sidecar, s.namespace, s.account}
+		c.reach.open(c, s.scope)
 	}
 	for _, id := range s.Layers() {
 		l := c.layers[id]
@@ -118,6 +132,11 @@ func (c *Catalog) Leave(s Subject) (gone []Resource) {
 			delete(c.pods, id.of)
 		case classLayer:
 			delete(c.classes, id.of)
+		case scopeLayer:
+			if id == s.scope {
+				c.reach.close(id)
+				delete(c.scopes, id)
+			}
 		}
 	}
 	if len(c.layers) == 0 {
@@ -129,7 +148,7 @@ func (c *Catalog) Leave(s Subject) (gone []Resource) {
 // Follow makes of a subject whose pod has changed the subject that it is now. It returns the resources that nobody has any more, and what
 // the subject has now or had instead of it, which it has to be told of. Nothing of this is returned where nothing differs.
 func (c *Catalog) Follow(s Subject, p *registry.Pod) (now Subject, gone, news []Resource) {
-	now = subjectOf(p)
+	now, sidecar := c.subjectOf(p)
 	if now == s {
 		return s, nil, nil
 	}
@@ -139,7 +158,7 @@ func (c *Catalog) Follow(s Subject, p *registry.Pod) (now Subject, gone, news []
 			news = append(news, c.layers[id].all()...)
 		}
 	}
-	c.enter(now, p)
+	c.enter(now, p, sidecar)
 	gone = c.Leave(s)
 	for _, id := range is {
 		if !slices.Contains(was, id) {

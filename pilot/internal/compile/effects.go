@@ -1,6 +1,8 @@
 package compile
 
 import (
+	"slices"
+
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -15,8 +17,9 @@ type Effects struct {
 	Reach     map[string]bool            // services that others than before may reach ("namespace/name")
 	Classes   []ClassSelector
 
-	Revocations bool // the mesh's list of them
-	Ranges      bool // of Services' addresses
+	Sidecars    []string // namespaces whose workloads may know other services than before; "" is every one
+	Revocations bool     // the mesh's list of them
+	Ranges      bool     // of Services' addresses
 
 	former map[string]*registry.Service // as they were before the changes
 }
@@ -50,6 +53,7 @@ func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change)
 		registry.Policies.Each(c, func(p *registry.Policy) { e.policy(snap, set, p) })
 		registry.JWTRules.Each(c, func(j *registry.JWTRule) { e.class(set, j.Namespace, j.Selector) })
 		registry.PeerAuths.Each(c, func(p *registry.PeerAuth) { e.peer(snap, set, p) })
+		registry.Sidecars.Each(c, func(s *registry.Sidecar) { e.sidecar(set, s) })
 		registry.ServiceCIDRs.Each(c, func(*registry.ServiceCIDR) { e.Ranges = true })
 		registry.Revocations.Each(c, func(r *registry.Revocation) { e.revocation(snap, r) })
 	}
@@ -156,6 +160,16 @@ func (e *Effects) policy(snap *registry.Snapshot, set Settings, p *registry.Poli
 		for sl := range snap.SlicesAt(pod.IP) { // of services without a selector, which may be of any namespace
 			e.Reach[sl.ServiceID] = true
 		}
+	}
+}
+
+func (e *Effects) sidecar(set Settings, s *registry.Sidecar) {
+	namespace := s.Namespace
+	if namespace == set.RootNamespace {
+		namespace = ""
+	}
+	if !slices.Contains(e.Sidecars, namespace) {
+		e.Sidecars = append(e.Sidecars, namespace)
 	}
 }
 

@@ -48,7 +48,10 @@ func AudienceOf(snap *registry.Snapshot, set Settings, s *registry.Service) Audi
 	}
 	if a.Everyone {
 		a = Audience{Open: a.Open, Members: map[authz.Member][]string{}}
-		for _, ns := range append(s.ExportTo, s.Namespace) {
+		for _, ns := range s.ExportTo {
+			if ns == "." {
+				ns = s.Namespace
+			}
 			a.Members[authz.Member{Namespace: ns}] = nil
 		}
 	}

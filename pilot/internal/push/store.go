@@ -4,6 +4,7 @@ package push
 
 import (
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,7 +44,8 @@ func (s *Store) Apply(snap *registry.Snapshot, changes []registry.Change) {
 	}
 	s.mu.Lock()
 	news := news{}
-	for _, t := range s.catalog.Apply(snap, changes) {
+	touched, following := s.catalog.Apply(snap, changes)
+	for _, t := range touched {
 		concerned := t.Moves
 		if s.renew(t.Resource) {
 			concerned = append(concerned, t.Stays...)
@@ -54,7 +56,7 @@ func (s *Store) Apply(snap *registry.Snapshot, changes []registry.Change) {
 			}
 		}
 	}
-	ended := s.follow(changes, news)
+	ended := s.follow(changes, following, news)
 	s.mu.Unlock()
 	// Streams hold their own lock while they read from the store, so they are told without the store's.
 	now := time.Now()
@@ -93,9 +95,9 @@ func (s *Store) renew(r catalog.Resource) bool {
 	return false
 }
 
-// follow looks at the pods of connected proxies: one whose labels change has become another subject. It returns the clients
-// whose pod has become another one's, or whose certificate comes in another way.
-func (s *Store) follow(changes []registry.Change, news news) (ended []*client) {
+// follow looks at the pods of connected proxies: one whose labels change has become another subject, as one whose Sidecar does. It
+// returns the clients whose pod has become another one's, or whose certificate comes in another way.
+func (s *Store) follow(changes []registry.Change, following []*registry.Pod, news news) (ended []*client) {
 	woken := false
 	for _, ch := range changes {
 		if ch.Kind != registry.Pods {
@@ -109,9 +111,14 @@ func (s *Store) follow(changes []registry.Change, news news) (ended []*client) {
 		for c := range s.having[catalog.OfPod(ch.ID)] {
 			if pod.UID != c.uid || pod.ServiceAccount != c.identity.ServiceAccount || pod.Delivery != c.delivery {
 				ended = append(ended, c)
-				continue
 			}
-			s.move(c, pod, news)
+		}
+	}
+	for _, pod := range following {
+		for c := range s.having[catalog.OfPod(pod.ID)] {
+			if !slices.Contains(ended, c) {
+				s.move(c, pod, news)
+			}
 		}
 	}
 	if woken {
