@@ -176,6 +176,30 @@ var mutations = []mutation{
 	{21, "a filter is sent another filter's configuration", "pilot/internal/featuretest.TestEnvoyTakesEveryWorld", []edit{
 		{"pilot/internal/translate/revoked.go", "&httprbac.RBAC{Rules: rules, RulesStatPrefix: statPrefix[authz.Deny]}", "&netrbac.RBAC{Rules: rules, StatPrefix: statPrefix[authz.Deny]}"},
 		{"pilot/internal/translate/revoked.go", "	rules := rbac.Revoked(set, list)\n", "	rules, _ := rbac.Revoked(set, list), httprbac.RBAC{}\n"}}},
+	{22, "everyone has every service", "pilot/internal/featuretest.TestGolden", []edit{
+		{families + "reach.go", "	if a.Everyone {\n", "	if a.Members, a.Everyone = nil, true; a.Everyone {\n"}}},
+	{22, "a first policy moves no service", everyChange, []edit{
+		{families + "catalog.go", "		if c.reach.renew(c, id) {\n", "		if false && c.reach.renew(c, id) {\n"}}},
+	{22, "those who may reach a service no longer are not told", everyChange, []edit{
+		{families + "catalog.go", "		if !slices.Contains(now, id) {\n			out.Moves = append(out.Moves, id)\n", "		if !slices.Contains(now, id) {\n"}}},
+	{22, "those who may reach a service now are not told", everyChange, []edit{
+		{families + "catalog.go", "		out.Moves = append(out.Moves, id)\n		c.layers[id].set(r, true)\n", "		c.layers[id].set(r, true)\n"}}},
+	{22, "a pod whose Sidecar has changed keeps what it had", everyChange, []edit{
+		{families + "catalog.go", "if slices.Contains(t.effects.Sidecars, p.Namespace) || ", "if false && slices.Contains(t.effects.Sidecars, p.Namespace) || "}}},
+	{22, "new ranges of Services' addresses are not told", everyChange, []edit{
+		{families + "outbound.go", "outboundIf(t.effects.Ranges)", "outboundIf(false && t.effects.Ranges)"}}},
+	{22, "a policy is not looked at for who may reach a service", "pilot/internal/compile.TestEffectsNameWhateverDiffers", []edit{
+		{"pilot/internal/compile/effects.go", "		if len(s.Selector) > 0 && mayShare(p.Selector, s.Selector) {\n", "		if false && mayShare(p.Selector, s.Selector) {\n"}}},
+	{22, "a pod without a proxy keeps nobody in", "pilot/internal/compile.TestAudience", []edit{
+		{"pilot/internal/compile/reach.go", "		if !p.Proxied {\n", "		if false && !p.Proxied {\n"}}},
+	{22, "a policy that is tried out narrows who may reach a service", "pilot/internal/compile.TestAudience", []edit{
+		{"pilot/internal/compile/reach.go", "policy.Action != authz.Allow || policy.DryRun || ", "policy.Action != authz.Allow || "}}},
+	{22, "what is out of reach is let through", "pilot/internal/featuretest.TestOutOfReachIsRefused", []edit{
+		{"pilot/internal/translate/refusal.go", "	if len(ranges) == 0 {\n", "	if len(ranges) >= 0 {\n"}}},
+	{22, "a client that was refused goes on to ask who refuses", "pilot/internal/featuretest.TestOutOfReachIsRefused", []edit{
+		{"pilot/internal/translate/refusal.go", "	m.CommonHttpProtocolOptions.MaxRequestsPerConnection = u32(1)\n", ""}}},
+	{22, "a refusal by the client's proxy is no denial", "agent/internal/als.TestOutOfReachIsDeniedByTheClientsProxy", []edit{
+		{"agent/internal/als/convert.go", "	if r.tag(\"out_of_reach\") != \"\" {\n", "	if false && r.tag(\"out_of_reach\") != \"\" {\n"}}},
 }
 
 const (

@@ -41,7 +41,16 @@ type turn struct {
 	effects compile.Effects
 	classes []compiledAnew
 	pods    []movedPod
-	moved   []string // services that others may reach now
+}
+
+// moved notes all that there is of a service that others than before may reach.
+func (t *turn) moved(c *Catalog, service string) {
+	t.effects.Services[service], t.effects.Endpoints[service] = true, true
+	if s := c.snap.Service(service); s != nil {
+		for _, at := range compile.Frontends(c.snap, s) {
+			t.effects.Frontends[at] = true
+		}
+	}
 }
 
 // compiledAnew is a class of connected pods that may be another one than it was.
@@ -95,7 +104,7 @@ func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) (out
 	t := &turn{effects: compile.EffectsOf(snap, c.settings, changes)}
 	for id := range t.effects.Reach {
 		if c.reach.renew(c, id) {
-			t.moved = append(t.moved, id)
+			t.moved(c, id)
 		}
 	}
 	for _, change := range changes {

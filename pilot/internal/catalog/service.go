@@ -118,19 +118,6 @@ var services = family{
 		for at := range t.effects.Frontends {
 			out = append(out, Listener{at})
 		}
-		for _, id := range t.moved {
-			for port := range portsOf(c, t, id) {
-				out = append(out, Endpoints{id, port})
-				for _, d := range deliveries {
-					out = append(out, Cluster{id, port, d})
-				}
-			}
-			if s := c.snap.Service(id); s != nil {
-				for _, at := range compile.Frontends(c.snap, s) {
-					out = append(out, Listener{at})
-				}
-			}
-		}
 		return out
 	},
 }
