@@ -73,6 +73,17 @@ func TestOutOfReachIsRefusedByTheClientsOwnProxy(t *testing.T) {
 	ip := server.Spec.ClusterIP
 	byName := "server." + ns
 
+	// Nothing of the server is in what the outsider's proxy has.
+	dump, err := lab.ExecJSON[sample.Response](ctx, cluster, outsiders, "outsider", "app", "sample", "get", "http://127.0.0.1:15000/config_dump?include_eds")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, trace := range []string{byName, ip + "_", serverPod.Status.PodIP} {
+		if strings.Contains(dump.Body, trace) {
+			t.Errorf("the outsider's proxy knows %s", trace)
+		}
+	}
+
 	// Who is admitted reaches it in every way, and what is outside of the mesh is reached as ever.
 	admitted := slices.Concat(reach("admitted", byName, 80), reach("admitted, headless", "server-headless."+ns, 8080))
 	free := slices.Concat(reach("a Service that everyone may use", "open."+outside, 80), reach("a pod of no Service's", openPod.Status.PodIP, 8080))
@@ -116,21 +127,13 @@ func TestOutOfReachIsRefusedByTheClientsOwnProxy(t *testing.T) {
 	direct := slices.Concat(reach("headless", "server-headless."+ns, 8080), reach("by its own address", serverPod.Status.PodIP, 8080))
 	direct = append(direct, wire.Call{Kind: wire.HTTP11, Address: net.JoinHostPort(serverPod.Status.PodIP, "8083"), Label: "by its own address, at a port of no Service"})
 	for _, o := range call(ctx, t, outsiders, "outsider", direct) {
-		if o.OK || o.Kind == wire.HTTP11 && !strings.Contains(o.Error, "403 Forbidden: RBAC") {
+		asTCP := strings.HasSuffix(o.Address, ":8082")
+		if o.OK || o.Kind == wire.HTTP11 && !asTCP && !strings.Contains(o.Error, "403 Forbidden: RBAC") {
 			t.Errorf("not denied by the pod: %s", o)
 		}
 	}
 
-	// Nothing of the server is in what the outsider's proxy has, and all of it was audited where it was refused.
-	dump, err := lab.ExecJSON[sample.Response](ctx, cluster, outsiders, "outsider", "app", "sample", "get", "http://127.0.0.1:15000/config_dump?include_eds")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, trace := range []string{byName, ip + "_", serverPod.Status.PodIP} {
-		if strings.Contains(dump.Body, trace) {
-			t.Errorf("the outsider's proxy knows %s", trace)
-		}
-	}
+	// All that was refused is audited where it was.
 	scene := &claims.Scene{Lab: cluster, Namespace: outsiders}
 	for _, port := range []string{"80", "82", "9999"} {
 		for _, protocol := range []string{"HTTP/1.1", "TCP"} {
@@ -139,7 +142,7 @@ func TestOutOfReachIsRefusedByTheClientsOwnProxy(t *testing.T) {
 			}
 			err := scene.Audited(ctx, began, "source", func(e *claims.Event) bool {
 				return e.Verdict == "VERDICT_DENIED" && e.SourceIdentity == identity && e.DestinationAddress == net.JoinHostPort(ip, port) && e.Protocol == protocol &&
-					strings.HasPrefix(e.Reason, "out of reach") && e.Kind == "KIND_REQUEST" && !strings.HasPrefix(e.SourceAddress, "@")
+					strings.HasPrefix(e.Reason, "out of reach") && (e.Kind == "" || e.Kind == "KIND_REQUEST") && !strings.HasPrefix(e.SourceAddress, "@")
 			})
 			if err != nil {
 				t.Errorf("%s to port %s: %v", protocol, port, err)
