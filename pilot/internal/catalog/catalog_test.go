@@ -1,6 +1,8 @@
 package catalog
 
 import (
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"slices"
 	"testing"
 
@@ -26,7 +28,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w := &world{New(compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}, reg.Snapshot()), t, reg}
 	w.set(&registry.Service{ID: "a/web", Namespace: "a", Name: "web", ClusterIPs: []string{"10.96.0.1"}, Selector: map[string]string{"app": "web"},
-		Ports: []registry.ServicePort{{Name: "http", Number: 80, Target: 8080, Protocol: registry.HTTP}}})
+		Ports: []registry.ServicePort{{Name: "http", Number: 80, Target: 8080, Protocol: protocol.HTTP}}})
 	return w
 }
 
@@ -41,17 +43,17 @@ func (w *world) set(s *registry.Service) []Resource {
 	return out
 }
 
-func podOf(name string, d registry.Delivery, labels map[string]string) *registry.Pod {
+func podOf(name string, d delivery.Way, labels map[string]string) *registry.Pod {
 	return &registry.Pod{ID: "a/" + name, Namespace: "a", Name: name, UID: name, IP: "10.0.0.1", ServiceAccount: "web", Labels: labels, Proxied: true, Delivery: d}
 }
 
 // Who gets a certificate in another way has clusters of its own, and everything else in common with everybody.
 func TestALayerOfOnesOwnComesFirst(t *testing.T) {
 	w := newWorld(t)
-	agent, secret := w.Join(podOf("one", registry.ByAgent, nil)), w.Join(podOf("two", registry.BySecret, nil))
+	agent, secret := w.Join(podOf("one", delivery.ByAgent, nil)), w.Join(podOf("two", delivery.BySecret, nil))
 	for s, want := range map[Subject]Resource{
-		agent:  Cluster{"a/web", 80, registry.ByAgent},
-		secret: Cluster{"a/web", 80, registry.BySecret},
+		agent:  Cluster{"a/web", 80, delivery.ByAgent},
+		secret: Cluster{"a/web", 80, delivery.BySecret},
 	} {
 		if got := w.Find(s, deltaxds.ClusterType, webCluster); got != want {
 			t.Errorf("%+v has %+v, want %+v", s, got, want)
@@ -68,10 +70,10 @@ func TestALayerOfOnesOwnComesFirst(t *testing.T) {
 
 func (w *world) other(r Resource) Resource {
 	c := r.(Cluster)
-	if c.Delivery == registry.ByAgent {
-		c.Delivery = registry.BySecret
+	if c.Delivery == delivery.ByAgent {
+		c.Delivery = delivery.BySecret
 	} else {
-		c.Delivery = registry.ByAgent
+		c.Delivery = delivery.ByAgent
 	}
 	return c
 }
@@ -82,11 +84,11 @@ func TestNothingIsKeptForWhomThereIsNot(t *testing.T) {
 	if touched := w.set(&registry.Service{ID: "a/web", Namespace: "a", Name: "web"}); len(touched) != 0 || len(w.layers) != 0 {
 		t.Errorf("without subjects %v are touched", touched)
 	}
-	one, two := w.Join(podOf("one", registry.ByAgent, nil)), w.Join(podOf("two", registry.ByAgent, nil))
+	one, two := w.Join(podOf("one", delivery.ByAgent, nil)), w.Join(podOf("two", delivery.ByAgent, nil))
 	if w.Find(one, deltaxds.ClusterType, webCluster) != nil {
 		t.Error("a port that went is there")
 	}
-	port := Cluster{"a/web", 80, registry.ByAgent}
+	port := Cluster{"a/web", 80, delivery.ByAgent}
 	touched := w.set(&registry.Service{ID: "a/web", Namespace: "a", Name: "web", Ports: []registry.ServicePort{{Number: 80}}})
 	if !slices.Contains(touched, Resource(port)) || slices.Contains(touched, w.other(port)) || w.Find(two, deltaxds.ClusterType, webCluster) != port || w.Make(port) == nil {
 		t.Errorf("a port that came: %v are touched", touched)
@@ -105,8 +107,8 @@ func TestNothingIsKeptForWhomThereIsNot(t *testing.T) {
 // A pod of other labels is another subject, and is told of what it had and of what it has now.
 func TestWhoBecomesAnotherIsToldSo(t *testing.T) {
 	w := newWorld(t)
-	was := w.Join(podOf("one", registry.ByAgent, nil))
-	now, gone, news := w.Follow(was, podOf("one", registry.ByAgent, map[string]string{"app": "web"}))
+	was := w.Join(podOf("one", delivery.ByAgent, nil))
+	now, gone, news := w.Follow(was, podOf("one", delivery.ByAgent, map[string]string{"app": "web"}))
 	if now == was || !slices.Contains(gone, Resource(Inbound{was.class})) || slices.Contains(gone, Resource(Inbound{now.class})) {
 		t.Fatalf("%+v, and %v are gone", now, gone)
 	}
@@ -115,10 +117,10 @@ func TestWhoBecomesAnotherIsToldSo(t *testing.T) {
 			t.Errorf("not told of %+v", want)
 		}
 	}
-	if slices.Contains(news, Resource(Cluster{"a/web", 80, registry.ByAgent})) {
+	if slices.Contains(news, Resource(Cluster{"a/web", 80, delivery.ByAgent})) {
 		t.Errorf("told of everyone's: %v", news)
 	}
-	if same, gone, news := w.Follow(now, podOf("one", registry.ByAgent, map[string]string{"app": "web"})); same != now || gone != nil || news != nil {
+	if same, gone, news := w.Follow(now, podOf("one", delivery.ByAgent, map[string]string{"app": "web"})); same != now || gone != nil || news != nil {
 		t.Errorf("nothing has changed, and %v are gone, %v news", gone, news)
 	}
 }
@@ -143,8 +145,8 @@ func admits(namespace, account string) *registry.Policy {
 // others moves it from these to those.
 func TestAPolicyMovesAServiceBetweenLayers(t *testing.T) {
 	w := newWorld(t)
-	one := w.Join(podOf("one", registry.ByAgent, nil))
-	port := Cluster{"a/web", 80, registry.ByAgent}
+	one := w.Join(podOf("one", delivery.ByAgent, nil))
+	port := Cluster{"a/web", 80, delivery.ByAgent}
 	for _, c := range []struct {
 		policy *registry.Policy
 		moves  []Layer // that anybody has
@@ -174,7 +176,7 @@ func TestAPolicyMovesAServiceBetweenLayers(t *testing.T) {
 // A Sidecar makes subjects of a scope of their own, which has of what they may reach what it names, and follows what changes later.
 func TestASidecarNarrowsWhatASubjectMayReach(t *testing.T) {
 	w := newWorld(t)
-	all := w.Join(podOf("one", registry.ByAgent, nil))
+	all := w.Join(podOf("one", delivery.ByAgent, nil))
 	sidecar := func(host string) *registry.Sidecar {
 		return &registry.Sidecar{ID: "a/s", Namespace: "a", Name: "s", Egress: []registry.EgressHost{{Namespace: "*", Host: host}}}
 	}
@@ -183,7 +185,7 @@ func TestASidecarNarrowsWhatASubjectMayReach(t *testing.T) {
 		t.Fatalf("these follow: %v", following)
 	}
 	none, _, news := w.Follow(all, following[0])
-	if none == all || w.Find(none, deltaxds.ClusterType, webCluster) != nil || !slices.Contains(news, Resource(Cluster{"a/web", 80, registry.ByAgent})) {
+	if none == all || w.Find(none, deltaxds.ClusterType, webCluster) != nil || !slices.Contains(news, Resource(Cluster{"a/web", 80, delivery.ByAgent})) {
 		t.Errorf("a Sidecar that names another service leaves it, told %v", news)
 	}
 	if w.Find(none, deltaxds.ListenerType, "virtualOutbound") == nil {
@@ -195,7 +197,7 @@ func TestASidecarNarrowsWhatASubjectMayReach(t *testing.T) {
 	}
 	_, following = w.object(registry.Sidecars, "a/s", sidecar("web.a.svc.cluster.local"))
 	web, gone, _ := w.Follow(none, following[0])
-	if w.Find(web, deltaxds.ClusterType, webCluster) == nil || !slices.Contains(gone, Resource(Cluster{"a/other", 80, registry.ByAgent})) {
+	if w.Find(web, deltaxds.ClusterType, webCluster) == nil || !slices.Contains(gone, Resource(Cluster{"a/other", 80, delivery.ByAgent})) {
 		t.Errorf("another Sidecar names it, and it is not there; gone are %v", gone)
 	}
 	_, following = w.object(registry.Sidecars, "a/s", nil)

@@ -1,10 +1,9 @@
 package catalog
 
 import (
-	"slices"
-
 	"google.golang.org/protobuf/proto"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
@@ -17,7 +16,7 @@ func (r Revocations) Name() string            { return r.Filter }
 func (r Revocations) layers(*Catalog) []Layer { return []Layer{Mesh} }
 
 func (r Revocations) make(c *Catalog) proto.Message {
-	return translate.Revocations(c.settings, slices.Collect(c.snap.Revocations()), r.Filter)
+	return translate.Revocations(c.settings, compile.Revocations(c.snap), r.Filter)
 }
 
 var revocations = family{

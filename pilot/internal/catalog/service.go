@@ -6,7 +6,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
@@ -17,7 +17,7 @@ import (
 type Cluster struct {
 	Service  string // namespace/name
 	Port     uint32
-	Delivery registry.Delivery // of the client's certificate
+	Delivery delivery.Way // of the client's certificate
 }
 
 func (r Cluster) Type() string { return deltaxds.ClusterType }
@@ -78,12 +78,12 @@ func layersOfPort(c *Catalog, service string, port uint32) []Layer {
 }
 
 // deliveries are the ways in which clients' certificates come.
-var deliveries = []registry.Delivery{registry.ByAgent, registry.BySecret}
+var deliveries = []delivery.Way{delivery.ByAgent, delivery.BySecret}
 
 var services = family{
 	of: func(c *Catalog, l Layer) (out []Resource) {
-		shared := l.delivery == registry.ByAgent // only clusters differ
-		for id := range c.reach.in[l.by(registry.ByAgent)] {
+		shared := l.delivery == delivery.ByAgent // only clusters differ
+		for id := range c.reach.in[l.by(delivery.ByAgent)] {
 			s := c.snap.Service(id)
 			for _, p := range s.Ports {
 				out = append(out, Cluster{id, p.Number, l.delivery})

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 )
 
@@ -11,7 +12,7 @@ import (
 type Layer struct {
 	kind, of string
 	// delivery is how certificates come to those who have the layer instead of the one without. It has only what depends on that.
-	delivery registry.Delivery
+	delivery delivery.Way
 }
 
 var (
@@ -30,7 +31,7 @@ const (
 )
 
 // by is the layer of those whose certificates come in a way, beside the layer that they have as all others do.
-func (l Layer) by(d registry.Delivery) Layer {
+func (l Layer) by(d delivery.Way) Layer {
 	l.delivery = d
 	return l
 }
@@ -45,7 +46,7 @@ type Subject struct {
 	pod, class         string
 	namespace, account string
 	scope              Layer // of the services that it may know; zero if those are all that it may reach
-	delivery           registry.Delivery
+	delivery           delivery.Way
 }
 
 // subjectOf is the subject that a pod's proxy is.
@@ -68,7 +69,7 @@ func (s Subject) Layers() []Layer {
 	if s.scope != (Layer{}) {
 		services = []Layer{s.scope}
 	}
-	if s.delivery != registry.ByAgent {
+	if s.delivery != delivery.ByAgent {
 		for _, l := range services {
 			out = append(out, l.by(s.delivery))
 		}

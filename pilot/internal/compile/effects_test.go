@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
@@ -94,8 +95,8 @@ func (d draw) service(ns, name string) registry.Event {
 		s.ClusterIPs = []string{d.address()}
 	}
 	for _, p := range []registry.ServicePort{
-		{Name: "web", Number: 80, Target: 8080, Protocol: registry.HTTP}, {Name: "web", Number: 80, Target: 9090, Protocol: registry.TCP},
-		{Name: "db", Number: 90, TargetName: "db", Protocol: registry.Auto},
+		{Name: "web", Number: 80, Target: 8080, Protocol: protocol.HTTP}, {Name: "web", Number: 80, Target: 9090, Protocol: protocol.TCP},
+		{Name: "db", Number: 90, TargetName: "db", Protocol: protocol.Auto},
 	} {
 		if d.often() && !slices.ContainsFunc(s.Ports, func(q registry.ServicePort) bool { return p.Number == q.Number }) {
 			s.Ports = append(s.Ports, p)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
@@ -43,7 +44,7 @@ func world(t *testing.T, objects ...any) *registry.Snapshot {
 
 func headless(id, namespace, name string, age int, selector map[string]string) *registry.Service {
 	return &registry.Service{ID: id, Namespace: namespace, Name: name, Headless: true, Selector: selector, Created: time.Unix(int64(1000-age), 0),
-		Ports: []registry.ServicePort{{Name: "db", Number: 5432, Target: 15432, Protocol: registry.TCP}}}
+		Ports: []registry.ServicePort{{Name: "db", Number: 5432, Target: 15432, Protocol: protocol.TCP}}}
 }
 
 func sliceOf(service, namespace string, addresses ...string) *registry.Slice {
@@ -69,7 +70,7 @@ func TestFrontendIsWhoseTheAddressIs(t *testing.T) {
 		headless("a/db", "a", "db", 1, db), sliceOf("a/db", "a", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "203.0.113.9", "10.96.0.1"),
 		headless("a/older", "a", "older", 9, nil), sliceOf("a/older", "a", "10.0.0.2"),
 		headless("b/thief", "b", "thief", 99, nil), sliceOf("b/thief", "b", "10.0.0.1", "203.0.113.9"),
-		&registry.Service{ID: "a/web", Namespace: "a", Name: "web", ClusterIPs: []string{"10.96.0.1"}, Ports: []registry.ServicePort{{Name: "http", Number: 15432, Protocol: registry.HTTP}}},
+		&registry.Service{ID: "a/web", Namespace: "a", Name: "web", ClusterIPs: []string{"10.96.0.1"}, Ports: []registry.ServicePort{{Name: "http", Number: 15432, Protocol: protocol.HTTP}}},
 		pod("db-0", "a", "10.0.0.1"),
 		pod("db-1", "a", "10.0.0.2", func(p *registry.Pod) { p.Proxied = false }),
 		pod("db-2", "a", "10.0.0.3", func(p *registry.Pod) { p.HostNetwork = true }),
@@ -104,17 +105,17 @@ func TestFrontendIsWhoseTheAddressIs(t *testing.T) {
 
 // Two services that say different things of one port of a pod declare nothing.
 func TestPortOfTwoServicesIsWhatBothSay(t *testing.T) {
-	service := func(name string, p registry.Protocol, age int) *registry.Service {
+	service := func(name string, p protocol.Protocol, age int) *registry.Service {
 		return &registry.Service{ID: "a/" + name, Namespace: "a", Name: name, Selector: map[string]string{"app": "db"}, Created: time.Unix(int64(1000-age), 0),
-			Ports: []registry.ServicePort{{Name: "x", Number: 80, Target: 8080, Protocol: p, ServerFirst: p == registry.TCP}}}
+			Ports: []registry.ServicePort{{Name: "x", Number: 80, Target: 8080, Protocol: p, ServerFirst: p == protocol.TCP}}}
 	}
-	for _, c := range []struct{ one, two, want registry.Protocol }{
-		{registry.HTTP, registry.HTTP, registry.HTTP}, {registry.HTTP, registry.HTTP2, registry.HTTP}, {registry.TCP, registry.HTTP, registry.Auto},
-		{registry.Auto, registry.HTTP, registry.Auto}, {registry.TCP, registry.TCP, registry.TCP},
+	for _, c := range []struct{ one, two, want protocol.Protocol }{
+		{protocol.HTTP, protocol.HTTP, protocol.HTTP}, {protocol.HTTP, protocol.HTTP2, protocol.HTTP}, {protocol.TCP, protocol.HTTP, protocol.Auto},
+		{protocol.Auto, protocol.HTTP, protocol.Auto}, {protocol.TCP, protocol.TCP, protocol.TCP},
 	} {
 		snap := world(t, service("one", c.one, 2), service("two", c.two, 1))
 		w := compile.CompileWorkload(snap, compile.Settings{RootNamespace: "bulwark-system"}, compile.Class{Namespace: "a", Labels: map[string]string{"app": "db"}})
-		if p := w.Ports[0]; len(w.Ports) != 1 || p.Protocol != c.want || p.ServiceName != "one" || p.ServerFirst != (c.want == registry.TCP) {
+		if p := w.Ports[0]; len(w.Ports) != 1 || p.Protocol != c.want || p.ServiceName != "one" || p.ServerFirst != (c.want == protocol.TCP) {
 			t.Errorf("%s and %s: %+v, want %s", c.one, c.two, w.Ports, c.want)
 		}
 	}

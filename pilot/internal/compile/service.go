@@ -9,10 +9,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -53,12 +55,20 @@ func (s Settings) revoked(snap *registry.Snapshot, uri string) bool {
 	return slices.ContainsFunc(s.Same(uri), snap.Revoked)
 }
 
+// Revocations are all that are in force, in an order that is always the same.
+func Revocations(snap *registry.Snapshot) (out []revocation.Revocation) {
+	for r := range snap.Revocations() {
+		out = append(out, r.Revocation)
+	}
+	return out
+}
+
 // ServicePort is one port of a service as its clients see it.
 type ServicePort struct {
 	Service  *registry.Service
 	Host     string
 	Number   uint32
-	Protocol registry.Protocol
+	Protocol protocol.Protocol
 	// Mutual says that endpoints are reached by mutual TLS unless marked plain. Without it no endpoint has a proxy.
 	Mutual bool
 	// Identities are the SPIFFE URIs that may serve the service, without those that are revoked. (A single certificate of

@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"maps"
 	"slices"
 
@@ -20,7 +22,7 @@ type Class struct {
 	Labels         map[string]string
 	Ports          []registry.PodPort
 	Probes         string
-	Delivery       registry.Delivery
+	Delivery       delivery.Way
 }
 
 // ClassOf returns the class of a pod.
@@ -52,7 +54,7 @@ type Workload struct {
 // InboundPort is one port of a workload.
 type InboundPort struct {
 	Number      uint32
-	Protocol    registry.Protocol
+	Protocol    protocol.Protocol
 	Mode        authz.TLSMode
 	ServiceName string // of the oldest service that names it, for metrics
 	ServerFirst bool   // the application speaks before its client does
@@ -82,7 +84,7 @@ func CompileWorkload(snap *registry.Snapshot, set Settings, c Class) Workload {
 	}
 	for number := range modes.Ports {
 		if ports[number] == nil {
-			ports[number] = &InboundPort{Number: number, Protocol: registry.Auto}
+			ports[number] = &InboundPort{Number: number, Protocol: protocol.Auto}
 		}
 	}
 	for _, number := range slices.Sorted(maps.Keys(ports)) {
@@ -90,7 +92,7 @@ func CompileWorkload(snap *registry.Snapshot, set Settings, c Class) Workload {
 		p.Mode = modes.Mode(number)
 		w.Ports = append(w.Ports, *p)
 	}
-	w.Other = InboundPort{Protocol: registry.Auto, Mode: modes.Default}
+	w.Other = InboundPort{Protocol: protocol.Auto, Mode: modes.Default}
 	return w
 }
 
@@ -101,9 +103,9 @@ func (p *InboundPort) agree(sp registry.ServicePort) {
 	switch {
 	case p.Protocol == sp.Protocol:
 	case p.Protocol.IsHTTP() && sp.Protocol.IsHTTP():
-		p.Protocol = registry.HTTP
+		p.Protocol = protocol.HTTP
 	default:
-		p.Protocol = registry.Auto
+		p.Protocol = protocol.Auto
 	}
 }
 

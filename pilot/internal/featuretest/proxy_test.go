@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds/deltaxdstest"
@@ -30,8 +31,8 @@ type proxy struct {
 	uid  string // of the pod that it began in
 	wire *wire
 
-	delivery registry.Delivery // when it connected
-	left     bool              // it has ended its stream itself
+	delivery delivery.Way // when it connected
+	left     bool         // it has ended its stream itself
 
 	mu     sync.Mutex
 	envoy  *deltaxdstest.Envoy

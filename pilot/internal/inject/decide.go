@@ -7,7 +7,7 @@ import (
 
 	core "k8s.io/api/core/v1"
 
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -40,17 +40,17 @@ func skipReason(pod *core.Pod, namespace string, namespaceLabels map[string]stri
 }
 
 // deliveryOf says how the proxy gets its certificate. The pod's own label overrides its namespace's.
-func deliveryOf(pod *core.Pod, namespaceLabels map[string]string) (registry.Delivery, error) {
-	way := cmp.Or(pod.Labels[registry.IdentityLabel], namespaceLabels[registry.IdentityLabel])
+func deliveryOf(pod *core.Pod, namespaceLabels map[string]string) (delivery.Way, error) {
+	way := cmp.Or(pod.Labels[delivery.Label], namespaceLabels[delivery.Label])
 	switch {
 	case way == "" || way == "agent":
-		return registry.ByAgent, nil
-	case way != string(registry.BySecret):
-		return "", fmt.Errorf("label %s is %q; it may be agent or secret", registry.IdentityLabel, way)
+		return delivery.ByAgent, nil
+	case way != string(delivery.BySecret):
+		return "", fmt.Errorf("label %s is %q; it may be agent or secret", delivery.Label, way)
 	case namespaceLabels[mesh.SecretsLabel] == "disabled":
-		return "", fmt.Errorf("label %s is secret, but label %s of the namespace is disabled: there is no Secret to mount", registry.IdentityLabel, mesh.SecretsLabel)
+		return "", fmt.Errorf("label %s is secret, but label %s of the namespace is disabled: there is no Secret to mount", delivery.Label, mesh.SecretsLabel)
 	}
-	return registry.BySecret, nil
+	return delivery.BySecret, nil
 }
 
 func injected(pod *core.Pod) bool {

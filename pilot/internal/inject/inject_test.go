@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/goldentest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
@@ -136,19 +137,19 @@ func TestProbesAnnotationOfThePodsAuthorIsNotBelieved(t *testing.T) {
 }
 
 func TestHowTheIdentityComesIsThePodsChoiceThenItsNamespaces(t *testing.T) {
-	labels := func(v string) map[string]string { return map[string]string{registry.IdentityLabel: v} }
-	off := map[string]string{registry.IdentityLabel: "secret", "bulwark.dev/secrets": "disabled"}
+	labels := func(v string) map[string]string { return map[string]string{delivery.Label: v} }
+	off := map[string]string{delivery.Label: "secret", "bulwark.dev/secrets": "disabled"}
 	for _, c := range []struct {
 		name           string
 		pod, namespace map[string]string
-		want           registry.Delivery
+		want           delivery.Way
 		err            string
 	}{
-		{"nothing is said", nil, nil, registry.ByAgent, ""},
-		{"namespace", nil, labels("secret"), registry.BySecret, ""},
-		{"pod", labels("secret"), nil, registry.BySecret, ""},
-		{"pod against namespace", labels("agent"), labels("secret"), registry.ByAgent, ""},
-		{"pod against namespace, the other way", labels("secret"), labels("agent"), registry.BySecret, ""},
+		{"nothing is said", nil, nil, delivery.ByAgent, ""},
+		{"namespace", nil, labels("secret"), delivery.BySecret, ""},
+		{"pod", labels("secret"), nil, delivery.BySecret, ""},
+		{"pod against namespace", labels("agent"), labels("secret"), delivery.ByAgent, ""},
+		{"pod against namespace, the other way", labels("secret"), labels("agent"), delivery.BySecret, ""},
 		{"something else", labels("file"), nil, "", "may be agent or secret"},
 		{"there are no Secrets", nil, off, "", "no Secret to mount"},
 	} {
@@ -165,7 +166,7 @@ func TestIdentityAnnotationOfThePodsAuthorIsNotBelieved(t *testing.T) {
 	if err := json.Unmarshal(out, &p); err != nil {
 		t.Fatal(err)
 	}
-	if pod, err := registry.Pods.Decode(&p, authz.Options{}); err != nil || pod.Delivery != registry.ByAgent {
+	if pod, err := registry.Pods.Decode(&p, authz.Options{}); err != nil || pod.Delivery != delivery.ByAgent {
 		t.Errorf("%+v, %v", pod, err)
 	}
 }

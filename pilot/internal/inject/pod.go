@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
@@ -38,7 +38,7 @@ type Config struct {
 
 // apply returns a copy of the pod as it is in the mesh, and the init containers that go before its own: redirection, and
 // the proxy. They are first so that the application's own init containers are in the mesh, too.
-func apply(in *core.Pod, namespace string, delivery registry.Delivery, c Config) (*core.Pod, []core.Container, error) {
+func apply(in *core.Pod, namespace string, way delivery.Way, c Config) (*core.Pod, []core.Container, error) {
 	pod := in.DeepCopy()
 	probes := rewriteProbes(pod)
 	proxy, err := proxyContainer(pod, namespace, c)
@@ -51,8 +51,8 @@ func apply(in *core.Pod, namespace string, delivery registry.Delivery, c Config)
 	}
 	pod.Spec.Volumes = append(pod.Spec.Volumes, core.Volume{Name: mesh.IdentityVolume, VolumeSource: core.VolumeSource{
 		CSI: &core.CSIVolumeSource{Driver: mesh.CSIDriver, ReadOnly: ptr(true)}}})
-	delete(pod.Annotations, registry.IdentityLabel) // only what injection writes is believed
-	if delivery == registry.BySecret {
+	delete(pod.Annotations, delivery.Label) // only what injection writes is believed
+	if way == delivery.BySecret {
 		if err := mountSecret(pod, &proxy); err != nil {
 			return nil, nil, err
 		}

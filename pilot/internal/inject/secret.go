@@ -7,7 +7,7 @@ import (
 
 	core "k8s.io/api/core/v1"
 
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -25,7 +25,7 @@ func mountSecret(pod *core.Pod, proxy *core.Container) error {
 		if err != nil {
 			return fmt.Errorf("file %s of the proxy: %w", name, err)
 		}
-		annotation := registry.IdentityLabel + "." + name
+		annotation := delivery.Label + "." + name
 		pod.Annotations[annotation] = text
 		downward.Items = append(downward.Items, core.DownwardAPIVolumeFile{Path: name,
 			FieldRef: &core.ObjectFieldSelector{APIVersion: "v1", FieldPath: "metadata.annotations['" + annotation + "']"}})
@@ -34,7 +34,7 @@ func mountSecret(pod *core.Pod, proxy *core.Container) error {
 	for _, entry := range []string{mesh.CertChainKey, mesh.PrivateKeyKey, mesh.RootCertKey} {
 		secret.Items = append(secret.Items, core.KeyToPath{Key: entry, Path: entry})
 	}
-	pod.Annotations[registry.IdentityLabel] = string(registry.BySecret)
+	pod.Annotations[delivery.Label] = string(delivery.BySecret)
 	pod.Spec.Volumes = append(pod.Spec.Volumes, core.Volume{Name: secretVolume, VolumeSource: core.VolumeSource{Projected: &core.ProjectedVolumeSource{
 		DefaultMode: ptr(int32(0o444)), // the proxy, which is not root, is the only container that has it
 		Sources:     []core.VolumeProjection{{Secret: secret}, {DownwardAPI: downward}},

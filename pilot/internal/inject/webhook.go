@@ -13,7 +13,7 @@ import (
 	core "k8s.io/api/core/v1"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/admission"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 )
 
 // Pods answers reviews of pods that are created. labels returns a namespace's labels.
@@ -49,7 +49,7 @@ func Pods(c Config, labels func(ctx context.Context, namespace string) (map[stri
 
 // patch is what makes the pod as it was sent into the pod with its proxy. Fields that this version of the API does not know
 // are left alone: the difference is that of two encodings of what is known, and containers are added, not moved.
-func patch(pod *core.Pod, namespace string, delivery registry.Delivery, c Config) ([]byte, error) {
+func patch(pod *core.Pod, namespace string, delivery delivery.Way, c Config) ([]byte, error) {
 	with, first, err := apply(pod, namespace, delivery, c)
 	if err != nil {
 		return nil, err

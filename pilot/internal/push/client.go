@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/catalog"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -19,7 +20,7 @@ type client struct {
 	pod      string // namespace/name
 	uid      string // of the pod
 	identity spiffe.ID
-	delivery registry.Delivery
+	delivery delivery.Way
 	since    time.Time
 	stream   *deltaxds.Stream
 	end      func()

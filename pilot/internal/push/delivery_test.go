@@ -6,13 +6,14 @@ import (
 	"testing"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/catalog"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
 func bySecret(e registry.Event) registry.Event {
-	e.Object.(*registry.Pod).Delivery = registry.BySecret
+	e.Object.(*registry.Pod).Delivery = delivery.BySecret
 	return e
 }
 
@@ -31,7 +32,7 @@ func TestClustersFollowHowTheProxysCertificateComes(t *testing.T) {
 	second := connect("web-3", "10.0.0.3")
 	m.expect(t, "another proxy of the same kind", &r, &n, 0, 0)
 
-	cached := func(d registry.Delivery) []byte {
+	cached := func(d delivery.Way) []byte {
 		m.store.mu.Lock()
 		defer m.store.mu.Unlock()
 		r := catalog.Cluster{Service: "a/web", Port: 80, Delivery: d}
@@ -41,10 +42,10 @@ func TestClustersFollowHowTheProxysCertificateComes(t *testing.T) {
 		return nil
 	}
 	files := []byte(translate.FilesPath)
-	if b := cached(registry.ByAgent); b == nil || bytes.Contains(b, files) {
+	if b := cached(delivery.ByAgent); b == nil || bytes.Contains(b, files) {
 		t.Fatalf("with the agent: %q", b)
 	}
-	if b := cached(registry.BySecret); !bytes.Contains(b, files) {
+	if b := cached(delivery.BySecret); !bytes.Contains(b, files) {
 		t.Fatalf("with a Secret: %q", b)
 	}
 
@@ -63,10 +64,10 @@ func TestClustersFollowHowTheProxysCertificateComes(t *testing.T) {
 		err := <-p.done
 		p.done <- err
 	}
-	if cached(registry.BySecret) != nil {
+	if cached(delivery.BySecret) != nil {
 		t.Fatal("resources stay that nobody has")
 	}
-	if cached(registry.ByAgent) == nil {
+	if cached(delivery.ByAgent) == nil {
 		t.Fatal("resources go that somebody has")
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
@@ -76,7 +77,7 @@ func service(ns, name string, port uint32) registry.Event {
 	id := ns + "/" + name
 	return registry.Event{Kind: registry.Services, ID: id, Object: &registry.Service{
 		ID: id, Namespace: ns, Name: name, ClusterIPs: []string{clusterIP(id)}, Selector: map[string]string{"app": name},
-		Ports: []registry.ServicePort{{Name: "http", Number: port, Target: 8080, Protocol: registry.HTTP}},
+		Ports: []registry.ServicePort{{Name: "http", Number: port, Target: 8080, Protocol: protocol.HTTP}},
 	}}
 }
 
@@ -233,8 +234,8 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		connected = append(connected, p)
 	}
 	for _, p := range connected {
-		p.take(t, "cds", services+3) // and three of every proxy
-		p.take(t, "lds", services+4)
+		p.take(t, "cds", services+4) // and four of every proxy
+		p.take(t, "lds", services+5)
 		endpoints := &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.EndpointType}
 		for i := range services {
 			endpoints.ResourceNamesSubscribe = append(endpoints.ResourceNamesSubscribe, fmt.Sprintf("outbound|80||s%d.shop.svc.cluster.local", i))
@@ -244,9 +245,9 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: append(translate.AuthorizationNames(), translate.RevocationNames()...)}
 		p.take(t, short(deltaxds.ExtensionConfigType), 8)
 	}
-	// Shared: clusters, endpoints and listeners of services, three clusters, two listeners, two lists of revocations.
+	// Shared: clusters, endpoints and listeners of services, four clusters, three listeners, two lists of revocations.
 	// Own, of each proxy: two listeners, the six configurations of authorization.
-	shared := services*3 + 3 + 2 + 2
+	shared := services*3 + 4 + 3 + 2
 	recomputed, marshalled := m.counts()
 	if want := float64(shared + proxies*(2+6)); marshalled != want || recomputed != want {
 		t.Fatalf("connecting %d proxies took %v recomputes and %v marshals, want %v of each", proxies, recomputed, marshalled, want)
@@ -278,7 +279,7 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 	}
 
 	web := service("shop", "s5", 80)
-	web.Object.(*registry.Service).Ports = append(web.Object.(*registry.Service).Ports, registry.ServicePort{Name: "tcp", Number: 90, Target: 9090, Protocol: registry.TCP})
+	web.Object.(*registry.Service).Ports = append(web.Object.(*registry.Service).Ports, registry.ServicePort{Name: "tcp", Number: 90, Target: 9090, Protocol: protocol.TCP})
 	m.apply(web)
 	for i, p := range connected {
 		own := 0

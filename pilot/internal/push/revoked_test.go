@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 )
 
@@ -42,7 +43,7 @@ func TestRevokedIdentityOpensNoTCPConnection(t *testing.T) {
 	m := newMesh(t)
 	db, endpoints := service("shop", "db", 5432), slice("shop", "db", "127.0.0.3")
 	port := &db.Object.(*registry.Service).Ports[0]
-	port.Target, port.Protocol = target, registry.TCP
+	port.Target, port.Protocol = target, protocol.TCP
 	endpoints.Object.(*registry.Slice).Ports[0].Number = target
 	m.apply(db, endpoints, pod("shop", "db", "db-0", "127.0.0.3"))
 	ca := envoytest.NewCA(t)

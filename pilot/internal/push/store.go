@@ -47,7 +47,9 @@ func (s *Store) Apply(snap *registry.Snapshot, changes []registry.Change) {
 	touched, following := s.catalog.Apply(snap, changes)
 	for _, t := range touched {
 		concerned := t.Moves
-		if s.renew(t.Resource) {
+		if len(t.Stays) == 0 {
+			delete(s.bytes, t.Resource) // who gets it will ask
+		} else if s.renew(t.Resource) {
 			concerned = append(concerned, t.Stays...)
 		}
 		for _, l := range concerned {

@@ -6,8 +6,8 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
 
 // PeerSerialKey is where a filter before these has to note the serial number of the client's certificate, which RBAC has no matcher of
@@ -15,7 +15,7 @@ import (
 const PeerSerialKey = "bulwark.peer_serial"
 
 // Revoked denies each identity, and each certificate, that is revoked; nil if none is.
-func Revoked(set compile.Settings, list []*registry.Revocation) *rbac.RBAC {
+func Revoked(set compile.Settings, list []revocation.Revocation) *rbac.RBAC {
 	if len(list) == 0 {
 		return nil
 	}
@@ -31,7 +31,7 @@ func Revoked(set compile.Settings, list []*registry.Revocation) *rbac.RBAC {
 }
 
 // revokedPeer matches an identity under each of its names, or one certificate of it.
-func revokedPeer(set compile.Settings, r *registry.Revocation) *rbac.Principal {
+func revokedPeer(set compile.Settings, r revocation.Revocation) *rbac.Principal {
 	var names []authz.Match
 	for _, uri := range set.Same(r.Identity) {
 		names = append(names, authz.Match{Kind: authz.Exact, Value: uri})

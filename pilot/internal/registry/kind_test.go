@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes/scheme"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/fixture"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
@@ -44,7 +45,7 @@ func whole() []runtime.Object {
 		Namespace: "a", Name: "x", UID: "u", CreationTimestamp: meta.Unix(1, 0), ManagedFields: []meta.ManagedFieldsEntry{{Manager: "m"}},
 		OwnerReferences: []meta.OwnerReference{{Name: "o"}},
 		Labels:          map[string]string{"app": "x", discovery.LabelServiceName: "x", istiocompat.TLSModeLabel: istiocompat.TLSModeMutual},
-		Annotations:     map[string]string{mesh.ProbesAnnotation: "probes", registry.IdentityLabel: "secret", istiocompat.ExportToAnnotation: "., b", "other": "text"},
+		Annotations:     map[string]string{mesh.ProbesAnnotation: "probes", delivery.Label: "secret", istiocompat.ExportToAnnotation: "., b", "other": "text"},
 	}
 	port := func(name string) []core.ContainerPort { return []core.ContainerPort{{Name: name, ContainerPort: 80}} }
 	return []runtime.Object{

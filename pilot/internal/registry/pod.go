@@ -7,6 +7,7 @@ import (
 	"github.com/hashicorp/go-memdb"
 	core "k8s.io/api/core/v1"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -32,20 +33,8 @@ type Pod struct {
 	Proxied         bool   // label security.istio.io/tlsMode says it has a proxy
 	HostNetwork     bool   // its address is its node's
 	Probes          string // annotation written by injection
-	Delivery        Delivery
+	Delivery        delivery.Way
 }
-
-// Delivery is how a pod's proxy gets its certificate.
-type Delivery string
-
-// The ways, as injection writes them down in annotation IdentityLabel.
-const (
-	ByAgent  Delivery = ""       // over the pod's socket
-	BySecret Delivery = "secret" // from the account's Secret, mounted into the proxy
-)
-
-// IdentityLabel, on a namespace or a pod, chooses the way: "agent" or "secret". The pod's own goes first.
-const IdentityLabel = "bulwark.dev/identity"
 
 // PodPort is a declared container port.
 type PodPort struct {
@@ -76,8 +65,8 @@ func makePod(p *core.Pod) *Pod {
 		Proxied: p.Labels[istiocompat.TLSModeLabel] == istiocompat.TLSModeMutual && !p.Spec.HostNetwork,
 		Probes:  p.Annotations[mesh.ProbesAnnotation],
 	}
-	if p.Annotations[IdentityLabel] == string(BySecret) {
-		out.Delivery = BySecret
+	if p.Annotations[delivery.Label] == string(delivery.BySecret) {
+		out.Delivery = delivery.BySecret
 	}
 	if out.ServiceAccount == "" {
 		out.ServiceAccount = "default"

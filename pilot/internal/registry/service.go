@@ -10,6 +10,7 @@ import (
 	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 )
 
@@ -44,7 +45,7 @@ type ServicePort struct {
 	Number      uint32
 	Target      uint32 // number of the workload's port, or zero
 	TargetName  string // name of the workload's port, or empty
-	Protocol    Protocol
+	Protocol    protocol.Protocol
 	ServerFirst bool
 }
 
@@ -96,7 +97,7 @@ func makeService(s *core.Service) *Service {
 		if p.AppProtocol != nil {
 			appProtocol = *p.AppProtocol
 		}
-		port.Protocol, port.ServerFirst = ProtocolOf(appProtocol, p.Name, number), ServerFirst(appProtocol, p.Name, number)
+		port.Protocol, port.ServerFirst = protocol.Of(appProtocol, p.Name, number), protocol.ServerFirst(appProtocol, p.Name, number)
 		out.Ports = append(out.Ports, port)
 	}
 	return out

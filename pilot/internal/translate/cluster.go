@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -10,7 +12,6 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -31,7 +32,7 @@ const (
 
 // OutboundCluster is a service port as its clients reach it. TLS is what an endpoint gets unless it is marked plain, so
 // that an address nobody vouches for never gets plaintext. The client's own certificate comes by its delivery.
-func OutboundCluster(p *compile.ServicePort, delivery registry.Delivery) *cluster.Cluster {
+func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster {
 	c := &cluster.Cluster{
 		Name: p.Cluster(), ConnectTimeout: seconds(5), LbPolicy: cluster.Cluster_LEAST_REQUEST,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
@@ -46,14 +47,14 @@ func OutboundCluster(p *compile.ServicePort, delivery registry.Delivery) *cluste
 		c.LbPolicy, c.ClusterDiscoveryType, c.EdsClusterConfig = d.LbPolicy, d.ClusterDiscoveryType, nil
 	}
 	if p.Mutual {
-		c.TransportSocket = upstreamTLS(p, delivery)
+		c.TransportSocket = upstreamTLS(p, way)
 		c.TransportSocketMatches = []*cluster.Cluster_TransportSocketMatch{{
 			Name: "plaintext", Match: structOf(tlsModeKey, tlsModeDisabled), TransportSocket: rawBuffer()}}
 	}
 	switch p.Protocol {
-	case registry.HTTP2:
+	case protocol.HTTP2:
 		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(explicitHTTP2())}
-	case registry.HTTP, registry.Auto:
+	case protocol.HTTP, protocol.Auto:
 		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(sameAsDownstream())}
 	}
 	return c

@@ -29,9 +29,10 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -107,11 +108,11 @@ func closesSlowly(req authz.Request) bool {
 
 // workloadListener is the inbound listener as Pilot makes it, with certificates in place of SDS and an answer in place of
 // the application.
-func workloadListener(t *testing.T, policies []authz.Policy, port uint32, ca *envoytest.CA, leaf envoytest.Leaf, revoked ...*registry.Revocation) *listener.Listener {
+func workloadListener(t *testing.T, policies []authz.Policy, port uint32, ca *envoytest.CA, leaf envoytest.Leaf, revoked ...revocation.Revocation) *listener.Listener {
 	t.Helper()
 	w := &compile.Workload{
-		Class: compile.Class{Namespace: "finance"}, Policies: policies, Other: compile.InboundPort{Mode: authz.Strict, Protocol: registry.TCP},
-		Ports: []compile.InboundPort{{Number: port, Protocol: registry.HTTP, Mode: authz.Permissive}},
+		Class: compile.Class{Namespace: "finance"}, Policies: policies, Other: compile.InboundPort{Mode: authz.Strict, Protocol: protocol.TCP},
+		Ports: []compile.InboundPort{{Number: port, Protocol: protocol.HTTP, Mode: authz.Permissive}},
 	}
 	l := inboundOn(t, w, port, revoked...)
 	for _, c := range l.GetFilterChains() {

@@ -4,6 +4,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"os"
 	"path/filepath"
 	"strings"
@@ -154,8 +156,8 @@ func TestCertificatesFromFilesAreFollowedWhenTheyChange(t *testing.T) {
 func fromFiles(t *testing.T, port uint32, app *application) (*listener.Listener, *cluster.Cluster) {
 	t.Helper()
 	w := &compile.Workload{
-		Class: compile.Class{Namespace: "finance", Delivery: registry.BySecret}, Other: compile.InboundPort{Mode: authz.Strict, Protocol: registry.TCP},
-		Ports: []compile.InboundPort{{Number: port, Protocol: registry.TCP, Mode: authz.Strict}},
+		Class: compile.Class{Namespace: "finance", Delivery: delivery.BySecret}, Other: compile.InboundPort{Mode: authz.Strict, Protocol: protocol.TCP},
+		Ports: []compile.InboundPort{{Number: port, Protocol: protocol.TCP, Mode: authz.Strict}},
 	}
 	return inboundOn(t, w, port), staticCluster(applicationBehind(port), app.port)
 }
@@ -169,8 +171,8 @@ type outbound struct {
 func outboundTo(t *testing.T, port uint32, identity string, at uint32) outbound {
 	t.Helper()
 	p := &compile.ServicePort{Service: &registry.Service{Name: "payroll", Namespace: "finance"}, Host: "payroll.finance.svc.cluster.local", Number: at,
-		Protocol: registry.TCP, Mutual: true, Identities: []string{identity}}
-	c := translate.OutboundCluster(p, registry.BySecret)
+		Protocol: protocol.TCP, Mutual: true, Identities: []string{identity}}
+	c := translate.OutboundCluster(p, delivery.BySecret)
 	s := staticCluster(c.GetName(), port)
 	c.ClusterDiscoveryType, c.EdsClusterConfig, c.LoadAssignment = s.ClusterDiscoveryType, nil, s.LoadAssignment
 	l := translate.ServiceListener(&compile.Frontend{Address: compile.Address{IP: "127.0.0.1", Port: at}, Service: *p})

@@ -14,7 +14,6 @@ import (
 	security "istio.io/api/security/v1beta1"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
@@ -256,7 +255,7 @@ func TestIdentityIsTheSameUnderEachTrustDomain(t *testing.T) {
 	b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t,
 		[]authz.Policy{policyOf(t, "p", `{"rules":[{"from":[{"source":{"principals":["old.local/ns/shop/sa/web","cluster.local/ns/shop/sa/thief"]}}]}]}`)},
 		ports[0], ca, ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll"),
-		&registry.Revocation{Revocation: revocation.Revocation{Name: "r", Identity: "spiffe://cluster.local/ns/shop/sa/thief"}}))
+		revocation.Revocation{Name: "r", Identity: "spiffe://cluster.local/ns/shop/sa/thief"}))
 	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
 	for id, want := range map[string]int{
 		"spiffe://cluster.local/ns/shop/sa/web": 200, "spiffe://old.local/ns/shop/sa/web": 200,

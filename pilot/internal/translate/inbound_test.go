@@ -9,7 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -34,12 +34,12 @@ func TestSameInboundListenerSaysWhatMakingBothWould(t *testing.T) {
 	for _, change := range []func(*compile.InboundPort){
 		func(*compile.InboundPort) {},
 		func(p *compile.InboundPort) { p.Number = 81 },
-		func(p *compile.InboundPort) { p.Protocol = registry.HTTP },
+		func(p *compile.InboundPort) { p.Protocol = protocol.HTTP },
 		func(p *compile.InboundPort) { p.Mode = authz.Permissive },
 		func(p *compile.InboundPort) { p.ServerFirst = true },
 		func(p *compile.InboundPort) { p.ServiceName = "s" },
 	} {
-		p := compile.InboundPort{Number: 80, Protocol: registry.TCP, Mode: authz.Strict}
+		p := compile.InboundPort{Number: 80, Protocol: protocol.TCP, Mode: authz.Strict}
 		change(&p)
 		ports = append(ports, []compile.InboundPort{p})
 	}
@@ -49,7 +49,7 @@ func TestSameInboundListenerSaysWhatMakingBothWould(t *testing.T) {
 			for _, ps := range ports {
 				for _, pol := range policies {
 					all = append(all, &compile.Workload{Class: compile.Class{Namespace: "finance"}, Identity: identity, Ports: ps,
-						Other: compile.InboundPort{Protocol: registry.Auto, Mode: mode}, Policies: pol})
+						Other: compile.InboundPort{Protocol: protocol.Auto, Mode: mode}, Policies: pol})
 				}
 			}
 		}
@@ -78,7 +78,7 @@ func TestInboundChainsAreTheSameWhateverServicesPoliciesAndModesSay(t *testing.T
 	a := spiffe.ID{TrustDomain: "cluster.local", Namespace: "finance", ServiceAccount: "a"}
 	r := rand.New(rand.NewPCG(1, 2))
 	pick := func(n int) int { return r.IntN(n) }
-	modes, protocols := []authz.TLSMode{authz.Strict, authz.Permissive, authz.Disable}, []registry.Protocol{registry.HTTP, registry.HTTP2, registry.TCP, registry.Auto}
+	modes, protocols := []authz.TLSMode{authz.Strict, authz.Permissive, authz.Disable}, []protocol.Protocol{protocol.HTTP, protocol.HTTP2, protocol.TCP, protocol.Auto}
 	policies := [][]authz.Policy{nil, allowOnly(a), {{Action: authz.Allow, Rules: []authz.Rule{{}}}}, {{Action: authz.Deny}}, {{Action: authz.Audit, Rules: []authz.Rule{{}}}}}
 	bytesOf := func(m proto.Message) string {
 		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
@@ -90,7 +90,7 @@ func TestInboundChainsAreTheSameWhateverServicesPoliciesAndModesSay(t *testing.T
 	known, rest := map[string]string{}, ""
 	for range 2000 {
 		w := &compile.Workload{Class: compile.Class{Namespace: "finance"}, Identity: a.String(), Policies: policies[pick(len(policies))],
-			Other: compile.InboundPort{Protocol: registry.Auto, Mode: modes[pick(len(modes))]}}
+			Other: compile.InboundPort{Protocol: protocol.Auto, Mode: modes[pick(len(modes))]}}
 		for number := range uint32(pick(4)) {
 			w.Ports = append(w.Ports, compile.InboundPort{Number: 8080 + number, Protocol: protocols[pick(len(protocols))], Mode: modes[pick(len(modes))],
 				ServiceName: []string{"", "payroll", "ledger"}[pick(3)], ServerFirst: pick(5) == 0})

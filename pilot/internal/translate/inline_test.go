@@ -11,13 +11,13 @@ import (
 	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
 
 // inboundOn is the inbound listener of a workload as Pilot makes it, on a port of this machine, with what comes by discovery in
 // its place and without logs. The application is behind the cluster that applicationBehind names.
-func inboundOn(t *testing.T, w *compile.Workload, port uint32, revoked ...*registry.Revocation) *listener.Listener {
+func inboundOn(t *testing.T, w *compile.Workload, port uint32, revoked ...revocation.Revocation) *listener.Listener {
 	t.Helper()
 	l := translate.InboundListener(aliased, w)
 	l.Name = fmt.Sprintf("inbound-%d", port)
@@ -48,7 +48,7 @@ func delivering(m *hcm.HttpConnectionManager) *route.Route {
 func applicationBehind(port uint32) string { return fmt.Sprintf("application-%d", port) }
 
 // inlineAuthorization puts the authorization resources where a chain asks for them, as an Envoy with Pilot has them.
-func inlineAuthorization(t *testing.T, c *listener.FilterChain, w *compile.Workload, revoked ...*registry.Revocation) {
+func inlineAuthorization(t *testing.T, c *listener.FilterChain, w *compile.Workload, revoked ...revocation.Revocation) {
 	t.Helper()
 	config := func(name string) *core.TypedExtensionConfig {
 		if m, ok := translate.Revocations(aliased, revoked, name).(*core.TypedExtensionConfig); ok {

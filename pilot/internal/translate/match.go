@@ -12,7 +12,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 )
@@ -82,7 +82,7 @@ func (m matching) tls(p compile.InboundPort) *xds.Matcher_OnMatch {
 		return m.passed(p)
 	case p.Mode == authz.Permissive:
 		foreign = m.passed(p)
-	case p.Protocol == registry.TCP:
+	case p.Protocol == protocol.TCP:
 		foreign = takenBy(m.tlsTCP(p))
 	default:
 		foreign = takenBy(tlsHTTP)
@@ -91,7 +91,7 @@ func (m matching) tls(p compile.InboundPort) *xds.Matcher_OnMatch {
 	switch {
 	case p.Protocol.IsHTTP(): // whatever a client says, policies about requests hold
 		opaque = proxied
-	case p.Protocol == registry.TCP:
+	case p.Protocol == protocol.TCP:
 		proxied = opaque
 	}
 	return nested(tree("alpn", &network.ApplicationProtocolInput{}, map[string]*xds.Matcher_OnMatch{
@@ -113,7 +113,7 @@ func (m matching) plaintext(p compile.InboundPort) *xds.Matcher_OnMatch {
 	switch {
 	case p.Protocol.IsHTTP():
 		return http
-	case p.Protocol == registry.TCP:
+	case p.Protocol == protocol.TCP:
 		return m.passed(p)
 	}
 	sniffed := map[string]*xds.Matcher_OnMatch{}

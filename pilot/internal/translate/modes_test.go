@@ -12,7 +12,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -23,7 +23,7 @@ import (
 // client meant it.
 func TestPortTakesWhatItsModeSays(t *testing.T) {
 	modes := []authz.TLSMode{authz.Strict, authz.Permissive, authz.Disable}
-	protocols := []registry.Protocol{registry.TCP, registry.Auto}
+	protocols := []protocol.Protocol{protocol.TCP, protocol.Auto}
 	ports, ca := envoytest.FreePorts(t, len(modes)*len(modes)*len(protocols)+1), envoytest.NewCA(t)
 	id := spiffe.ID{TrustDomain: "cluster.local", Namespace: "finance", ServiceAccount: "a"}
 	server, client := ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll"), ca.Issue(t, id.String())
@@ -35,16 +35,16 @@ func TestPortTakesWhatItsModeSays(t *testing.T) {
 	type world struct {
 		port        uint32
 		mode, other authz.TLSMode
-		protocol    registry.Protocol
+		protocol    protocol.Protocol
 	}
 	var worlds []world
 	for _, mode := range modes {
 		for _, other := range modes {
-			for _, protocol := range protocols {
-				w := world{ports[len(worlds)], mode, other, protocol}
+			for _, spoken := range protocols {
+				w := world{ports[len(worlds)], mode, other, spoken}
 				worlds = append(worlds, w)
-				l := inboundOn(t, &compile.Workload{Class: compile.Class{Namespace: "finance"}, Other: compile.InboundPort{Mode: other, Protocol: registry.Auto},
-					Ports: []compile.InboundPort{{Number: w.port, Protocol: protocol, Mode: mode}}}, w.port)
+				l := inboundOn(t, &compile.Workload{Class: compile.Class{Namespace: "finance"}, Other: compile.InboundPort{Mode: other, Protocol: protocol.Auto},
+					Ports: []compile.InboundPort{{Number: w.port, Protocol: spoken, Mode: mode}}}, w.port)
 				for _, c := range l.GetFilterChains() {
 					if c.GetTransportSocket() != nil {
 						staticCertificates(t, c, ca, server)
@@ -83,7 +83,7 @@ func TestPortTakesWhatItsModeSays(t *testing.T) {
 		if got, want := echoes(w.port, "istio-opaque"), w.mode != authz.Disable; got != want {
 			t.Errorf("%s: mutual TLS of a proxy reaches the application: %v", name, got)
 		}
-		if got, want := echoes(w.port, "h2", "http/1.1"), w.mode == authz.Strict && w.protocol == registry.TCP; got != want {
+		if got, want := echoes(w.port, "h2", "http/1.1"), w.mode == authz.Strict && w.protocol == protocol.TCP; got != want {
 			t.Errorf("%s: TLS of no proxy ends at the proxy, as TCP: %v", name, got) // elsewhere the echo is of TLS itself, or it is HTTP
 		}
 	}

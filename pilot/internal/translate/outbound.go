@@ -13,7 +13,7 @@ import (
 	setfilterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -54,7 +54,7 @@ func ServiceListener(f *compile.Frontend) *listener.Listener {
 	switch {
 	case f.Service.Protocol.IsHTTP():
 		return outbound(f, http)
-	case f.Service.Protocol != registry.Auto:
+	case f.Service.Protocol != protocol.Auto:
 		return outbound(f, tcp)
 	}
 	http.FilterChainMatch = &listener.FilterChainMatch{ApplicationProtocols: httpProtocols}

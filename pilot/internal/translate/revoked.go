@@ -12,8 +12,8 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
 
 // Revocations are a configuration of their own before every policy, the same for all proxies of the mesh: a change of the
@@ -30,7 +30,7 @@ func RevocationNames() []string { return []string{httpRevocations, tcpRevocation
 
 // Revocations is the configuration by which the revocations hold, nil if there is none of the name. Their results are told
 // as those of a DENY policy.
-func Revocations(set compile.Settings, list []*registry.Revocation, name string) proto.Message {
+func Revocations(set compile.Settings, list []revocation.Revocation, name string) proto.Message {
 	rules := rbac.Revoked(set, list)
 	switch name {
 	case httpRevocations:

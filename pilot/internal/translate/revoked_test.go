@@ -16,14 +16,13 @@ import (
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
 
-func revoked(name, identity, serial string) *registry.Revocation {
-	return &registry.Revocation{ID: name, Revocation: revocation.Revocation{Name: name, Identity: identity, Serial: serial}}
+func revoked(name, identity, serial string) revocation.Revocation {
+	return revocation.Revocation{Name: name, Identity: identity, Serial: serial}
 }
 
 // dial opens a connection as a mesh client.
@@ -65,7 +64,7 @@ func TestRevokedIdentitiesAndCertificatesAreDeniedBeforeEveryPolicy(t *testing.T
 		n, _ := new(big.Int).SetString(hex, 16)
 		return ca.IssueNumbered(t, twin, n)
 	}
-	list := []*registry.Revocation{
+	list := []revocation.Revocation{
 		revoked("all-of-it", id, ""),
 		revoked("odd", twin, "abc0ffee123"), revoked("even", twin, "7bc0ffee1234"), revoked("high", twin, "fedcba9876543210fedcba9876543210"),
 		revoked("not-its-own", other, "1111"),

@@ -17,7 +17,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
@@ -29,8 +29,8 @@ func TestConnectionsAreCountedUnderProvenNames(t *testing.T) {
 	ports, ca := envoytest.FreePorts(t, 2), envoytest.NewCA(t)
 	app := startApplication(t, false)
 	w := &compile.Workload{Class: compile.Class{Namespace: "finance"}, Identity: "spiffe://cluster.local/ns/finance/sa/payroll",
-		Other: compile.InboundPort{Mode: authz.Strict, Protocol: registry.TCP},
-		Ports: []compile.InboundPort{{Number: ports[0], Protocol: registry.TCP, Mode: authz.Strict, ServiceName: "ledger"}}}
+		Other: compile.InboundPort{Mode: authz.Strict, Protocol: protocol.TCP},
+		Ports: []compile.InboundPort{{Number: ports[0], Protocol: protocol.TCP, Mode: authz.Strict, ServiceName: "ledger"}}}
 	counting := map[string][]*accesslog.AccessLog{} // the loggers of statistics, by chain
 	for _, c := range translate.InboundListener(settings, w).GetFilterChains() {
 		repack(t, last(c).GetTypedConfig(), func(m any) {

@@ -20,9 +20,10 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -62,11 +63,11 @@ func startApplication(t *testing.T, greets bool) *application {
 }
 
 // tcpWorkload is the inbound side of a TCP port in front of an application.
-func tcpWorkload(t *testing.T, policies []authz.Policy, port uint32, serverFirst bool, app *application, ca *envoytest.CA, leaf envoytest.Leaf, revoked ...*registry.Revocation) (*listener.Listener, *cluster.Cluster) {
+func tcpWorkload(t *testing.T, policies []authz.Policy, port uint32, serverFirst bool, app *application, ca *envoytest.CA, leaf envoytest.Leaf, revoked ...revocation.Revocation) (*listener.Listener, *cluster.Cluster) {
 	t.Helper()
 	w := &compile.Workload{
-		Class: compile.Class{Namespace: "finance"}, Policies: policies, Other: compile.InboundPort{Mode: authz.Strict, Protocol: registry.TCP},
-		Ports: []compile.InboundPort{{Number: port, Protocol: registry.TCP, Mode: authz.Permissive, ServerFirst: serverFirst}},
+		Class: compile.Class{Namespace: "finance"}, Policies: policies, Other: compile.InboundPort{Mode: authz.Strict, Protocol: protocol.TCP},
+		Ports: []compile.InboundPort{{Number: port, Protocol: protocol.TCP, Mode: authz.Permissive, ServerFirst: serverFirst}},
 	}
 	l := inboundOn(t, w, port, revoked...)
 	for _, c := range l.GetFilterChains() {

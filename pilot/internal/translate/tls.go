@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	rawbuffer "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -8,7 +10,6 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -28,8 +29,8 @@ func onlyTLS13() *tls.TlsParameters {
 }
 
 // secret names a secret that the agent has for this pod, or that injection has put into the proxy's files.
-func secret(name string, delivery registry.Delivery) *tls.SdsSecretConfig {
-	if delivery == registry.BySecret {
+func secret(name string, way delivery.Way) *tls.SdsSecretConfig {
+	if way == delivery.BySecret {
 		return secretFromFiles(name)
 	}
 	return &tls.SdsSecretConfig{Name: name, SdsConfig: &core.ConfigSource{
@@ -42,34 +43,34 @@ func secret(name string, delivery registry.Delivery) *tls.SdsSecretConfig {
 }
 
 // commonTLS presents the workload's certificate and takes peers of the trust bundle whose URI is one of sans.
-func commonTLS(delivery registry.Delivery, sans []*matcher.StringMatcher, alpn ...string) *tls.CommonTlsContext {
+func commonTLS(way delivery.Way, sans []*matcher.StringMatcher, alpn ...string) *tls.CommonTlsContext {
 	var names []*tls.SubjectAltNameMatcher
 	for _, s := range sans {
 		names = append(names, &tls.SubjectAltNameMatcher{SanType: tls.SubjectAltNameMatcher_URI, Matcher: s})
 	}
 	return &tls.CommonTlsContext{
 		TlsParams: onlyTLS13(), AlpnProtocols: alpn,
-		TlsCertificateSdsSecretConfigs: []*tls.SdsSecretConfig{secret(mesh.WorkloadSecretName, delivery)},
+		TlsCertificateSdsSecretConfigs: []*tls.SdsSecretConfig{secret(mesh.WorkloadSecretName, way)},
 		ValidationContextType: &tls.CommonTlsContext_CombinedValidationContext{CombinedValidationContext: &tls.CommonTlsContext_CombinedCertificateValidationContext{
 			DefaultValidationContext:         &tls.CertificateValidationContext{MatchTypedSubjectAltNames: names},
-			ValidationContextSdsSecretConfig: secret(mesh.RootCASecretName, delivery),
+			ValidationContextSdsSecretConfig: secret(mesh.RootCASecretName, way),
 		}},
 	}
 }
 
 // downstreamTLS demands a certificate of one of the peers. Sessions are not resumed: a resumed one would outlive the bundle
 // it was checked with.
-func downstreamTLS(delivery registry.Delivery, peers []*matcher.StringMatcher, alpn ...string) *core.TransportSocket {
+func downstreamTLS(way delivery.Way, peers []*matcher.StringMatcher, alpn ...string) *core.TransportSocket {
 	return transportSocket("envoy.transport_sockets.tls", &tls.DownstreamTlsContext{
 		RequireClientCertificate:         yes(),
-		CommonTlsContext:                 commonTLS(delivery, peers, alpn...),
+		CommonTlsContext:                 commonTLS(way, peers, alpn...),
 		SessionTicketKeysType:            &tls.DownstreamTlsContext_DisableStatelessSessionResumption{DisableStatelessSessionResumption: true},
 		DisableStatefulSessionResumption: true,
 	})
 }
 
 // upstreamTLS is a mesh client's connection to one service port, whose server must be one of the service's identities.
-func upstreamTLS(p *compile.ServicePort, delivery registry.Delivery) *core.TransportSocket {
+func upstreamTLS(p *compile.ServicePort, way delivery.Way) *core.TransportSocket {
 	var sans []*matcher.StringMatcher
 	for _, id := range p.Identities {
 		sans = append(sans, envoy.Exact(id))
@@ -79,11 +80,11 @@ func upstreamTLS(p *compile.ServicePort, delivery registry.Delivery) *core.Trans
 	}
 	// The server may know the port by another service that declares nothing, or something else.
 	alpn := istiocompat.ALPN
-	if p.Protocol == registry.TCP {
+	if p.Protocol == protocol.TCP {
 		alpn = istiocompat.ALPNOpaque
 	}
 	return transportSocket("envoy.transport_sockets.tls", &tls.UpstreamTlsContext{
-		CommonTlsContext: commonTLS(delivery, sans, alpn), Sni: istiocompat.SNI(p.Number, "", p.Host), MaxSessionKeys: u32(0),
+		CommonTlsContext: commonTLS(way, sans, alpn), Sni: istiocompat.SNI(p.Number, "", p.Host), MaxSessionKeys: u32(0),
 	})
 }
 

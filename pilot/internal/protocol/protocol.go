@@ -1,4 +1,5 @@
-package registry
+// Package protocol is what ports of Services are declared to speak.
+package protocol
 
 import "strings"
 
@@ -20,19 +21,19 @@ var byName = map[string]Protocol{
 	"http": HTTP, "http2": HTTP2, "h2c": HTTP2, "grpc": HTTP2, "grpc-web": HTTP, "ws": HTTP,
 	"kubernetes.io/h2c": HTTP2, "kubernetes.io/ws": HTTP, "kubernetes.io/wss": TCP,
 	"tcp": TCP, "https": TCP, "tls": TCP, "wss": TCP, "mongo": TCP, "mysql": TCP, "redis": TCP, "postgres": TCP, "postgresql": TCP,
-	"smtp": TCP, "ftp": TCP, "ssh": TCP, "pop3": TCP, "imap": TCP, ServerFirstProtocol: TCP,
+	"smtp": TCP, "ftp": TCP, "ssh": TCP, "pop3": TCP, "imap": TCP, Greeting: TCP,
 }
 
-// ServerFirstProtocol is the appProtocol of a port whose server speaks first in a protocol we have no name for.
-const ServerFirstProtocol = "bulwark.dev/server-first"
+// Greeting is the appProtocol of a port whose server speaks first in a protocol we have no name for.
+const Greeting = "bulwark.dev/server-first"
 
-var greets = map[string]bool{"mysql": true, "smtp": true, "ftp": true, "ssh": true, "pop3": true, "imap": true, ServerFirstProtocol: true}
+var greets = map[string]bool{"mysql": true, "smtp": true, "ftp": true, "ssh": true, "pop3": true, "imap": true, Greeting: true}
 
 // serverFirst are ports whose servers speak first, so that waiting for the client's first bytes would only delay.
 var serverFirst = map[uint32]bool{21: true, 22: true, 25: true, 110: true, 143: true, 587: true, 3306: true}
 
-// ProtocolOf finds a port's protocol from appProtocol, the port's name (up to the first "-"), or the well-known number.
-func ProtocolOf(appProtocol, name string, number uint32) Protocol {
+// Of finds a port's protocol from appProtocol, the port's name (up to the first "-"), or the well-known number.
+func Of(appProtocol, name string, number uint32) Protocol {
 	if p, ok := byName[strings.ToLower(appProtocol)]; ok {
 		return p
 	}
@@ -59,7 +60,7 @@ func family(name string) string {
 
 // ServerFirst reports whether a port's server is known to speak before its client does.
 func ServerFirst(appProtocol, name string, number uint32) bool {
-	if ProtocolOf(appProtocol, name, number) != TCP {
+	if Of(appProtocol, name, number) != TCP {
 		return false
 	}
 	return serverFirst[number] || greets[strings.ToLower(appProtocol)] || appProtocol == "" && greets[family(name)]
