@@ -111,16 +111,19 @@ func newPilot(s Settings, config *rest.Config, log *slog.Logger) (*Pilot, error)
 	if err != nil {
 		return nil, err
 	}
-	settings := compile.Settings{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace}
 	return &Pilot{
 		settings: s, log: log, kube: kube, registry: reg, feed: objects, identity: identity, health: health.New(metrics),
-		store:  push.NewStore(settings, reg.Snapshot(), push.NewMetrics(metrics), log),
+		store:  push.NewStore(s.compile(), reg.Snapshot(), push.NewMetrics(metrics), log),
 		status: status.NewWriter(dyn, reg.Snapshot, objects.Stored, metrics, log),
 	}, nil
 }
 
 func (s Settings) authz() authz.Options {
 	return authz.Options{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace}
+}
+
+func (s Settings) compile() compile.Settings {
+	return compile.Settings{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace}
 }
 
 // run owns every goroutine of Pilot: one ends, all end.
@@ -257,6 +260,7 @@ func (p *Pilot) serveOperator(ctx context.Context) error {
 	api.HandleJSON("GET /v1/proxies", func(*http.Request) (any, error) { return p.store.Proxies(), nil })
 	api.HandleJSON("GET /v1/policies", func(*http.Request) (any, error) { return registry.Unenforceable(p.registry.Snapshot()), nil })
 	api.HandleJSON("GET /v1/config", func(r *http.Request) (any, error) { return p.store.Config(r.URL.Query().Get("proxy")) })
+	api.HandleJSON("GET /v1/reach", p.reach)
 	api.HandleJSON("GET /v1/held", func(*http.Request) (any, error) { return p.feed.Held(), nil })
 	api.HandleJSON("POST /v1/held/confirm", p.confirmHeld)
 	return api.Serve(ctx, p.settings.Listen.Operator, mtls.ServerWithoutClientCert(p.identity))
