@@ -40,7 +40,7 @@ func Of(snap *registry.Snapshot, set compile.Settings, pod string) (operatorv1.R
 		case !compile.Imports(sidecar, p.Namespace, s):
 			out.Hidden = append(out.Hidden, s.ID)
 		default:
-			out.Services = append(out.Services, operatorv1.Reachable{Service: s.ID, Ports: portsOf(s), By: by, Open: audience.Open})
+			out.Services = append(out.Services, operatorv1.Reachable{Service: s.ID, Ports: portsOf(s), By: by, Open: audience.Open, Everyone: audience.Everyone})
 		}
 	}
 	return out, nil

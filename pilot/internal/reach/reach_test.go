@@ -14,7 +14,7 @@ import (
 var settings = compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
 
 // mesh has a service of each sort: one that policies give to an identity and to a namespace, one without policies, one that is not
-// exported, one without ports; and a Sidecar that hides one of them from pods of bank.
+// exported or only to some namespaces, one without ports; and a Sidecar that hides one of them from pods of bank.
 const mesh = `
 apiVersion: v1
 kind: Service
@@ -45,6 +45,11 @@ apiVersion: v1
 kind: Service
 metadata: {name: hidden, namespace: bank}
 spec: {clusterIPs: [10.96.0.6], selector: {app: hidden}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: ledger, namespace: bank, annotations: {networking.istio.io/exportTo: "., vault"}}
+spec: {clusterIPs: [10.96.0.7], selector: {app: ledger}, ports: [{port: 80}]}
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -102,7 +107,7 @@ func world(t *testing.T) *registry.Snapshot {
 var (
 	webPorts = []operatorv1.Port{{Name: "http", Number: 80, Protocol: "HTTP"}, {Name: "grpc", Number: 9000, Protocol: "HTTP2"}}
 	unnamed  = []operatorv1.Port{{Number: 80, Protocol: "AUTO"}}
-	open     = operatorv1.Reachable{Service: "shop/open", Ports: []operatorv1.Port{{Number: 3306, Protocol: "TCP"}}, Open: "no ALLOW policy holds for the pods that it selects"}
+	open     = operatorv1.Reachable{Service: "shop/open", Ports: []operatorv1.Port{{Number: 3306, Protocol: "TCP"}}, Open: "no ALLOW policy holds for the pods that it selects", Everyone: true}
 )
 
 func TestWhatAWorkloadMayCall(t *testing.T) {
@@ -110,13 +115,14 @@ func TestWhatAWorkloadMayCall(t *testing.T) {
 	web := func(by ...string) operatorv1.Reachable {
 		return operatorv1.Reachable{Service: "shop/web", Ports: webPorts, By: by}
 	}
-	hidden := operatorv1.Reachable{Service: "bank/hidden", Ports: unnamed, Open: open.Open}
+	hidden := operatorv1.Reachable{Service: "bank/hidden", Ports: unnamed, Open: open.Open, Everyone: true}
+	ledger := operatorv1.Reachable{Service: "bank/ledger", Ports: unnamed, Open: open.Open}
 	for pod, want := range map[string]operatorv1.Reach{
-		"bank/teller-1": {Pod: "bank/teller-1", ServiceAccount: "teller", Proxied: true, Sidecar: "bank/shops", Hidden: []string{"bank/hidden"},
+		"bank/teller-1": {Pod: "bank/teller-1", ServiceAccount: "teller", Proxied: true, Sidecar: "bank/shops", Hidden: []string{"bank/hidden", "bank/ledger"},
 			NotExported: []string{"shop/private"}, Services: []operatorv1.Reachable{open, web("shop/bank", "shop/tellers")}},
 		"bank/clerk": {Pod: "bank/clerk", ServiceAccount: "clerk", Proxied: true, NotExported: []string{"shop/private"},
-			Services: []operatorv1.Reachable{hidden, open, web("shop/bank")}},
-		"shop/web":  {Pod: "shop/web", ServiceAccount: "default", Proxied: true, Services: []operatorv1.Reachable{hidden, open}},
+			Services: []operatorv1.Reachable{hidden, ledger, open, web("shop/bank")}},
+		"shop/web":  {Pod: "shop/web", ServiceAccount: "default", Proxied: true, NotExported: []string{"bank/ledger"}, Services: []operatorv1.Reachable{hidden, open}},
 		"bank/bare": {Pod: "bank/bare", ServiceAccount: "default", Services: []operatorv1.Reachable{}},
 	} {
 		got, err := Of(snap, settings, pod)
@@ -142,6 +148,8 @@ func TestWhoMayCallAService(t *testing.T) {
 		"shop/secret":  {Ports: unnamed, ExportTo: []string{"."}, Members: []operatorv1.Member{}},
 		"shop/udp": {Ports: []operatorv1.Port{}, Members: []operatorv1.Member{
 			{Namespace: "bank", By: []string{"shop/bank"}}, {Namespace: "bank", ServiceAccount: "teller", By: []string{"shop/tellers"}}}},
+		"bank/ledger": {Ports: unnamed, Open: open.Open, ExportTo: []string{".", "vault"}, Hidden: []operatorv1.Hidden{{Sidecar: "bank/shops", Pods: 2}},
+			Members: []operatorv1.Member{{Namespace: "bank"}, {Namespace: "vault"}}},
 		"bank/hidden": {Ports: unnamed, Everyone: true, Open: open.Open, Members: []operatorv1.Member{}, Hidden: []operatorv1.Hidden{{Sidecar: "bank/shops", Pods: 2}}},
 	} {
 		want.Service = service

@@ -14,10 +14,11 @@ type Reach struct {
 
 // Reachable is a service that a workload may call.
 type Reachable struct {
-	Service string   `json:"service"` // namespace/name
-	Ports   []Port   `json:"ports"`
-	By      []string `json:"by,omitempty"`   // the policies that admit it, namespace/name
-	Open    string   `json:"open,omitempty"` // or why policies leave nobody out
+	Service  string   `json:"service"` // namespace/name
+	Ports    []Port   `json:"ports"`
+	By       []string `json:"by,omitempty"`       // the policies that admit it, namespace/name
+	Open     string   `json:"open,omitempty"`     // or why policies leave nobody out
+	Everyone bool     `json:"everyone,omitempty"` // everyone may call it; else those of the namespaces to which it is exported
 }
 
 // Port is a TCP port of a Service.
