@@ -78,6 +78,21 @@ It is exported to: ~`},
 	}
 }
 
+func TestReachIsOfAWorkloadOrToAService(t *testing.T) {
+	for line, ok := range map[string]bool{
+		"pod-1": true, "deploy/web -n shop": true, "--to web": true, "--to shop/web -o json": true,
+		"": false, "-n shop": false, "a b": false, "a --to b": false,
+	} {
+		cmd := (&app{}).reach()
+		if err := cmd.ParseFlags(strings.Fields(line)); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.ValidateArgs(cmd.Flags().Args()); (err == nil) != ok {
+			t.Errorf("meshctl reach %s: %v", line, err)
+		}
+	}
+}
+
 func TestServiceIsNamedWithOrWithoutItsNamespace(t *testing.T) {
 	for _, c := range []struct {
 		namespace string
