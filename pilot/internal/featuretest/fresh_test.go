@@ -123,6 +123,7 @@ func (m *mesh) compare() (wrong []string) {
 			wrong = append(wrong, fmt.Sprintf("%s: %v wait for something, and for a fresh Pilot %v do", id, warming, never))
 		}
 		wrong = append(wrong, m.differences(id, got, want)...)
+		wrong = append(wrong, fresh.untold(id, want)...)
 		if ok, err := twins[id].connected(); !ok {
 			wrong = append(wrong, fmt.Sprintf("%s: a fresh Pilot ends the stream: %v", id, err))
 		}

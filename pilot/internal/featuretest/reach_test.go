@@ -1,0 +1,38 @@
+package featuretest
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/reach"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+)
+
+// untold returns how the services that a pod's proxy has differ from those that operators are told it may call.
+func (p *pilot) untold(pod string, has holdings) []string {
+	answer, err := reach.Of(p.registry.Snapshot(), settings, pod)
+	if err != nil {
+		return []string{fmt.Sprintf("%s: %v", pod, err)}
+	}
+	told, known := []string{}, []string{}
+	for _, s := range answer.Services {
+		for _, port := range s.Ports {
+			told = append(told, "cluster/"+istiocompat.OutboundCluster(port.Number, "", compile.HostOf(s.Service)))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(has)) {
+		if strings.HasPrefix(name, "cluster/outbound|") {
+			known = append(known, name)
+		}
+	}
+	slices.Sort(told)
+	if d := cmp.Diff(told, known); d != "" {
+		return []string{fmt.Sprintf("%s: what operators are told it may call (-) is not what its proxy has (+):\n%s", pod, d)}
+	}
+	return nil
+}
