@@ -74,6 +74,12 @@ var documented = map[string]struct {
 	"operating.md: apiVersion: security.istio.io/v1":                                                                                                   {run: manifest},
 	"operating.md: kubectl create namespace bulwark-system": {
 		why: "TestHelm runs it, as it needs a cluster without Bulwark"},
+	"reach.md: meshctl reach -n finance deploy/account-auditor   # what it may call, and why":                    {run: commands},
+	"reach.md: apiVersion: security.istio.io/v1":                                                                 {run: taken},
+	"reach.md: kubectl -n finance annotate service payroll networking.istio.io/exportTo=.    # for finance only": {run: commands},
+	"reach.md: apiVersion: networking.istio.io/v1":                                                               {run: taken},
+	"reach.md: $ curl -i http://payroll.finance/accounts/7": {
+		why: "TestOutOfReachIsRefusedByTheClientsOwnProxy asks and hears this"},
 	"revocation.md: meshctl identity revoke finance/payroll --reason \"account misused\"          # an identity": {run: revocations},
 	documentOfRotation: {
 		why: "TestRootRotatesWithoutAFailedRequest runs it, under traffic"},
@@ -136,6 +142,26 @@ func transcript(ctx context.Context, _ *testing.T, s *claims.Scene, text string)
 
 func manifest(ctx context.Context, _ *testing.T, s *claims.Scene, text string) error {
 	return s.Apply(ctx, text)
+}
+
+// taken has the API server look at a manifest with all that reviews it, and changes nothing.
+func taken(ctx context.Context, _ *testing.T, _ *claims.Scene, text string) error {
+	cmd := exec.CommandContext(ctx, "kubectl", "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-")
+	cmd.Stdin = strings.NewReader(text)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+// commands runs the lines as a script.
+func commands(ctx context.Context, _ *testing.T, _ *claims.Scene, text string) error {
+	cmd := exec.CommandContext(ctx, "sh", "-euc", text)
+	cmd.Env = append(os.Environ(), "PATH="+binaries()+":"+os.Getenv("PATH"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
 }
 
 // podWith makes a pod that waits, with parts of a document's.

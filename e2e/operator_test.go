@@ -58,6 +58,7 @@ func TestOperatorNeedsNoMoreThanItsRole(t *testing.T) {
 		})
 		for _, c := range []struct{ args, want string }{
 			{"status", "payroll"},
+			{"reach -n " + s.Namespace + " --to payroll", s.Namespace + "/account-auditor"},
 			{"ca status", "Signer"},
 			{"ca rotate --status", ""},
 			{"identity list --held-by pod -n " + s.Namespace, "payroll"},
@@ -86,7 +87,7 @@ func TestOperatorNeedsNoMoreThanItsRole(t *testing.T) {
 				return "", err
 			}
 		}
-		return "status, ca, identity and audit work; the CA's key is out of reach", nil
+		return "status, reach, ca, identity and audit work; the CA's key is out of reach", nil
 	})
 }
 
