@@ -198,6 +198,12 @@ var mutations = []mutation{
 		{"pilot/internal/translate/refusal.go", "	if len(ranges) == 0 {\n", "	if len(ranges) >= 0 {\n"}}},
 	{22, "a client that was refused goes on to ask who refuses", "pilot/internal/featuretest.TestOutOfReachIsRefused", []edit{
 		{"pilot/internal/translate/refusal.go", "	m.CommonHttpProtocolOptions.MaxRequestsPerConnection = u32(1)\n", ""}}},
+	{22, "a Service that is exported to nobody is known to everybody", "pilot/internal/compile.TestExportToSaysWhichNamespacesKnowAService", []edit{
+		{"pilot/internal/compile/visibility.go", "	case slices.Contains(s.ExportTo, \"~\"):\n		return false\n", "	case slices.Contains(s.ExportTo, \"~\"):\n		return true\n"}}},
+	{22, "what a Sidecar excludes is known all the same", "pilot/internal/compile.TestHostsOfASidecarNameServices", []edit{
+		{"pilot/internal/compile/visibility.go", "			if h.Excludes() {\n", "			if false && h.Excludes() {\n"}}},
+	{22, "a field of a Sidecar that is not enforced is taken", "pilot/internal/validate.TestRefusalsNameFieldAndReason", []edit{
+		{"pilot/internal/registry/sidecar.go", "		if !slices.Contains(enforced, f.JSONName()) {\n", "		if false && !slices.Contains(enforced, f.JSONName()) {\n"}}},
 	{22, "a refusal by the client's proxy is no denial", "agent/internal/als.TestOutOfReachIsDeniedByTheClientsProxy", []edit{
 		{"agent/internal/als/convert.go", "	if r.tag(\"out_of_reach\") != \"\" {\n", "	if false && r.tag(\"out_of_reach\") != \"\" {\n"}}},
 }
