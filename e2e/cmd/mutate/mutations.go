@@ -45,7 +45,7 @@ var mutations = []mutation{
 	{11, "everyone may read a key in a file", "TestIdentity/FilesArePrivateAndChangeInOneStep", []edit{
 		{"agent/internal/files/writer.go", "fs.FileMode(w.spec.Mode)", "fs.FileMode(w.spec.Mode | 0o444)"}}},
 	{11, "proxies do not have their certificates from Secrets", "TestIdentity/SecretsServeProxiesAndRotate", []edit{
-		{"pilot/internal/registry/pod.go", "		out.Delivery = BySecret\n", ""}}},
+		{"pilot/internal/registry/pod.go", "		out.Delivery = delivery.BySecret\n", ""}}},
 	{12, "a root rotation waits for nobody", "TestRootRotatesWithoutAFailedRequest", []edit{
 		{"citadel/internal/rotate/waiting.go", "(len(waits) > 0 && !c.Rotation.Forced)", "(len(waits) > 0 && !c.Rotation.Forced && false)"}}},
 	{13, "tokens are reviewed by the API server alone, and certificates do not renew themselves", "TestCertificatesAreRenewedWhileTheAPIServerIsAway", []edit{
@@ -84,7 +84,7 @@ var mutations = []mutation{
 	{17, "whoever writes an address into a slice says what is spoken there", "pilot/internal/compile.TestFrontendIsWhoseTheAddressIs", []edit{
 		{"pilot/internal/compile/frontend.go", "p != nil && !p.HostNetwork && p.Namespace == s.Namespace", "p != nil && !p.HostNetwork"}}},
 	{17, "one of two services says what both ports speak", "pilot/internal/compile.TestPortOfTwoServicesIsWhatBothSay", []edit{
-		{"pilot/internal/compile/workload.go", "		p.Protocol = registry.Auto\n", ""}}},
+		{"pilot/internal/compile/workload.go", "		p.Protocol = protocol.Auto\n", ""}}},
 	{17, "what a port refuses is left to what the workload takes", "pilot/internal/translate.TestPortTakesWhatItsModeSays", []edit{
 		{"pilot/internal/translate/match.go", `"tls": m.tls(p), "raw_buffer": plaintext}, takenBy(refused)))`, `"tls": m.tls(p)}, nil))`},
 		{"pilot/internal/translate/match.go", "	plaintext := takenBy(refused)\n	if p.Mode != authz.Strict {\n		plaintext = m.plaintext(p)\n	}\n", ""}}},
