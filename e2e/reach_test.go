@@ -13,6 +13,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/bulwark-mesh/bulwark/e2e/claims"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
@@ -190,5 +191,39 @@ func TestAFirstPolicyGrantsAndItsEndTakesAway(t *testing.T) {
 		}
 		return fmt.Sprintf("%d times: granted after %d ms (p50), %d ms (p99); taken away after %d ms, %d ms",
 			*grants, at(granted, 0.5), at(granted, 0.99), at(taken, 0.5), at(taken, 0.99)), nil
+	})
+}
+
+// TestWhatNarrowsReachComesAndGoes has a client that a policy admits ask without pause while a Sidecar, and the Service's own annotation, take
+// the service out of its reach and give it back. It hears 200, 403 and 200, and nothing between.
+func TestWhatNarrowsReachComesAndGoes(t *testing.T) {
+	prove(t, "narrow", func(ctx context.Context, s *claims.Scene) (string, error) {
+		sidecar := fmt.Sprintf(`{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {name: none, namespace: %s}, spec: {workloadSelector: {labels: {app: account-auditor}}, egress: [{hosts: ["./web.%[1]s.svc.cluster.local"]}]}}`, s.Namespace)
+		exportTo := func(value string) func() error {
+			return func() error {
+				_, err := s.CoreV1().Services(s.Namespace).Patch(ctx, "payroll", types.MergePatchType,
+					fmt.Appendf(nil, `{"metadata":{"annotations":{"networking.istio.io/exportTo":%s}}}`, value), metav1.PatchOptions{})
+				return err
+			}
+		}
+		var said []string
+		for _, c := range []struct {
+			what         string
+			narrow, wide func() error
+		}{
+			{"a Sidecar", func() error { return s.Apply(ctx, sidecar) }, func() error { return s.Delete(ctx, sidecar) }},
+			{"exportTo", exportTo(`"~"`), exportTo("null")},
+		} {
+			narrowed, err := s.Enforced(ctx, "account-auditor", "200", "403", c.narrow, "--interval=1ms")
+			if err != nil {
+				return "", fmt.Errorf("%s: %w", c.what, err)
+			}
+			widened, err := s.Enforced(ctx, "account-auditor", "403", "200", c.wide, "--interval=1ms")
+			if err != nil {
+				return "", fmt.Errorf("%s is taken back: %w", c.what, err)
+			}
+			said = append(said, fmt.Sprintf("%s narrows after %d ms, and widens after %d ms", c.what, narrowed.Milliseconds(), widened.Milliseconds()))
+		}
+		return strings.Join(said, "; "), nil
 	})
 }
