@@ -22,12 +22,15 @@ const (
 	asked         = "/accounts/1"
 	allowed       = "/accounts/*"
 	other         = "/other/*"
+	nobody        = "nobody" // an account that there is not
 	verdictWithin = 30 * time.Second
 )
 
 type policyResult struct {
-	Granted report.Durations `json:"grantedNs"` // from before the API request until the client is let in
-	Revoked report.Durations `json:"revokedNs"` // … until it is refused
+	Granted  report.Durations `json:"grantedNs"`  // from before the API request until the client is let in
+	Revoked  report.Durations `json:"revokedNs"`  // … until it is refused
+	Admitted report.Durations `json:"admittedNs"` // the same where no rule names the client before: its proxy does not know the service
+	Excluded report.Durations `json:"excludedNs"`
 }
 
 func policyCommand(c *common) *cobra.Command {
@@ -73,19 +76,24 @@ func measurePolicy(ctx context.Context, s *stage.Stage, changes int, interval ti
 	defer tick.Stop()
 	for range changes {
 		for _, step := range []struct {
-			path string
-			code int
-			into *report.Durations
-		}{{allowed, 200, &r.Granted}, {other, 403, &r.Revoked}} {
+			account, path string
+			code          int
+			into          *report.Durations // nil: the client's answer stays, and an interval is enough
+		}{
+			{stage.Client, allowed, 200, &r.Granted}, {stage.Client, other, 403, &r.Revoked},
+			{nobody, allowed, 0, nil}, {stage.Client, allowed, 200, &r.Admitted}, {nobody, allowed, 403, &r.Excluded}, {stage.Client, other, 0, nil},
+		} {
 			began := time.Now()
-			if err := s.Allow(ctx, step.path); err != nil {
+			if err := s.Allow(ctx, step.account, step.path); err != nil {
 				return nil, err
 			}
-			at, err := await(ctx, verdicts, step.code)
-			if err != nil {
-				return nil, err
+			if step.into != nil {
+				at, err := await(ctx, verdicts, step.code)
+				if err != nil {
+					return nil, err
+				}
+				*step.into = append(*step.into, at.Sub(began))
 			}
-			*step.into = append(*step.into, at.Sub(began))
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
@@ -177,11 +185,10 @@ func proxyOf(workload string) (int, error) {
 
 func (r *policyResult) Table() report.Table {
 	t := report.Table{Columns: []string{"change", "count", "p50", "p99", "longest"}}
-	both := append(append(report.Durations{}, r.Granted...), r.Revoked...)
 	for _, row := range []struct {
 		name  string
 		times report.Durations
-	}{{"granted", r.Granted}, {"revoked", r.Revoked}, {"both", both}} {
+	}{{"a rule's path: granted", r.Granted}, {"revoked", r.Revoked}, {"the first rule that names the client: admitted", r.Admitted}, {"excluded", r.Excluded}} {
 		t.Row(row.name, fmt.Sprint(len(row.times)), report.Millis(row.times.Percentile(50)),
 			report.Millis(row.times.Percentile(99)), report.Millis(row.times.Percentile(100)))
 	}

@@ -102,11 +102,11 @@ func (s *Stage) make(ctx context.Context, path string) error {
 		return err
 	}
 	return s.create(ctx, authorizationPolicies, "AuthorizationPolicy", Policy, map[string]any{
-		"selector": map[string]any{"matchLabels": map[string]any{"app": Server}}, "action": "ALLOW", "rules": rules(path)})
+		"selector": map[string]any{"matchLabels": map[string]any{"app": Server}}, "action": "ALLOW", "rules": rules(Client, path)})
 }
 
-func rules(path string) []any {
-	principal := mesh.DefaultTrustDomain + "/ns/" + Namespace + "/sa/" + Client
+func rules(account, path string) []any {
+	principal := mesh.DefaultTrustDomain + "/ns/" + Namespace + "/sa/" + account
 	return []any{map[string]any{
 		"from": []any{map[string]any{"source": map[string]any{"principals": []any{principal}}}},
 		"to":   []any{map[string]any{"operation": map[string]any{"methods": []any{"GET"}, "paths": []any{path}}}},
@@ -122,11 +122,11 @@ func (s *Stage) create(ctx context.Context, gvr schema.GroupVersionResource, kin
 	return err
 }
 
-// Allow changes the policy to another path.
-func (s *Stage) Allow(ctx context.Context, path string) error {
+// Allow changes the policy to an account, of which the client's is the only one that there is, and a path.
+func (s *Stage) Allow(ctx context.Context, account, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, callWithin)
 	defer cancel()
-	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"rules": rules(path)}})
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"rules": rules(account, path)}})
 	if err != nil {
 		return err
 	}

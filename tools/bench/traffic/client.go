@@ -33,6 +33,7 @@ type connection struct {
 	net.Conn
 	reader  *bufio.Reader
 	request []byte
+	ended   bool // by the last answer
 }
 
 func (t Target) connect(ctx context.Context) (*connection, error) {
@@ -40,7 +41,7 @@ func (t Target) connect(ctx context.Context) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &connection{conn, bufio.NewReader(conn), fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", t.Path, t.Host)}, nil
+	return &connection{Conn: conn, reader: bufio.NewReader(conn), request: fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", t.Path, t.Host)}, nil
 }
 
 // ask sends the request and reads the answer, its body into body.
@@ -59,5 +60,6 @@ func (c *connection) ask(body io.Writer) (code int, err error) {
 	if _, err := io.Copy(body, resp.Body); err != nil {
 		return 0, err
 	}
+	c.ended = resp.Close
 	return resp.StatusCode, nil
 }

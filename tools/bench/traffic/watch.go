@@ -27,7 +27,7 @@ func watchCommand() *cobra.Command {
 	return cmd
 }
 
-// watch asks again and again over one connection, and tells of each answer that differs from the last.
+// watch asks again and again, over one connection as long as the server keeps it, and tells of each answer that differs from the last.
 func watch(ctx context.Context, t Target, every time.Duration, tell func(Verdict) error) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -50,6 +50,9 @@ func watch(ctx context.Context, t Target, every time.Duration, tell func(Verdict
 			if code, err = conn.ask(io.Discard); err != nil {
 				conn.Close()
 				conn, code = nil, 0
+			} else if conn.ended {
+				conn.Close()
+				conn = nil
 			}
 		}
 		if code != last {
