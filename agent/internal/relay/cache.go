@@ -94,7 +94,9 @@ func (c *cache) Subscribed(typeURL string, added, removed []string) {
 	for _, name := range removed {
 		if t.wanted[name] {
 			delete(t.wanted, name)
-			delete(t.resources, name)
+			if !t.wildcard { // of everything, it is still a part
+				delete(t.resources, name)
+			}
 			delete(t.absent, name)
 			delete(t.subscribe, name)
 			t.unsubscribe[name] = true
