@@ -85,6 +85,7 @@ func (r *Relay) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServic
 	secrets := r.secrets.Open()
 	defer secrets.Close()
 	stream := deltaxds.NewStream(source{r, secrets}, r.config.Clock)
+	stream.Doubt(deltaxds.EndpointType)
 	r.connect(stream, first.GetNode())
 	ctx, cancel := context.WithCancel(rpc.Context())
 	var wg sync.WaitGroup

@@ -89,6 +89,7 @@ func (c *chain) connectEnvoy() {
 	c.note("the proxy connects")
 	c.envoy.Reconnect()
 	c.proxy, c.fromProxy, c.toEnvy = deltaxds.NewStream(local{c.relay, c.world}, c.clock), nil, nil
+	c.proxy.Doubt(deltaxds.EndpointType)
 	c.relay.connect(c.proxy, nil)
 }
 

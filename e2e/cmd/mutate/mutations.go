@@ -64,9 +64,9 @@ var mutations = []mutation{
 	{16, "endpoints wait for the answer about clusters", everyWorld, []edit{
 		{session, "(url == ListenerType || url == RouteType) && s.unanswered(ClusterType, now)", "url != ClusterType && s.unanswered(ClusterType, now)"}}},
 	{16, "the endpoints of a changed cluster are not sent again", everyWorld, []edit{
-		{session, "	if endpoints.names[cluster] {", "	if false {"}}},
+		{session, "	if endpoints != nil && endpoints.names[cluster] {", "	if false && endpoints.names[cluster] {"}}},
 	{16, "a proxy that reconnects while a cluster warms is not sent its endpoints", everyWorld, []edit{
-		{session, "(s.types[ClusterType] == nil || s.early[name])", "s.early[name]"}}},
+		{session, "version == nothing || req.GetTypeUrl() == s.doubted", "version == nothing"}}},
 	{16, "what is refused together is not told apart", everyWorld, []edit{
 		{session, "		s.again = append(s.again, names[:n/2], names[n/2:])", ""}}},
 	{16, "an answer is waited for as long as it takes", "pkg/deltaxds.TestNoAnswerIsWaitedForLongerThanPatience", []edit{
