@@ -30,10 +30,12 @@ const (
 // What Envoy needs to warm, endpoints and secrets and the word that there are none, waits for its own type alone, which
 // Envoy answers at once.
 type session struct {
-	source  Source
-	dirty   map[string]map[string]bool // type → names that may have changed since they were last looked at
-	types   map[string]*subscription
-	nonce   int
+	source Source
+	dirty  map[string]map[string]bool // type → names that may have changed since they were last looked at
+	types  map[string]*subscription
+	nonce  int
+	// early are clusters that were sent before the client has asked for any endpoints in this stream.
+	early   map[string]bool
 	doubted string    // a type of which nothing is believed that the client says it has
 	excused time.Time // until then the client was waiting for us
 }
@@ -61,7 +63,7 @@ type sent struct {
 }
 
 func newSession(source Source) *session {
-	return &session{source: source, dirty: map[string]map[string]bool{}, types: map[string]*subscription{}}
+	return &session{source: source, dirty: map[string]map[string]bool{}, types: map[string]*subscription{}, early: map[string]bool{}}
 }
 
 func newSubscription() *subscription {
@@ -139,13 +141,21 @@ func (s *session) take(req *discovery.DeltaDiscoveryRequest) heard {
 	return out
 }
 
-// open notes what a client that reconnects says it has: it is not sent that again, but for what is doubted.
+// open notes what a client that reconnects says it has: it is not sent that again.
+//
+// Envoy that makes a changed cluster anew waits for its endpoints, and counts those it had before as its own, when it
+// reconnects, too: they must be sent again. Such an Envoy does not ask for clusters until it has them all, or was sent
+// the cluster in this stream. What it has refused may have had it go on without: see Stream.Doubt.
 func (s *session) open(sub *subscription, req *discovery.DeltaDiscoveryRequest) {
 	for name, version := range req.GetInitialResourceVersions() {
-		if version == nothing || req.GetTypeUrl() == s.doubted {
+		doubted := req.GetTypeUrl() == EndpointType && (s.types[ClusterType] == nil || s.early[name])
+		if version == nothing || doubted || req.GetTypeUrl() == s.doubted {
 			version = unknown
 		}
 		sub.said[name] = version
+	}
+	if req.GetTypeUrl() == EndpointType {
+		s.early = nil
 	}
 }
 
@@ -402,7 +412,11 @@ func (s *subscription) settle() {
 // subscribed to them for the old one, does not ask. Endpoints have the name of their cluster.
 func (s *session) warm(cluster string) {
 	endpoints := s.types[EndpointType]
-	if endpoints != nil && endpoints.names[cluster] {
+	if endpoints == nil {
+		s.early[cluster] = true
+		return
+	}
+	if endpoints.names[cluster] {
 		endpoints.forget(cluster)
 		endpoints.unsaid[cluster] = true
 	}

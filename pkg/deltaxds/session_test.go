@@ -194,7 +194,6 @@ func TestReconnectingProxyGetsTheEndpointsItWarmsWith(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSteps(t)
-			s.Doubt(EndpointType)
 			s.put(ClusterType, "c", "2")
 			s.put(EndpointType, "c", "1")
 			e, _ := s.Resource(EndpointType, "c")
