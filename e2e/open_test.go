@@ -67,7 +67,7 @@ func held() string {
 
 // TestOpenConnectionsOutliveWhatForbidsThemNothing has connections of every kind open to every port while Services, policies and
 // modes come and go, and sees that each goes on, and that neither proxy has begun to drain anything. No other test runs beside it:
-// a proxy has the listeners of all Services, and counts the filter chains that it drains together.
+// a proxy has the listeners of all Services that its workload may reach, and counts the filter chains that it drains together.
 func TestOpenConnectionsOutliveWhatForbidsThemNothing(t *testing.T) {
 	const ns = "e2e-open"
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
