@@ -118,9 +118,11 @@ func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) (out
 			following = append(following, now)
 		}
 	}
-	for _, p := range c.pods {
-		if slices.Contains(t.effects.Sidecars, p.Namespace) || slices.Contains(t.effects.Sidecars, "") {
-			following = append(following, p)
+	if len(t.effects.Sidecars) > 0 { // few changes are of these, and there may be many pods
+		for _, p := range c.pods {
+			if slices.Contains(t.effects.Sidecars, p.Namespace) || slices.Contains(t.effects.Sidecars, "") {
+				following = append(following, p)
+			}
 		}
 	}
 	for id, class := range c.classes {
