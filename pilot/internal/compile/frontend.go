@@ -40,7 +40,7 @@ func (f *Frontend) Backend() string {
 }
 
 // FrontendAt returns the frontend of an address, or nil: the address is nobody's in the mesh, and connections to it
-// are passed on as they are. An address that several services claim is the oldest's.
+// are passed on as they are, or refused if it is one of those that Services get (ServiceRanges). An address that several services claim is the oldest's.
 func FrontendAt(snap *registry.Snapshot, set Settings, at Address) *Frontend {
 	owner, number := ownerOf(snap, at)
 	if owner == nil {

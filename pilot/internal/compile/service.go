@@ -134,10 +134,8 @@ func nameService(snap *registry.Snapshot, set Settings, s *registry.Service) nam
 		}
 	}
 	if len(s.Selector) > 0 {
-		for p := range snap.PodsIn(s.Namespace) {
-			if authz.Selects(s.Selector, p.Labels) {
-				add(p)
-			}
+		for _, p := range selected(snap, s) {
+			add(p)
 		}
 		if len(n.pods) == 0 {
 			n.mutual = true // whatever address is offered is nobody the service selects
@@ -158,6 +156,16 @@ func nameService(snap *registry.Snapshot, set Settings, s *registry.Service) nam
 	}
 	n.identities = slices.Sorted(maps.Keys(names))
 	return n
+}
+
+// selected lists the pods that a service with a selector selects.
+func selected(snap *registry.Snapshot, s *registry.Service) (out []*registry.Pod) {
+	for p := range snap.PodsIn(s.Namespace) {
+		if authz.Selects(s.Selector, p.Labels) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // Endpoint is an address of a service port.

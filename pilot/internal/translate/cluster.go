@@ -108,13 +108,13 @@ func fromMesh() *core.BindConfig {
 }
 
 // Admin is Envoy's own admin port, of which 15090 shows one path.
-func Admin() *cluster.Cluster { return static(AdminCluster, "127.0.0.1", mesh.ProxyAdminPort) }
+func Admin() *cluster.Cluster { return static(AdminCluster, address("127.0.0.1", mesh.ProxyAdminPort)) }
 
-func static(name, ip string, port uint32) *cluster.Cluster {
+func static(name string, at *core.Address) *cluster.Cluster {
 	return &cluster.Cluster{
 		Name: name, ConnectTimeout: seconds(1), ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
 		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpoint.LocalityLbEndpoints{{
-			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: address(ip, port)}}}}}}},
+			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: at}}}}}}},
 	}
 }
 

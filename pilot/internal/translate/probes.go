@@ -103,7 +103,7 @@ func probeCluster(p compile.Probe, name, podIP string) *cluster.Cluster {
 		check = activeCheck()
 		check.HealthChecker = &core.HealthCheck_TcpHealthCheck_{TcpHealthCheck: &core.HealthCheck_TcpHealthCheck{}}
 	}
-	c := static(name, podIP, port)
+	c := static(name, address(podIP, port))
 	c.UpstreamBindConfig = fromMesh()
 	if check != nil {
 		c.HealthChecks = []*core.HealthCheck{check}

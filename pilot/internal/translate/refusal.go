@@ -6,7 +6,6 @@ import (
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	data "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	rbacfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
@@ -51,14 +50,11 @@ func refusedRanges(ranges []netip.Prefix) *listener.FilterChain {
 
 // Refusal is the cluster that leads to the listener of what is refused.
 func Refusal() *cluster.Cluster {
-	return &cluster.Cluster{
-		Name: RefusalCluster, ConnectTimeout: seconds(1), ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
-		CircuitBreakers: generous(),
-		TransportSocket: transportSocket("envoy.transport_sockets.upstream_proxy_protocol", &proxyprotocol.ProxyProtocolUpstreamTransport{
-			Config: &core.ProxyProtocolConfig{Version: core.ProxyProtocolConfig_V2}, TransportSocket: rawBuffer()}),
-		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: RefusalCluster, Endpoints: []*endpoint.LocalityLbEndpoints{{
-			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: refusalAddress()}}}}}}},
-	}
+	c := static(RefusalCluster, refusalAddress())
+	c.CircuitBreakers = generous()
+	c.TransportSocket = transportSocket("envoy.transport_sockets.upstream_proxy_protocol", &proxyprotocol.ProxyProtocolUpstreamTransport{
+		Config: &core.ProxyProtocolConfig{Version: core.ProxyProtocolConfig_V2}, TransportSocket: rawBuffer()})
+	return c
 }
 
 func refusalAddress() *core.Address {
