@@ -55,12 +55,20 @@ func (r *Response) add(res *Resource) {
 	r.frames = append(r.frames, res.frame)
 }
 
-// Codec marshals a Response without copying the resources in it, and everything else like gRPC's own.
+// Framed is another message with resources in it that knows how to marshal itself without copying them.
+type Framed interface {
+	Frames() (mem.BufferSlice, error)
+}
+
+// Codec marshals a Response, and what is Framed, without copying the resources in it, and everything else like gRPC's own.
 func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(proto.Name)} }
 
 type codec struct{ encoding.CodecV2 }
 
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if f, ok := v.(Framed); ok {
+		return f.Frames()
+	}
 	r, ok := v.(*Response)
 	if !ok {
 		return c.CodecV2.Marshal(v)

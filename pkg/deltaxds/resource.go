@@ -33,7 +33,7 @@ type Resource struct {
 	Name    string
 	Version string // hash of the content, so that it survives a restart of the server
 	wire    *discovery.Resource
-	frame   mem.Buffer // wire as a field of a response; it holds the only copy of the body. Nil after FromWire.
+	frame   mem.Buffer // wire as a field of a response; it holds the only copy of the body
 }
 
 // NewResource marshals msg. The same message always yields the same version.
@@ -42,19 +42,28 @@ func NewResource(name string, msg proto.Message) (*Resource, error) {
 	if err != nil {
 		return nil, fmt.Errorf("marshalling xDS resource %s: %w", name, err)
 	}
-	body := &anypb.Any{TypeUrl: "type.googleapis.com/" + string(msg.ProtoReflect().Descriptor().FullName())}
 	sum := sha256.Sum256(bytes)
-	r := FromWire(&discovery.Resource{Name: name, Version: hex.EncodeToString(sum[:12]), Resource: body})
+	return Received(name, hex.EncodeToString(sum[:12]), "type.googleapis.com/"+string(msg.ProtoReflect().Descriptor().FullName()), bytes), nil
+}
+
+// Received returns a resource that another server has marshalled, of a type (the URL of its message), to be shared by those to whom it is
+// passed on.
+func Received(name, version, typeURL string, bytes []byte) *Resource {
+	body := &anypb.Any{TypeUrl: typeURL}
+	r := FromWire(&discovery.Resource{Name: name, Version: version, Resource: body})
 	var field []byte
-	field, body.Value = frame(name, r.Version, body.TypeUrl, bytes)
+	field, body.Value = frame(name, version, typeURL, bytes)
 	r.frame = mem.SliceBuffer(field)
-	return r, nil
+	return r
 }
 
 // FromWire wraps a resource that came from another server; a relay passes it on as it is.
 func FromWire(wire *discovery.Resource) *Resource {
 	return &Resource{Name: wire.GetName(), Version: wire.GetVersion(), wire: wire}
 }
+
+// Frame is the resource as field 2 of a message, with its tag. Nil after FromWire.
+func (r *Resource) Frame() mem.Buffer { return r.frame }
 
 // Body returns the marshalled message.
 func (r *Resource) Body() *anypb.Any { return r.wire.GetResource() }

@@ -30,12 +30,10 @@ const (
 // What Envoy needs to warm, endpoints and secrets and the word that there are none, waits for its own type alone, which
 // Envoy answers at once.
 type session struct {
-	source Source
-	dirty  map[string]map[string]bool // type → names that may have changed since they were last looked at
-	types  map[string]*subscription
-	nonce  int
-	// early are clusters that were sent before the client has asked for any endpoints in this stream.
-	early   map[string]bool
+	source  Source
+	dirty   map[string]map[string]bool // type → names that may have changed since they were last looked at
+	types   map[string]*subscription
+	nonce   int
 	doubted string    // a type of which nothing is believed that the client says it has
 	excused time.Time // until then the client was waiting for us
 }
@@ -63,7 +61,7 @@ type sent struct {
 }
 
 func newSession(source Source) *session {
-	return &session{source: source, dirty: map[string]map[string]bool{}, types: map[string]*subscription{}, early: map[string]bool{}}
+	return &session{source: source, dirty: map[string]map[string]bool{}, types: map[string]*subscription{}}
 }
 
 func newSubscription() *subscription {
@@ -141,21 +139,43 @@ func (s *session) take(req *discovery.DeltaDiscoveryRequest) heard {
 	return out
 }
 
-// open notes what a client that reconnects says it has: it is not sent that again.
-//
-// Envoy that makes a changed cluster anew waits for its endpoints, and counts those it had before as its own, when it
-// reconnects, too: they must be sent again. Such an Envoy does not ask for clusters until it has them all, or was sent
-// the cluster in this stream. What it has refused may have had it go on without: see Stream.Doubt.
+// mark notes that resources may have changed, come or gone.
+func (s *session) mark(url string, names []string) {
+	set := s.dirty[url]
+	if set == nil {
+		set = map[string]bool{}
+		s.dirty[url] = set
+	}
+	for _, n := range names {
+		set[n] = true
+	}
+}
+
+// everything has all looked at that the client has or has asked for, and all that there is where it has asked for that.
+func (s *session) everything() {
+	for url, sub := range s.types {
+		for name := range sub.names {
+			sub.unsaid[name] = true
+		}
+		for name := range sub.said {
+			sub.unsaid[name] = true
+		}
+		if sub.wildcard && sub.answered {
+			names, _ := s.source.Wildcard(url)
+			for _, name := range names {
+				sub.unsaid[name] = true
+			}
+		}
+	}
+}
+
+// open notes what a client that reconnects says it has: it is not sent that again, but for what is doubted.
 func (s *session) open(sub *subscription, req *discovery.DeltaDiscoveryRequest) {
 	for name, version := range req.GetInitialResourceVersions() {
-		doubted := req.GetTypeUrl() == EndpointType && (s.types[ClusterType] == nil || s.early[name])
-		if version == nothing || doubted || req.GetTypeUrl() == s.doubted {
+		if version == nothing || req.GetTypeUrl() == s.doubted {
 			version = unknown
 		}
 		sub.said[name] = version
-	}
-	if req.GetTypeUrl() == EndpointType {
-		s.early = nil
 	}
 }
 
@@ -213,9 +233,10 @@ func (s *subscription) sayError() {
 	if len(s.again) > 0 && s.status.Error != "" {
 		return
 	}
-	s.status.Error = ""
+	s.status.Error, s.status.Resource = "", ""
 	if len(s.refused) > 0 {
-		s.status.Error = s.refused[slices.Min(slices.Collect(maps.Keys(s.refused)))]
+		s.status.Resource = slices.Min(slices.Collect(maps.Keys(s.refused)))
+		s.status.Error = s.refused[s.status.Resource]
 	}
 }
 
@@ -318,6 +339,9 @@ func (s *session) additions(url string, now time.Time) *Response {
 			for _, n := range names {
 				sub.unsaid[n] = true
 			}
+			for name := range sub.said { // which was not known to be gone until now
+				sub.unsaid[name] = true
+			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(sub.unsaid)) {
@@ -412,11 +436,7 @@ func (s *subscription) settle() {
 // subscribed to them for the old one, does not ask. Endpoints have the name of their cluster.
 func (s *session) warm(cluster string) {
 	endpoints := s.types[EndpointType]
-	if endpoints == nil {
-		s.early[cluster] = true
-		return
-	}
-	if endpoints.names[cluster] {
+	if endpoints != nil && endpoints.names[cluster] {
 		endpoints.forget(cluster)
 		endpoints.unsaid[cluster] = true
 	}

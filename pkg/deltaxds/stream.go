@@ -55,11 +55,12 @@ type Sharing interface {
 // Status is what a client has of one type.
 type Status struct {
 	Subscribed int    `json:"subscribed"`
-	Sent       int    `json:"sent"`            // responses sent
-	Acked      int    `json:"acked"`           // responses taken
-	Nacked     int    `json:"nacked"`          // responses refused
-	Error      string `json:"error,omitempty"` // why something that the client should have is refused
-	Pending    bool   `json:"pending"`         // something is unsent or unanswered
+	Sent       int    `json:"sent"`               // responses sent
+	Acked      int    `json:"acked"`              // responses taken
+	Nacked     int    `json:"nacked"`             // responses refused
+	Error      string `json:"error,omitempty"`    // why something that the client should have is refused
+	Resource   string `json:"resource,omitempty"` // what that is, once it is known
+	Pending    bool   `json:"pending"`            // something is unsent or unanswered
 }
 
 // Stream is one client. Dirty, Status, Unsettled and Names may be called from any goroutine, and the other methods from one at
@@ -88,15 +89,39 @@ func (s *Stream) Doubt(typeURL string) { s.session.doubted = typeURL }
 // each name, however often it is said before the client takes the change.
 func (s *Stream) Dirty(typeURL string, names ...string) {
 	s.mu.Lock()
-	set := s.session.dirty[typeURL]
-	if set == nil {
-		set = map[string]bool{}
-		s.session.dirty[typeURL] = set
-	}
-	for _, n := range names {
-		set[n] = true
-	}
+	s.session.mark(typeURL, names)
 	s.mu.Unlock()
+	s.awake()
+}
+
+// News is what may differ for a client: all that it has asked for, or names by type.
+type News struct {
+	Everything bool
+	Names      map[string][]string
+}
+
+// Change runs what alters the answers of the sources of streams, and has each look at what it returns for it. This comes between two steps of
+// every stream, so that no client is sent a resource of the new state before what that refers to. It must not be called by two at a time
+// for the same streams, nor from a source.
+func Change(streams []*Stream, change func() map[*Stream]News) {
+	for _, s := range streams {
+		s.mu.Lock()
+	}
+	for s, news := range change() {
+		if news.Everything {
+			s.session.everything()
+		}
+		for url, names := range news.Names {
+			s.session.mark(url, names)
+		}
+		s.awake()
+	}
+	for _, s := range streams {
+		s.mu.Unlock()
+	}
+}
+
+func (s *Stream) awake() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
