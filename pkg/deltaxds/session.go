@@ -339,9 +339,6 @@ func (s *session) additions(url string, now time.Time) *Response {
 			for _, n := range names {
 				sub.unsaid[n] = true
 			}
-			for name := range sub.said { // which was not known to be gone until now
-				sub.unsaid[name] = true
-			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(sub.unsaid)) {

@@ -148,7 +148,8 @@ func (t told) change(now told) *nodev1.Proxy {
 		t.status = nil // the types are told anew
 	}
 	for _, url := range slices.Sorted(maps.Keys(now.status)) {
-		if st := now.status[url]; st != t.status[url] {
+		st := now.status[url]
+		if before, ok := t.status[url]; !ok || st != before {
 			out.Types = append(out.Types, typeOf(url, st))
 		}
 	}

@@ -245,3 +245,39 @@ func keys[T any](sets ...map[string]T) map[string]bool {
 	}
 	return out
 }
+
+// Stack returns a world of what the given ones have, of one name what the first has of it that has one. What is set in it later is set
+// where it comes from, or else in the last.
+func Stack(worlds ...*World) *World {
+	out := NewWorld()
+	owner := func(url, name string) *World {
+		for _, w := range worlds {
+			if w.resources[url][name] != nil {
+				return w
+			}
+		}
+		return worlds[len(worlds)-1]
+	}
+	for _, url := range Types {
+		for _, w := range worlds {
+			for name := range w.resources[url] {
+				from := owner(url, name)
+				out.resources[url][name], out.facts[url][name] = from.resources[url][name], from.facts[url][name]
+				out.value = max(out.value, w.value)
+			}
+		}
+	}
+	out.Changed = func(url, name string) {
+		to := owner(url, name)
+		to.value = max(to.value, out.value)
+		to.resources[url][name], to.facts[url][name] = out.resources[url][name], out.facts[url][name]
+		to.Changed(url, name)
+	}
+	return out
+}
+
+// All returns the resources of a type by name.
+func (w *World) All(url string) map[string]*deltaxds.Resource { return w.resources[url] }
+
+// Bad says whether a proxy would refuse a resource.
+func (w *World) Bad(url, name string) bool { return w.facts[url][name].Bad }
