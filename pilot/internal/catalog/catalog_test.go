@@ -104,24 +104,19 @@ func TestNothingIsKeptForWhomThereIsNot(t *testing.T) {
 	}
 }
 
-// A pod of other labels is another subject, and is told of what it had and of what it has now.
-func TestWhoBecomesAnotherIsToldSo(t *testing.T) {
+// A pod of other labels is another subject, and takes nothing along that others have.
+func TestWhoBecomesAnotherHasOtherLayers(t *testing.T) {
 	w := newWorld(t)
 	was := w.Join(podOf("one", delivery.ByAgent, nil))
-	now, gone, news := w.Follow(was, podOf("one", delivery.ByAgent, map[string]string{"app": "web"}))
+	now, gone := w.Follow(was, podOf("one", delivery.ByAgent, map[string]string{"app": "web"}))
+	if layers := []string{now.Layers()[0].String(), now.Layers()[1].String()}; layers[0] == was.Layers()[0].String() || layers[1] != "pod/a/one" {
+		t.Errorf("its layers are %v", layers)
+	}
 	if now == was || !slices.Contains(gone, Resource(Inbound{was.class})) || slices.Contains(gone, Resource(Inbound{now.class})) {
 		t.Fatalf("%+v, and %v are gone", now, gone)
 	}
-	for _, want := range []Resource{Inbound{was.class}, Inbound{now.class}} {
-		if !slices.Contains(news, want) {
-			t.Errorf("not told of %+v", want)
-		}
-	}
-	if slices.Contains(news, Resource(Cluster{"a/web", 80, delivery.ByAgent})) {
-		t.Errorf("told of everyone's: %v", news)
-	}
-	if same, gone, news := w.Follow(now, podOf("one", delivery.ByAgent, map[string]string{"app": "web"})); same != now || gone != nil || news != nil {
-		t.Errorf("nothing has changed, and %v are gone, %v news", gone, news)
+	if same, gone := w.Follow(now, podOf("one", delivery.ByAgent, map[string]string{"app": "web"})); same != now || gone != nil {
+		t.Errorf("nothing has changed, and %v are gone", gone)
 	}
 }
 
@@ -184,9 +179,9 @@ func TestASidecarNarrowsWhatASubjectMayReach(t *testing.T) {
 	if len(following) != 1 || following[0].ID != "a/one" {
 		t.Fatalf("these follow: %v", following)
 	}
-	none, _, news := w.Follow(all, following[0])
-	if none == all || w.Find(none, deltaxds.ClusterType, webCluster) != nil || !slices.Contains(news, Resource(Cluster{"a/web", 80, delivery.ByAgent})) {
-		t.Errorf("a Sidecar that names another service leaves it, told %v", news)
+	none, _ := w.Follow(all, following[0])
+	if none == all || w.Find(none, deltaxds.ClusterType, webCluster) != nil {
+		t.Error("a Sidecar that names another service leaves it")
 	}
 	if w.Find(none, deltaxds.ListenerType, "virtualOutbound") == nil {
 		t.Error("what every proxy has is gone, too")
@@ -196,12 +191,12 @@ func TestASidecarNarrowsWhatASubjectMayReach(t *testing.T) {
 		t.Error("a service that it names and that came later is not there")
 	}
 	_, following = w.object(registry.Sidecars, "a/s", sidecar("web.a.svc.cluster.local"))
-	web, gone, _ := w.Follow(none, following[0])
+	web, gone := w.Follow(none, following[0])
 	if w.Find(web, deltaxds.ClusterType, webCluster) == nil || !slices.Contains(gone, Resource(Cluster{"a/other", 80, delivery.ByAgent})) {
 		t.Errorf("another Sidecar names it, and it is not there; gone are %v", gone)
 	}
 	_, following = w.object(registry.Sidecars, "a/s", nil)
-	free, _, _ := w.Follow(web, following[0])
+	free, _ := w.Follow(web, following[0])
 	if w.Find(free, deltaxds.ClusterType, webCluster) == nil || len(w.scopes) != 0 {
 		t.Errorf("without a Sidecar it is not there, or a scope stays: %v", w.scopes)
 	}

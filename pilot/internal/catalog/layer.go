@@ -52,6 +52,22 @@ func (l *layer) all() []Resource {
 	return out
 }
 
+// In lists the resources of a layer that a subject has.
+func (c *Catalog) In(id Layer) []Resource {
+	if l := c.layers[id]; l != nil {
+		return l.all()
+	}
+	return nil
+}
+
+// At returns the resource of a layer by its type and name, or nil.
+func (c *Catalog) At(id Layer, url, name string) Resource {
+	if l := c.layers[id]; l != nil {
+		return l.names[url][name]
+	}
+	return nil
+}
+
 // Find returns the resource that a subject knows by a type and a name, or nil. One that has left has none.
 func (c *Catalog) Find(s Subject, url, name string) Resource {
 	for _, id := range s.Layers() {

@@ -36,6 +36,18 @@ func (l Layer) by(d delivery.Way) Layer {
 	return l
 }
 
+// String names the layer, differently from every other.
+func (l Layer) String() string {
+	out := l.kind
+	if l.of != "" {
+		out += "/" + l.of
+	}
+	if l.delivery != delivery.ByAgent {
+		out += " by " + string(l.delivery)
+	}
+	return out
+}
+
 func ofClass(class string) []Layer { return []Layer{{kind: classLayer, of: class}} }
 
 // OfPod is the subjects of one pod ("namespace/name").
@@ -146,25 +158,12 @@ func (c *Catalog) Leave(s Subject) (gone []Resource) {
 	return gone
 }
 
-// Follow makes of a subject whose pod has changed the subject that it is now. It returns the resources that nobody has any more, and what
-// the subject has now or had instead of it, which it has to be told of. Nothing of this is returned where nothing differs.
-func (c *Catalog) Follow(s Subject, p *registry.Pod) (now Subject, gone, news []Resource) {
+// Follow makes of a subject whose pod has changed the subject that it is now, and returns the resources that nobody has any more.
+func (c *Catalog) Follow(s Subject, p *registry.Pod) (now Subject, gone []Resource) {
 	now, sidecar := c.subjectOf(p)
 	if now == s {
-		return s, nil, nil
-	}
-	was, is := s.Layers(), now.Layers()
-	for _, id := range was {
-		if !slices.Contains(is, id) {
-			news = append(news, c.layers[id].all()...)
-		}
+		return s, nil
 	}
 	c.enter(now, p, sidecar)
-	gone = c.Leave(s)
-	for _, id := range is {
-		if !slices.Contains(was, id) {
-			news = append(news, c.layers[id].all()...)
-		}
-	}
-	return now, gone, news
+	return now, c.Leave(s)
 }

@@ -2,7 +2,6 @@ package featuretest
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -25,8 +24,10 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/pkg/nodexds"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -243,35 +244,35 @@ func startEnvoy(t *testing.T, p *pilot, pod string) uint32 {
 		}
 		write(name, bytes.ReplaceAll(text, []byte(translate.FilesPath), []byte(files)))
 	}
-	agent := &envoytest.Agent{ADS: &onThisMachine{server: p.server, identity: id, files: files}, Leaf: leaf, Root: ca.Root}
+	node := p.node(t, known.Node)
+	t.Cleanup(p.stop)
+	node.Add(known.UID, known.ID)
+	agent := &envoytest.Agent{ADS: &onThisMachine{node: node.Node, pod: known, files: files}, Leaf: leaf, Root: ca.Root}
 	return agent.Start(t, nodeID(known))
 }
 
-// onThisMachine is Pilot's server for an Envoy that is no pod's: it listens on ports that are free, and has the files of its
+// onThisMachine is the agent for an Envoy that is no pod's: it listens on ports that are free, and has the files of its
 // certificate in a directory of the test. All else comes as it is.
 type onThisMachine struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
-	server   discovery.AggregatedDiscoveryServiceServer
-	identity spiffe.ID
-	files    string
+	node  *nodexds.Node
+	pod   *registry.Pod
+	files string
 }
 
 type adsStream = grpc.BidiStreamingServer[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse]
 
 func (o *onThisMachine) DeltaAggregatedResources(rpc adsStream) error {
-	return o.server.DeltaAggregatedResources(&relocating{rpc, context.WithValue(rpc.Context(), identityKey{}, o.identity), o.files})
+	return serve(o.node, o.pod, &relocating{rpc, o.files})
 }
 
 type relocating struct {
 	adsStream
-	ctx   context.Context
 	files string
 }
 
-func (r *relocating) Context() context.Context { return r.ctx }
-
-func (r *relocating) SendMsg(m any) error {
-	out := proto.CloneOf(m.(*deltaxds.Response).DeltaDiscoveryResponse)
+func (r *relocating) SendShared(sent *deltaxds.Response) error {
+	out := proto.CloneOf(sent.DeltaDiscoveryResponse)
 	for _, res := range out.GetResources() {
 		if err := r.relocate(res.GetResource()); err != nil {
 			return fmt.Errorf("resource %s: %w", res.GetName(), err)

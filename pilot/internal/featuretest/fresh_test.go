@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -46,6 +47,7 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 		for _, p := range m.proxies {
 			p.disconnect()
 		}
+		m.pilot.stop()
 	})
 }
 
@@ -69,6 +71,15 @@ func (m *mesh) change() string {
 		}
 		return "a proxy of " + p.pod + " connects anew"
 	}
+	if r.IntN(15) == 0 {
+		name := one(m.world, slices.Sorted(maps.Keys(m.pilot.nodes)))
+		if r.IntN(2) == 0 {
+			m.pilot.nodes[name].cut()
+			return "the agent of " + name + " connects anew"
+		}
+		m.restart(name)
+		return "the agent of " + name + " begins anew"
+	}
 	for range []int{1, 1, 1, 2, 3}[r.IntN(5)] {
 		m.world.change()
 	}
@@ -77,37 +88,59 @@ func (m *mesh) change() string {
 	return said
 }
 
-// settle waits until Pilot and proxies have nothing more to say. The proxy of each pod is connected then: Pilot ends the stream
-// of a pod that has become another one or gets its certificate in another way, and of no other.
+// restart has the agent of a node lose all that it has. Its proxies keep what they have.
+func (m *mesh) restart(name string) {
+	m.pilot.nodes[name].stop()
+	delete(m.pilot.nodes, name)
+	for _, p := range m.proxies {
+		if pod := m.pilot.pod(p.pod); pod != nil && pod.Node == name {
+			p.disconnect()
+		}
+	}
+}
+
+// settle waits until Pilot, agents and proxies have nothing more to say. The proxy of each pod is connected then; that of one that is gone
+// keeps its stream until another pod has its name.
 func (m *mesh) settle() (wrong []string) {
-	synctest.Wait()
+	m.wait()
 	for _, id := range slices.Sorted(maps.Keys(m.world.pods)) {
 		pod, p := m.pilot.pod(id), m.proxies[id]
 		if pod == nil {
-			continue // a proxy of a pod that is gone keeps its stream until it ends by itself
+			continue
+		}
+		if p != nil && p.uid != pod.UID {
+			p.disconnect()
+			m.pilot.node(m.t, pod.Node).Remove(p.uid)
+			p = nil
 		}
 		if p != nil {
 			connected, err := p.connected()
 			if connected {
 				continue
 			}
-			if !p.left && p.uid == pod.UID && p.delivery == pod.Delivery {
-				wrong = append(wrong, fmt.Sprintf("%s: Pilot has ended the stream: %v", id, err))
+			if !p.left {
+				wrong = append(wrong, fmt.Sprintf("%s: the agent has ended the stream: %v", id, err))
 			}
-		}
-		if p == nil || p.uid != pod.UID {
+		} else {
 			p = newProxy(m.wire, pod)
 			m.proxies[id] = p
 		}
 		p.connect(m.t, m.pilot)
 	}
-	synctest.Wait()
+	m.wait()
 	return wrong
+}
+
+// wait lets pass the time in which agents gather what they report, and that in which they connect again.
+func (m *mesh) wait() {
+	time.Sleep(time.Minute)
+	synctest.Wait()
 }
 
 // compare returns how what the proxies have differs from what they would have if all began now.
 func (m *mesh) compare() (wrong []string) {
 	fresh := newPilot(m.t, m.world.all())
+	defer fresh.stop()
 	twins := map[string]*proxy{}
 	for id := range m.proxies {
 		if pod := fresh.pod(id); pod != nil {
@@ -115,7 +148,7 @@ func (m *mesh) compare() (wrong []string) {
 			twins[id].connect(m.t, fresh)
 		}
 	}
-	synctest.Wait()
+	m.wait()
 	for _, id := range slices.Sorted(maps.Keys(twins)) {
 		got, warming := m.proxies[id].holds()
 		want, never := twins[id].holds()

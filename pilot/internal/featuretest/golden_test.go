@@ -95,6 +95,7 @@ func received(t *testing.T, events []registry.Event) (map[string]holdings, *wire
 			out[x.pod] = all
 			x.disconnect()
 		}
+		p.stop()
 	})
 	return out, w
 }

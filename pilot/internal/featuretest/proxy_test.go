@@ -9,30 +9,27 @@ import (
 	"testing"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/anypb"
+	"k8s.io/utils/clock"
 
-	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds/deltaxdstest"
-	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+	"github.com/bulwark-mesh/bulwark/pkg/nodexds"
 )
 
 // proxy is one pod's Envoy: the model of deltaxdstest, which asks for endpoints, routes and extension configurations by the
-// names that it finds in the clusters and listeners it is sent. Its streams are calls of Pilot's server, without a network.
+// names that it finds in the clusters and listeners it is sent. Its streams are served by the agent of its node, without a network.
 type proxy struct {
 	pod  string // namespace/name
 	uid  string // of the pod that it began in
 	wire *wire
 
-	delivery delivery.Way // when it connected
-	left     bool         // it has ended its stream itself
+	left bool // it has ended its stream itself
 
 	mu     sync.Mutex
 	envoy  *deltaxdstest.Envoy
@@ -47,26 +44,37 @@ func newProxy(w *wire, pod *registry.Pod) *proxy {
 func (p *proxy) connect(t *testing.T, to *pilot) {
 	t.Helper()
 	pod := to.pod(p.pod)
-	id := spiffe.ID{TrustDomain: settings.TrustDomain, Namespace: pod.Namespace, ServiceAccount: pod.ServiceAccount}
-	ctx, cancel := context.WithCancel(context.WithValue(t.Context(), identityKey{}, id))
-	s := &stream{ctx: ctx, cancel: cancel, proxy: p, node: nodeID(pod), up: make(chan *discovery.DeltaDiscoveryRequest, unheard), ended: make(chan struct{})}
+	agent := to.node(t, pod.Node)
+	agent.Add(p.uid, p.pod)
+	ctx, cancel := context.WithCancel(t.Context())
+	s := &stream{ctx: ctx, cancel: cancel, proxy: p, up: make(chan *discovery.DeltaDiscoveryRequest, unheard), ended: make(chan struct{})}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.stream, p.delivery, p.left = s, pod.Delivery, false
+	p.stream, p.left = s, false
 	p.envoy.Reconnect()
 	s.speak()
-	go func() { // ends when the stream does: by its context, or because the server ends it
+	go func() { // ends when the stream does: by its context, or because the agent ends it
 		defer close(s.ended)
-		s.err = to.server.DeltaAggregatedResources(s)
-		cancel() // gRPC does so, and the server's reader waits for it
+		s.err = serve(agent.Node, pod, s)
+		cancel() // gRPC does so, and the agent's reader waits for it
 	}()
+}
+
+// serve is what the agent does for the stream of a pod's proxy.
+func serve(agent *nodexds.Node, pod *registry.Pod, rpc deltaxds.RPC) error {
+	source := agent.Proxy(pod.UID, nodeID(pod))
+	stream := deltaxds.NewStream(source, clock.RealClock{})
+	source.Begin(stream)
+	err := stream.Serve(rpc, nil)
+	source.End(err)
+	return err
 }
 
 func nodeID(p *registry.Pod) string {
 	return fmt.Sprintf("sidecar~%s~%s.%s~%s.svc.cluster.local", p.IP, p.Name, p.Namespace, p.Namespace)
 }
 
-// disconnect ends the stream, and waits until Pilot has noticed.
+// disconnect ends the stream, and waits until the agent has noticed.
 func (p *proxy) disconnect() {
 	p.left = true
 	p.stream.cancel()
@@ -104,24 +112,20 @@ func (p *proxy) holds() (all holdings, warming []string) {
 	return all, p.envoy.Warming()
 }
 
-// unheard is more than a proxy can have said and Pilot not heard.
+// unheard is more than a proxy can have said and the agent not heard.
 const unheard = 1000
 
-// stream is the server's side of a call.
+// stream is the agent's side of a call.
 type stream struct {
-	grpc.ServerStream // nil: of its methods only those below are called
-	ctx               context.Context
-	cancel            context.CancelFunc
-	proxy             *proxy
-	node              string // said in the first request
-	up                chan *discovery.DeltaDiscoveryRequest
-	ended             chan struct{}
-	err               error // with which it ended
+	ctx    context.Context
+	cancel context.CancelFunc
+	proxy  *proxy
+	up     chan *discovery.DeltaDiscoveryRequest
+	ended  chan struct{}
+	err    error // with which it ended
 }
 
 func (s *stream) Context() context.Context { return s.ctx }
-
-func (s *stream) SendMsg(m any) error { return s.Send(m.(*deltaxds.Response).DeltaDiscoveryResponse) }
 
 func (s *stream) Send(r *discovery.DeltaDiscoveryResponse) error {
 	s.proxy.wire.see(r)
@@ -138,15 +142,10 @@ func (s *stream) Send(r *discovery.DeltaDiscoveryResponse) error {
 // speak says all that the proxy has to say. It is called with the proxy's lock held.
 func (s *stream) speak() {
 	for ready := s.proxy.envoy.Ready(); len(ready) > 0; ready = s.proxy.envoy.Ready() {
-		req := s.proxy.envoy.Request(ready[0])
-		if s.node != "" {
-			req.Node = &core.Node{Id: s.node}
-			s.node = ""
-		}
 		select {
-		case s.up <- req:
+		case s.up <- s.proxy.envoy.Request(ready[0]):
 		default:
-			panic("Pilot does not listen")
+			panic("the agent does not listen")
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 func TestChangedPolicyTouchesNoListener(t *testing.T) {
 	m := newMesh(t)
 	m.apply(service("a", "web", 80), pod("a", "web", "web-1", "10.0.0.1"), deny("a", "first", "web"))
-	p := m.connect(node("10.0.0.1", "web-1", "a"), account("a", "web"), deltaxds.ListenerType)
+	p := m.connect("a/web-1", deltaxds.ListenerType)
 	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: []string{"authorization/http/deny", "authorization/http/allow"}}
 	p.take(t, short(deltaxds.ListenerType), 4)
 	p.take(t, short(deltaxds.ExtensionConfigType), 2)
@@ -27,7 +27,7 @@ func TestChangedPolicyTouchesNoListener(t *testing.T) {
 	if got := p.received[short(deltaxds.ListenerType)]; len(got) > 0 {
 		t.Fatalf("listeners %v were sent", got)
 	}
-	if _, after := m.counts(); after-before > 2 { // the two that are subscribed to
+	if _, after := m.counts(); after-before > 6 { // those of the workload's authorization
 		t.Fatalf("%v resources were marshalled", after-before)
 	}
 }

@@ -22,15 +22,15 @@ func TestClustersFollowHowTheProxysCertificateComes(t *testing.T) {
 	const web = "outbound|80||web.a.svc.cluster.local"
 	m := newMesh(t)
 	m.apply(service("a", "web", 80), pod("a", "web", "web-1", "10.0.0.1"), bySecret(pod("a", "web", "web-2", "10.0.0.2")), bySecret(pod("a", "web", "web-3", "10.0.0.3")))
-	connect := func(name, ip string) *proxy {
-		p := m.connect(node(ip, name, "a"), account("a", "web"), deltaxds.ClusterType)
+	connect := func(name string) *proxy {
+		p := m.connect("a/"+name, deltaxds.ClusterType)
 		p.take(t, "cds", 4)
 		return p
 	}
-	agent, first := connect("web-1", "10.0.0.1"), connect("web-2", "10.0.0.2")
+	agent, first := connect("web-1"), connect("web-2")
 	r, n := m.counts()
-	second := connect("web-3", "10.0.0.3")
-	m.expect(t, "another proxy of the same kind", &r, &n, 0, 0)
+	second := connect("web-3")
+	m.expect(t, "another proxy of the same kind, which has its probes for itself", &r, &n, 1, 1)
 
 	cached := func(d delivery.Way) []byte {
 		m.store.mu.Lock()
@@ -57,16 +57,14 @@ func TestClustersFollowHowTheProxysCertificateComes(t *testing.T) {
 			t.Errorf("%s: sent %v", name, got)
 		}
 	}
-	m.expect(t, "a cluster, once for each kind", &r, &n, 2, 2)
+	m.expect(t, "a cluster, once for each kind, and its endpoints", &r, &n, 3, 3)
 
 	for _, p := range []*proxy{first, second} {
 		p.cancel()
-		err := <-p.done
-		p.done <- err
 	}
-	if cached(delivery.BySecret) != nil {
-		t.Fatal("resources stay that nobody has")
-	}
+	m.agent.Remove("web-2")
+	m.agent.Remove("web-3")
+	eventually(t, "resources that nobody has go", func() bool { return cached(delivery.BySecret) == nil })
 	if cached(delivery.ByAgent) == nil {
 		t.Fatal("resources go that somebody has")
 	}

@@ -1,7 +1,6 @@
 package push
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -19,7 +18,6 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
-	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
@@ -29,26 +27,26 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
-// sidecar is a real Envoy that takes all it has from Pilot.
+// sidecar is a real Envoy that takes all it has from the agent of its pod's node.
 type sidecar struct {
-	*Server
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+	mesh        *testMesh
+	pod         string
 	application uint32 // port of the application behind it, zero for none
 	admin       uint32
 }
 
-func (m *testMesh) sidecar(ca *envoytest.CA, id spiffe.ID, nodeID string, application uint32) *sidecar {
+func (m *testMesh) sidecar(ca *envoytest.CA, id spiffe.ID, pod string, application uint32) *sidecar {
 	m.t.Helper()
-	identify := func(context.Context) (spiffe.ID, error) { return id, nil }
-	s := &sidecar{Server: NewServer(m.store, Options{Identify: identify, MaxProxies: 10, Recorder: &noted{}, Clock: clock.RealClock{}, Log: m.server.log}),
-		application: application}
+	s := &sidecar{mesh: m, pod: pod, application: application}
 	agent := &envoytest.Agent{ADS: s, Leaf: ca.Issue(m.t, id.String()), Root: ca.Root}
-	s.admin = agent.Start(m.t, nodeID)
+	s.admin = agent.Start(m.t, "sidecar~"+pod)
 	return s
 }
 
 // DeltaAggregatedResources serves Pilot's resources, but for what needs the redirection of a pod's traffic.
 func (s *sidecar) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	return s.Server.DeltaAggregatedResources(&unredirected{rpc, s.application, fmt.Sprint(s.admin)})
+	return s.mesh.serve(s.pod, &unredirected{rpc, s.application, s.pod})
 }
 
 type unredirected struct {
@@ -57,8 +55,8 @@ type unredirected struct {
 	of          string // the Envoy, by a name that no other has
 }
 
-func (u *unredirected) SendMsg(sent any) error {
-	out := proto.CloneOf(sent.(*deltaxds.Response).DeltaDiscoveryResponse)
+func (u *unredirected) SendShared(sent *deltaxds.Response) error {
+	out := proto.CloneOf(sent.DeltaDiscoveryResponse)
 	for _, res := range out.GetResources() {
 		msg, err := res.GetResource().UnmarshalNew()
 		if err != nil {
@@ -142,8 +140,8 @@ func TestOpenConnectionsFollowAChangedPolicy(t *testing.T) {
 	client, other := account("shop", "client"), account("shop", "other")
 	m.apply(web, endpoints, pod("shop", "web", "web-0", "127.0.0.3"), pod("shop", "client", "client-0", "127.0.0.2"), allowFrom(client.String()))
 	ca := envoytest.NewCA(t)
-	server := m.sidecar(ca, account("shop", "web"), node("127.0.0.3", "web-0", "shop"), target)
-	m.sidecar(ca, client, node("127.0.0.2", "client-0", "shop"), 0)
+	server := m.sidecar(ca, account("shop", "web"), "shop/web-0", target)
+	m.sidecar(ca, client, "shop/client-0", 0)
 
 	for name, p := range map[string]*http.Protocols{"HTTP/1.1": protocols(true, false), "HTTP/2.0": protocols(false, true)} {
 		t.Run(name, func(t *testing.T) {

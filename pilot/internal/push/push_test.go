@@ -2,22 +2,20 @@ package push
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"hash/fnv"
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
@@ -26,21 +24,28 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/pkg/nodexds"
+	"github.com/bulwark-mesh/bulwark/pkg/nodexds/nodexdstest"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 var settings = compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
 
-// mesh is a registry, a store and a server, fed by hand.
+// testMesh is a registry, a store and a server, fed by hand, and one agent with the pods of its node.
 type testMesh struct {
 	t      *testing.T
 	reg    *registry.Registry
 	store  *Store
 	server *Server
+	clock  clock.Clock // of the proxies' streams
+
+	mu    sync.Mutex
+	agent *nodexds.Node // nil before somebody connects
 }
 
-type peerKey struct{}
+// nodeName is where all pods are that are not said to be elsewhere.
+const nodeName = "node-1"
 
 func newMesh(t *testing.T) *testMesh {
 	t.Helper()
@@ -50,14 +55,26 @@ func newMesh(t *testing.T) *testMesh {
 	}
 	log := slog.New(slog.DiscardHandler)
 	store := NewStore(settings, reg.Snapshot(), NewMetrics(prometheus.NewRegistry()), log)
-	identify := func(ctx context.Context) (spiffe.ID, error) {
-		id, ok := ctx.Value(peerKey{}).(spiffe.ID)
-		if !ok {
-			return id, fmt.Errorf("no certificate")
-		}
-		return id, nil
-	}
-	return &testMesh{t, reg, store, NewServer(store, Options{Identify: identify, MaxProxies: 1000, Recorder: &noted{}, Clock: clock.RealClock{}, Log: log})}
+	return &testMesh{t: t, reg: reg, store: store, clock: clock.RealClock{}, server: NewServer(store, Options{
+		Certificate: nodexdstest.CertificateOf, MaxProxies: 1000, Recorder: &noted{}, Clock: clock.RealClock{}, Log: log})}
+}
+
+// node runs the agent of a node until the test ends.
+func (m *testMesh) node(name string) *nodexds.Node {
+	m.t.Helper()
+	n := nodexds.New(clock.RealClock{})
+	ctx, cancel := context.WithCancel(m.t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.Run(ctx, nodexdstest.Dial(m.server, agentOn(m.t, name)), slog.New(slog.DiscardHandler))
+	}()
+	m.t.Cleanup(func() { cancel(); <-done })
+	return n
+}
+
+func agentOn(t *testing.T, node string) *x509.Certificate {
+	return nodexdstest.Certificate(t, "spiffe://cluster.local/ns/bulwark-system/sa/bulwark-agent", spiffe.Pod{Name: "agent-" + node, UID: "u-" + node, Node: node})
 }
 
 func (m *testMesh) apply(events ...registry.Event) {
@@ -101,7 +118,7 @@ func slice(ns, name string, addresses ...string) registry.Event {
 func pod(ns, app, name, ip string) registry.Event {
 	id := ns + "/" + name
 	return registry.Event{Kind: registry.Pods, ID: id, Object: &registry.Pod{
-		ID: id, Namespace: ns, Name: name, UID: name, IP: ip, ServiceAccount: app, Proxied: true, Labels: map[string]string{"app": app}}}
+		ID: id, Namespace: ns, Name: name, UID: name, IP: ip, Node: nodeName, ServiceAccount: app, Proxied: true, Labels: map[string]string{"app": app}}}
 }
 
 func deny(ns, name, app string) registry.Event {
@@ -160,12 +177,6 @@ func (p *proxy) Recv() (*discovery.DeltaDiscoveryRequest, error) {
 	}
 }
 
-func (p *proxy) SetHeader(metadata.MD) error  { return nil }
-func (p *proxy) SendHeader(metadata.MD) error { return nil }
-func (p *proxy) SetTrailer(metadata.MD)       {}
-func (p *proxy) SendMsg(m any) error          { return p.Send(m.(*deltaxds.Response).DeltaDiscoveryResponse) }
-func (p *proxy) RecvMsg(any) error            { return nil }
-
 // take returns what came of a type since the last take, once at least n resources did.
 func (p *proxy) take(t *testing.T, typ string, n int) []string {
 	t.Helper()
@@ -185,34 +196,40 @@ func (p *proxy) take(t *testing.T, typ string, n int) []string {
 	return out
 }
 
-func (m *testMesh) connect(node string, id spiffe.ID, types ...string) *proxy {
+// connect has the proxy of a pod of the agent's node ask for types.
+func (m *testMesh) connect(pod string, types ...string) *proxy {
 	m.t.Helper()
-	ctx, cancel := context.WithCancel(context.WithValue(m.t.Context(), peerKey{}, id))
+	ctx, cancel := context.WithCancel(m.t.Context())
 	p := &proxy{ctx: ctx, cancel: cancel, in: make(chan *discovery.DeltaDiscoveryRequest), done: make(chan error, 1),
 		received: map[string][]string{}, removed: map[string][]string{}}
 	p.settled = sync.NewCond(&p.mu)
-	go func() { p.done <- m.server.DeltaAggregatedResources(p) }()
+	go func() { p.done <- m.serve(pod, p) }()
 	m.t.Cleanup(func() { cancel(); <-p.done })
-	for i, url := range types {
-		req := &discovery.DeltaDiscoveryRequest{TypeUrl: url}
-		if i == 0 {
-			req = first(node, url)
-		}
-		p.in <- req
+	for _, url := range types {
+		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: url}
 	}
 	return p
 }
 
-func first(node, typeURL string) *discovery.DeltaDiscoveryRequest {
-	return &discovery.DeltaDiscoveryRequest{TypeUrl: typeURL, Node: &core.Node{Id: node}}
+// serve is what the agent does for the stream of a pod's proxy. The pod's UID is its name.
+func (m *testMesh) serve(pod string, rpc deltaxds.RPC) error {
+	_, uid, _ := strings.Cut(pod, "/")
+	m.mu.Lock()
+	if m.agent == nil {
+		m.agent = m.node(nodeName)
+	}
+	m.agent.Add(uid, pod)
+	m.mu.Unlock()
+	source := m.agent.Proxy(uid, "sidecar~"+pod)
+	stream := deltaxds.NewStream(source, m.clock)
+	source.Begin(stream)
+	err := stream.Serve(rpc, nil)
+	source.End(err)
+	return err
 }
 
 func account(ns, sa string) spiffe.ID {
 	return spiffe.ID{TrustDomain: "cluster.local", Namespace: ns, ServiceAccount: sa}
-}
-
-func node(ip, name, ns string) string {
-	return fmt.Sprintf("sidecar~%s~%s.%s~%s.svc.cluster.local", ip, name, ns, ns)
 }
 
 // TestCostFollowsWhatChangedAndWhoIsAffected is the scale Pilot is made for: each resource is made and marshalled once
@@ -230,7 +247,7 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 	var connected []*proxy
 	for i := range proxies {
 		name := fmt.Sprintf("s%d", i)
-		p := m.connect(node(fmt.Sprintf("10.1.%d.%d", i/250, i%250), name+"-0", "shop"), account("shop", name), deltaxds.ClusterType, deltaxds.ListenerType)
+		p := m.connect("shop/"+name+"-0", deltaxds.ClusterType, deltaxds.ListenerType)
 		connected = append(connected, p)
 	}
 	for _, p := range connected {
@@ -290,9 +307,9 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		p.take(t, "lds", 1+own)
 		p.take(t, "ecds", 2*own)
 	}
-	// Made anew to stay as they are: cluster, endpoints and listener of port 80. New: cluster and listener of
-	// port 90, for all. Of the workload: its listener, and its authorization, which has the names of services.
-	m.expect(t, "a service's second port", &recomputed, &marshalled, 12, 12)
+	// Made anew to stay as they are: cluster, endpoints and listener of port 80. New: cluster, endpoints and
+	// listener of port 90, for all. Of the workload: its listener, and its authorization, which has the names of services.
+	m.expect(t, "a service's second port", &recomputed, &marshalled, 13, 13)
 
 	m.apply(revoke("one", "s7", "abc"))
 	for _, p := range connected {
@@ -329,38 +346,9 @@ func (m *testMesh) expect(t *testing.T, what string, recomputed, marshalled *flo
 	*recomputed, *marshalled = r, n
 }
 
-func TestProxyIsRefusedUnlessItIsThePodItNames(t *testing.T) {
-	for _, c := range []struct {
-		name, node string
-		id         any
-		want       codes.Code
-	}{
-		{"no certificate", node("10.1.0.1", "a-0", "shop"), nil, codes.Unauthenticated},
-		{"another account", node("10.1.0.1", "a-0", "shop"), account("shop", "b"), codes.PermissionDenied},
-		{"another namespace", node("10.1.0.1", "a-0", "shop"), account("other", "a"), codes.PermissionDenied},
-		{"another trust domain", node("10.1.0.1", "a-0", "shop"), spiffe.ID{TrustDomain: "evil", Namespace: "shop", ServiceAccount: "a"}, codes.PermissionDenied},
-		{"another address", node("10.1.0.2", "a-0", "shop"), account("shop", "a"), codes.PermissionDenied},
-		{"no node", "", account("shop", "a"), codes.InvalidArgument},
-		{"not a sidecar", "router~10.1.0.1~a-0.shop~shop.svc", account("shop", "a"), codes.InvalidArgument},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			m := newMesh(t)
-			m.apply(pod("shop", "a", "a-0", "10.1.0.1"))
-			ctx, cancel := context.WithCancel(context.WithValue(t.Context(), peerKey{}, c.id))
-			defer cancel()
-			p := &proxy{ctx: ctx, cancel: cancel, in: make(chan *discovery.DeltaDiscoveryRequest, 1)}
-			p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ClusterType, Node: &core.Node{Id: c.node}}
-			if err := m.server.DeltaAggregatedResources(p); status.Code(err) != c.want {
-				t.Fatalf("got %v, want %v", err, c.want)
-			}
-		})
-	}
-}
-
 func TestProxyOfAPodNotSeenYetWaitsForIt(t *testing.T) {
 	m := newMesh(t)
-	p := m.connect(node("10.1.0.1", "a-0", "shop"), account("shop", "a"), deltaxds.ListenerType)
-	m.apply(pod("shop", "a", "a-0", ""))
+	p := m.connect("shop/a-0", deltaxds.ListenerType)
 	m.apply(pod("shop", "a", "a-0", "10.1.0.1"))
 	p.take(t, "lds", 4)
 }
@@ -368,28 +356,12 @@ func TestProxyOfAPodNotSeenYetWaitsForIt(t *testing.T) {
 func TestPodWhoseLabelsChangeGetsThePoliciesOfItsNewLabels(t *testing.T) {
 	m := newMesh(t)
 	m.apply(pod("shop", "a", "a-0", "10.1.0.1"), deny("shop", "p", "b"))
-	p := m.connect(node("10.1.0.1", "a-0", "shop"), account("shop", "a"), deltaxds.ListenerType)
+	p := m.connect("shop/a-0", deltaxds.ListenerType)
 	p.take(t, "lds", 4)
 	moved := pod("shop", "a", "a-0", "10.1.0.1")
 	moved.Object.(*registry.Pod).Labels = map[string]string{"app": "b"}
 	m.apply(moved)
 	if got := p.take(t, "lds", 1); !slices.Equal(got, []string{"virtualInbound"}) {
 		t.Fatalf("sent %v", got)
-	}
-}
-
-func TestNamesakePodWithAnotherAccountEndsTheStream(t *testing.T) {
-	m := newMesh(t)
-	m.apply(pod("shop", "a", "a-0", "10.1.0.1"))
-	p := m.connect(node("10.1.0.1", "a-0", "shop"), account("shop", "a"), deltaxds.ListenerType)
-	p.take(t, "lds", 4)
-	other := pod("shop", "a", "a-0", "10.1.0.1")
-	other.Object.(*registry.Pod).UID, other.Object.(*registry.Pod).ServiceAccount = "new", "b"
-	m.apply(other)
-	select {
-	case err := <-p.done:
-		p.done <- err
-	case <-time.After(20 * time.Second):
-		t.Fatal("the stream goes on")
 	}
 }

@@ -47,7 +47,7 @@ func TestRevokedIdentityOpensNoTCPConnection(t *testing.T) {
 	endpoints.Object.(*registry.Slice).Ports[0].Number = target
 	m.apply(db, endpoints, pod("shop", "db", "db-0", "127.0.0.3"))
 	ca := envoytest.NewCA(t)
-	m.sidecar(ca, account("shop", "db"), node("127.0.0.3", "db-0", "shop"), target)
+	m.sidecar(ca, account("shop", "db"), "shop/db-0", target)
 	leaf := ca.Issue(t, account("shop", "client").String())
 
 	dial := func() net.Conn {

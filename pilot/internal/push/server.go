@@ -2,32 +2,37 @@ package push
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"slices"
 	"time"
 
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"k8s.io/utils/clock"
 
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	nodev1 "github.com/bulwark-mesh/bulwark/pkg/api/node/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/nodexds"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
-// Limits of the discovery service.
+// Limits of an agent's stream.
 const (
-	podWait      = 10 * time.Second // for a pod that the informers have not shown yet
-	firstRequest = 15 * time.Second // for a client to say who it is
+	maxOpening       = 64 << 20 // bytes of what it says that it has
+	openingWithin    = 15 * time.Second
+	reportsPerSecond = 200
 )
 
-// Server is the aggregated discovery service.
+// Server serves agents.
 type Server struct {
-	discovery.UnimplementedAggregatedDiscoveryServiceServer
+	nodev1.UnimplementedNodeConfigurationServer
 	store   *Store
 	options Options
 	events  *rate.Limiter
@@ -36,11 +41,11 @@ type Server struct {
 
 // Options are what a server needs beside its store.
 type Options struct {
-	Identify   func(context.Context) (spiffe.ID, error) // who a call's client is, by its certificate
-	MaxProxies int
-	Recorder   Recorder // of Events on pods
-	Clock      clock.Clock
-	Log        *slog.Logger
+	Certificate func(context.Context) (*x509.Certificate, error) // that a call's client has proved to have
+	MaxProxies  int                                              // pods that have their configuration from here
+	Recorder    Recorder                                         // of Events on pods
+	Clock       clock.Clock
+	Log         *slog.Logger
 }
 
 // NewServer returns a server of the store.
@@ -48,140 +53,180 @@ func NewServer(store *Store, o Options) *Server {
 	return &Server{store: store, options: o, events: rate.NewLimiter(eventsPerSecond, eventsAtOnce), log: o.Log}
 }
 
-type adsStream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+type followStream = nodev1.NodeConfiguration_FollowServer
 
-// DeltaAggregatedResources serves one proxy.
-func (s *Server) DeltaAggregatedResources(rpc adsStream) error {
-	id, err := s.options.Identify(rpc.Context())
+// Follow implements NodeConfiguration: it serves one agent.
+func (s *Server) Follow(rpc followStream) error {
+	own, err := s.agentOf(rpc.Context())
 	if err != nil {
 		s.store.metrics.refused.WithLabelValues("unauthenticated").Inc()
-		return status.Error(codes.Unauthenticated, err.Error())
-	}
-	first, err := firstOf(rpc)
-	if err != nil {
+		s.log.Warn("refused an agent", "error", err)
 		return err
 	}
-	node := first.GetNode().GetId()
-	pod, err := s.authorize(rpc.Context(), id, node)
-	if err != nil {
-		s.store.metrics.refused.WithLabelValues("unauthorized").Inc()
-		s.log.Warn("refused a proxy", "node", node, "identity", id.String(), "error", err)
-		return err
-	}
-	return s.serve(rpc, first, pod, id, node)
-}
-
-func (s *Server) serve(rpc adsStream, first *discovery.DeltaDiscoveryRequest, pod *registry.Pod, id spiffe.ID, node string) error {
 	ctx, cancel := context.WithCancel(rpc.Context())
 	defer cancel()
-	c := &client{store: s.store, node: node, pod: pod.ID, uid: pod.UID, identity: id, delivery: pod.Delivery, since: time.Now(), end: cancel}
-	c.stream = deltaxds.NewStream(c, s.options.Clock)
-	if !s.store.admit(c, pod, s.options.MaxProxies) {
-		s.store.metrics.refused.WithLabelValues("full").Inc()
-		return status.Errorf(codes.ResourceExhausted, "%d proxies are connected", s.options.MaxProxies)
+	heard := hear(ctx, rpc)
+	opening, err := heard.opening(ctx)
+	if err != nil {
+		return err
 	}
-	defer s.store.remove(c)
-	s.log.Info("proxy connected", "node", node, "identity", id.String())
-	err := c.stream.Serve(&observed{rpc, ctx, c}, first)
-	var stalled *deltaxds.Stalled
-	if errors.As(err, &stalled) {
-		s.stalled(c, pod, stalled)
-		err = status.Error(codes.Aborted, stalled.Error())
-	}
-	s.log.Info("proxy left", "node", node, "error", err)
+	a := newAgent(s.store, own, s.options.MaxProxies)
+	s.store.connect(a, opening)
+	defer s.store.disconnect(a)
+	log := s.log.With("node", own.Node, "agent", own.Name)
+	log.Info("agent connected", "pods", len(opening[0].GetPods()))
+	err = s.serveAgent(ctx, rpc, a, heard)
+	log.Info("agent left", "error", err)
 	return err
 }
 
-// admit adds the client if there is room.
-func (s *Store) admit(c *client, pod *registry.Pod, limit int) bool {
-	s.mu.Lock()
-	full := len(s.clients) >= limit
-	s.mu.Unlock()
-	if full {
-		return false
-	}
-	s.add(c, pod)
-	return true
-}
-
-// firstOf waits for the request in which the client says who it is, and not for ever.
-func firstOf(rpc deltaxds.RPC) (*discovery.DeltaDiscoveryRequest, error) {
-	type result struct {
-		req *discovery.DeltaDiscoveryRequest
-		err error
-	}
-	got := make(chan result, 1)
-	go func() { // ends with the stream, which gRPC ends when the call returns
-		req, err := rpc.Recv()
-		got <- result{req, err}
-	}()
-	timer := time.NewTimer(firstRequest)
-	defer timer.Stop()
-	select {
-	case r := <-got:
-		if errors.Is(r.err, io.EOF) {
-			return nil, status.Error(codes.InvalidArgument, "the client asked for nothing")
-		}
-		return r.req, r.err
-	case <-timer.C:
-		return nil, status.Error(codes.DeadlineExceeded, "the client did not say who it is")
-	}
-}
-
-// authorize finds the pod that a node ID names, which must be the one whose identity the client has proved.
-func (s *Server) authorize(ctx context.Context, id spiffe.ID, node string) (*registry.Pod, error) {
-	ip, name, err := parseNode(node)
+// agentOf returns the agent that calls, by its certificate, which names its node.
+func (s *Server) agentOf(ctx context.Context) (spiffe.Pod, error) {
+	certificate, err := s.options.Certificate(ctx)
 	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
+		return spiffe.Pod{}, status.Error(codes.Unauthenticated, err.Error())
 	}
-	if !slices.Contains(s.store.settings.TrustDomains(), id.TrustDomain) {
-		return nil, status.Errorf(codes.PermissionDenied, "%s is of another trust domain", id)
+	id, err := spiffe.FromCertificate(certificate)
+	if err != nil {
+		return spiffe.Pod{}, status.Error(codes.Unauthenticated, err.Error())
 	}
-	ctx, cancel := context.WithTimeout(ctx, podWait)
-	defer cancel()
-	for {
-		pod, changed := s.store.podNow(name)
-		if pod != nil && pod.IP != "" {
-			switch {
-			case pod.Namespace != id.Namespace || pod.ServiceAccount != id.ServiceAccount:
-				return nil, status.Errorf(codes.PermissionDenied, "pod %s runs as %s, not as %s", name, pod.ServiceAccount, id)
-			case pod.IP != ip:
-				return nil, status.Errorf(codes.PermissionDenied, "pod %s has address %s, not %s", name, pod.IP, ip)
+	if !slices.Contains(s.store.settings.TrustDomains(), id.TrustDomain) || id.Namespace != mesh.Namespace || id.ServiceAccount != mesh.AgentAccount {
+		return spiffe.Pod{}, status.Errorf(codes.PermissionDenied, "%s is no agent", id)
+	}
+	pod, err := spiffe.PodOf(certificate)
+	if err == nil && pod.Node == "" {
+		err = errors.New("it names no node")
+	}
+	if err != nil {
+		return spiffe.Pod{}, status.Errorf(codes.PermissionDenied, "the certificate of %s: %v", id, err)
+	}
+	return pod, nil
+}
+
+// serveAgent sends updates, one at a time, until the stream ends.
+func (s *Server) serveAgent(ctx context.Context, rpc followStream, a *agent, heard *hearing) error {
+	out, sent := make(chan *nodexds.Outgoing), make(chan error, 1)
+	defer close(out)
+	// Sending waits for the agent's flow control, while what it says is heard. The goroutine ends, if it is in the midst of sending,
+	// when gRPC ends the stream because Follow has returned.
+	go func() {
+		for u := range out {
+			sent <- s.send(rpc, u)
+		}
+	}()
+	limit := s.options.Clock.NewTimer(deltaxds.StallLimit)
+	defer limit.Stop()
+	var due time.Time // the agent has to have applied what was sent; zero: nothing
+	for sending := false; ; {
+		if !sending {
+			if u, since := s.store.next(a); u != nil {
+				due = s.options.Clock.Now().Add(deltaxds.StallLimit)
+				limit.Reset(deltaxds.StallLimit)
+				out <- u
+				sending = true
+				if !since.IsZero() {
+					s.store.metrics.convergence.Observe(time.Since(since).Seconds())
+				}
+			} else if !s.store.owes(a) {
+				due = time.Time{}
 			}
-			return pod, nil
 		}
 		select {
-		case <-changed:
+		case r := <-heard.reports:
+			stalls, err := s.store.hear(a, r)
+			if err != nil {
+				return status.Error(codes.ResourceExhausted, err.Error())
+			}
+			for _, st := range stalls {
+				s.proxyStalled(st)
+			}
+		case <-a.wake:
+		case err := <-sent:
+			if err != nil {
+				return err
+			}
+			sending = false
+		case <-limit.C():
+			if !due.IsZero() && !s.options.Clock.Now().Before(due) {
+				return s.agentStalled(a)
+			}
+		case err := <-heard.failed:
+			if ctx.Err() != nil || errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
 		case <-ctx.Done():
-			return nil, status.Errorf(codes.PermissionDenied, "no pod %s is known", name)
+			return nil
 		}
 	}
 }
 
-// podNow returns a pod and a channel that closes when pods change.
-func (s *Store) podNow(id string) (*registry.Pod, <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.catalog.Snapshot().Pod(id), s.arrived
-}
-
-// observed is a stream whose sending is measured and that the store can end.
-type observed struct {
-	adsStream
-	ctx    context.Context
-	client *client
-}
-
-func (o *observed) Context() context.Context { return o.ctx }
-
-// SendShared implements deltaxds.Sharing.
-func (o *observed) SendShared(r *deltaxds.Response) error {
-	m := o.client.store.metrics
-	m.pushes.WithLabelValues(short(r.GetTypeUrl())).Inc()
-	m.pushed.WithLabelValues(short(r.GetTypeUrl())).Add(float64(len(r.GetResources())))
-	err := o.SendMsg(r)
-	if d, ok := o.client.sent(); ok {
-		m.convergence.Observe(d.Seconds())
+func (s *Server) send(rpc followStream, u *nodexds.Outgoing) error {
+	m := s.store.metrics
+	for _, c := range u.Changes {
+		m.pushed.WithLabelValues(short(c.Type)).Add(float64(len(c.Resources)))
 	}
-	return err
+	m.updates.Inc()
+	for _, part := range u.Parts() {
+		if err := rpc.SendMsg(part); err != nil {
+			return fmt.Errorf("sending update %d: %w", u.Number, err)
+		}
+	}
+	return nil
+}
+
+// hearing is what an agent says, at a rate that is bounded.
+type hearing struct {
+	reports chan *nodev1.Report
+	failed  chan error
+}
+
+// hear reads until the stream ends, which gRPC sees to when the call returns.
+func hear(ctx context.Context, rpc followStream) *hearing {
+	h := &hearing{make(chan *nodev1.Report), make(chan error, 1)}
+	pace := rate.NewLimiter(reportsPerSecond, reportsPerSecond)
+	go func() {
+		for {
+			r, err := rpc.Recv()
+			if err == nil {
+				err = pace.Wait(ctx)
+			}
+			if err != nil {
+				h.failed <- err
+				return
+			}
+			select {
+			case h.reports <- r:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return h
+}
+
+// opening waits for what the agent says it has, and not for ever.
+func (h *hearing) opening(ctx context.Context) (out []*nodev1.Report, err error) {
+	timer := time.NewTimer(openingWithin)
+	defer timer.Stop()
+	for size := 0; ; {
+		select {
+		case r := <-h.reports:
+			if size += proto.Size(r); size > maxOpening {
+				return nil, status.Errorf(codes.ResourceExhausted, "the agent has more than %d bytes to say that it has", maxOpening)
+			}
+			if out = append(out, r); !r.GetMore() {
+				return out, nil
+			}
+		case err := <-h.failed:
+			if errors.Is(err, io.EOF) {
+				err = status.Error(codes.InvalidArgument, "the agent did not say what it has")
+			}
+			return nil, err
+		case <-timer.C:
+			return nil, status.Error(codes.DeadlineExceeded, "the agent did not say what it has")
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }

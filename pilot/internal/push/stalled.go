@@ -3,13 +3,15 @@ package push
 import (
 	"strings"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 // Stalled is the reason of the Event on a pod whose proxy does not take its configuration.
@@ -28,21 +30,35 @@ type Recorder interface {
 	Eventf(regarding, related runtime.Object, eventType, reason, action, note string, args ...any)
 }
 
-// stalled tells of a proxy that has not taken what is due to it. Its stream ends and is built anew.
-func (s *Server) stalled(c *client, pod *registry.Pod, err *deltaxds.Stalled) {
-	s.store.metrics.stalled.WithLabelValues(short(err.Type)).Inc()
-	s.log.Error("a proxy does not take its configuration; its stream begins anew", "node", c.node, "type", short(err.Type),
-		"resources", deltaxds.Quoted(err.Names), "for", err.For.String(), "waitsFor", err.Waits)
+// proxyStalled tells of a proxy that has not taken what is due to it, by the word of its agent.
+func (s *Server) proxyStalled(st stall) {
+	s.store.metrics.stalled.WithLabelValues(short(st.Type)).Inc()
+	s.log.Error("a proxy does not take its configuration; its stream begins anew", "pod", st.pod.id, "type", short(st.Type),
+		"resources", deltaxds.Quoted(st.Names), "for", st.For.String(), "waitsFor", st.Waits)
+	s.event(st.pod.id, st.pod.uid, "the proxy goes on with old configuration: "+st.Error())
+}
+
+// agentStalled tells of an agent that has not taken what is due to its node, and returns the error with which its stream ends.
+func (s *Server) agentStalled(a *agent) error {
+	err := status.Errorf(codes.Aborted, "node %s has not taken its configuration for %s", a.pod.Node, deltaxds.StallLimit)
+	s.store.metrics.stalled.WithLabelValues("node").Inc()
+	s.log.Error("an agent does not take the configuration of its node; its stream begins anew", "node", a.pod.Node, "agent", a.pod.Name)
+	s.event(mesh.Namespace+"/"+a.pod.Name, a.pod.UID, "the proxies of the node go on with old configuration: "+err.Error())
+	return err
+}
+
+// event records one on a pod, if not too many have been.
+func (s *Server) event(pod, uid, note string) {
 	if !s.events.AllowN(s.options.Clock.Now(), 1) {
 		return
 	}
 	const maxNote = 1000 // the API server takes 1024 bytes
-	note := "the proxy goes on with old configuration: " + err.Error()
 	if len(note) > maxNote {
 		note = strings.ToValidUTF8(note[:maxNote], "")
 	}
+	namespace, name, _ := strings.Cut(pod, "/")
 	s.options.Recorder.Eventf(&corev1.Pod{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.UID)},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(uid)},
 	}, nil, corev1.EventTypeWarning, Stalled, "SendConfiguration", "%s", note)
 }

@@ -1,15 +1,15 @@
 package push
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clocktesting "k8s.io/utils/clock/testing"
@@ -30,16 +30,16 @@ func (n *noted) Eventf(regarding, _ runtime.Object, kind, reason, _, note string
 	n.said = append(n.said, fmt.Sprintf("%s %s/%s %s %s: %s", kind, p.Namespace, p.Name, p.UID, reason, fmt.Sprintf(note, args...)))
 }
 
-// A proxy that does not answer is told of, and its stream ends; one that connects again is served.
+// A proxy that does not answer is told of by its agent, and another stream of it is served.
 func TestProxyThatDoesNotAnswerIsReportedAndItsStreamEnds(t *testing.T) {
 	m := newMesh(t)
 	clock, events := clocktesting.NewFakeClock(time.Now()), &noted{}
-	m.server.options.Clock, m.server.options.Recorder = clock, events
+	m.clock, m.server.options.Recorder = clock, events
 	m.apply(service("a", "web", 80), pod("a", "web", "web-1", "10.0.0.1"))
 	for round := 1; round <= 2; round++ {
-		p := m.connect(node("10.0.0.1", "web-1", "a"), account("a", "web"))
+		p := m.connect("a/web-1")
 		p.silent = true
-		p.in <- first(node("10.0.0.1", "web-1", "a"), deltaxds.ClusterType)
+		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ClusterType}
 		p.take(t, "cds", 1)
 		for !clock.HasWaiters() { // until the stream has looked at the clock
 			time.Sleep(time.Millisecond)
@@ -47,30 +47,37 @@ func TestProxyThatDoesNotAnswerIsReportedAndItsStreamEnds(t *testing.T) {
 		clock.Step(deltaxds.StallLimit)
 		err := <-p.done
 		p.done <- nil
-		if status.Code(err) != codes.Aborted || !strings.Contains(err.Error(), "no answer to") {
+		var stalled *deltaxds.Stalled
+		if !errors.As(err, &stalled) {
 			t.Fatalf("the stream ended with %v", err)
 		}
-		if n := testutil.ToFloat64(m.store.metrics.stalled.WithLabelValues("cds")); n != float64(round) {
-			t.Fatalf("round %d: counted %g", round, n)
-		}
+		eventually(t, "the stall is counted", func() bool {
+			return testutil.ToFloat64(m.store.metrics.stalled.WithLabelValues("cds")) == float64(round)
+		})
+		eventually(t, "an event", func() bool { return events.count() == round })
 		const want = "Warning a/web-1 web-1 ProxyNotUpdated: the proxy goes on with old configuration: no answer to ["
-		if len(events.said) != round || !strings.HasPrefix(events.said[0], want) {
+		if !strings.HasPrefix(events.said[0], want) {
 			t.Fatalf("round %d: events %q", round, events.said)
 		}
+		if all := m.store.Proxies(); len(all) != 1 || all[0].Synced || !all[0].Types["CDS"].Pending {
+			t.Fatalf("round %d: its state is %+v", round, all)
+		}
 	}
-	if n := len(m.store.connected()); n != 0 {
-		t.Fatalf("%d proxies are left", n)
-	}
+}
+
+func (n *noted) count() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.said)
 }
 
 func TestEventsAreBoundedWhenManyProxiesStall(t *testing.T) {
 	m := newMesh(t)
 	clock, events := clocktesting.NewFakeClock(time.Now()), &noted{}
 	m.server.options.Clock, m.server.options.Recorder = clock, events
-	m.apply(pod("a", "web", "web-1", "10.0.0.1"))
 	stalled := func(n int) {
 		for range n {
-			m.server.stalled(&client{}, m.store.catalog.Snapshot().Pod("a/web-1"), &deltaxds.Stalled{Type: deltaxds.ListenerType, Names: []string{strings.Repeat("é", 3000)}})
+			m.server.proxyStalled(stall{&member{id: "a/web-1", uid: "u"}, deltaxds.Stalled{Type: deltaxds.ListenerType, Names: []string{strings.Repeat("é", 3000)}}})
 		}
 	}
 	stalled(500)

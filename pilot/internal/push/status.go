@@ -23,17 +23,17 @@ type ProxyStatus struct {
 	Synced      bool                       `json:"synced"`
 }
 
-// Proxies lists the connected proxies.
+// Proxies lists the proxies that are connected to their agents, or have stalled.
 func (s *Store) Proxies() []ProxyStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	out := []ProxyStatus{}
-	for _, c := range s.connected() {
-		p := ProxyStatus{Proxy: proxyName(c.pod), Node: c.node, Identity: c.identity.String(), ConnectedAt: c.since,
-			Types: map[string]deltaxds.Status{}, Synced: true}
-		for url, st := range c.stream.Status() {
-			p.Types[strings.ToUpper(short(url))] = st
-			p.Synced = p.Synced && !st.Pending && st.Error == ""
+	for a := range s.agents {
+		for _, p := range a.pods {
+			if p.admitted && !p.connected.IsZero() {
+				out = append(out, p.status())
+			}
 		}
-		out = append(out, p)
 	}
 	slices.SortFunc(out, func(a, b ProxyStatus) int {
 		return cmp.Or(cmp.Compare(a.Proxy, b.Proxy), a.ConnectedAt.Compare(b.ConnectedAt))
@@ -41,35 +41,34 @@ func (s *Store) Proxies() []ProxyStatus {
 	return out
 }
 
-func (s *Store) connected() []*client {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := make([]*client, 0, len(s.clients))
-	for c := range s.clients {
-		out = append(out, c)
+// status is what the proxy has: what the agent has said of it, unless something is under way that the agent has not spoken of yet.
+func (p *member) status() ProxyStatus {
+	out := ProxyStatus{Proxy: proxyName(p.id), Node: p.proxy, Identity: p.identity.String(), ConnectedAt: p.connected, Types: map[string]deltaxds.Status{},
+		Synced: p.asked(deltaxds.ClusterType) && p.asked(deltaxds.ListenerType)}
+	for url, st := range p.types {
+		st.Pending = st.Pending || p.agent.session.Behind(p.uid, url)
+		out.Types[strings.ToUpper(short(url))] = st
+		out.Synced = out.Synced && !st.Pending && st.Error == ""
 	}
 	return out
 }
+
+func (p *member) asked(url string) bool { _, ok := p.types[url]; return ok }
 
 func proxyName(pod string) string {
 	namespace, name, _ := strings.Cut(pod, "/")
 	return name + "." + namespace
 }
 
-// Config returns the resources of a connected proxy ("<pod>.<namespace>"), by type. Secrets are none of Pilot's.
+// Config returns the resources of a proxy ("<pod>.<namespace>"), by type. Secrets are none of Pilot's.
 func (s *Store) Config(proxy string) (map[string][]json.RawMessage, error) {
-	for _, c := range s.connected() {
-		if proxyName(c.pod) == proxy {
-			return s.dump(c)
-		}
+	resources, ok := s.resourcesOf(proxy)
+	if !ok {
+		return nil, fmt.Errorf("proxy %q is not connected", proxy)
 	}
-	return nil, fmt.Errorf("proxy %q is not connected", proxy)
-}
-
-func (s *Store) dump(c *client) (map[string][]json.RawMessage, error) {
 	out := map[string][]json.RawMessage{}
-	for _, typeURL := range []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.ExtensionConfigType} {
-		for _, r := range s.resourcesOf(c, typeURL) {
+	for _, typeURL := range dumped {
+		for _, r := range resources[typeURL] {
 			msg, err := r.Body().UnmarshalNew()
 			if err != nil {
 				return nil, fmt.Errorf("resource %s: %w", r.Name, err)
@@ -84,15 +83,27 @@ func (s *Store) dump(c *client) (map[string][]json.RawMessage, error) {
 	return out, nil
 }
 
-// resourcesOf collects what a client may have.
-func (s *Store) resourcesOf(c *client, typeURL string) []*deltaxds.Resource {
+var dumped = []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.ExtensionConfigType}
+
+// resourcesOf collects what a proxy is to have.
+func (s *Store) resourcesOf(proxy string) (out map[string][]*deltaxds.Resource, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var out []*deltaxds.Resource
-	for _, id := range s.catalog.All(c.subject, typeURL) {
-		if r := s.get(id); r != nil {
-			out = append(out, r)
+	for a := range s.agents {
+		for _, p := range a.pods {
+			if !p.admitted || proxyName(p.id) != proxy {
+				continue
+			}
+			out = map[string][]*deltaxds.Resource{}
+			for _, typeURL := range dumped {
+				for _, id := range s.catalog.All(p.subject, typeURL) {
+					if r := s.get(id); r != nil {
+						out[typeURL] = append(out[typeURL], r)
+					}
+				}
+			}
+			return out, true
 		}
 	}
-	return out
+	return nil, false
 }

@@ -35,7 +35,7 @@ func newSmall(t *testing.T) *small {
 	s := &small{t: t, have: map[string]map[string]*deltaxds.Resource{deltaxds.ClusterType: {}, deltaxds.EndpointType: {}}}
 	s.put(deltaxds.ClusterType, "c", ofEndpoints(time.Second))
 	s.put(deltaxds.EndpointType, "c", &endpoint.ClusterLoadAssignment{ClusterName: "c"})
-	(&envoytest.Agent{ADS: s}).Start(t, node("10.0.0.1", "web-1", "a"))
+	(&envoytest.Agent{ADS: s}).Start(t, "sidecar~10.0.0.1~web-1.a~a.svc.cluster.local")
 	return s
 }
 
@@ -89,7 +89,7 @@ func (s *small) Subscribed(url string, _, _ []string) {
 	s.asked[last] = append(s.asked[last], url)
 }
 
-func (s *small) DeltaAggregatedResources(rpc adsStream) error {
+func (s *small) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	stream := deltaxds.NewStream(s, clock.RealClock{})
 	s.mu.Lock()
 	s.streams, s.asked = append(s.streams, stream), append(s.asked, nil)
@@ -98,7 +98,7 @@ func (s *small) DeltaAggregatedResources(rpc adsStream) error {
 }
 
 type cutting struct {
-	adsStream
+	discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 	s *small
 }
 
@@ -112,7 +112,7 @@ func (c *cutting) Send(r *discovery.DeltaDiscoveryResponse) error {
 	if cut {
 		return errors.New("cut")
 	}
-	return c.adsStream.Send(r)
+	return c.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Send(r)
 }
 
 // settled waits until the n-th stream has asked for clusters and everything is answered.

@@ -10,7 +10,6 @@ import (
 	"os"
 	"time"
 
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
@@ -32,6 +31,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/status"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/validate"
+	nodev1 "github.com/bulwark-mesh/bulwark/pkg/api/node/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/health"
@@ -184,8 +184,8 @@ func (p *Pilot) serveXDS(ctx context.Context) error {
 	secure := mtls.Server(p.identity, p.identity, mtls.MemberOf(p.settings.authz().TrustDomains()...))
 	options := append(mtls.ServerOptions(secure, mtls.Limits{MaxConcurrentStreams: 8}), grpc.ForceServerCodecV2(deltaxds.Codec()))
 	srv := grpc.NewServer(options...)
-	discovery.RegisterAggregatedDiscoveryServiceServer(srv, push.NewServer(p.store, push.Options{
-		Identify: mtls.PeerID, MaxProxies: p.settings.MaxProxies, Recorder: p.events,
+	nodev1.RegisterNodeConfigurationServer(srv, push.NewServer(p.store, push.Options{
+		Certificate: mtls.PeerCertificate, MaxProxies: p.settings.MaxProxies, Recorder: p.events,
 		Clock: clock.RealClock{}, Log: p.log,
 	}))
 	stop := context.AfterFunc(ctx, srv.Stop)
