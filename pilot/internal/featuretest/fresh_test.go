@@ -71,21 +71,23 @@ func (m *mesh) change() string {
 		}
 		return "a proxy of " + p.pod + " connects anew"
 	}
-	if r.IntN(15) == 0 {
+	also := ""
+	if r.IntN(15) == 0 { // an agent is away while things change
 		name := one(m.world, slices.Sorted(maps.Keys(m.pilot.nodes)))
 		if r.IntN(2) == 0 {
 			m.pilot.nodes[name].cut()
-			return "the agent of " + name + " connects anew"
+			also = "\nthe agent of " + name + " connects anew"
+		} else {
+			m.restart(name)
+			also = "\nthe agent of " + name + " begins anew"
 		}
-		m.restart(name)
-		return "the agent of " + name + " begins anew"
 	}
 	for range []int{1, 1, 1, 2, 3}[r.IntN(5)] {
 		m.world.change()
 	}
 	events, said := m.world.news(m.t)
 	m.pilot.apply(m.t, events)
-	return said
+	return said + also
 }
 
 // restart has the agent of a node lose all that it has. Its proxies keep what they have.
