@@ -11,6 +11,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
 // codec decodes what a pod sends if that will not take much more memory than it took on the wire. Protobuf's shortest
@@ -20,7 +22,8 @@ type codec struct {
 	turn *turn
 }
 
-func newCodec(t *turn) codec { return codec{encoding.GetCodecV2("proto"), t} }
+// newCodec returns gRPC's codec, which bounds what it reads, and does not copy configuration that pods share.
+func newCodec(t *turn) codec { return codec{deltaxds.Codec(), t} }
 
 // What messages may cost decoded, in bytes: sixteen times what is small on the wire, six times what is large. Envoy's
 // statistics take less than five times.

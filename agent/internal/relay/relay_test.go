@@ -2,7 +2,9 @@ package relay
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -18,6 +20,8 @@ import (
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"go.uber.org/goleak"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
@@ -30,9 +34,11 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
+	nodev1 "github.com/bulwark-mesh/bulwark/pkg/api/node/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
+	"github.com/bulwark-mesh/bulwark/pkg/nodexds"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 	"github.com/bulwark-mesh/bulwark/pkg/svid"
 	"github.com/bulwark-mesh/bulwark/pkg/svid/svidtest"
@@ -42,9 +48,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
-// pilot serves what it is told to, with the stream logic that Pilot has.
+// pilot serves one layer to all pods of the agent, with the stream logic that Pilot has. Pods of which it has not been told nothing is said.
 type pilot struct {
-	discovery.UnimplementedAggregatedDiscoveryServiceServer
+	nodev1.UnimplementedNodeConfigurationServer
 	t       *testing.T
 	ca      *svidtest.CA
 	address string
@@ -52,10 +58,13 @@ type pilot struct {
 
 	mu        sync.Mutex
 	resources map[string]map[string]*deltaxds.Resource
-	streams   []*deltaxds.Stream
-	peers     []spiffe.ID
-	sent      int // resources
-	wanted    map[string]bool
+	session   *nodexds.Session
+	wake      chan struct{}
+	peers     []*x509.Certificate
+	sent      int                                // resources
+	proxies   map[string]map[string]*nodev1.Type // as the agent has said, by the pod's UID and type
+	connected map[string]string                  // node IDs
+	unknown   bool                               // no pods are known
 }
 
 func newPilot(t *testing.T, ca *svidtest.CA) *pilot {
@@ -63,7 +72,7 @@ func newPilot(t *testing.T, ca *svidtest.CA) *pilot {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &pilot{t: t, ca: ca, address: l.Addr().String(), resources: map[string]map[string]*deltaxds.Resource{}, wanted: map[string]bool{}}
+	p := &pilot{t: t, ca: ca, address: l.Addr().String(), resources: map[string]map[string]*deltaxds.Resource{}}
 	p.serve(l)
 	t.Cleanup(func() { p.server.Stop() })
 	return p
@@ -73,7 +82,7 @@ func (p *pilot) serve(l net.Listener) {
 	own := p.ca.SVID(p.ca.ID(mesh.Namespace, mesh.PilotAccount), time.Now().Add(time.Hour))
 	options := mtls.ServerOptions(mtls.Server(own, p.ca.Bundle(), mtls.MemberOf("cluster.local")), mtls.Limits{})
 	p.server = grpc.NewServer(append(options, grpc.ForceServerCodecV2(deltaxds.Codec()))...)
-	discovery.RegisterAggregatedDiscoveryServiceServer(p.server, p)
+	nodev1.RegisterNodeConfigurationServer(p.server, p)
 	server := p.server
 	go server.Serve(l)
 }
@@ -85,61 +94,100 @@ func (p *pilot) restart() {
 		p.t.Fatal(err)
 	}
 	p.mu.Lock()
-	p.streams, p.sent = nil, 0
+	p.session, p.sent = nil, 0
 	p.mu.Unlock()
 	p.serve(l)
 }
 
-func (p *pilot) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	id, err := mtls.PeerID(rpc.Context())
+func (p *pilot) Follow(rpc nodev1.NodeConfiguration_FollowServer) error {
+	certificate, err := mtls.PeerCertificate(rpc.Context())
 	if err != nil {
 		return err
 	}
-	s := deltaxds.NewStream(p, clock.RealClock{})
+	reports := make(chan *nodev1.Report)
+	go func() {
+		defer close(reports)
+		for {
+			r, err := rpc.Recv()
+			if err != nil {
+				return
+			}
+			reports <- r
+		}
+	}()
 	p.mu.Lock()
-	p.streams, p.peers = append(p.streams, s), append(p.peers, id)
+	p.peers = append(p.peers, certificate)
+	p.session, p.wake = nodexds.NewSession(p), make(chan struct{}, 1)
+	p.proxies, p.connected = map[string]map[string]*nodev1.Type{}, map[string]string{}
+	session, wake := p.session, p.wake
 	p.mu.Unlock()
-	return s.Serve(&counting{rpc, p}, nil)
-}
-
-type counting struct {
-	discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
-	p *pilot
-}
-
-func (c *counting) SendShared(r *deltaxds.Response) error {
-	c.p.mu.Lock()
-	c.p.sent += len(r.GetResources())
-	c.p.mu.Unlock()
-	return c.SendMsg(r)
-}
-
-func (p *pilot) Resource(url, name string) (*deltaxds.Resource, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.resources[url][name], true
-}
-
-func (p *pilot) Wildcard(url string) ([]string, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var out []string
-	for name := range p.resources[url] {
-		out = append(out, name)
-	}
-	return out, true
-}
-
-func (p *pilot) Subscribed(_ string, added, removed []string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, n := range added {
-		p.wanted[n] = true
-	}
-	for _, n := range removed {
-		delete(p.wanted, n)
+	for opening := true; ; {
+		select {
+		case r, ok := <-reports:
+			if !ok {
+				return nil
+			}
+			p.hear(session, r, opening)
+			opening = opening && r.GetMore()
+		case <-wake:
+		}
+		if opening {
+			continue
+		}
+		p.mu.Lock()
+		u := session.Next()
+		p.mu.Unlock()
+		if u == nil {
+			continue
+		}
+		for _, part := range u.Parts() {
+			p.mu.Lock()
+			for _, c := range part.Changes {
+				p.sent += len(c.Resources)
+			}
+			p.mu.Unlock()
+			if err := rpc.SendMsg(part); err != nil {
+				return err
+			}
+		}
 	}
 }
+
+func (p *pilot) hear(session *nodexds.Session, r *nodev1.Report, opening bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if opening {
+		session.Open(r)
+	}
+	session.Take(r)
+	for _, pod := range r.GetPods() {
+		if pod.GetGone() {
+			session.Forget(pod.GetUid())
+		} else if !p.unknown {
+			session.Speak(pod.GetUid(), []string{"l"}, "")
+		}
+	}
+	for _, x := range r.GetProxies() {
+		if p.connected[x.GetUid()] != x.GetNodeId() || x.GetConnected() == nil {
+			p.connected[x.GetUid()], p.proxies[x.GetUid()] = x.GetNodeId(), map[string]*nodev1.Type{}
+		}
+		for _, st := range x.GetTypes() {
+			p.proxies[x.GetUid()][st.GetType()] = st
+		}
+	}
+}
+
+// Resources implements nodexds.Layers.
+func (p *pilot) Resources(_ string, yield func(string, *deltaxds.Resource)) {
+	for url, of := range p.resources {
+		for _, r := range of {
+			yield(url, r)
+		}
+	}
+}
+
+// Resource implements nodexds.Layers.
+func (p *pilot) Resource(_, url, name string) *deltaxds.Resource { return p.resources[url][name] }
 
 func (p *pilot) set(url, name string, msg proto.Message) {
 	p.t.Helper()
@@ -147,45 +195,53 @@ func (p *pilot) set(url, name string, msg proto.Message) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	p.change(url, name, r)
+}
+
+func (p *pilot) remove(url, name string) { p.change(url, name, nil) }
+
+func (p *pilot) change(url, name string, r *deltaxds.Resource) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.resources[url] == nil {
 		p.resources[url] = map[string]*deltaxds.Resource{}
 	}
-	p.resources[url][name] = r
-	streams := append([]*deltaxds.Stream(nil), p.streams...)
-	p.mu.Unlock()
-	for _, s := range streams {
-		s.Dirty(url, name)
+	if p.resources[url][name] = r; r == nil {
+		delete(p.resources[url], name)
+	}
+	if p.session != nil && p.session.Mark("l", url, name) {
+		select {
+		case p.wake <- struct{}{}:
+		default:
+		}
 	}
 }
 
-func (p *pilot) remove(url, name string) {
-	p.mu.Lock()
-	delete(p.resources[url], name)
-	streams := append([]*deltaxds.Stream(nil), p.streams...)
-	p.mu.Unlock()
-	for _, s := range streams {
-		s.Dirty(url, name)
-	}
-}
-
-func (p *pilot) status(url string) deltaxds.Status {
+// status is what the proxy of a pod has by the agent's word.
+func (p *pilot) status(uid, url string) *nodev1.Type {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.streams) == 0 {
-		return deltaxds.Status{}
-	}
-	return p.streams[len(p.streams)-1].Status()[url]
+	return p.proxies[uid][url]
 }
 
-// pod is the relay of one pod, with its socket in memory.
-type pod struct {
-	t        *testing.T
-	conn     *grpc.ClientConn
-	identity *identity.Identity
+// agent is the identity of the node's agent.
+type agent struct {
+	*x509svid.SVID
+	*x509bundle.Set
 }
 
-func newPod(t *testing.T, ca *svidtest.CA, pilotAddress string) *pod {
+func (agent) WaitReady(context.Context) error { return nil }
+
+// node is the relay of a node with the sockets of its pods in memory.
+type node struct {
+	t       *testing.T
+	ca      *svidtest.CA
+	relay   *Relay
+	bundle  *svid.Bundle
+	metrics *Metrics
+}
+
+func newNode(t *testing.T, ca *svidtest.CA, pilotAddress string) *node {
 	t.Helper()
 	bundle, err := svid.NewBundle("cluster.local", mesh.Namespace, fake.NewClientset(), quiet)
 	if err != nil {
@@ -194,6 +250,38 @@ func newPod(t *testing.T, ca *svidtest.CA, pilotAddress string) *pod {
 	if err := bundle.Set(ca.PEM()); err != nil {
 		t.Fatal(err)
 	}
+	own := agent{ca.SVIDOf(ca.ID(mesh.Namespace, mesh.AgentAccount), spiffe.Pod{Name: "agent-x", UID: "u-agent", Node: "node-1"}, time.Now().Add(time.Hour)),
+		x509bundle.NewSet(ca.Bundle())}
+	n := &node{t: t, ca: ca, bundle: bundle, metrics: NewMetrics(prometheus.NewRegistry())}
+	n.relay = New(Config{Pilot: pilotAddress, TrustDomain: "cluster.local", Agent: own, Bundle: bundle, Clock: clock.RealClock{}, Metrics: n.metrics, Log: quiet})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- n.relay.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// pod is one with its socket.
+type pod struct {
+	t        *testing.T
+	name     string
+	conn     *grpc.ClientConn
+	identity *identity.Identity
+}
+
+func newPod(t *testing.T, ca *svidtest.CA, pilotAddress string) *pod {
+	t.Helper()
+	return newNode(t, ca, pilotAddress).pod("payroll-1")
+}
+
+func (n *node) pod(name string) *pod {
+	t, ca, bundle := n.t, n.ca, n.bundle
+	t.Helper()
 	citadel := ca.Serve(time.Hour)
 	citadel.Account("token", ca.ID("finance", "payroll"))
 	requester, err := svid.NewRequester(citadel.Address, "cluster.local", bundle)
@@ -205,14 +293,14 @@ func newPod(t *testing.T, ca *svidtest.CA, pilotAddress string) *pod {
 		t.Fatal(err)
 	}
 	id, err := (&identity.Issuer{Requester: requester, Bundle: bundle, TrustDomain: "cluster.local", TokenFile: token, Clock: clock.RealClock{}, Metrics: identity.NewMetrics(), Log: quiet}).
-		New(identity.Facts{Namespace: "finance", Pod: "payroll-1", UID: "u", ServiceAccount: "payroll"})
+		New(identity.Facts{Namespace: "finance", Pod: name, UID: "uid-" + name, ServiceAccount: "payroll"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	id.SetToken("token", time.Time{})
 	l := bufconn.Listen(1 << 20)
 	server := grpc.NewServer(grpc.WaitForHandlers(true))
-	run := Attach(Config{Pilot: pilotAddress, TrustDomain: "cluster.local", Bundle: bundle, Clock: clock.RealClock{}, Metrics: NewMetrics(prometheus.NewRegistry()), Log: quiet})(id, server)
+	run := n.relay.Attach(id, server)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { id.Run(ctx) })
@@ -230,7 +318,7 @@ func newPod(t *testing.T, ca *svidtest.CA, pilotAddress string) *pod {
 		wg.Wait()
 		requester.Close()
 	})
-	return &pod{t, conn, id}
+	return &pod{t, name, conn, id}
 }
 
 // envoy is one configuration stream of a proxy.
@@ -301,20 +389,30 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	t.Fatalf("not within 15 seconds: %s", what)
 }
 
-func TestConfigurationComesFromPilotToThePodsIdentity(t *testing.T) {
+func TestConfigurationComesFromPilotToTheAgent(t *testing.T) {
 	ca := svidtest.New(t, "cluster.local")
 	p := newPilot(t, ca)
 	p.set(deltaxds.ClusterType, "a", &cluster.Cluster{Name: "a"})
-	e := newPod(t, ca, p.address).envoy(nodeID)
+	n := newNode(t, ca, p.address)
+	e := n.pod("payroll-1").envoy(nodeID)
 	r := e.next(deltaxds.ClusterType)
 	if names(r) != "a" {
 		t.Fatalf("clusters %q", names(r))
 	}
 	e.ack(r)
-	if p.peers[0].String() != "spiffe://cluster.local/ns/finance/sa/payroll" {
-		t.Fatalf("Pilot saw %s", p.peers[0])
+	id, err := spiffe.FromCertificate(p.peers[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	of, err := spiffe.PodOf(p.peers[0])
+	if err != nil || id.String() != "spiffe://cluster.local/ns/bulwark-system/sa/bulwark-agent" || of.Node != "node-1" {
+		t.Fatalf("Pilot saw %s of node %s, %v", id, of.Node, err)
 	}
 	p.set(deltaxds.EndpointType, "a", &endpoint.ClusterLoadAssignment{ClusterName: "a"})
+	eventually(t, "the agent has the endpoints", func() bool {
+		has, _ := n.relay.node.Proxy("uid-payroll-1", "").Resource(deltaxds.EndpointType, "a")
+		return has != nil
+	})
 	e.send(&discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.EndpointType, ResourceNamesSubscribe: []string{"a", "missing"}})
 	r = e.next(deltaxds.EndpointType)
 	if names(r) != "a -missing" {
@@ -333,8 +431,29 @@ func TestConfigurationComesFromPilotToThePodsIdentity(t *testing.T) {
 		t.Fatalf("clusters %q", names(r))
 	}
 	e.ack(r)
-	e.send(&discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.EndpointType, ResourceNamesUnsubscribe: []string{"a"}})
-	eventually(t, "Pilot hears of the unsubscription", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return !p.wanted["a"] })
+}
+
+// A resource crosses the wire once for all pods of the node.
+func TestPodsOfANodeShareAStream(t *testing.T) {
+	ca := svidtest.New(t, "cluster.local")
+	p := newPilot(t, ca)
+	p.set(deltaxds.ClusterType, "a", &cluster.Cluster{Name: "a"})
+	n := newNode(t, ca, p.address)
+	for i := range 5 {
+		pod := n.pod(fmt.Sprintf("payroll-%d", i))
+		e := pod.envoy(fmt.Sprintf("sidecar~10.0.0.1~payroll-%d.finance~finance.svc.cluster.local", i))
+		r := e.next(deltaxds.ClusterType)
+		if names(r) != "a" {
+			t.Fatalf("pod %d: clusters %q", i, names(r))
+		}
+		e.ack(r)
+		eventually(t, "Pilot hears of it", func() bool { return p.status("uid-"+pod.name, deltaxds.ClusterType).GetAcked() == 1 })
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sent != 1 || len(p.peers) != 1 {
+		t.Fatalf("%d resources on %d streams", p.sent, len(p.peers))
+	}
 }
 
 func TestPilotHearsWhatTheProxyTookAndRefused(t *testing.T) {
@@ -343,21 +462,66 @@ func TestPilotHearsWhatTheProxyTookAndRefused(t *testing.T) {
 	p.set(deltaxds.ClusterType, "a", &cluster.Cluster{Name: "a"})
 	e := newPod(t, ca, p.address).envoy(nodeID)
 	r := e.next(deltaxds.ClusterType)
-	for range 20 { // the proxy has not answered yet, so neither may the relay
-		if st := p.status(deltaxds.ClusterType); st.Acked > 0 {
-			t.Fatal("Pilot was told of an answer that the proxy has not given")
-		}
-		time.Sleep(time.Millisecond)
+	status := func() *nodev1.Type { return p.status("uid-payroll-1", deltaxds.ClusterType) }
+	eventually(t, "it is told that clusters are sent", func() bool { return status().GetSent() == 1 })
+	if st := status(); st.GetAcked() > 0 || !st.GetPending() {
+		t.Fatalf("Pilot was told of an answer that the proxy has not given: %v", st)
 	}
 	e.ack(r)
-	eventually(t, "acknowledged", func() bool { return p.status(deltaxds.ClusterType).Acked == 1 })
+	eventually(t, "acknowledged", func() bool { return status().GetAcked() == 1 && !status().GetPending() })
 	p.set(deltaxds.ClusterType, "a", &cluster.Cluster{Name: "a", AltStatName: "bad"})
 	r = e.next(deltaxds.ClusterType)
 	e.send(&discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ClusterType, ResponseNonce: r.GetNonce(), ErrorDetail: &rpcstatus.Status{Message: "no such thing"}})
 	eventually(t, "refused", func() bool {
-		st := p.status(deltaxds.ClusterType)
-		return st.Nacked == 1 && strings.Contains(st.Error, "no such thing")
+		st := status()
+		return st.GetNacked() == 1 && st.GetRefused() == "a" && strings.Contains(st.GetReason(), "no such thing")
 	})
+}
+
+// A proxy that hangs does not keep others of its node from what is new.
+func TestProxyThatHangsHoldsUpNoOther(t *testing.T) {
+	ca := svidtest.New(t, "cluster.local")
+	p := newPilot(t, ca)
+	p.set(deltaxds.ClusterType, "a", &cluster.Cluster{Name: "a"})
+	n := newNode(t, ca, p.address)
+	hangs := n.pod("hangs").envoy("sidecar~10.0.0.2~hangs.finance~x")
+	hangs.next(deltaxds.ClusterType) // and is never answered, nor anything else read
+	e := n.pod("payroll-1").envoy(nodeID)
+	e.ack(e.next(deltaxds.ClusterType))
+	for i := range 100 {
+		p.set(deltaxds.ClusterType, "a", &cluster.Cluster{Name: "a", AltStatName: strings.Repeat(fmt.Sprint(i%10), 100_000)})
+		e.ack(e.next(deltaxds.ClusterType))
+	}
+	eventually(t, "Pilot knows both", func() bool {
+		other, own := p.status("uid-hangs", deltaxds.ClusterType), p.status("uid-payroll-1", deltaxds.ClusterType)
+		return other.GetPending() && other.GetAcked() == 0 && !own.GetPending() && own.GetAcked() == 101
+	})
+}
+
+// A pod that Pilot has not spoken of waits, and is told nothing of what others have.
+func TestPodThatPilotHasNotSpokenOfWaits(t *testing.T) {
+	ca := svidtest.New(t, "cluster.local")
+	p := newPilot(t, ca)
+	p.set(deltaxds.ClusterType, "a", &cluster.Cluster{Name: "a"})
+	n := newNode(t, ca, p.address)
+	e := n.pod("payroll-1").envoy(nodeID)
+	e.ack(e.next(deltaxds.ClusterType))
+	p.mu.Lock()
+	p.unknown = true
+	p.mu.Unlock()
+	late := n.pod("late").envoy("sidecar~10.0.0.2~late.finance~x")
+	late.send(&discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.EndpointType, ResourceNamesSubscribe: []string{"a"}})
+	eventually(t, "Pilot is told that it waits", func() bool { return p.status("uid-late", deltaxds.EndpointType).GetSubscribed() == 1 })
+	if st := p.status("uid-late", deltaxds.ClusterType); st.GetSent() > 0 || !st.GetPending() {
+		t.Fatalf("it has %v", st)
+	}
+	p.mu.Lock()
+	p.session.Speak("uid-late", []string{"l"}, "")
+	p.wake <- struct{}{}
+	p.mu.Unlock()
+	if r := late.next(deltaxds.ClusterType); names(r) != "a" {
+		t.Fatalf("clusters %q", names(r))
+	}
 }
 
 func TestProxyThatStartsWhilePilotIsAwayIsServed(t *testing.T) {
@@ -388,13 +552,7 @@ func TestProxyThatStartsWhilePilotIsAwayIsServed(t *testing.T) {
 	second := load()
 
 	// A Pilot that comes back is told what is here, and sends only what is new.
-	p.mu.Lock()
-	r, err := deltaxds.NewResource("b", &cluster.Cluster{Name: "b"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.resources[deltaxds.ClusterType]["b"] = r
-	p.mu.Unlock()
+	p.set(deltaxds.ClusterType, "b", &cluster.Cluster{Name: "b"})
 	p.restart()
 	if got := names(second.next(deltaxds.ClusterType)); got != "b" {
 		t.Fatalf("after Pilot's return: %q", got)
@@ -413,7 +571,7 @@ func TestRemovalWhilePilotWasDisconnectedReachesTheProxy(t *testing.T) {
 	p.set(deltaxds.ClusterType, "b", &cluster.Cluster{Name: "b"})
 	e := newPod(t, ca, p.address).envoy(nodeID)
 	e.ack(e.next(deltaxds.ClusterType))
-	eventually(t, "acknowledged", func() bool { return p.status(deltaxds.ClusterType).Acked == 1 })
+	eventually(t, "acknowledged", func() bool { return p.status("uid-payroll-1", deltaxds.ClusterType).GetAcked() == 1 })
 	p.server.Stop()
 	p.remove(deltaxds.ClusterType, "a")
 	p.restart()
@@ -430,9 +588,6 @@ func TestProxyCannotNameAnotherPod(t *testing.T) {
 		if _, err := pod.envoy(id).stream.Recv(); status.Code(err) != codes.PermissionDenied {
 			t.Errorf("node %q: %v", id, err)
 		}
-	}
-	if len(p.peers) > 0 {
-		t.Fatal("Pilot was asked")
 	}
 }
 
@@ -467,9 +622,7 @@ func TestSecretsComeFromTheAgentNotFromPilot(t *testing.T) {
 		has := own.identity.Clients()
 		return len(has) == 1 && has[0].Trusts && len(has[0].Issuers) == 1
 	})
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.wanted[mesh.WorkloadSecretName] {
-		t.Fatal("Pilot was asked for a secret")
+	if st := p.status("uid-payroll-1", deltaxds.SecretType); st != nil {
+		t.Fatalf("Pilot is told of secrets: %v", st)
 	}
 }

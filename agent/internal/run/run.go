@@ -86,10 +86,11 @@ func Run(ctx context.Context, s Settings) (err error) {
 		Requester: requester, Bundle: source.Bundle, TrustDomain: s.TrustDomain, TokenFile: s.TokenFile, TTL: s.WorkloadTTL,
 		Clock: clock.RealClock{}, Metrics: identities, Log: log,
 	}
+	configuration := relay.New(relay.Config{Pilot: s.Pilot, TrustDomain: s.TrustDomain, Agent: source, Bundle: source.Bundle, Clock: clock.RealClock{},
+		Metrics: relay.NewMetrics(registry), Log: log})
 	node, err := pods.New(filepath.Join(s.StateDir, "pods"), s.TokenDir, issuer, log,
 		sds.Attach(source.Bundle, log),
-		relay.Attach(relay.Config{Pilot: s.Pilot, TrustDomain: s.TrustDomain, Bundle: source.Bundle, Clock: clock.RealClock{},
-			Metrics: relay.NewMetrics(registry), Log: log}),
+		configuration.Attach,
 		workloadapi.Attach(source.Bundle),
 		als.Attach(events, s.NodeName, registry),
 		counters.Attach)
@@ -127,6 +128,7 @@ func Run(ctx context.Context, s Settings) (err error) {
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return source.Run(ctx) })
+	group.Go(func() error { return configuration.Run(ctx) })
 	group.Go(func() error { return watchOutages(ctx, s.NodeName, client, node) })
 	group.Go(func() error { return driver.Serve(ctx) })
 	group.Go(func() error { return driver.ServeRegistration(ctx) })
