@@ -117,7 +117,8 @@ func (s *Session) Take(r *nodev1.Report) {
 // Waits says whether an update is on its way.
 func (s *Session) Waits() bool { return s.received < s.number }
 
-// Next returns the update that leads to what holds now. Nil: there is none, or the last one is on its way.
+// Next returns the update that leads to what holds now. Nil: there is none, or the last one is on its way. The first says that the agent has
+// been heard, also where nothing differs.
 func (s *Session) Next() *Outgoing {
 	if s.Waits() {
 		return nil
@@ -138,7 +139,7 @@ func (s *Session) Next() *Outgoing {
 		}
 	}
 	clear(s.dirty)
-	if len(u.Words)+len(u.Changes) == 0 {
+	if len(u.Words)+len(u.Changes) == 0 && s.number > 0 {
 		return nil
 	}
 	s.number = u.Number

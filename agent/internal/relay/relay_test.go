@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -38,7 +37,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
-	"github.com/bulwark-mesh/bulwark/pkg/nodexds"
+	"github.com/bulwark-mesh/bulwark/pkg/nodexds/nodexdstest"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 	"github.com/bulwark-mesh/bulwark/pkg/svid"
 	"github.com/bulwark-mesh/bulwark/pkg/svid/svidtest"
@@ -48,23 +47,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
-// pilot serves one layer to all pods of the agent, with the stream logic that Pilot has. Pods of which it has not been told nothing is said.
+// pilot is Pilot over mutual TLS.
 type pilot struct {
-	nodev1.UnimplementedNodeConfigurationServer
+	*nodexdstest.Pilot
 	t       *testing.T
 	ca      *svidtest.CA
 	address string
 	server  *grpc.Server
-
-	mu        sync.Mutex
-	resources map[string]map[string]*deltaxds.Resource
-	session   *nodexds.Session
-	wake      chan struct{}
-	peers     []*x509.Certificate
-	sent      int                                // resources
-	proxies   map[string]map[string]*nodev1.Type // as the agent has said, by the pod's UID and type
-	connected map[string]string                  // node IDs
-	unknown   bool                               // no pods are known
 }
 
 func newPilot(t *testing.T, ca *svidtest.CA) *pilot {
@@ -72,7 +61,7 @@ func newPilot(t *testing.T, ca *svidtest.CA) *pilot {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &pilot{t: t, ca: ca, address: l.Addr().String(), resources: map[string]map[string]*deltaxds.Resource{}}
+	p := &pilot{Pilot: nodexdstest.NewPilot(), t: t, ca: ca, address: l.Addr().String()}
 	p.serve(l)
 	t.Cleanup(func() { p.server.Stop() })
 	return p
@@ -93,101 +82,8 @@ func (p *pilot) restart() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.mu.Lock()
-	p.session, p.sent = nil, 0
-	p.mu.Unlock()
 	p.serve(l)
 }
-
-func (p *pilot) Follow(rpc nodev1.NodeConfiguration_FollowServer) error {
-	certificate, err := mtls.PeerCertificate(rpc.Context())
-	if err != nil {
-		return err
-	}
-	reports := make(chan *nodev1.Report)
-	go func() {
-		defer close(reports)
-		for {
-			r, err := rpc.Recv()
-			if err != nil {
-				return
-			}
-			reports <- r
-		}
-	}()
-	p.mu.Lock()
-	p.peers = append(p.peers, certificate)
-	p.session, p.wake = nodexds.NewSession(p), make(chan struct{}, 1)
-	p.proxies, p.connected = map[string]map[string]*nodev1.Type{}, map[string]string{}
-	session, wake := p.session, p.wake
-	p.mu.Unlock()
-	for opening := true; ; {
-		select {
-		case r, ok := <-reports:
-			if !ok {
-				return nil
-			}
-			p.hear(session, r, opening)
-			opening = opening && r.GetMore()
-		case <-wake:
-		}
-		if opening {
-			continue
-		}
-		p.mu.Lock()
-		u := session.Next()
-		p.mu.Unlock()
-		if u == nil {
-			continue
-		}
-		for _, part := range u.Parts() {
-			p.mu.Lock()
-			for _, c := range part.Changes {
-				p.sent += len(c.Resources)
-			}
-			p.mu.Unlock()
-			if err := rpc.SendMsg(part); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-func (p *pilot) hear(session *nodexds.Session, r *nodev1.Report, opening bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if opening {
-		session.Open(r)
-	}
-	session.Take(r)
-	for _, pod := range r.GetPods() {
-		if pod.GetGone() {
-			session.Forget(pod.GetUid())
-		} else if !p.unknown {
-			session.Speak(pod.GetUid(), []string{"l"}, "")
-		}
-	}
-	for _, x := range r.GetProxies() {
-		if p.connected[x.GetUid()] != x.GetNodeId() || x.GetConnected() == nil {
-			p.connected[x.GetUid()], p.proxies[x.GetUid()] = x.GetNodeId(), map[string]*nodev1.Type{}
-		}
-		for _, st := range x.GetTypes() {
-			p.proxies[x.GetUid()][st.GetType()] = st
-		}
-	}
-}
-
-// Resources implements nodexds.Layers.
-func (p *pilot) Resources(_ string, yield func(string, *deltaxds.Resource)) {
-	for url, of := range p.resources {
-		for _, r := range of {
-			yield(url, r)
-		}
-	}
-}
-
-// Resource implements nodexds.Layers.
-func (p *pilot) Resource(_, url, name string) *deltaxds.Resource { return p.resources[url][name] }
 
 func (p *pilot) set(url, name string, msg proto.Message) {
 	p.t.Helper()
@@ -195,33 +91,7 @@ func (p *pilot) set(url, name string, msg proto.Message) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.change(url, name, r)
-}
-
-func (p *pilot) remove(url, name string) { p.change(url, name, nil) }
-
-func (p *pilot) change(url, name string, r *deltaxds.Resource) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.resources[url] == nil {
-		p.resources[url] = map[string]*deltaxds.Resource{}
-	}
-	if p.resources[url][name] = r; r == nil {
-		delete(p.resources[url], name)
-	}
-	if p.session != nil && p.session.Mark("l", url, name) {
-		select {
-		case p.wake <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// status is what the proxy of a pod has by the agent's word.
-func (p *pilot) status(uid, url string) *nodev1.Type {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.proxies[uid][url]
+	p.Set(url, r)
 }
 
 // agent is the identity of the node's agent.
@@ -400,11 +270,11 @@ func TestConfigurationComesFromPilotToTheAgent(t *testing.T) {
 		t.Fatalf("clusters %q", names(r))
 	}
 	e.ack(r)
-	id, err := spiffe.FromCertificate(p.peers[0])
+	id, err := spiffe.FromCertificate(p.Peers()[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	of, err := spiffe.PodOf(p.peers[0])
+	of, err := spiffe.PodOf(p.Peers()[0])
 	if err != nil || id.String() != "spiffe://cluster.local/ns/bulwark-system/sa/bulwark-agent" || of.Node != "node-1" {
 		t.Fatalf("Pilot saw %s of node %s, %v", id, of.Node, err)
 	}
@@ -425,7 +295,7 @@ func TestConfigurationComesFromPilotToTheAgent(t *testing.T) {
 		t.Fatalf("clusters %q", names(r))
 	}
 	e.ack(r)
-	p.remove(deltaxds.ClusterType, "a")
+	p.Remove(deltaxds.ClusterType, "a")
 	r = e.next(deltaxds.ClusterType)
 	if names(r) != "-a" {
 		t.Fatalf("clusters %q", names(r))
@@ -447,12 +317,10 @@ func TestPodsOfANodeShareAStream(t *testing.T) {
 			t.Fatalf("pod %d: clusters %q", i, names(r))
 		}
 		e.ack(r)
-		eventually(t, "Pilot hears of it", func() bool { return p.status("uid-"+pod.name, deltaxds.ClusterType).GetAcked() == 1 })
+		eventually(t, "Pilot hears of it", func() bool { return p.Status("uid-"+pod.name, deltaxds.ClusterType).GetAcked() == 1 })
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.sent != 1 || len(p.peers) != 1 {
-		t.Fatalf("%d resources on %d streams", p.sent, len(p.peers))
+	if p.Sent() != 1 || len(p.Peers()) != 1 {
+		t.Fatalf("%d resources on %d streams", p.Sent(), len(p.Peers()))
 	}
 }
 
@@ -462,7 +330,7 @@ func TestPilotHearsWhatTheProxyTookAndRefused(t *testing.T) {
 	p.set(deltaxds.ClusterType, "a", &cluster.Cluster{Name: "a"})
 	e := newPod(t, ca, p.address).envoy(nodeID)
 	r := e.next(deltaxds.ClusterType)
-	status := func() *nodev1.Type { return p.status("uid-payroll-1", deltaxds.ClusterType) }
+	status := func() *nodev1.Type { return p.Status("uid-payroll-1", deltaxds.ClusterType) }
 	eventually(t, "it is told that clusters are sent", func() bool { return status().GetSent() == 1 })
 	if st := status(); st.GetAcked() > 0 || !st.GetPending() {
 		t.Fatalf("Pilot was told of an answer that the proxy has not given: %v", st)
@@ -493,7 +361,7 @@ func TestProxyThatHangsHoldsUpNoOther(t *testing.T) {
 		e.ack(e.next(deltaxds.ClusterType))
 	}
 	eventually(t, "Pilot knows both", func() bool {
-		other, own := p.status("uid-hangs", deltaxds.ClusterType), p.status("uid-payroll-1", deltaxds.ClusterType)
+		other, own := p.Status("uid-hangs", deltaxds.ClusterType), p.Status("uid-payroll-1", deltaxds.ClusterType)
 		return other.GetPending() && other.GetAcked() == 0 && !own.GetPending() && own.GetAcked() == 101
 	})
 }
@@ -506,19 +374,14 @@ func TestPodThatPilotHasNotSpokenOfWaits(t *testing.T) {
 	n := newNode(t, ca, p.address)
 	e := n.pod("payroll-1").envoy(nodeID)
 	e.ack(e.next(deltaxds.ClusterType))
-	p.mu.Lock()
-	p.unknown = true
-	p.mu.Unlock()
+	p.Estrange()
 	late := n.pod("late").envoy("sidecar~10.0.0.2~late.finance~x")
 	late.send(&discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.EndpointType, ResourceNamesSubscribe: []string{"a"}})
-	eventually(t, "Pilot is told that it waits", func() bool { return p.status("uid-late", deltaxds.EndpointType).GetSubscribed() == 1 })
-	if st := p.status("uid-late", deltaxds.ClusterType); st.GetSent() > 0 || !st.GetPending() {
+	eventually(t, "Pilot is told that it waits", func() bool { return p.Status("uid-late", deltaxds.EndpointType).GetSubscribed() == 1 })
+	if st := p.Status("uid-late", deltaxds.ClusterType); st.GetSent() > 0 || !st.GetPending() {
 		t.Fatalf("it has %v", st)
 	}
-	p.mu.Lock()
-	p.session.Speak("uid-late", []string{"l"}, "")
-	p.wake <- struct{}{}
-	p.mu.Unlock()
+	p.Meet("uid-late")
 	if r := late.next(deltaxds.ClusterType); names(r) != "a" {
 		t.Fatalf("clusters %q", names(r))
 	}
@@ -557,10 +420,8 @@ func TestProxyThatStartsWhilePilotIsAwayIsServed(t *testing.T) {
 	if got := names(second.next(deltaxds.ClusterType)); got != "b" {
 		t.Fatalf("after Pilot's return: %q", got)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.sent != 1 {
-		t.Fatalf("Pilot sent %d resources after its return", p.sent)
+	if p.Sent() != 1 {
+		t.Fatalf("Pilot sent %d resources after its return", p.Sent())
 	}
 }
 
@@ -571,9 +432,9 @@ func TestRemovalWhilePilotWasDisconnectedReachesTheProxy(t *testing.T) {
 	p.set(deltaxds.ClusterType, "b", &cluster.Cluster{Name: "b"})
 	e := newPod(t, ca, p.address).envoy(nodeID)
 	e.ack(e.next(deltaxds.ClusterType))
-	eventually(t, "acknowledged", func() bool { return p.status("uid-payroll-1", deltaxds.ClusterType).GetAcked() == 1 })
+	eventually(t, "acknowledged", func() bool { return p.Status("uid-payroll-1", deltaxds.ClusterType).GetAcked() == 1 })
 	p.server.Stop()
-	p.remove(deltaxds.ClusterType, "a")
+	p.Remove(deltaxds.ClusterType, "a")
 	p.restart()
 	if got := names(e.next(deltaxds.ClusterType)); got != "-a" {
 		t.Fatalf("after Pilot's return: %q", got)
@@ -622,7 +483,7 @@ func TestSecretsComeFromTheAgentNotFromPilot(t *testing.T) {
 		has := own.identity.Clients()
 		return len(has) == 1 && has[0].Trusts && len(has[0].Issuers) == 1
 	})
-	if st := p.status("uid-payroll-1", deltaxds.SecretType); st != nil {
+	if st := p.Status("uid-payroll-1", deltaxds.SecretType); st != nil {
 		t.Fatalf("Pilot is told of secrets: %v", st)
 	}
 }

@@ -73,14 +73,14 @@ var mutations = []mutation{
 		{session, "		s.again = append(s.again, names[:n/2], names[n/2:])", ""}}},
 	{16, "an answer is waited for as long as it takes", "pkg/deltaxds.TestNoAnswerIsWaitedForLongerThanPatience", []edit{
 		{session, "len(sub.inFlight) > 0 && now.Sub(sub.inFlight[len(sub.inFlight)-1].at) < Patience", "len(sub.inFlight) > 0"}}},
-	{16, "the relay answers for a proxy that hangs", "agent/internal/relay.TestProxyThatHangsIsNeverSynced", []edit{
-		{"agent/internal/relay/relay.go", "		return r.lost[typeURL]", "		return lag{}"}}},
-	{16, "the relay says that the proxy has what it refuses", "agent/internal/relay.TestPilotHearsWhatAProxyRefusesThatWasAway", []edit{
-		{"agent/internal/relay/upstream.go", "if reason != \"\" && !u.behind[url][name]", "if reason == \"never\" && !u.behind[url][name]"}}},
-	{16, "a removal in the relay waits for what only Pilot can send", "agent/internal/relay.TestProxyAndPilotAgreeInEveryWorld", []edit{
-		{session, "		return sub != nil && len(sub.inFlight)+len(sub.unsaid)+len(sub.again) > 0", "		return sub != nil && sub.pending()"}}},
-	{16, "a proxy that does not answer is waited for", "pilot/internal/push.TestProxyThatDoesNotAnswerIsReportedAndItsStreamEnds", []edit{
-		{"pilot/internal/push/server.go", "	if errors.As(err, &stalled) {", "	if false {"}}},
+	{16, "the agent says that a proxy that has stalled has everything", "pkg/nodexds.TestProxyThatHangsIsNeverSettledAndHoldsUpNobody", []edit{
+		{nodexds + "dialogue.go", "		st.Pending = true\n", "		st.Pending = false\n"}}},
+	{16, "what the agent has received counts as taken by proxies", "pkg/nodexds.TestProxiesNodeAndPilotAgreeInEveryWorld", []edit{
+		{nodexds + "session.go", "	s.asOf = max(s.asOf, min(r.GetAsOf(), s.number))\n", "	s.asOf = s.received\n"}}},
+	{16, "a proxy that does not answer is not told of", "pilot/internal/push.TestProxyThatDoesNotAnswerIsReportedAndItsStreamEnds", []edit{
+		{"pilot/internal/push/report.go", "stalled := said.GetStalled(); stalled != nil {", "stalled := said.GetStalled(); false {"}}},
+	{16, "an agent that takes nothing is waited for", "pilot/internal/push.TestAgentThatTakesNothingIsReportedAndHoldsUpNobody", []edit{
+		{"pilot/internal/push/server.go", "			if !due.IsZero() && ", "			if false && "}}},
 	{17, "a pod behind a headless service is passed through to", "TestAddressDecidesHowAWorkloadIsReached", []edit{
 		{"pilot/internal/compile/frontend.go", "	if f.Pod != nil && f.Pod.Plain {", "	if f.Pod != nil {"}}},
 	{17, "whoever writes an address into a slice says what is spoken there", "pilot/internal/compile.TestFrontendIsWhoseTheAddressIs", []edit{
@@ -166,7 +166,7 @@ var mutations = []mutation{
 	{21, "clusters are made anew for those alone whose certificates come from the agent", everyChange, []edit{
 		{families + "service.go", "				for _, d := range deliveries {\n					out = append(out, Cluster{id", "				for _, d := range deliveries[:1] {\n					out = append(out, Cluster{id"}}},
 	{21, "a pod of new labels is not told what its new class has", everyChange, []edit{
-		{"pilot/internal/push/store.go", "range changed {", "range changed[:0] {"}}},
+		{"pilot/internal/push/agent.go", "	s.forget(gone)\n	p.agent.speak(p)\n", "	s.forget(gone)\n"}}},
 	{21, "what a service was is forgotten when a pod of it changes, too", "pilot/internal/compile.TestPodAndPortOfAHeadlessServiceGoTogether", []edit{
 		{"pilot/internal/compile/effects.go", "range []*registry.Service{snap.Service(id), e.former[id]} {", "range []*registry.Service{snap.Service(id)} {"}}},
 	{21, "workloads are not looked at again when a Service selects them", "pilot/internal/compile.TestEffectsNameWhateverDiffers", []edit{
@@ -208,12 +208,29 @@ var mutations = []mutation{
 		{"pilot/internal/registry/sidecar.go", "		if !slices.Contains(enforced, f.JSONName()) {\n", "		if false && !slices.Contains(enforced, f.JSONName()) {\n"}}},
 	{22, "a refusal by the client's proxy is no denial", "agent/internal/als.TestOutOfReachIsDeniedByTheClientsProxy", []edit{
 		{"agent/internal/als/convert.go", "	if r.tag(\"out_of_reach\") != \"\" {\n", "	if false && r.tag(\"out_of_reach\") != \"\" {\n"}}},
+	{23, "another node's pod is served", "pilot/internal/push.TestAgentReadsNothingOfAnotherNodesPods", []edit{
+		{"pilot/internal/push/agent.go", "	case now.Node != p.agent.pod.Node:\n", "	case false:\n"}}},
+	{23, "every component is an agent", "pilot/internal/push.TestWhoIsNoAgentIsRefused", []edit{
+		{"pilot/internal/push/server.go", " || id.ServiceAccount != mesh.AgentAccount {", " {"}}},
+	{23, "another pod of the name is served as the pod", "pilot/internal/push.TestPodWhoseNameIsAnothersHasNothing", []edit{
+		{"pilot/internal/push/agent.go", "	case now.UID != p.uid:\n", "	case false:\n"}}},
+	{23, "a pod that Pilot has not spoken of has nothing", "pkg/nodexds.TestRestartedAgentTakesNothingAway", []edit{
+		{nodexds + "cache.go", "	return nil, c.words[uid] != nil\n", "	return nil, true\n"}}},
+	{23, "the agent keeps layers that no pod has", "pkg/nodexds.TestLayerThatNobodyHasIsForgotten", []edit{
+		{nodexds + "cache.go", "!used[name] })\n	return used\n", "false && !used[name] })\n	return used\n"}}},
+	{23, "a returning agent is sent what it has", "pkg/nodexds.TestReturningAgentIsSentWhatDiffers", []edit{
+		{nodexds + "session.go", "	case r != nil && r.Version != last:\n", "	case r != nil && (r.Version != last || !h.follows || len(h.changed) == 0):\n"}}},
+	{23, "a returning agent keeps what has gone", everyChange, []edit{
+		{nodexds + "session.go", "			if !there[url][name] {\n", "			if false && !there[url][name] {\n"}}},
+	{23, "a proxy sees half of a change", "pkg/deltaxds.TestClientSeesNoHalfOfAChange", []edit{
+		{"pkg/deltaxds/stream.go", "	for _, s := range streams {\n		s.mu.Lock()\n	}\n	for s, news := range change() {", "	all := change()\n	for _, s := range streams {\n		s.mu.Lock()\n	}\n	for s, news := range all {"}}},
 }
 
 const (
 	session    = "pkg/deltaxds/session.go"
 	everyWorld = "pkg/deltaxds.TestProxyAndServerAgreeInEveryWorld"
 
+	nodexds     = "pkg/nodexds/"
 	families    = "pilot/internal/catalog/"
 	everyChange = "pilot/internal/featuretest.TestIncrementalEqualsFresh"
 )

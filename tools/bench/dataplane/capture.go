@@ -10,6 +10,8 @@ import (
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 
+	core "k8s.io/api/core/v1"
+
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/tools/bench/stage"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/ca"
@@ -24,7 +26,7 @@ const captureWithin = time.Minute
 type resources map[string]map[string]*deltaxds.Resource
 
 // capture asks Pilot for the configuration of the two pods, as it is on the wire.
-func capture(ctx context.Context, o Options, authority *ca.CA) (client, server resources, err error) {
+func capture(ctx context.Context, o Options, authority *ca.CA, pods map[string]*core.Pod) (client, server resources, err error) {
 	ctx, cancel := context.WithTimeout(ctx, captureWithin)
 	defer cancel()
 	citadel, err := authority.Serve()
@@ -49,10 +51,12 @@ func capture(ctx context.Context, o Options, authority *ca.CA) (client, server r
 	if err != nil {
 		return nil, nil, err
 	}
-	f := fleet.New([]fleet.Member{
-		{Namespace: stage.Namespace, Pod: stage.Client, IP: clientIP, ServiceAccount: stage.Client, Group: stage.Client},
-		{Namespace: stage.Namespace, Pod: stage.Server, IP: serverIP, ServiceAccount: stage.Server, Group: stage.Server},
-	}, dial)
+	var members []fleet.Member
+	for name, ip := range map[string]string{stage.Client: clientIP, stage.Server: serverIP} {
+		members = append(members, fleet.Member{Namespace: stage.Namespace, Pod: name, UID: string(pods[name].UID), IP: ip, Node: stage.Node,
+			ServiceAccount: name, Group: name})
+	}
+	f := fleet.New(members, dial)
 	all := map[string]resources{stage.Client: {}, stage.Server: {}}
 	var mu sync.Mutex
 	f.Tap = func(m fleet.Member, resp *discovery.DeltaDiscoveryResponse) {

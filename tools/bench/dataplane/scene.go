@@ -80,7 +80,7 @@ func (s *scene) prepare(ctx context.Context) (err error) {
 	if s.authority, err = ca.Load(ctx, st.Kube); err != nil {
 		return err
 	}
-	s.config[stage.Client], s.config[stage.Server], err = capture(ctx, s.Options, s.authority)
+	s.config[stage.Client], s.config[stage.Server], err = capture(ctx, s.Options, s.authority, s.pods)
 	return err
 }
 

@@ -70,11 +70,15 @@ func pod(name, image string, args ...string) *core.Pod {
 	}
 }
 
+// Node is where pretended pods are. There is no such node, which has the garbage collector remove them after a minute; they are needed until their
+// configuration has been captured.
+const Node = "bench-pretended"
+
 // PretendPod makes a pod that no scheduler looks at, with a status as if it ran at the address, and returns it as
 // injection made it.
 func (s *Stage) PretendPod(ctx context.Context, name, ip string) (*core.Pod, error) {
 	p := pod(name, "none.invalid/app")
-	p.Spec.SchedulerName = "none.invalid"
+	p.Spec.SchedulerName, p.Spec.NodeName = "none.invalid", Node
 	made, err := s.Kube.CoreV1().Pods(Namespace).Create(ctx, p, meta.CreateOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("making pod %s: %w", name, err)

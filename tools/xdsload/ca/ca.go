@@ -9,6 +9,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -71,6 +72,11 @@ func Load(ctx context.Context, kube kubernetes.Interface) (*CA, error) {
 
 // Issue makes a key and an SVID for it.
 func (c *CA) Issue(namespace, account string) (*x509svid.SVID, error) {
+	return c.IssueTo(namespace, account, spiffe.Pod{})
+}
+
+// IssueTo makes a key and an SVID for it, which says for which pod it is.
+func (c *CA) IssueTo(namespace, account string, pod spiffe.Pod) (*x509svid.SVID, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("making a key: %w", err)
@@ -79,7 +85,7 @@ func (c *CA) Issue(namespace, account string) (*x509svid.SVID, error) {
 	if err != nil {
 		return nil, err
 	}
-	cert, err := c.sign(id, key.Public())
+	cert, err := c.sign(id, pod, key.Public())
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +96,7 @@ func (c *CA) Issue(namespace, account string) (*x509svid.SVID, error) {
 	return &x509svid.SVID{ID: parsed, Certificates: []*x509.Certificate{cert, c.cert}, PrivateKey: key}, nil
 }
 
-func (c *CA) sign(id spiffe.ID, key crypto.PublicKey) (*x509.Certificate, error) {
+func (c *CA) sign(id spiffe.ID, pod spiffe.Pod, key crypto.PublicKey) (*x509.Certificate, error) {
 	uri, err := url.Parse(id.String())
 	if err != nil {
 		return nil, err
@@ -99,11 +105,19 @@ func (c *CA) sign(id spiffe.ID, key crypto.PublicKey) (*x509.Certificate, error)
 	if err != nil {
 		return nil, fmt.Errorf("making a serial number: %w", err)
 	}
+	var extensions []pkix.Extension
+	if pod != (spiffe.Pod{}) {
+		extension, err := pod.Extension()
+		if err != nil {
+			return nil, err
+		}
+		extensions = append(extensions, extension)
+	}
 	now := time.Now()
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: serial, URIs: []*url.URL{uri}, NotBefore: now.Add(-5 * time.Minute), NotAfter: now.Add(lifetime),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		BasicConstraintsValid: true,
+		BasicConstraintsValid: true, ExtraExtensions: extensions,
 	}, c.cert, key, c.key)
 	if err != nil {
 		return nil, fmt.Errorf("signing %s: %w", id, err)

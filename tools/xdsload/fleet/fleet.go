@@ -1,5 +1,5 @@
-// Package fleet is many simulated proxies: each a delta-ADS stream over its own mutual TLS connection, that asks as the
-// node agent asks on behalf of an Envoy, and keeps of the answers what the next question needs.
+// Package fleet is the agents of many nodes, each with the code that agents have, and many simulated proxies: each a delta-ADS stream to its
+// node's agent, without a socket, that asks as an Envoy asks and keeps of the answers what the next question needs.
 package fleet
 
 import (
@@ -11,23 +11,23 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/grpc"
 )
 
 // Member is the pod that a proxy stands in.
-type Member struct{ Namespace, Pod, IP, ServiceAccount, Group string }
+type Member struct{ Namespace, Pod, UID, IP, Node, ServiceAccount, Group string }
 
-// Node is the ID that the pod's Envoy has.
-func (m Member) Node() string {
+// Envoy is the ID that the pod's Envoy has.
+func (m Member) Envoy() string {
 	return fmt.Sprintf("sidecar~%s~%s.%s~%s.svc.cluster.local", m.IP, m.Pod, m.Namespace, m.Namespace)
 }
 
-// Fleet is the proxies.
+// Fleet is the proxies and their agents.
 type Fleet struct {
 	// Tap, if set before Connect, is shown every response; proxies call it from goroutines of their own.
 	Tap func(Member, *discovery.DeltaDiscoveryResponse)
 
 	proxies []*Proxy
+	agents  map[string]*agent // by node
 	watch   atomic.Pointer[Watch]
 	refs    sync.Map // version of a resource → names it refers to
 
@@ -38,23 +38,33 @@ type Fleet struct {
 	streams sync.WaitGroup
 }
 
-// Dialer connects a proxy to Pilot as its pod; the options must be used.
-type Dialer func(m Member, options ...grpc.DialOption) (*grpc.ClientConn, error)
-
 // New returns a fleet that is not connected.
 func New(members []Member, dial Dialer) *Fleet {
-	f := &Fleet{session: func(error) {}, traffic: newCounters()}
+	f := &Fleet{session: func(error) {}, traffic: newCounters(), agents: map[string]*agent{}}
 	for _, m := range members {
-		f.proxies = append(f.proxies, newProxy(f, m, dial))
+		a := f.agents[m.Node]
+		if a == nil {
+			a = newAgent(f, m.Node, dial)
+			f.agents[m.Node] = a
+		}
+		a.Add(m.UID, m.Namespace+"/"+m.Pod)
+		f.proxies = append(f.proxies, newProxy(f, m, a))
 	}
 	return f
 }
 
-// Connect opens all streams at once and returns when every proxy has everything it asked for, and when the last of them
-// had. Streams go on until Disconnect or the end of ctx.
+// Connect opens all streams at once and returns when every agent has heard Pilot's first word and every proxy has everything it asked for, and when
+// the last of them had. Streams go on until Disconnect or the end of ctx.
 func (f *Fleet) Connect(ctx context.Context) (time.Time, error) {
 	ctx, f.session = context.WithCancelCause(ctx)
-	settled := make(chan time.Time, len(f.proxies))
+	settled := make(chan time.Time, len(f.proxies)+len(f.agents))
+	for _, a := range f.agents {
+		f.streams.Go(func() {
+			if err := a.serve(ctx, settled); ctx.Err() == nil {
+				f.session(fmt.Errorf("agent of node %s: %w", a.name, err))
+			}
+		})
+	}
 	for _, p := range f.proxies {
 		f.streams.Go(func() {
 			if err := p.serve(ctx, settled); ctx.Err() == nil {
@@ -63,7 +73,7 @@ func (f *Fleet) Connect(ctx context.Context) (time.Time, error) {
 		})
 	}
 	var last time.Time
-	for range f.proxies {
+	for range len(f.proxies) + len(f.agents) {
 		select {
 		case at := <-settled:
 			if at.After(last) {
@@ -78,7 +88,7 @@ func (f *Fleet) Connect(ctx context.Context) (time.Time, error) {
 
 var errDisconnected = errors.New("the fleet was disconnected")
 
-// Disconnect ends all streams; what the proxies know remains.
+// Disconnect ends all streams; what agents and proxies know remains.
 func (f *Fleet) Disconnect() {
 	f.session(errDisconnected)
 	f.streams.Wait()

@@ -2,10 +2,7 @@ package fleet
 
 import (
 	"context"
-	"maps"
 	"net"
-	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -15,62 +12,26 @@ import (
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-	"k8s.io/utils/clock"
 
+	nodev1 "github.com/bulwark-mesh/bulwark/pkg/api/node/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	"github.com/bulwark-mesh/bulwark/pkg/nodexds/nodexdstest"
 )
 
-// pilot serves what it has to whoever asks.
-type pilot struct {
-	discovery.UnimplementedAggregatedDiscoveryServiceServer
-	mu      sync.Mutex
-	have    map[string]map[string]*deltaxds.Resource
-	streams map[*deltaxds.Stream]bool
-}
+// pilot has one agent.
+type pilot struct{ *nodexdstest.Pilot }
 
-func (p *pilot) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	s := deltaxds.NewStream(p, clock.RealClock{})
-	p.mu.Lock()
-	p.streams[s] = true
-	p.mu.Unlock()
-	return s.Serve(rpc, nil)
-}
-
-func (p *pilot) Resource(url, name string) (*deltaxds.Resource, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.have[url][name], true
-}
-
-func (p *pilot) Wildcard(url string) ([]string, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.Collect(maps.Keys(p.have[url])), true
-}
-
-func (p *pilot) Subscribed(string, []string, []string) {}
-
-func (p *pilot) set(t *testing.T, url, name string, msg proto.Message) {
+func (p pilot) set(t *testing.T, url, name string, msg proto.Message) {
 	t.Helper()
 	r, err := deltaxds.NewResource(name, msg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.mu.Lock()
-	if p.have[url] == nil {
-		p.have[url] = map[string]*deltaxds.Resource{}
-	}
-	p.have[url][name] = r
-	streams := slices.Collect(maps.Keys(p.streams))
-	p.mu.Unlock()
-	for _, s := range streams {
-		s.Dirty(url, name)
-	}
+	p.Set(url, r)
 }
 
 func packed(t *testing.T, msg proto.Message) *anypb.Any {
@@ -89,9 +50,9 @@ func endpointsAt(address string) *endpoint.ClusterLoadAssignment {
 }
 
 // serve starts a Pilot with one cluster, and one listener that needs a route and a filter from elsewhere.
-func serve(t *testing.T) (*pilot, Dialer) {
+func serve(t *testing.T) (pilot, Dialer) {
 	t.Helper()
-	p := &pilot{have: map[string]map[string]*deltaxds.Resource{}, streams: map[*deltaxds.Stream]bool{}}
+	p := pilot{nodexdstest.NewPilot()}
 	p.set(t, deltaxds.ClusterType, "c", &cluster.Cluster{Name: "c", ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS}})
 	p.set(t, deltaxds.EndpointType, "c", endpointsAt("10.0.0.1"))
 	manager := &hcm.HttpConnectionManager{
@@ -107,11 +68,11 @@ func serve(t *testing.T) (*pilot, Dialer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := grpc.NewServer()
-	discovery.RegisterAggregatedDiscoveryServiceServer(srv, p)
+	srv := grpc.NewServer(grpc.ForceServerCodecV2(deltaxds.Codec()))
+	nodev1.RegisterNodeConfigurationServer(srv, p)
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(srv.Stop)
-	return p, func(_ Member, options ...grpc.DialOption) (*grpc.ClientConn, error) {
+	return p, func(_ string, options ...grpc.DialOption) (*grpc.ClientConn, error) {
 		return grpc.NewClient(l.Addr().String(), append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	}
 }
@@ -120,7 +81,7 @@ func TestProxiesAskForEverythingOnceAndHearOfChanges(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	p, dial := serve(t)
-	f := New([]Member{{Pod: "a"}, {Pod: "b"}, {Pod: "c"}}, dial)
+	f := New([]Member{{Pod: "a", UID: "a"}, {Pod: "b", UID: "b"}, {Pod: "c", UID: "c"}}, dial)
 	defer f.Disconnect()
 	if _, err := f.Connect(ctx); err != nil {
 		t.Fatal(err)
@@ -143,6 +104,10 @@ func TestProxiesAskForEverythingOnceAndHearOfChanges(t *testing.T) {
 		t.Errorf("affected %d, strays %d, want 2 and 1", w.Affected(), w.Strays())
 	}
 
+	if n := p.Sent(); n != 6 {
+		t.Errorf("%d resources were sent to the agent, want each once, and one changed", n)
+	}
+
 	f.Disconnect()
 	before := f.Traffic()
 	if _, err := f.Connect(ctx); err != nil {
@@ -151,7 +116,7 @@ func TestProxiesAskForEverythingOnceAndHearOfChanges(t *testing.T) {
 	if err := f.Quiet(ctx, 100*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
-	if again := f.Traffic().Since(before); again.Resources != 0 {
-		t.Errorf("%d resources were sent again to proxies that had them", again.Resources)
+	if again := f.Traffic().Since(before); again.Resources != 0 || p.Sent() != 0 {
+		t.Errorf("%d resources were sent again to proxies that had them, and %d to their agent", again.Resources, p.Sent())
 	}
 }

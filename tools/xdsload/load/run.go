@@ -16,6 +16,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
+	"github.com/bulwark-mesh/bulwark/pkg/nodexds"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/ca"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/fleet"
@@ -49,7 +50,6 @@ const (
 	connectWithin  = 3 * time.Minute
 	changeWithin   = 30 * time.Second
 	cleanUpWithin  = 4 * time.Minute
-	maxResponse    = 64 << 20
 	createMinutes  = 5 * time.Minute
 	loadAverageOne = "/proc/loadavg"
 )
@@ -138,18 +138,18 @@ func withPilot(ctx context.Context, o Options, w *world.World, authority *ca.CA)
 	return e.run(ctx)
 }
 
-// Dialer connects proxies to the Pilot at an address, each with an SVID of its own.
+// Dialer connects agents to the Pilot at an address, each with an SVID that names its node.
 func Dialer(authority *ca.CA, address string) (fleet.Dialer, error) {
 	id, err := spiffe.New(mesh.DefaultTrustDomain, mesh.Namespace, mesh.PilotAccount)
 	if err != nil {
 		return nil, err
 	}
-	return func(m fleet.Member, options ...grpc.DialOption) (*grpc.ClientConn, error) {
-		svid, err := authority.Issue(m.Namespace, m.ServiceAccount)
+	return func(node string, options ...grpc.DialOption) (*grpc.ClientConn, error) {
+		svid, err := authority.IssueTo(mesh.Namespace, mesh.AgentAccount, spiffe.Pod{Name: "xdsload", UID: "xdsload", Node: node})
 		if err != nil {
 			return nil, err
 		}
 		options = append(options, mtls.DialOptions(mtls.Client(svid, authority.Bundle, mtls.OneOf(id)))...)
-		return grpc.NewClient(address, append(options, grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)))...)
+		return grpc.NewClient(address, append(options, grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(nodexds.MaxMessage)))...)
 	}, nil
 }

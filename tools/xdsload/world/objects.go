@@ -47,11 +47,11 @@ func (w *World) createAccount(ctx context.Context, g int) error {
 }
 
 func (w *World) createPod(ctx context.Context, i int) error {
-	m, no := w.Members()[i], false
-	_, err := w.kube.CoreV1().Pods(m.Namespace).Create(ctx, &core.Pod{
+	m, no := w.member(i), false
+	made, err := w.kube.CoreV1().Pods(m.Namespace).Create(ctx, &core.Pod{
 		ObjectMeta: named(m.Namespace, m.Pod, "app", m.Group, "version", "v1", istiocompat.TLSModeLabel, istiocompat.TLSModeMutual),
 		Spec: core.PodSpec{
-			NodeName: nodeName(i % w.Nodes), ServiceAccountName: m.ServiceAccount, AutomountServiceAccountToken: &no,
+			NodeName: m.Node, ServiceAccountName: m.ServiceAccount, AutomountServiceAccountToken: &no,
 			Tolerations: []core.Toleration{{Operator: core.TolerationOpExists}},
 			Containers: []core.Container{{Name: "app", Image: "none.invalid/app", Ports: []core.ContainerPort{
 				{Name: "http", ContainerPort: 8080}, {Name: "tcp", ContainerPort: 9000}}}},
@@ -59,6 +59,7 @@ func (w *World) createPod(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
+	w.uids[i] = string(made.UID)
 	patch, err := statusPatch(core.PodStatus{
 		Phase: core.PodRunning, PodIP: m.IP, PodIPs: []core.PodIP{{IP: m.IP}},
 		Conditions: []core.PodCondition{

@@ -60,6 +60,7 @@ type World struct {
 	Sizes
 	kube    kubernetes.Interface
 	dynamic dynamic.Interface
+	uids    []string // of the pods, once they are made
 }
 
 // New returns a world that is not made yet.
@@ -75,20 +76,24 @@ func New(config *rest.Config, s Sizes) (*World, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client of the API server: %w", err)
 	}
-	return &World{s, kube, dyn}, nil
+	return &World{s, kube, dyn, make([]string, s.Proxies)}, nil
 }
 
 // Members are the pods, each with a proxy to simulate.
 func (w *World) Members() []fleet.Member {
 	var out []fleet.Member
 	for i := range w.Proxies {
-		g := i % w.groups()
-		out = append(out, fleet.Member{
-			Namespace: w.namespaceOf(g), Pod: fmt.Sprintf("%s-%d", groupName(g), i/w.groups()), Group: groupName(g),
-			ServiceAccount: groupName(g), IP: fmt.Sprintf("10.250.%d.%d", i/250, 1+i%250),
-		})
+		out = append(out, w.member(i))
 	}
 	return out
+}
+
+func (w *World) member(i int) fleet.Member {
+	g := i % w.groups()
+	return fleet.Member{
+		Namespace: w.namespaceOf(g), Pod: fmt.Sprintf("%s-%d", groupName(g), i/w.groups()), UID: w.uids[i], Group: groupName(g),
+		ServiceAccount: groupName(g), Node: nodeName(i % w.Nodes), IP: fmt.Sprintf("10.250.%d.%d", i/250, 1+i%250),
+	}
 }
 
 func (w *World) namespaceOf(group int) string { return fmt.Sprintf("xdsload-%02d", group%w.Namespaces) }
