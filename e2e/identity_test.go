@@ -28,6 +28,7 @@ func TestIdentity(t *testing.T) {
 		{"FilesArePrivateAndChangeInOneStep", filesArePrivate},
 		{"NobodyReachesTheSocketOfAnother", nobodyReachesTheSocketOfAnother},
 		{"NobodyGetsTheIdentityOfAnother", nobodyGetsTheIdentityOfAnother},
+		{"AnAgentReadsItsOwnNodeAlone", anAgentReadsItsOwnNodeAlone},
 	} {
 		t.Run(claim.name, func(t *testing.T) {
 			t.Parallel()

@@ -1,6 +1,5 @@
 // Package deltaxds serves the incremental (delta) variant of xDS to one client at a time. It holds the protocol's
-// state and nothing else: what resources exist is the business of a Source. Pilot serves its compiled configuration
-// with it, the node agent what it keeps for a pod.
+// state and nothing else: what resources exist is the business of a Source. The node agent serves Envoys with it.
 //
 // https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#incremental-xds
 package deltaxds

@@ -165,8 +165,8 @@ func TestRefusedResourceDoesNotKeepOthersBack(t *testing.T) {
 	s.answer(s.says("TypedExtensionConfig c"), "")
 	s.answer(s.says("TypedExtensionConfig -none"), "")
 	s.says("")
-	if names, _ := s.Unsettled(ExtensionConfigType); len(names) != 1 || names["bad"] != "bad is bad" {
-		t.Fatalf("unsettled: %q", names)
+	if st := s.Status()[ExtensionConfigType]; st.Resource != "bad" || st.Error != "bad is bad" {
+		t.Fatalf("what is refused: %+v", st)
 	}
 	s.put(ExtensionConfigType, "c", "2")
 	s.answer(s.says("TypedExtensionConfig c"), "")

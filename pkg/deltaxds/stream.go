@@ -2,8 +2,6 @@ package deltaxds
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -33,7 +31,7 @@ type Witness interface {
 	Refused(typeURL string, versions map[string]string, reason string)
 }
 
-// Follower is a Source that is told after every step of the stream: what Unsettled returns may have changed.
+// Follower is a Source that is told after every step of the stream: what Status returns may have changed.
 type Follower interface {
 	Source
 	Stepped()
@@ -63,7 +61,7 @@ type Status struct {
 	Pending    bool   `json:"pending"`            // something is unsent or unanswered
 }
 
-// Stream is one client. Dirty, Status, Unsettled and Names may be called from any goroutine, and the other methods from one at
+// Stream is one client. Dirty, Change and Status may be called from any goroutine, and the other methods from one at
 // a time.
 type Stream struct {
 	source Source
@@ -140,51 +138,6 @@ func (s *Stream) Status() map[string]Status {
 		out[url] = st
 	}
 	return out
-}
-
-// Unsettled returns the names of a type that the client does not have as they are: those that are unsent or unanswered
-// with an empty text, those it refused with its reason. asked is false if it has not asked for the type in this stream.
-func (s *Stream) Unsettled(typeURL string) (names map[string]string, asked bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	sub := s.session.types[typeURL]
-	if sub == nil {
-		return nil, false
-	}
-	names = make(map[string]string, len(sub.refused))
-	maps.Copy(names, sub.refused)
-	note := func(set map[string]bool) {
-		for name := range set {
-			names[name] = ""
-		}
-	}
-	note(sub.unsaid)
-	note(sub.gone)
-	note(s.session.dirty[typeURL])
-	for _, part := range sub.again {
-		for _, name := range part {
-			names[name] = ""
-		}
-	}
-	for _, r := range sub.inFlight {
-		for _, res := range r.resources {
-			names[res.GetName()] = ""
-		}
-		for _, name := range r.removed {
-			names[name] = ""
-		}
-	}
-	return names, true
-}
-
-// Names returns the names of a type that the client has asked for in this stream.
-func (s *Stream) Names(typeURL string) []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if sub := s.session.types[typeURL]; sub != nil {
-		return slices.Collect(maps.Keys(sub.names))
-	}
-	return nil
 }
 
 // Take brings the stream up to date with a request. Serve calls it; it is there by itself, like Next, for whoever has the
