@@ -52,7 +52,9 @@ func New(cl clock.Clock) *Node {
 func (n *Node) Add(uid, name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.pods[uid] = &pod{uid: uid, name: name}
+	if n.pods[uid] == nil {
+		n.pods[uid] = &pod{uid: uid, name: name}
+	}
 	signal(n.urgent)
 }
 

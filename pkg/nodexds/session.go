@@ -124,7 +124,7 @@ func (s *Session) Next() *Outgoing {
 		return nil
 	}
 	u := &Outgoing{Number: s.number + 1}
-	if len(s.unsaid) > 0 {
+	if len(s.unsaid) > 0 || s.number == 0 {
 		u.Words = s.words(u.Number)
 		s.follow(u)
 	}

@@ -733,3 +733,36 @@ func TestRestartedAgentTakesNothingAway(t *testing.T) {
 		t.Error(wrong)
 	}
 }
+
+// What changes while an update is on its way comes in one update after it, however often it changes. The first is sent also where nothing differs,
+// so that the agent knows that it has been heard.
+func TestOneUpdateIsOnItsWay(t *testing.T) {
+	c := newChain(1)
+	c.connectPilot()
+	if u := c.session.Next(); u == nil || len(u.Words)+len(u.Changes) > 0 {
+		t.Fatalf("the first update is %+v", u)
+	}
+	c.session.Take(&nodev1.Report{Received: 1})
+	if u := c.session.Next(); u != nil {
+		t.Fatalf("without news it goes on with %+v", u)
+	}
+	c.known["uid-1"] = true
+	c.pods["uid-1"].layers = []string{"mesh"}
+	c.authorize("uid-1")
+	if u := c.session.Next(); u == nil || u.Number != 2 {
+		t.Fatalf("a pod comes, and the update is %+v", u)
+	}
+	for range 10 {
+		for _, name := range []string{"a", "b"} {
+			c.layers["mesh"].Set(deltaxds.ClusterType, name, deltaxdstest.Facts{})
+			if u := c.session.Next(); u != nil {
+				t.Fatalf("while an update is on its way, there is %+v", u)
+			}
+		}
+	}
+	c.session.Take(&nodev1.Report{Received: 7}) // which there is not: it is taken for the last
+	u := c.session.Next()
+	if u == nil || u.Number != 3 || len(u.Changes) != 1 || len(u.Changes[0].Resources) != 2 {
+		t.Fatalf("the next update is %+v", u)
+	}
+}

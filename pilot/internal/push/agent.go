@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/bulwark-mesh/bulwark/pilot/internal/catalog"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	nodev1 "github.com/bulwark-mesh/bulwark/pkg/api/node/v1"
@@ -66,8 +69,8 @@ func (a *agent) Resource(layer, typeURL, name string) *deltaxds.Resource {
 	return nil
 }
 
-// connect takes an agent in that has said what it has.
-func (s *Store) connect(a *agent, opening []*nodev1.Report) {
+// connect takes an agent in that has said what it has. It is to be disconnected, also after an error.
+func (s *Store) connect(a *agent, opening []*nodev1.Report) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.agents[a] = true
@@ -76,10 +79,13 @@ func (s *Store) connect(a *agent, opening []*nodev1.Report) {
 	}
 	for _, r := range opening {
 		for _, p := range r.GetPods() {
-			a.add(p)
+			if err := a.add(p); err != nil {
+				return err
+			}
 		}
 	}
 	a.awake()
+	return nil
 }
 
 // disconnect forgets an agent.
@@ -103,9 +109,14 @@ func (a *agent) awake() {
 }
 
 // add adds a pod that the agent says it has.
-func (a *agent) add(said *nodev1.Pod) {
-	if a.pods[said.GetUid()] != nil {
-		return
+func (a *agent) add(said *nodev1.Pod) error {
+	switch {
+	case a.pods[said.GetUid()] != nil:
+		return nil
+	case len(a.pods) >= maxPods:
+		return status.Errorf(codes.ResourceExhausted, "a node has %d pods at most", maxPods)
+	case len(said.GetUid()) > maxText || len(said.GetName()) > maxText:
+		return status.Errorf(codes.InvalidArgument, "no pod has a name or UID of more than %d bytes", maxText)
 	}
 	p := &member{agent: a, id: said.GetName(), uid: said.GetUid()}
 	a.pods[p.uid] = p
@@ -116,6 +127,7 @@ func (a *agent) add(said *nodev1.Pod) {
 	}
 	of[p] = true
 	a.store.look(p)
+	return nil
 }
 
 // remove forgets a pod that the agent does not have any more.

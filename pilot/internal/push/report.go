@@ -1,7 +1,6 @@
 package push
 
 import (
-	"fmt"
 	"strings"
 	"time"
 
@@ -26,13 +25,11 @@ func (s *Store) hear(a *agent, r *nodev1.Report) ([]stall, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, said := range r.GetPods() {
-		p := a.pods[said.GetUid()]
-		switch {
-		case !said.GetGone() && len(a.pods) >= maxPods:
-			return nil, fmt.Errorf("a node has %d pods at most", maxPods)
-		case !said.GetGone():
-			a.add(said)
-		case p != nil:
+		if !said.GetGone() {
+			if err := a.add(said); err != nil {
+				return nil, err
+			}
+		} else if p := a.pods[said.GetUid()]; p != nil {
 			a.remove(p)
 		}
 	}

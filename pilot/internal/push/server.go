@@ -71,8 +71,10 @@ func (s *Server) Follow(rpc followStream) error {
 		return err
 	}
 	a := newAgent(s.store, own, s.options.MaxProxies)
-	s.store.connect(a, opening)
 	defer s.store.disconnect(a)
+	if err := s.store.connect(a, opening); err != nil {
+		return err
+	}
 	log := s.log.With("node", own.Node, "agent", own.Name)
 	log.Info("agent connected", "pods", len(opening[0].GetPods()))
 	err = s.serveAgent(ctx, rpc, a, heard)
@@ -135,7 +137,7 @@ func (s *Server) serveAgent(ctx context.Context, rpc followStream, a *agent, hea
 		case r := <-heard.reports:
 			stalls, err := s.store.hear(a, r)
 			if err != nil {
-				return status.Error(codes.ResourceExhausted, err.Error())
+				return err
 			}
 			for _, st := range stalls {
 				s.proxyStalled(st)
