@@ -68,7 +68,7 @@ func (s *Citadel) CreateCertificate(ctx context.Context, req *securityapi.IstioC
 	if err != nil {
 		return nil, err
 	}
-	cert, err := s.ca.sign(id, csr.PublicKey)
+	cert, err := s.ca.sign(id, spiffe.Pod{}, csr.PublicKey)
 	if err != nil {
 		return nil, err
 	}
