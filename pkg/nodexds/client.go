@@ -30,7 +30,7 @@ func (n *Node) Run(ctx context.Context, dial func(context.Context) (RPC, error),
 	retry.InitialInterval, retry.MaxInterval, retry.Multiplier, retry.RandomizationFactor = 100*time.Millisecond, 5*time.Second, 2, 0.5
 	for {
 		began := n.clock.Now()
-		err := n.follow(ctx, dial)
+		err := n.follow(ctx, dial, log)
 		if ctx.Err() != nil {
 			return
 		}
@@ -50,7 +50,7 @@ func (n *Node) Run(ctx context.Context, dial func(context.Context) (RPC, error),
 }
 
 // follow is one stream. What comes is applied as it comes, whether or not Pilot takes what is said meanwhile.
-func (n *Node) follow(ctx context.Context, dial func(context.Context) (RPC, error)) error {
+func (n *Node) follow(ctx context.Context, dial func(context.Context) (RPC, error), log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	rpc, err := dial(ctx)
@@ -61,16 +61,21 @@ func (n *Node) follow(ctx context.Context, dial func(context.Context) (RPC, erro
 	failed, done := make(chan error, 1), make(chan struct{})
 	go func() {
 		defer close(done)
-		failed <- d.receive(rpc)
+		failed <- d.receive(rpc, log)
 	}()
 	defer func() { <-done }() // nothing is applied any more
 	defer cancel()
 	return d.speak(rpc, opening, failed)
 }
 
-func (d *dialogue) receive(rpc RPC) error {
+func (d *dialogue) receive(rpc RPC, log *slog.Logger) error {
 	for {
 		update, err := rpc.Recv()
+		for _, w := range update.GetWords() {
+			if w.GetRefused() != "" {
+				log.Warn("Pilot has no configuration for a pod", "pod", d.node.nameOf(w.GetUid()), "uid", w.GetUid(), "reason", w.GetRefused())
+			}
+		}
 		if err == nil {
 			err = d.take(update)
 		}

@@ -66,6 +66,15 @@ func (n *Node) Remove(uid string) {
 	signal(n.urgent)
 }
 
+func (n *Node) nameOf(uid string) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if p := n.pods[uid]; p != nil {
+		return p.name
+	}
+	return ""
+}
+
 // Proxy is one that is connected to a pod's socket, and the Source of its stream.
 type Proxy struct {
 	node   *Node
