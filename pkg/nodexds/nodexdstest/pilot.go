@@ -65,6 +65,8 @@ func (p *Pilot) Follow(rpc nodev1.NodeConfiguration_FollowServer) error {
 		case <-wake:
 		case err := <-failed:
 			return err
+		case <-rpc.Context().Done():
+			return rpc.Context().Err()
 		}
 		if opening {
 			continue
