@@ -34,7 +34,6 @@ type session struct {
 	dirty   map[string]map[string]bool // type → names that may have changed since they were last looked at
 	types   map[string]*subscription
 	nonce   int
-	doubted string    // a type of which nothing is believed that the client says it has
 	excused time.Time // until then the client was waiting for us
 }
 
@@ -169,13 +168,13 @@ func (s *session) everything() {
 	}
 }
 
-// open notes what a client that reconnects says it has: it is not sent that again, but for what is doubted.
+// open notes what a client that reconnects says it has: something under each of the names. In which version is not
+// believed, so whatever it asks for is sent again, and Envoy passes over what has not changed. Its word is wrong for
+//   - endpoints: those that it had for a cluster count as the changed cluster's, too, which may still wait for its own;
+//   - what was in a response that it has refused: it takes some of that, and says that it has what it had before.
 func (s *session) open(sub *subscription, req *discovery.DeltaDiscoveryRequest) {
-	for name, version := range req.GetInitialResourceVersions() {
-		if version == nothing || req.GetTypeUrl() == s.doubted {
-			version = unknown
-		}
-		sub.said[name] = version
+	for name := range req.GetInitialResourceVersions() {
+		sub.said[name] = unknown
 	}
 }
 

@@ -78,11 +78,6 @@ func NewStream(source Source, cl clock.Clock) *Stream {
 	return &Stream{source: source, clock: cl, wake: make(chan struct{}, 1), session: newSession(source)}
 }
 
-// Doubt has everything of a type sent that the client asks for, whatever it says it has when it connects. It is called before the first
-// request, for the endpoints of an Envoy: it counts those that it had for a cluster as the changed cluster's, too, which may still wait for
-// its own, or have gone on without any because Envoy has refused the response that they were in.
-func (s *Stream) Doubt(typeURL string) { s.session.doubted = typeURL }
-
 // Dirty says that resources of a type may have changed, come or gone. It never blocks, and costs the stream one look at
 // each name, however often it is said before the client takes the change.
 func (s *Stream) Dirty(typeURL string, names ...string) {

@@ -135,14 +135,15 @@ func TestOnlyWhatChangedIsSent(t *testing.T) {
 	p.ack(p.expect(t, ClusterType, nil, []string{"b"}))
 }
 
-func TestReconnectingClientIsSentNothingItHas(t *testing.T) {
+// Which versions it says it has is not believed (see session.open); that it has something is, and what has gone meanwhile is removed.
+func TestReconnectingClientIsSentAllThatThereIs(t *testing.T) {
 	w := &world{have: map[string]map[string]*Resource{}}
 	w.set(t, ClusterType, "a", "1")
 	w.set(t, ClusterType, "b", "2")
 	a, _ := w.Resource(ClusterType, "a")
 	_, p := start(t, w)
 	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: ClusterType, InitialResourceVersions: map[string]string{"a": a.Version, "b": "old", "gone": "x"}}
-	p.ack(p.expect(t, ClusterType, []string{"b"}, nil))
+	p.ack(p.expect(t, ClusterType, []string{"a", "b"}, nil))
 	p.ack(p.expect(t, ClusterType, nil, []string{"gone"}))
 }
 

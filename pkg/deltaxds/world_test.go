@@ -50,7 +50,6 @@ func newPlay(seed uint64) *play {
 
 func (p *play) connect() {
 	p.stream, p.up, p.down = deltaxds.NewStream(p.world, p.clock), nil, nil
-	p.stream.Doubt(deltaxds.EndpointType)
 	p.envoy.Reconnect()
 	p.note("reconnect")
 }

@@ -21,7 +21,7 @@ import (
 
 var (
 	seed   = flag.Uint64("seed", 0, "the one world to try, as a failure names it; 0 tries many")
-	worlds = flag.Int("worlds", 700, "how many worlds to try")
+	worlds = flag.Int("worlds", 3000, "how many worlds to try")
 )
 
 // chain is a mesh of layers, Pilot's session, the node with its dialogue, some pods with a proxy each, and what is on the wires.

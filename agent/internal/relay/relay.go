@@ -115,7 +115,6 @@ func (s *server) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServi
 	defer secrets.Close()
 	proxy := s.relay.node.Proxy(s.pod.Facts.UID, first.GetNode().GetId())
 	stream := deltaxds.NewStream(source{proxy, secrets, s.log}, s.relay.config.Clock)
-	stream.Doubt(deltaxds.EndpointType)
 	proxy.Begin(stream)
 	ctx, cancel := context.WithCancel(rpc.Context())
 	var wg sync.WaitGroup

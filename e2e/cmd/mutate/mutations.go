@@ -64,11 +64,9 @@ var mutations = []mutation{
 	{16, "endpoints wait for the answer about clusters", everyWorld, []edit{
 		{session, "(url == ListenerType || url == RouteType) && s.unanswered(ClusterType, now)", "url != ClusterType && s.unanswered(ClusterType, now)"}}},
 	{16, "the endpoints of a changed cluster are not sent again", everyWorld, []edit{
-		{session, "	if endpoints.names[cluster] {", "	if false {"}}},
-	{16, "a proxy that reconnects while a cluster warms is not sent its endpoints", "pilot/internal/push.TestEnvoyThatReconnectsWhileAClusterWarms", []edit{
-		{session, "(s.types[ClusterType] == nil || s.early[name])", "s.early[name]"}}},
-	{16, "an Envoy that reconnects is believed to have endpoints that it has for an older cluster", everyWorld, []edit{
-		{session, "version == nothing || doubted || req.GetTypeUrl() == s.doubted", "version == nothing"}}},
+		{session, "	if endpoints != nil && endpoints.names[cluster] {", "	if false && endpoints.names[cluster] {"}}},
+	{16, "a proxy that reconnects is believed to have the versions that it names", everyWorld, []edit{
+		{session, "	for name := range req.GetInitialResourceVersions() {\n		sub.said[name] = unknown", "	for name, version := range req.GetInitialResourceVersions() {\n		sub.said[name] = version"}}},
 	{16, "what is refused together is not told apart", everyWorld, []edit{
 		{session, "		s.again = append(s.again, names[:n/2], names[n/2:])", ""}}},
 	{16, "an answer is waited for as long as it takes", "pkg/deltaxds.TestNoAnswerIsWaitedForLongerThanPatience", []edit{
