@@ -184,7 +184,11 @@ func (s *Session) follow(u *Outgoing) {
 	for _, l := range slices.Sorted(maps.Keys(named)) {
 		of := s.held[l]
 		switch {
-		case !wanted[l]: // a pod's that Pilot has yet to speak of
+		case !wanted[l]: // of a pod that Pilot does not speak of, or not yet: it keeps what it has, for Pilot may not have the layer
+			if of != nil {
+				of.follows = false
+				delete(s.dirty, l)
+			}
 		case of == nil:
 			of = newHeld()
 			s.held[l] = of

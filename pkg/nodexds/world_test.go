@@ -35,8 +35,9 @@ type chain struct {
 	pods    map[string]*member  // by UID
 	uids    int
 
-	session         *Session // nil while Pilot is away
-	known           map[string]bool
+	session         *Session                           // nil while Pilot is away
+	known           map[string]bool                    // pods that Pilot has been told of
+	admitted        map[string][]string                // those that it serves, and their layers
 	statuses        map[string]map[string]*nodev1.Type // as Pilot has been told, by pod and type
 	proxies         map[string]string                  // the IDs of proxies that Pilot has been told of, by pod
 	connections     int
@@ -48,9 +49,10 @@ type chain struct {
 
 // member is a pod and its proxy.
 type member struct {
-	uid    string
-	layers []string // by Pilot's knowledge, which it may come to late; none: it has not seen the pod
-	socket bool     // at the agent
+	uid     string
+	layers  []string // by Pilot's knowledge, which it may come to late; none: it has not seen the pod
+	deleted bool     // Pilot does not see it any more: it goes on with what it has
+	socket  bool     // at the agent
 
 	envoy             *deltaxdstest.Envoy
 	proxy             *Proxy // nil while there is none
@@ -124,8 +126,19 @@ func (c *chain) see(p *member) {
 
 // authorize is what Pilot does when it is told of a pod or sees one.
 func (c *chain) authorize(uid string) {
-	if p := c.pods[uid]; c.session != nil && c.known[uid] && p != nil && p.layers != nil {
+	if p := c.pods[uid]; c.session != nil && c.known[uid] && p != nil && p.layers != nil && !p.deleted {
+		c.admitted[uid] = p.layers
 		c.session.Speak(uid, p.layers, "")
+	}
+}
+
+// refuse has Pilot find that another pod has the name of one that it serves.
+func (c *chain) refuse(p *member) {
+	if c.session != nil && c.admitted[p.uid] != nil {
+		c.note("pod %s is refused", p.uid)
+		delete(c.admitted, p.uid)
+		p.layers = nil
+		c.session.Speak(p.uid, nil, "another pod has its name")
 	}
 }
 
@@ -157,7 +170,7 @@ func (c *chain) disconnectProxy(p *member, err error) {
 func (c *chain) connectPilot() {
 	c.note("the agent connects")
 	c.session, c.toPilot, c.toNode = NewSession(c), nil, nil
-	c.known, c.statuses, c.proxies = map[string]bool{}, map[string]map[string]*nodev1.Type{}, map[string]string{}
+	c.known, c.admitted, c.statuses, c.proxies = map[string]bool{}, map[string][]string{}, map[string]map[string]*nodev1.Type{}, map[string]string{}
 	var opening []*nodev1.Report
 	c.dialogue, opening = c.node.open()
 	for i, r := range opening { // gRPC keeps the order; that Pilot answers before it has heard all is tried by the moves
@@ -188,8 +201,21 @@ func (c *chain) restartAgent() {
 	}
 }
 
+// had says whether Pilot has a layer: as long as a pod has it that it serves.
+func (c *chain) had(layer string) bool {
+	for _, layers := range c.admitted {
+		if slices.Contains(layers, layer) {
+			return true
+		}
+	}
+	return false
+}
+
 // Resources implements Layers.
 func (c *chain) Resources(layer string, yield func(string, *deltaxds.Resource)) {
+	if !c.had(layer) {
+		return
+	}
 	for _, url := range deltaxdstest.Types {
 		for _, r := range c.layers[layer].All(url) {
 			yield(url, r)
@@ -199,6 +225,9 @@ func (c *chain) Resources(layer string, yield func(string, *deltaxds.Resource)) 
 
 // Resource implements Layers.
 func (c *chain) Resource(layer, url, name string) *deltaxds.Resource {
+	if !c.had(layer) {
+		return nil
+	}
 	return c.layers[layer].All(url)[name]
 }
 
@@ -208,6 +237,7 @@ func (c *chain) hear(r *nodev1.Report) {
 	for _, p := range r.GetPods() {
 		if p.GetGone() {
 			delete(c.known, p.GetUid())
+			delete(c.admitted, p.GetUid())
 			delete(c.statuses, p.GetUid())
 			c.session.Forget(p.GetUid())
 			continue
@@ -378,8 +408,15 @@ func (c *chain) act() {
 		}
 	case n == 22:
 		c.newPod()
-	case n < 27:
+	case n < 26 && !p.deleted:
 		c.see(p)
+	case n < 27:
+		if c.random.IntN(2) == 0 {
+			c.refuse(p)
+		} else {
+			c.note("pod %s is deleted", p.uid)
+			p.deleted = true
+		}
 	case n < 29:
 		p.envoy.Ask(fmt.Sprint(c.random.IntN(4)))
 	case n < 31:
@@ -418,7 +455,7 @@ func (c *chain) world(p *member) *deltaxdstest.World {
 func (c *chain) guesses() []string {
 	var wrong []string
 	for _, p := range c.members() {
-		if p.proxy == nil || p.layers == nil {
+		if p.proxy == nil || c.admitted[p.uid] == nil {
 			continue
 		}
 		for _, url := range []string{deltaxds.ClusterType, deltaxds.ListenerType} {
@@ -464,7 +501,12 @@ func (c *chain) live() []string {
 		}
 	}
 	c.note("nothing happens any more")
+	c.newPod()
 	for _, p := range c.members() {
+		if p.deleted {
+			c.removePod(p)
+			continue
+		}
 		if p.layers == nil {
 			c.see(p)
 		}

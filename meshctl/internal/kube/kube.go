@@ -164,14 +164,22 @@ func (c *Client) Delete(ctx context.Context, o *unstructured.Unstructured) error
 
 // Poll calls check, with a growing interval, until it is done, fails or ctx ends; then the error says what was missing.
 func Poll(ctx context.Context, check func(context.Context) (missing string, err error)) error {
-	var missing string
+	var last string
 	err := wait.PollUntilContextCancel(ctx, 150*time.Millisecond, true, func(ctx context.Context) (bool, error) {
-		var err error
-		missing, err = check(ctx)
+		missing, err := check(ctx)
+		if err == nil {
+			last = missing
+		}
 		return missing == "" && err == nil, err
 	})
-	if err != nil && ctx.Err() != nil && missing != "" {
-		return errors.New(missing)
+	if err != nil && last != "" && ending(ctx) {
+		return errors.New(last)
 	}
 	return err
+}
+
+// ending says whether there is no time left for a call: the client refuses one that would not begin before ctx ends, which is not what is wrong.
+func ending(ctx context.Context) bool {
+	end, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && time.Until(end) < time.Second
 }
