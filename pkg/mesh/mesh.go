@@ -83,13 +83,13 @@ const (
 const (
 	SecretsLabel         = "bulwark.dev/secrets"   // on a namespace; "disabled" opts out of workload Secrets
 	InjectionLabel       = "bulwark.dev/injection" // on a namespace; "enabled"
-	ProbesAnnotation     = "bulwark.dev/probes"    // on a pod: its original probes as JSON, written by injection
 	PartOfLabel          = "app.kubernetes.io/part-of"
 	PartOfValue          = "bulwark"
 	ProxyContainer       = "istio-proxy"
 	RedirectContainer    = "bulwark-init"
 	IdentityVolume       = "bulwark-identity"
 	CSIDriver            = "csi.bulwark.dev"
+	ClassMetadata        = "class" // of a proxy as an xDS node: which of Pilot's layers is that of its pod's class, written by injection
 	IdentityMountPath    = "/run/bulwark"
 	AgentSocket          = "agent.sock"
 	AgentClusterName     = "bulwark-agent" // the one static cluster of an Envoy bootstrap

@@ -15,7 +15,7 @@ type Authorization struct{ Class, Filter string }
 
 func (r Authorization) Type() string            { return deltaxds.ExtensionConfigType }
 func (r Authorization) Name() string            { return r.Filter }
-func (r Authorization) layers(*Catalog) []Layer { return ofClass(r.Class) }
+func (r Authorization) layers(*Catalog) []Layer { return []Layer{ofClass(r.Class)} }
 
 func (r Authorization) make(c *Catalog) proto.Message {
 	return translate.Authorization(c.workload(r.Class), r.Filter)

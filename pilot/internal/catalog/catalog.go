@@ -26,7 +26,7 @@ type Resource interface {
 }
 
 // families are all of them. Each is described in a file of its own.
-var families = []family{fixed, outbound, services, revocations, workloads, authorization, probes}
+var families = []family{fixed, outbound, services, revocations, workloads, authorization}
 
 // family is a group of resources that come and change together.
 type family struct {
@@ -40,7 +40,6 @@ type family struct {
 type turn struct {
 	effects compile.Effects
 	classes []compiledAnew
-	pods    []movedPod
 }
 
 // moved notes all that there is of a service that others than before may reach.
@@ -59,9 +58,6 @@ type compiledAnew struct {
 	was, now *compile.Workload // was is nil if nothing of it has been made yet
 }
 
-// movedPod is a pod of a subject that has changed.
-type movedPod struct{ was, now *registry.Pod }
-
 // Touched is a resource that may have been made, changed or removed, and who is concerned.
 type Touched struct {
 	Resource
@@ -74,11 +70,11 @@ type Catalog struct {
 	settings compile.Settings
 	snap     *registry.Snapshot
 	layers   map[Layer]*layer
-	where    map[Resource][]Layer     // of what a subject has
-	reach    *reach                   // nil as long as there are no subjects
-	classes  map[string]*class        // of the layers of classes, by what they are of
-	scopes   map[Layer]*scope         // of the layers of those who may know only some services
-	pods     map[string]*registry.Pod // of the layers of pods, as last known
+	where    map[Resource][]Layer // of what a subject has
+	reach    *reach               // nil as long as there are no subjects
+	classes  map[string]*class    // of the layers of classes, by what they are of
+	scopes   map[Layer]*scope     // of the layers of those who may know only some services
+	pods     map[string]*followed // of subjects
 }
 
 type class struct {
@@ -86,9 +82,15 @@ type class struct {
 	compiled *compile.Workload // nil until something of it is made
 }
 
+// followed is a pod of subjects, as last known.
+type followed struct {
+	*registry.Pod
+	subjects int
+}
+
 // New returns a catalogue of the snapshot for nobody yet.
 func New(settings compile.Settings, snap *registry.Snapshot) *Catalog {
-	return &Catalog{settings: settings, snap: snap, layers: map[Layer]*layer{}, where: map[Resource][]Layer{}, classes: map[string]*class{}, scopes: map[Layer]*scope{}, pods: map[string]*registry.Pod{}}
+	return &Catalog{settings: settings, snap: snap, layers: map[Layer]*layer{}, where: map[Resource][]Layer{}, classes: map[string]*class{}, scopes: map[Layer]*scope{}, pods: map[string]*followed{}}
 }
 
 // Snapshot is what the catalogue is made from.
@@ -113,15 +115,14 @@ func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) (out
 		}
 		// The proxy of a pod that was deleted drains with what it has.
 		if now, _ := change.New.(*registry.Pod); now != nil {
-			t.pods = append(t.pods, movedPod{c.pods[change.ID], now})
-			c.pods[change.ID] = now
+			c.pods[change.ID].Pod = now
 			following = append(following, now)
 		}
 	}
 	if len(t.effects.Sidecars) > 0 { // few changes are of these, and there may be many pods
 		for _, p := range c.pods {
 			if slices.Contains(t.effects.Sidecars, p.Namespace) || slices.Contains(t.effects.Sidecars, "") {
-				following = append(following, p)
+				following = append(following, p.Pod)
 			}
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 )
 
-// Layer is those who have resources in common: all proxies, those who may reach some services, the pods of a class, one pod.
+// Layer is those who have resources in common: all proxies, those who may reach some services, the pods of a class.
 type Layer struct {
 	kind, of string
 	// delivery is how certificates come to those who have the layer instead of the one without. It has only what depends on that.
@@ -27,7 +27,6 @@ const (
 	identityLayer  = "identity"
 	scopeLayer     = "scope"
 	classLayer     = "class"
-	podLayer       = "pod"
 )
 
 // by is the layer of those whose certificates come in a way, beside the layer that they have as all others do.
@@ -48,10 +47,10 @@ func (l Layer) String() string {
 	return out
 }
 
-func ofClass(class string) []Layer { return []Layer{{kind: classLayer, of: class}} }
+// OfClass is the layer of a class of pods.
+func OfClass(c compile.Class) Layer { return ofClass(c.Key()) }
 
-// OfPod is the subjects of one pod ("namespace/name").
-func OfPod(pod string) Layer { return Layer{kind: podLayer, of: pod} }
+func ofClass(key string) Layer { return Layer{kind: classLayer, of: key} }
 
 // Subject is what has a configuration: the proxy of a pod.
 type Subject struct {
@@ -76,7 +75,7 @@ func (s Subject) Pod() string { return s.pod }
 
 // Layers returns whose resources the subject has. Where two layers have one of the same name, the subject has the former's.
 func (s Subject) Layers() []Layer {
-	out := append(ofClass(s.class), OfPod(s.pod))
+	out := []Layer{ofClass(s.class)}
 	services := reachOf(s.namespace, s.account)
 	if s.scope != (Layer{}) {
 		services = []Layer{s.scope}
@@ -98,8 +97,9 @@ func (c *Catalog) Join(p *registry.Pod) Subject {
 
 func (c *Catalog) enter(s Subject, p *registry.Pod, sidecar *registry.Sidecar) {
 	if c.pods[s.pod] == nil {
-		c.pods[s.pod] = p
+		c.pods[s.pod] = &followed{Pod: p}
 	}
+	c.pods[s.pod].subjects++
 	if c.classes[s.class] == nil {
 		c.classes[s.class] = &class{Class: compile.ClassOf(p)}
 	}
@@ -128,6 +128,9 @@ func (c *Catalog) enter(s Subject, p *registry.Pod, sidecar *registry.Sidecar) {
 
 // Leave removes a subject, and returns the resources that nobody has any more.
 func (c *Catalog) Leave(s Subject) (gone []Resource) {
+	if c.pods[s.pod].subjects--; c.pods[s.pod].subjects == 0 {
+		delete(c.pods, s.pod)
+	}
 	for _, id := range s.Layers() {
 		l := c.layers[id]
 		if l.subjects--; l.subjects > 0 {
@@ -141,8 +144,6 @@ func (c *Catalog) Leave(s Subject) (gone []Resource) {
 			}
 		}
 		switch id.kind {
-		case podLayer:
-			delete(c.pods, id.of)
 		case classLayer:
 			delete(c.classes, id.of)
 		case scopeLayer:

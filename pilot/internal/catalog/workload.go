@@ -12,7 +12,7 @@ type Inbound struct{ Class string }
 
 func (r Inbound) Type() string            { return deltaxds.ListenerType }
 func (r Inbound) Name() string            { return translate.VirtualInbound }
-func (r Inbound) layers(*Catalog) []Layer { return ofClass(r.Class) }
+func (r Inbound) layers(*Catalog) []Layer { return []Layer{ofClass(r.Class)} }
 
 func (r Inbound) make(c *Catalog) proto.Message {
 	return translate.InboundListener(c.settings, c.workload(r.Class))

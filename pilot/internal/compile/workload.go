@@ -21,13 +21,12 @@ type Class struct {
 	ServiceAccount string
 	Labels         map[string]string
 	Ports          []registry.PodPort
-	Probes         string
 	Delivery       delivery.Way
 }
 
 // ClassOf returns the class of a pod.
 func ClassOf(p *registry.Pod) Class {
-	return Class{p.Namespace, p.ServiceAccount, p.Labels, p.Ports, p.Probes, p.Delivery}
+	return Class{p.Namespace, p.ServiceAccount, p.Labels, p.Ports, p.Delivery}
 }
 
 // Key names the class. Every field is in it: two pods with one key have equal configuration.
@@ -48,7 +47,6 @@ type Workload struct {
 	Ports    []InboundPort  // ports that services or policies name, in order
 	Other    InboundPort    // every other port
 	Policies []authz.Policy // in scope, in the order of namespace and name
-	Probes   []Probe
 }
 
 // InboundPort is one port of a workload.
@@ -62,7 +60,7 @@ type InboundPort struct {
 
 // CompileWorkload compiles a class.
 func CompileWorkload(snap *registry.Snapshot, set Settings, c Class) Workload {
-	w := Workload{Class: c, Policies: policies(snap, set, c), Probes: ParseProbes(c.Probes)}
+	w := Workload{Class: c, Policies: policies(snap, set, c)}
 	w.Labels = Labels{Namespace: c.Namespace, CanonicalName: CanonicalName(c.Labels, ""), CanonicalRevision: CanonicalRevision(c.Labels)}
 	if id, err := spiffe.New(set.TrustDomain, c.Namespace, c.ServiceAccount); err == nil {
 		w.Identity = id.String()

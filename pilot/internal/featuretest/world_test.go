@@ -26,8 +26,8 @@ type world struct {
 
 // pod is a pod with a proxy, and lives through changes of all that is its own.
 type pod struct {
-	namespace, name, uid, ip, account, app, version, web, probes string
-	secret                                                       bool // its certificate comes from one
+	namespace, name, uid, ip, account, app, version, web string
+	secret                                               bool // its certificate comes from one
 }
 
 var (
@@ -45,12 +45,6 @@ var (
 	slicePorts = []string{
 		`{name: http, port: 8080}`, `{name: grpc, port: 9000}`, `{name: data, port: 8080}`,
 		`{name: tcp, port: 5432}`, `{name: mysql, port: 3306}`, `{name: x, port: 7000}`,
-	}
-	probeSets = []string{
-		``,
-		`[{"container":"app","name":"readyz","http":{"port":8080,"path":"/ready"}}]`,
-		`[{"container":"app","name":"readyz","http":{"port":8080,"path":"/other"}}]`,
-		`[{"container":"app","name":"livez","tcp":8080},{"container":"app","name":"startupz","grpc":{"port":9999,"service":"s"}}]`,
 	}
 	rules = []string{
 		`{}`, `{from: [{source: {principals: [cluster.local/ns/shop/sa/one]}}]}`, `{from: [{source: {namespaces: [bank]}}]}`,
@@ -265,9 +259,6 @@ func (w *world) show(p *pod) {
 	if p.secret {
 		annotations["bulwark.dev/identity"] = "secret"
 	}
-	if p.probes != "" {
-		annotations["bulwark.dev/probes"] = p.probes
-	}
 	text, err := json.Marshal(annotations)
 	if err != nil {
 		panic(err) // strings are always text
@@ -283,7 +274,7 @@ func (w *world) pod(p *pod) {
 		w.born(p)
 		return
 	}
-	switch w.random.IntN(9) {
+	switch w.random.IntN(8) {
 	case 0:
 		p.app = mostly(w, apps)
 	case 1:
@@ -291,16 +282,14 @@ func (w *world) pod(p *pod) {
 	case 2:
 		p.ip = one(w, addresses)
 	case 3, 4:
-		p.probes = mostly(w, probeSets)
-	case 5:
 		p.secret = !p.secret
-	case 6:
+	case 5:
 		p.web = mostly(w, []string{"8080", "9090"})
-	case 7:
+	case 6:
 		p.account = mostly(w, accounts)
 		w.born(p)
 		return
-	case 8:
+	case 7:
 		w.remove("Pod", p.namespace, p.name)
 		return
 	}

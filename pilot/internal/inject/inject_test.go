@@ -6,20 +6,29 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	xdsbootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	jsonpatch "github.com/evanphx/json-patch/v5"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	admissionv1 "k8s.io/api/admission/v1"
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/catalog"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/goldentest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 var config = Config{
@@ -125,14 +134,41 @@ func TestWhoGetsAProxy(t *testing.T) {
 	}
 }
 
-func TestProbesAnnotationOfThePodsAuthorIsNotBelieved(t *testing.T) {
-	out := admit(t, []byte(`{"metadata":{"name":"x","annotations":{"bulwark.dev/probes":"[{}]"}},"spec":{"containers":[{"name":"a"}]}}`), enabled)
+// What the proxy starts with names the class that Pilot finds the stored pod to be of, and asks what kubelet asked, at the address that kubelet sets in;
+// kubelet expands nothing else in it.
+func TestProxyStartsWithItsClassAndItsProbes(t *testing.T) {
+	stored := admit(t, []byte(`{"metadata":{"name":"x","namespace":"finance","labels":{"app":"pay"}},"spec":{"serviceAccountName":"payroll","containers":[{"name":"a","ports":[{"containerPort":80}],
+		"readinessProbe":{"httpGet":{"port":80,"path":"/$(POD_NAME)/(the pod's address)"}},"livenessProbe":{"grpc":{"port":70000}},"startupProbe":{"tcpSocket":{"port":8080}}}]}}`), enabled)
 	var p core.Pod
-	if err := json.Unmarshal(out, &p); err != nil {
+	if err := json.Unmarshal(stored, &p); err != nil {
 		t.Fatal(err)
 	}
-	if v, ok := p.Annotations["bulwark.dev/probes"]; ok {
-		t.Errorf("annotation is still %q", v)
+	known, err := registry.Pods.Decode(&p, authz.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(p.Spec.InitContainers, func(c core.Container) bool { return c.Name == mesh.ProxyContainer })
+	text := p.Spec.InitContainers[i].Args[1]
+	expanded := regexp.MustCompile(`\$\$|\$\(\w+\)`).ReplaceAllStringFunc(text, func(found string) string { // as kubelet does
+		return map[string]string{"$$": "$", "$(POD_IP)": "10.0.0.7", "$(POD_NAME)": "wrong"}[found]
+	})
+	b := &xdsbootstrap.Bootstrap{}
+	if err := protojson.Unmarshal([]byte(expanded), b); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := b.GetNode().GetMetadata().GetFields()[mesh.ClassMetadata].GetStringValue(), catalog.OfClass(compile.ClassOf(known)).String(); got != want {
+		t.Errorf("class %s, want %s", got, want)
+	}
+	want := translate.Bootstrap()
+	port := uint32(8080)
+	translate.AnswerKubelet(want, []translate.Probe{
+		{Container: "a", Name: "readyz", HTTP: &translate.HTTPProbe{Port: 80, Path: "/$(POD_NAME)/(the pod's address)"}},
+		{Container: "a", Name: "startupz", TCP: &port}}, "10.0.0.7")
+	if b.Node = nil; !proto.Equal(b, want) {
+		t.Errorf("starts with %v\nwant %v", b.GetStaticResources(), want.GetStaticResources())
+	}
+	if p.Spec.Containers[0].LivenessProbe.GRPC.Port != 70000 {
+		t.Error("a port that the API server would refuse is hidden from it")
 	}
 }
 

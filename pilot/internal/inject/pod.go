@@ -6,16 +6,22 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 
+	xdscore "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/catalog"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -41,23 +47,39 @@ type Config struct {
 func apply(in *core.Pod, namespace string, way delivery.Way, c Config) (*core.Pod, []core.Container, error) {
 	pod := in.DeepCopy()
 	probes := rewriteProbes(pod)
-	proxy, err := proxyContainer(pod, namespace, c)
-	if err != nil {
-		return nil, nil, err
-	}
 	label(pod)
-	if err := annotate(pod, probes); err != nil {
+	if err := annotate(pod); err != nil {
 		return nil, nil, err
 	}
 	pod.Spec.Volumes = append(pod.Spec.Volumes, core.Volume{Name: mesh.IdentityVolume, VolumeSource: core.VolumeSource{
 		CSI: &core.CSIVolumeSource{Driver: mesh.CSIDriver, ReadOnly: ptr(true)}}})
 	delete(pod.Annotations, delivery.Label) // only what injection writes is believed
+	class, err := classOf(pod, namespace, way)
+	if err != nil {
+		return nil, nil, err
+	}
+	proxy, err := proxyContainer(pod, class, probes, namespace, c)
+	if err != nil {
+		return nil, nil, err
+	}
 	if way == delivery.BySecret {
 		if err := mountSecret(pod, &proxy); err != nil {
 			return nil, nil, err
 		}
 	}
 	return pod, []core.Container{redirectContainer(c), proxy}, nil
+}
+
+// classOf is the class that the pod will be of, unless somebody changes it after us.
+func classOf(pod *core.Pod, namespace string, way delivery.Way) (compile.Class, error) {
+	stored := pod.DeepCopy()
+	stored.Namespace = namespace
+	known, err := registry.Pods.Decode(stored, authz.Options{})
+	if err != nil {
+		return compile.Class{}, fmt.Errorf("reading the pod as it will be: %w", err)
+	}
+	known.Delivery = way
+	return compile.ClassOf(known), nil
 }
 
 func ptr[T any](v T) *T { return &v }
@@ -77,8 +99,8 @@ func redirectContainer(c Config) core.Container {
 }
 
 // proxyContainer is Envoy as a native sidecar: it starts before the application and ends after it.
-func proxyContainer(pod *core.Pod, namespace string, c Config) (core.Container, error) {
-	config, err := bootstrap()
+func proxyContainer(pod *core.Pod, class compile.Class, probes []translate.Probe, namespace string, c Config) (core.Container, error) {
+	text, err := bootstrap(class, probes)
 	if err != nil {
 		return core.Container{}, err
 	}
@@ -94,14 +116,14 @@ func proxyContainer(pod *core.Pod, namespace string, c Config) (core.Container, 
 	return core.Container{
 		Name: mesh.ProxyContainer, Image: c.ProxyImage, ImagePullPolicy: core.PullPolicy(c.PullPolicy),
 		Args: []string{
-			"--config-yaml", config,
-			"--service-node", "sidecar~$(POD_IP)~$(POD_NAME).$(" + translate.EnvNamespace + ")~$(" + translate.EnvNamespace + ").svc." + mesh.ClusterDomain,
+			"--config-yaml", text,
+			"--service-node", "sidecar~$(" + envPodIP + ")~$(POD_NAME).$(" + translate.EnvNamespace + ")~$(" + translate.EnvNamespace + ").svc." + mesh.ClusterDomain,
 			"--service-cluster", name + "." + namespace,
 			"--concurrency", fmt.Sprint(c.ProxyWorkers), "--log-level", c.ProxyLogLevel,
 			"--drain-time-s", fmt.Sprint(mesh.UpdateDrain.Seconds()), "--drain-strategy", "immediate", "--disable-hot-restart",
 		},
 		Env: []core.EnvVar{
-			field("POD_IP", "status.podIP"), field("POD_NAME", "metadata.name"), field(translate.EnvNamespace, "metadata.namespace"),
+			field(envPodIP, "status.podIP"), field("POD_NAME", "metadata.name"), field(translate.EnvNamespace, "metadata.namespace"),
 			{Name: translate.EnvWorkload, Value: name}, {Name: translate.EnvCanonical, Value: name},
 			{Name: translate.EnvRevision, Value: compile.CanonicalRevision(pod.Labels)},
 			{Name: translate.EnvPrincipal, Value: principal}, {Name: translate.EnvCluster, Value: c.ClusterName},
@@ -124,13 +146,21 @@ func proxyContainer(pod *core.Pod, namespace string, c Config) (core.Container, 
 
 func accountOf(pod *core.Pod) string { return cmp.Or(pod.Spec.ServiceAccountName, "default") }
 
-func bootstrap() (string, error) {
-	text, err := reproducible(translate.Bootstrap())
+// bootstrap is an argument of Envoy's, where kubelet sets in the pod's address.
+func bootstrap(class compile.Class, probes []translate.Probe) (string, error) {
+	const address = "(the pod's address)" // which no text of a probe can be taken for: it is looked for in quotes
+	b := translate.Bootstrap()
+	b.Node = &xdscore.Node{Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{mesh.ClassMetadata: structpb.NewStringValue(catalog.OfClass(class).String())}}}
+	translate.AnswerKubelet(b, probes, address)
+	text, err := reproducible(b)
 	if err != nil {
 		return "", fmt.Errorf("bootstrap of the proxy: %w", err)
 	}
-	return text, nil
+	text = strings.ReplaceAll(text, "$", "$$") // as kubelet wants it: a path of a probe may have $(NAME) in it
+	return strings.ReplaceAll(text, `"address":"`+address+`"`, `"address":"$(`+envPodIP+`)"`), nil
 }
+
+const envPodIP = "POD_IP"
 
 // reproducible is a message as JSON. The library puts spaces at random, so that nobody relies on its output; patches must
 // be reproducible.
@@ -187,7 +217,7 @@ func label(pod *core.Pod) {
 	set(istiocompat.CanonicalRevisionLabel, compile.CanonicalRevision(pod.Labels))
 }
 
-func annotate(pod *core.Pod, probes []compile.Probe) error {
+func annotate(pod *core.Pod) error {
 	if pod.Annotations == nil {
 		pod.Annotations = map[string]string{}
 	}
@@ -199,14 +229,6 @@ func annotate(pod *core.Pod, probes []compile.Probe) error {
 		return fmt.Errorf("status annotation: %w", err)
 	}
 	pod.Annotations[istiocompat.StatusAnnotation] = string(status)
-	delete(pod.Annotations, mesh.ProbesAnnotation) // only what injection writes is believed
-	if len(probes) > 0 {
-		text, err := json.Marshal(probes)
-		if err != nil {
-			return fmt.Errorf("probes annotation: %w", err)
-		}
-		pod.Annotations[mesh.ProbesAnnotation] = string(text)
-	}
 	if slices.Contains([]string{"", "true"}, pod.Annotations["prometheus.io/scrape"]) && pod.Annotations["prometheus.io/port"] == "" {
 		pod.Annotations["prometheus.io/scrape"] = "true"
 		pod.Annotations["prometheus.io/port"] = fmt.Sprint(mesh.ProxyStatsPort)

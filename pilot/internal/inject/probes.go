@@ -4,14 +4,14 @@ import (
 	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 // rewriteProbes makes kubelet ask the proxy in place of the application, whose ports take mutual TLS only, and returns
 // what the proxy has to ask. Probes that run a command are left as they are.
-func rewriteProbes(pod *core.Pod) []compile.Probe {
-	var out []compile.Probe
+func rewriteProbes(pod *core.Pod) []translate.Probe {
+	var out []translate.Probe
 	rewrite := func(c *core.Container) {
 		for _, p := range []struct {
 			name  string
@@ -33,11 +33,11 @@ func rewriteProbes(pod *core.Pod) []compile.Probe {
 }
 
 // original describes a probe for the proxy, or returns nil where the proxy has nothing to do with it.
-func original(c *core.Container, name string, probe *core.Probe) *compile.Probe {
+func original(c *core.Container, name string, probe *core.Probe) *translate.Probe {
 	if probe == nil {
 		return nil
 	}
-	out := &compile.Probe{Container: c.Name, Name: name}
+	out := &translate.Probe{Container: c.Name, Name: name}
 	switch {
 	case probe.HTTPGet != nil:
 		if probe.HTTPGet.Host != "" { // somewhere else than this pod
@@ -48,7 +48,7 @@ func original(c *core.Container, name string, probe *core.Probe) *compile.Probe 
 		if path == "" || path[0] != '/' {
 			path = "/" + path
 		}
-		out.HTTP = &compile.HTTPProbe{Port: port, Path: path}
+		out.HTTP = &translate.HTTPProbe{Port: port, Path: path}
 		if probe.HTTPGet.Scheme == core.URISchemeHTTPS {
 			out.HTTP.Scheme = "HTTPS"
 		}
@@ -65,7 +65,10 @@ func original(c *core.Container, name string, probe *core.Probe) *compile.Probe 
 		}
 		out.TCP = &port
 	case probe.GRPC != nil:
-		out.GRPC = &compile.GRPCProbe{Port: uint32(probe.GRPC.Port)}
+		if probe.GRPC.Port <= 0 || probe.GRPC.Port > 65535 { // the API server is to see it
+			return nil
+		}
+		out.GRPC = &translate.GRPCProbe{Port: uint32(probe.GRPC.Port)}
 		if probe.GRPC.Service != nil {
 			out.GRPC.Service = *probe.GRPC.Service
 		}
@@ -90,7 +93,7 @@ func portNumber(c *core.Container, port intstr.IntOrString) uint32 {
 	return 0
 }
 
-func redirect(probe *core.Probe, original *compile.Probe) {
+func redirect(probe *core.Probe, original *translate.Probe) {
 	get := &core.HTTPGetAction{Path: original.Path(), Port: intstr.FromInt32(mesh.ProxyHealthPort), Scheme: core.URISchemeHTTP}
 	if probe.HTTPGet != nil {
 		get.HTTPHeaders = probe.HTTPGet.HTTPHeaders

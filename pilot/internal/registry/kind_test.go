@@ -19,7 +19,6 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/fixture"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
-	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 func TestKindsAreToldApart(t *testing.T) {
@@ -45,7 +44,7 @@ func whole() []runtime.Object {
 		Namespace: "a", Name: "x", UID: "u", CreationTimestamp: meta.Unix(1, 0), ManagedFields: []meta.ManagedFieldsEntry{{Manager: "m"}},
 		OwnerReferences: []meta.OwnerReference{{Name: "o"}},
 		Labels:          map[string]string{"app": "x", discovery.LabelServiceName: "x", istiocompat.TLSModeLabel: istiocompat.TLSModeMutual},
-		Annotations:     map[string]string{mesh.ProbesAnnotation: "probes", delivery.Label: "secret", istiocompat.ExportToAnnotation: "., b", "other": "text"},
+		Annotations:     map[string]string{delivery.Label: "secret", istiocompat.ExportToAnnotation: "., b", "other": "text"},
 	}
 	port := func(name string) []core.ContainerPort { return []core.ContainerPort{{Name: name, ContainerPort: 80}} }
 	return []runtime.Object{

@@ -30,9 +30,8 @@ type Pod struct {
 	ServiceAccount  string
 	Labels          map[string]string
 	Ports           []PodPort
-	Proxied         bool   // label security.istio.io/tlsMode says it has a proxy
-	HostNetwork     bool   // its address is its node's
-	Probes          string // annotation written by injection
+	Proxied         bool // label security.istio.io/tlsMode says it has a proxy
+	HostNetwork     bool // its address is its node's
 	Delivery        delivery.Way
 }
 
@@ -63,7 +62,6 @@ func makePod(p *core.Pod) *Pod {
 		ID: IDOf(p), Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), IP: p.Status.PodIP, Node: p.Spec.NodeName,
 		ServiceAccount: p.Spec.ServiceAccountName, Labels: p.Labels, HostNetwork: p.Spec.HostNetwork,
 		Proxied: p.Labels[istiocompat.TLSModeLabel] == istiocompat.TLSModeMutual && !p.Spec.HostNetwork,
-		Probes:  p.Annotations[mesh.ProbesAnnotation],
 	}
 	if p.Annotations[delivery.Label] == string(delivery.BySecret) {
 		out.Delivery = delivery.BySecret

@@ -22,7 +22,6 @@ import (
 const (
 	VirtualOutbound = "virtualOutbound"
 	VirtualInbound  = "virtualInbound"
-	HealthListener  = "health"
 	StatsListener   = "prometheus_stats"
 )
 

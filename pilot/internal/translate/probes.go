@@ -3,6 +3,7 @@ package translate
 import (
 	"fmt"
 
+	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -13,30 +14,64 @@ import (
 	xdstype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
-	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
-// HealthListener15021 answers kubelet, which has no certificate: for the proxy itself, and for the application's own
-// probes, which would not get through to a port that takes mutual TLS only.
-func HealthListener15021(probes []compile.Probe) *listener.Listener {
+// HealthListener is the name of the listener that answers kubelet.
+const HealthListener = "health"
+
+// AnswerKubelet adds what answers kubelet, which has no certificate: for the proxy itself, and for the application's own
+// probes, which would not get through to a port that takes mutual TLS only. It is in what an Envoy starts with, for it is all that is one pod's
+// own: what comes from Pilot is the same for all pods of a class.
+func AnswerKubelet(b *bootstrap.Bootstrap, probes []Probe, podIP string) {
+	b.StaticResources.Listeners = append(b.StaticResources.Listeners, healthListener(probes))
+	b.StaticResources.Clusters = append(b.StaticResources.Clusters, probeClusters(probes, podIP)...)
+}
+
+func healthListener(probes []Probe) *listener.Listener {
 	var filters []*hcm.HttpFilter
 	routes := []*route.Route{exactly("/healthz/ready", AdminCluster, "/ready")}
 	for _, p := range probes {
 		if p.HTTP != nil {
-			routes = append(routes, exactly(p.Path(), ProbeName(p), p.HTTP.Path))
+			routes = append(routes, exactly(p.Path(), probeName(p), p.HTTP.Path))
 			continue
 		}
 		// No request of the proxy's can ask an application's TCP port; the cluster's active checks do.
 		filters = append(filters, httpFilter("envoy.filters.http.health_check", &healthcheck.HealthCheck{
 			PassThroughMode:              no(),
-			ClusterMinHealthyPercentages: map[string]*xdstype.Percent{ProbeName(p): {Value: 100}},
+			ClusterMinHealthyPercentages: map[string]*xdstype.Percent{probeName(p): {Value: 100}},
 			Headers:                      []*route.HeaderMatcher{{Name: ":path", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: envoy.Exact(p.Path())}}},
 		}))
 	}
 	return plainListener(HealthListener, mesh.ProxyHealthPort, filters, routes)
 }
+
+// Probe is an original probe of an application's container, which kubelet now asks of the proxy at
+// /app-health/<container>/<name>.
+type Probe struct {
+	Container string
+	Name      string // livez, readyz or startupz
+	HTTP      *HTTPProbe
+	TCP       *uint32 // port
+	GRPC      *GRPCProbe
+}
+
+// HTTPProbe is an httpGet.
+type HTTPProbe struct {
+	Port   uint32
+	Path   string
+	Scheme string // HTTPS or empty
+}
+
+// GRPCProbe is a grpc probe.
+type GRPCProbe struct {
+	Port    uint32
+	Service string
+}
+
+// Path is where kubelet asks.
+func (p Probe) Path() string { return fmt.Sprintf("/app-health/%s/%s", p.Container, p.Name) }
 
 // StatsListener15090 shows Prometheus the proxy's metrics and nothing else of its admin port.
 func StatsListener15090() *listener.Listener {
@@ -62,8 +97,8 @@ func exactly(path, cluster, rewrite string) *route.Route {
 	}
 }
 
-// ProbeName names the cluster that stands for what a probe asks.
-func ProbeName(p compile.Probe) string {
+// probeName names the cluster that stands for what a probe asks.
+func probeName(p Probe) string {
 	switch {
 	case p.HTTP != nil && p.HTTP.Scheme == "HTTPS":
 		return fmt.Sprintf("probe|https|%d", p.HTTP.Port)
@@ -75,12 +110,12 @@ func ProbeName(p compile.Probe) string {
 	return fmt.Sprintf("probe|tcp|%d", *p.TCP)
 }
 
-// ProbeClusters are the application's ports as kubelet would ask them, on the pod's address.
-func ProbeClusters(probes []compile.Probe, podIP string) []*cluster.Cluster {
+// probeClusters are the application's ports as kubelet would ask them, on the pod's address.
+func probeClusters(probes []Probe, podIP string) []*cluster.Cluster {
 	var out []*cluster.Cluster
 	seen := map[string]bool{}
 	for _, p := range probes {
-		if name := ProbeName(p); !seen[name] {
+		if name := probeName(p); !seen[name] {
 			seen[name] = true
 			out = append(out, probeCluster(p, name, podIP))
 		}
@@ -88,7 +123,7 @@ func ProbeClusters(probes []compile.Probe, podIP string) []*cluster.Cluster {
 	return out
 }
 
-func probeCluster(p compile.Probe, name, podIP string) *cluster.Cluster {
+func probeCluster(p Probe, name, podIP string) *cluster.Cluster {
 	port := uint32(0)
 	var check *core.HealthCheck
 	switch {

@@ -9,9 +9,7 @@ import (
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 
-	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 )
@@ -27,19 +25,17 @@ func TestKubeletHearsTheApplicationsAnswer(t *testing.T) {
 	port := uint32(app.Listener.Addr().(*net.TCPAddr).Port)
 	ports := envoytest.FreePorts(t, 3)
 	closed := ports[2]
-	probes := []compile.Probe{
-		{Container: "app", Name: "readyz", HTTP: &compile.HTTPProbe{Port: port, Path: "/ready?x=1"}},
+	probes := []translate.Probe{
+		{Container: "app", Name: "readyz", HTTP: &translate.HTTPProbe{Port: port, Path: "/ready?x=1"}},
 		{Container: "app", Name: "livez", TCP: &port},
 		{Container: "down", Name: "livez", TCP: &closed},
-		{Container: "down", Name: "readyz", HTTP: &compile.HTTPProbe{Port: closed, Path: "/"}},
+		{Container: "down", Name: "readyz", HTTP: &translate.HTTPProbe{Port: closed, Path: "/"}},
 	}
 	b := translate.Bootstrap()
 	b.DynamicResources, b.StatsSinks = nil, nil
 	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[0]}
-	l := translate.HealthListener15021(probes)
-	l.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[1]}
-	b.StaticResources.Listeners = []*listener.Listener{l}
-	b.StaticResources.Clusters = append(b.StaticResources.Clusters, translate.ProbeClusters(probes, "127.0.0.1")...)
+	translate.AnswerKubelet(b, probes, "127.0.0.1")
+	b.StaticResources.Listeners[0].Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[1]}
 	admin := translate.Admin()
 	admin.LoadAssignment.Endpoints[0].LbEndpoints[0].GetEndpoint().Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[0]}
 	b.StaticResources.Clusters = append(b.StaticResources.Clusters, admin)
