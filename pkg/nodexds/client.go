@@ -63,6 +63,7 @@ func (n *Node) follow(ctx context.Context, dial func(context.Context) (RPC, erro
 		defer close(done)
 		failed <- d.receive(rpc, log)
 	}()
+	defer n.leave()
 	defer func() { <-done }() // nothing is applied any more
 	defer cancel()
 	return d.speak(rpc, opening, failed)

@@ -37,7 +37,7 @@ func (n *Node) open() (*dialogue, []*nodev1.Report) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	d := &dialogue{node: n, pods: map[string]bool{}, proxies: map[string]told{}}
-	n.applied = 0 // Pilot counts anew
+	n.applied, n.alone = 0, false // Pilot counts anew
 	n.cache.keep(func(uid string) bool { return n.pods[uid] != nil })
 	first := &nodev1.Report{}
 	for _, uid := range slices.Sorted(maps.Keys(n.pods)) {

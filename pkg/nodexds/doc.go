@@ -14,7 +14,8 @@
 //
 // A layer is the node's as long as a word names it. Both sides see that in the words, of the same updates, and forget it then.
 // The agent that connects says what it has: the words, and the versions in their layers. Whatever differs is in the first update. While
-// Pilot is away, the proxies of pods that it has spoken of are served, also such as were not there before; the proxy of another pod waits.
+// Pilot is away, the proxies of pods that it has spoken of are served, also such as were not there before. So are those of pods that it has never
+// spoken of, if another pod on the node is of their class and their service account; they have what that one has. Others wait.
 //
 // The agent reports what each proxy has taken and refused of which update. It is told to Pilot as deltaxds.Status has it, which knows only
 // what Envoy has answered: that an update has been received says nothing about proxies.

@@ -23,6 +23,7 @@ type Node struct {
 	mu      sync.Mutex
 	cache   cache
 	pods    map[string]*pod // by UID
+	alone   bool            // there is no stream to Pilot
 	applied uint64          // the last update that all streams of proxies have been told of
 
 	urgent chan struct{} // capacity one: pods have come or gone, or an update has been applied
@@ -32,6 +33,8 @@ type Node struct {
 // pod is one that has a socket.
 type pod struct {
 	uid, name string
+	account   string   // its identity, whose pods may have each other's layers
+	refused   bool     // Pilot has said that it has nothing from here
 	proxies   []*Proxy // connected ones; the last to come is the one that counts
 	lost      *lost    // if the last one has stalled, until another comes
 }
@@ -45,15 +48,15 @@ type lost struct {
 
 // New returns a node without pods.
 func New(cl clock.Clock) *Node {
-	return &Node{clock: cl, cache: newCache(), pods: map[string]*pod{}, urgent: make(chan struct{}, 1), moved: make(chan struct{}, 1)}
+	return &Node{clock: cl, cache: newCache(), pods: map[string]*pod{}, alone: true, urgent: make(chan struct{}, 1), moved: make(chan struct{}, 1)}
 }
 
-// Add adds a pod (name: namespace/name), which has a socket from now on.
-func (n *Node) Add(uid, name string) {
+// Add adds a pod (name: namespace/name) of a service account, which has a socket from now on.
+func (n *Node) Add(uid, name, account string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.pods[uid] == nil {
-		n.pods[uid] = &pod{uid: uid, name: name}
+		n.pods[uid] = &pod{uid: uid, name: name, account: account}
 	}
 	signal(n.urgent)
 }
@@ -80,27 +83,62 @@ type Proxy struct {
 	node   *Node
 	uid    string
 	id     string // by which it calls itself
+	class  string // the layer that its pod's class has, as it says; empty if it does not
 	since  time.Time
 	stream *deltaxds.Stream // set by Begin
 }
 
-// Proxy returns the source of a proxy that has connected and calls itself id. Begin comes next.
-func (n *Node) Proxy(uid, id string) *Proxy {
-	return &Proxy{node: n, uid: uid, id: id, since: n.clock.Now()}
+// Proxy returns the source of a proxy that has connected, calls itself id and says which layer is that of its pod's class. Begin comes next.
+func (n *Node) Proxy(uid, id, class string) *Proxy {
+	return &Proxy{node: n, uid: uid, id: id, class: class, since: n.clock.Now()}
 }
 
 // Begin has the proxy's stream be told of what changes, before it asks for anything.
 func (p *Proxy) Begin(stream *deltaxds.Stream) {
 	p.stream = stream
-	p.node.begin.Lock()
-	defer p.node.begin.Unlock()
-	p.node.mu.Lock()
-	defer p.node.mu.Unlock()
-	if pod := p.node.pods[p.uid]; pod != nil {
+	n := p.node
+	n.begin.Lock()
+	defer n.begin.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if pod := n.pods[p.uid]; pod != nil {
 		pod.proxies = append(pod.proxies, p)
 		pod.lost = nil
+		n.adopt(pod)
 	}
-	signal(p.node.moved)
+	signal(n.moved)
+}
+
+// adopt has a pod that Pilot has never spoken of have what another pod of its class has, while Pilot is away, and reports whether it has. The
+// class is what the proxy says, so the other has to be of the same service account, which kubelet said: that much it could read there, too.
+// Pilot, when it is back, is told like of any other what the pod has, and says what it is to have.
+//
+// Only without a stream: Pilot would not know otherwise that the node needs the layers still. It is called with mu held.
+func (n *Node) adopt(p *pod) bool {
+	if !n.alone || p.refused || n.cache.words[p.uid] != nil || len(p.proxies) == 0 || p.proxies[len(p.proxies)-1].class == "" {
+		return false
+	}
+	for uid, other := range n.pods {
+		if layers := n.cache.words[uid]; other.account == p.account && slices.Contains(layers, p.proxies[len(p.proxies)-1].class) {
+			n.cache.words[p.uid] = layers
+			return true
+		}
+	}
+	return false
+}
+
+// leave notes that the stream to Pilot has ended: proxies that have waited for its word may be helped.
+func (n *Node) leave() {
+	n.change(func() map[string]deltaxds.News {
+		n.alone = true
+		news := map[string]deltaxds.News{}
+		for uid, pod := range n.pods {
+			if n.adopt(pod) {
+				news[uid] = deltaxds.News{Everything: true}
+			}
+		}
+		return news
+	})
 }
 
 // End says that the stream has ended, and how.
@@ -147,8 +185,27 @@ func signal(c chan struct{}) {
 	}
 }
 
-// apply takes an update, in all its parts, between two steps of every proxy's stream.
+// apply takes an update, in all its parts.
 func (n *Node) apply(parts []*nodev1.Update) {
+	n.change(func() map[string]deltaxds.News {
+		for _, u := range parts {
+			for _, w := range u.GetWords() {
+				if pod := n.pods[w.GetUid()]; pod != nil {
+					pod.refused = len(w.GetLayers()) == 0
+				}
+			}
+		}
+		return n.cache.apply(parts)
+	})
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.applied = parts[0].GetNumber()
+	signal(n.urgent)
+	signal(n.moved)
+}
+
+// change runs what alters the cache, with mu held and between two steps of every proxy's stream. It returns what may differ for pods.
+func (n *Node) change(alter func() map[string]deltaxds.News) {
 	n.begin.Lock()
 	defer n.begin.Unlock()
 	n.mu.Lock()
@@ -162,7 +219,7 @@ func (n *Node) apply(parts []*nodev1.Update) {
 	deltaxds.Change(slices.Collect(maps.Keys(streams)), func() map[*deltaxds.Stream]deltaxds.News {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		news := n.cache.apply(parts)
+		news := alter()
 		out := map[*deltaxds.Stream]deltaxds.News{}
 		for stream, uid := range streams {
 			if of, ok := news[uid]; ok {
@@ -171,9 +228,4 @@ func (n *Node) apply(parts []*nodev1.Update) {
 		}
 		return out
 	})
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.applied = parts[0].GetNumber()
-	signal(n.urgent)
-	signal(n.moved)
 }

@@ -128,7 +128,7 @@ func (p *pilot) Recv() (*nodev1.Update, error) {
 func TestNodeFollowsPilot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New(clock.RealClock{})
-		n.Add("u", "a/web")
+		n.Add("u", "a/web", "a/web")
 		streams := make(chan *pilot)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -154,10 +154,10 @@ func TestNodeFollowsPilot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n.Add("v", "a/other") // which is said, and not taken
+		n.Add("v", "a/other", "a/other") // which is said, and not taken
 		p.updates <- u
 		synctest.Wait()
-		proxy := n.Proxy("u", "sidecar~u")
+		proxy := n.Proxy("u", "sidecar~u", "")
 		if got, known := proxy.Resource(deltaxds.ClusterType, "c"); !known || got == nil || got.Version != r.Version {
 			t.Fatalf("while Pilot does not listen, an update is not applied: %v, %v", got, known)
 		}

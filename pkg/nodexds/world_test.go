@@ -50,6 +50,7 @@ type chain struct {
 // member is a pod and its proxy.
 type member struct {
 	uid     string
+	born    []string // what its proxy was started with
 	layers  []string // by Pilot's knowledge, which it may come to late; none: it has not seen the pod
 	deleted bool     // Pilot does not see it any more: it goes on with what it has
 	socket  bool     // at the agent
@@ -109,17 +110,27 @@ func (c *chain) note(format string, args ...any) {
 }
 
 // newPod has the agent have another pod, which Pilot may not have seen yet.
-func (c *chain) newPod() {
+func (c *chain) newPod() { c.newPodOf(c.kinds()) }
+
+func (c *chain) newPodOf(born []string) *member {
 	c.uids++
-	p := &member{uid: fmt.Sprintf("uid-%d", c.uids), socket: true, envoy: deltaxdstest.NewEnvoy()}
+	p := &member{uid: fmt.Sprintf("uid-%d", c.uids), socket: true, envoy: deltaxdstest.NewEnvoy(), born: born}
 	c.pods[p.uid] = p
-	c.node.Add(p.uid, "a/"+p.uid)
-	c.note("pod %s comes", p.uid)
+	c.node.Add(p.uid, "a/"+p.uid, p.born[1])
+	c.note("pod %s comes, of %v", p.uid, p.born)
+	return p
 }
 
-// see has Pilot see a pod, or its labels change.
+// kinds are layers that a pod may have.
+func (c *chain) kinds() []string {
+	return []string{[]string{"class/a", "class/b"}[c.random.IntN(2)], []string{"identity/a", "identity/b"}[c.random.IntN(2)], "mesh"}
+}
+
+// see has Pilot see a pod, mostly as it was born, or its labels change.
 func (c *chain) see(p *member) {
-	p.layers = []string{[]string{"class/a", "class/b"}[c.random.IntN(2)], []string{"identity/a", "identity/b"}[c.random.IntN(2)], "mesh"}
+	if p.layers = p.born; c.random.IntN(3) == 0 {
+		p.layers = c.kinds()
+	}
 	c.note("pod %s has %v", p.uid, p.layers)
 	c.authorize(p.uid)
 }
@@ -156,7 +167,7 @@ func (c *chain) connectProxy(p *member) {
 	c.note("the proxy of %s connects", p.uid)
 	p.envoy.Reconnect()
 	c.connections++
-	p.proxy = c.node.Proxy(p.uid, fmt.Sprintf("sidecar~%s~%d", p.uid, c.connections))
+	p.proxy = c.node.Proxy(p.uid, fmt.Sprintf("sidecar~%s~%d", p.uid, c.connections), p.born[0])
 	p.stream, p.toAgent, p.fromNode = deltaxds.NewStream(own{p.proxy, c.secrets}, c.clock), nil, nil
 	p.proxy.Begin(p.stream)
 }
@@ -188,6 +199,7 @@ func (c *chain) connectPilot() {
 func (c *chain) disconnectPilot() {
 	c.note("the stream to Pilot ends")
 	c.session, c.dialogue = nil, nil
+	c.node.leave()
 }
 
 // restartAgent has the agent lose all that it has.
@@ -197,7 +209,7 @@ func (c *chain) restartAgent() {
 	c.node = New(c.clock)
 	for _, p := range c.pods {
 		p.proxy, p.stream = nil, nil
-		c.node.Add(p.uid, "a/"+p.uid)
+		c.node.Add(p.uid, "a/"+p.uid, p.born[1])
 	}
 }
 
@@ -667,36 +679,55 @@ func TestProxyThatHangsIsNeverSettledAndHoldsUpNobody(t *testing.T) {
 	}
 }
 
-// A proxy that starts while Pilot is away has what the node holds, also in a pod that had none before.
+// A proxy that starts while Pilot is away has what the node holds, also in a pod that had none before; and in one that Pilot has never spoken
+// of, if another pod is of its class and its service account. When Pilot is back, it is told, and what it says holds.
 func TestProxiesStartWhilePilotIsAway(t *testing.T) {
 	c := full(t, 1)
-	c.newPod()
-	fresh := c.pods["uid-4"]
-	fresh.layers = []string{"class/a", "mesh"}
+	known := c.members()[0]
+	fresh, early, refused := c.newPodOf(known.born), c.newPodOf([]string{"class/a", known.born[1]}), c.newPodOf([]string{"class/a", known.born[1]})
+	fresh.layers, refused.layers = known.layers, known.layers
+	c.connectProxy(early)
 	c.settle(t)
+	c.refuse(refused)
+	c.settle(t)
+	waits := func(p *member, why string) {
+		t.Helper()
+		if st := p.stream.Status()[deltaxds.ClusterType]; st.Sent > 0 || !st.Pending {
+			t.Errorf("%s: its proxy is told something: %+v", why, st)
+		}
+	}
+	waits(early, "a pod that Pilot has yet to speak of, which it will")
 	c.disconnectPilot()
-	again := c.members()[0]
-	c.disconnectProxy(again, nil)
-	again.envoy = deltaxdstest.NewEnvoy()
-	c.connectProxy(again)
-	c.connectProxy(fresh)
-	c.newPod()
-	unknown := c.pods["uid-5"]
-	c.connectProxy(unknown)
+	c.disconnectProxy(known, nil)
+	known.envoy = deltaxdstest.NewEnvoy()
+	alike, elsewhere, other := c.newPodOf([]string{"class/a", known.born[1]}), c.newPodOf([]string{"class/a", "identity/another"}), c.newPodOf([]string{"class/c", known.born[1]})
+	for _, p := range []*member{known, fresh, refused, alike, elsewhere, other} {
+		c.connectProxy(p)
+	}
 	c.settle(t)
-	for _, p := range []*member{again, fresh} {
+	early.layers, alike.layers = known.layers, known.layers // as Pilot would have it
+	for _, p := range []*member{known, fresh, early, alike} {
 		if wrong := c.world(p).Compare(p.envoy); len(wrong) > 0 {
 			t.Errorf("%s: %v", p.uid, wrong)
 		}
 	}
-	if st := unknown.stream.Status()[deltaxds.ClusterType]; st.Sent > 0 || !st.Pending {
-		t.Errorf("the proxy of a pod that Pilot has never spoken of is told something: %+v", st)
-	}
+	waits(elsewhere, "a pod of another service account")
+	waits(other, "a pod of another class")
+	waits(refused, "a pod that Pilot has nothing for")
 	for range 10 {
 		c.clock.Step(deltaxds.StallLimit)
-		if s := unknown.stream.Stalled(); s != nil {
+		if s := other.stream.Stalled(); s != nil {
 			t.Fatalf("a proxy that waits for Pilot has stalled: %v", s)
 		}
+	}
+	alike.layers = []string{"class/b", "mesh"} // somebody has given it another label
+	for _, p := range []*member{elsewhere, other, refused} {
+		p.layers = []string{"class/b", "mesh"}
+	}
+	c.connectPilot()
+	c.settle(t)
+	if wrong := c.compare(); len(wrong) > 0 {
+		t.Errorf("when Pilot is back: %v", wrong)
 	}
 }
 

@@ -61,7 +61,7 @@ func New(c Config) *Relay { return &Relay{config: c, node: nodexds.New(c.Clock)}
 func (r *Relay) Attach(p *identity.Identity, s grpc.ServiceRegistrar) func(context.Context) {
 	discovery.RegisterAggregatedDiscoveryServiceServer(s, &server{
 		relay: r, pod: p, secrets: sds.New(p, r.config.Bundle, r.config.Log), log: r.config.Log.With("pod", p.String())})
-	r.node.Add(p.Facts.UID, p.String())
+	r.node.Add(p.Facts.UID, p.String(), p.ID.String())
 	return func(ctx context.Context) {
 		<-ctx.Done()
 		r.node.Remove(p.Facts.UID)
@@ -113,7 +113,8 @@ func (s *server) DeltaAggregatedResources(rpc discovery.AggregatedDiscoveryServi
 	}
 	secrets := s.secrets.Open()
 	defer secrets.Close()
-	proxy := s.relay.node.Proxy(s.pod.Facts.UID, first.GetNode().GetId())
+	class := first.GetNode().GetMetadata().GetFields()[mesh.ClassMetadata].GetStringValue()
+	proxy := s.relay.node.Proxy(s.pod.Facts.UID, first.GetNode().GetId(), class)
 	stream := deltaxds.NewStream(source{proxy, secrets, s.log}, s.relay.config.Clock)
 	proxy.Begin(stream)
 	ctx, cancel := context.WithCancel(rpc.Context())

@@ -280,7 +280,7 @@ func TestConfigurationComesFromPilotToTheAgent(t *testing.T) {
 	}
 	p.set(deltaxds.EndpointType, "a", &endpoint.ClusterLoadAssignment{ClusterName: "a"})
 	eventually(t, "the agent has the endpoints", func() bool {
-		has, _ := n.relay.node.Proxy("uid-payroll-1", "").Resource(deltaxds.EndpointType, "a")
+		has, _ := n.relay.node.Proxy("uid-payroll-1", "", "").Resource(deltaxds.EndpointType, "a")
 		return has != nil
 	})
 	e.send(&discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.EndpointType, ResourceNamesSubscribe: []string{"a", "missing"}})

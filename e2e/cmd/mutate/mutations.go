@@ -157,10 +157,6 @@ var mutations = []mutation{
 		{families + "authorization.go", "			if !same {", "			if false && !same {"}}},
 	{21, "nobody is told that revocations have changed", everyChange, []edit{
 		{families + "revocations.go", "revocationsIf(t.effects.Revocations)", "revocationsIf(false && t.effects.Revocations)"}}},
-	{21, "a pod is not told that the clusters of its probes have changed", everyChange, []edit{
-		{families + "probes.go", "append(append(append(out, probesOf(p.was)...), probesOf(p.now)...), Health{p.now.ID})", "append(out, Health{p.now.ID})"}}},
-	{21, "a pod is not told that its probes have changed", everyChange, []edit{
-		{families + "probes.go", "append(append(append(out, probesOf(p.was)...), probesOf(p.now)...), Health{p.now.ID})", "append(append(out, probesOf(p.was)...), probesOf(p.now)...)"}}},
 	{21, "clusters are made anew for those alone whose certificates come from the agent", everyChange, []edit{
 		{families + "service.go", "				for _, d := range deliveries {\n					out = append(out, Cluster{id", "				for _, d := range deliveries[:1] {\n					out = append(out, Cluster{id"}}},
 	{21, "a pod of new labels is not told what its new class has", everyChange, []edit{
@@ -169,8 +165,6 @@ var mutations = []mutation{
 		{"pilot/internal/compile/effects.go", "range []*registry.Service{snap.Service(id), e.former[id]} {", "range []*registry.Service{snap.Service(id)} {"}}},
 	{21, "workloads are not looked at again when a Service selects them", "pilot/internal/compile.TestEffectsNameWhateverDiffers", []edit{
 		{"pilot/internal/compile/effects.go", "		e.Classes = append(e.Classes, ClassSelector{s.Namespace, s.Selector})\n", ""}}},
-	{21, "a listener is made and nobody has it", "pilot/internal/featuretest.TestGolden", []edit{
-		{families + "probes.go", "append(probesOf(c.pods[l.of]), Health{l.of})", "probesOf(c.pods[l.of])"}}},
 	{21, "endpoints are sent that Envoy does not take", "pilot/internal/featuretest.TestEnvoyTakesEveryWorld", []edit{
 		{"pilot/internal/translate/cluster.go", "md, LoadBalancingWeight: u32(1),", "md, LoadBalancingWeight: u32(0),"}}},
 	{21, "a filter is sent another filter's configuration", "pilot/internal/featuretest.TestEnvoyTakesEveryWorld", []edit{
@@ -220,6 +214,12 @@ var mutations = []mutation{
 		{nodexds + "session.go", "	case r != nil && r.Version != last:\n", "	case r != nil && (r.Version != last || !h.follows || len(h.changed) == 0):\n"}}},
 	{23, "a returning agent keeps what has gone", everyChange, []edit{
 		{nodexds + "session.go", "			if !there[url][name] {\n", "			if false && !there[url][name] {\n"}}},
+	{23, "while Pilot is away, a pod has what another service account's has", "pkg/nodexds.TestProxiesStartWhilePilotIsAway", []edit{
+		{nodexds + "node.go", "other.account == p.account && ", ""}}},
+	{23, "while Pilot is away, a pod that it has refused is served", "pkg/nodexds.TestProxiesStartWhilePilotIsAway", []edit{
+		{nodexds + "node.go", "!n.alone || p.refused || ", "!n.alone || "}}},
+	{23, "a layer is compared with what Pilot no longer has", "pkg/nodexds.TestProxiesNodeAndPilotAgreeInEveryWorld", []edit{
+		{nodexds + "session.go", "				of.follows = false\n", ""}}},
 	{23, "a proxy sees half of a change", "pkg/deltaxds.TestClientSeesNoHalfOfAChange", []edit{
 		{"pkg/deltaxds/stream.go", "	for _, s := range streams {\n		s.mu.Lock()\n	}\n	for s, news := range change() {", "	all := change()\n	for _, s := range streams {\n		s.mu.Lock()\n	}\n	for s, news := range all {"}}},
 }

@@ -246,7 +246,7 @@ func startEnvoy(t *testing.T, p *pilot, pod string) uint32 {
 	}
 	node := p.node(t, known.Node)
 	t.Cleanup(p.stop)
-	node.Add(known.UID, known.ID)
+	node.Add(known.UID, known.ID, known.ServiceAccount)
 	agent := &envoytest.Agent{ADS: &onThisMachine{node: node.Node, pod: known, files: files}, Leaf: leaf, Root: ca.Root}
 	return agent.Start(t, nodeID(known))
 }

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"k8s.io/utils/clock"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/catalog"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds/deltaxdstest"
@@ -45,7 +47,7 @@ func (p *proxy) connect(t *testing.T, to *pilot) {
 	t.Helper()
 	pod := to.pod(p.pod)
 	agent := to.node(t, pod.Node)
-	agent.Add(p.uid, p.pod)
+	agent.Add(p.uid, p.pod, pod.Namespace+"/"+pod.ServiceAccount)
 	ctx, cancel := context.WithCancel(t.Context())
 	s := &stream{ctx: ctx, cancel: cancel, proxy: p, up: make(chan *discovery.DeltaDiscoveryRequest, unheard), ended: make(chan struct{})}
 	p.mu.Lock()
@@ -62,7 +64,7 @@ func (p *proxy) connect(t *testing.T, to *pilot) {
 
 // serve is what the agent does for the stream of a pod's proxy.
 func serve(agent *nodexds.Node, pod *registry.Pod, rpc deltaxds.RPC) error {
-	source := agent.Proxy(pod.UID, nodeID(pod))
+	source := agent.Proxy(pod.UID, nodeID(pod), catalog.OfClass(compile.ClassOf(pod)).String())
 	stream := deltaxds.NewStream(source, clock.RealClock{})
 	source.Begin(stream)
 	err := stream.Serve(rpc, nil)

@@ -218,9 +218,9 @@ func (m *testMesh) serve(pod string, rpc deltaxds.RPC) error {
 	if m.agent == nil {
 		m.agent = m.node(nodeName)
 	}
-	m.agent.Add(uid, pod)
+	m.agent.Add(uid, pod, "")
 	m.mu.Unlock()
-	source := m.agent.Proxy(uid, "sidecar~"+pod)
+	source := m.agent.Proxy(uid, "sidecar~"+pod, "")
 	stream := deltaxds.NewStream(source, m.clock)
 	source.Begin(stream)
 	err := stream.Serve(rpc, nil)

@@ -47,7 +47,7 @@ func New(members []Member, dial Dialer) *Fleet {
 			a = newAgent(f, m.Node, dial)
 			f.agents[m.Node] = a
 		}
-		a.Add(m.UID, m.Namespace+"/"+m.Pod)
+		a.Add(m.UID, m.Namespace+"/"+m.Pod, m.Namespace+"/"+m.ServiceAccount)
 		f.proxies = append(f.proxies, newProxy(f, m, a))
 	}
 	return f

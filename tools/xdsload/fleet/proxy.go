@@ -47,7 +47,7 @@ func (p *Proxy) serve(ctx context.Context, settled chan<- time.Time) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c := &conversation{ctx: ctx, proxy: p, up: make(chan *discovery.DeltaDiscoveryRequest), settled: settled}
-	source := p.agent.Proxy(p.UID, p.Envoy())
+	source := p.agent.Proxy(p.UID, p.Envoy(), "")
 	stream := deltaxds.NewStream(source, clock.RealClock{})
 	source.Begin(stream)
 	opening := p.opening() // before there is an answer
