@@ -252,7 +252,7 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 	}
 	for _, p := range connected {
 		p.take(t, "cds", services+4) // and four of every proxy
-		p.take(t, "lds", services+5)
+		p.take(t, "lds", services+4)
 		endpoints := &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.EndpointType}
 		for i := range services {
 			endpoints.ResourceNamesSubscribe = append(endpoints.ResourceNamesSubscribe, fmt.Sprintf("outbound|80||s%d.shop.svc.cluster.local", i))
@@ -263,10 +263,10 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		p.take(t, short(deltaxds.ExtensionConfigType), 8)
 	}
 	// Shared: clusters, endpoints and listeners of services, four clusters, three listeners, two lists of revocations.
-	// Own, of each proxy: two listeners, the six configurations of authorization.
+	// Own, of each proxy: a listener, the six configurations of authorization.
 	shared := services*3 + 4 + 3 + 2
 	recomputed, marshalled := m.counts()
-	if want := float64(shared + proxies*(2+6)); marshalled != want || recomputed != want {
+	if want := float64(shared + proxies*(1+6)); marshalled != want || recomputed != want {
 		t.Fatalf("connecting %d proxies took %v recomputes and %v marshals, want %v of each", proxies, recomputed, marshalled, want)
 	}
 
