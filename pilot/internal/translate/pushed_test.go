@@ -1,0 +1,411 @@
+package translate_test
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/tls"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	metricsservice "github.com/envoyproxy/go-control-plane/envoy/service/metrics/v3"
+	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+var update = flag.Bool("update", false, "write what proxies push, which the agent's tests read")
+
+// pushes is where the agent's tests have what a proxy pushes. They say what Prometheus sees of it.
+const pushes = "../../../agent/internal/metrics/testdata/pushed.jsonl"
+
+// scene is one Envoy that stands for the proxies of a client and of a server, and what it is to be asked.
+type scene struct {
+	t         *testing.T
+	ca        *envoytest.CA
+	leaf      envoytest.Leaf // of both
+	listeners []*listener.Listener
+	clusters  []*cluster.Cluster
+}
+
+const (
+	sceneClient = "spiffe://cluster.local/ns/shop/sa/checkout"
+	scenePeer   = "spiffe://cluster.local/ns/shop/sa/friend"
+)
+
+// inbound puts a server's side of a port before an application.
+func (s *scene) inbound(port, app uint32, p protocol.Protocol, name string, policies ...authz.Policy) {
+	w := &compile.Workload{Class: compile.Class{Namespace: "shop"}, Identity: sceneClient, Policies: policies,
+		Other: compile.InboundPort{Mode: authz.Strict, Protocol: p},
+		Ports: []compile.InboundPort{{Number: port, Protocol: p, Mode: authz.Permissive, ServiceName: name}}}
+	counting := map[string][]*accesslog.AccessLog{}
+	for _, c := range translate.InboundListener(settings, w).GetFilterChains() {
+		counting[c.GetName()] = statistics(s.t, c)
+	}
+	l := inboundOn(s.t, w, port)
+	for _, c := range l.GetFilterChains() {
+		if c.GetTransportSocket() != nil {
+			staticCertificates(s.t, c, s.ca, s.leaf)
+		}
+		setLogs(s.t, c, counting[c.GetName()])
+	}
+	behind := staticCluster(applicationBehind(port), app)
+	behind.TypedExtensionProtocolOptions = translate.Inbound().GetTypedExtensionProtocolOptions()
+	s.listeners, s.clusters = append(s.listeners, l), append(s.clusters, behind)
+}
+
+// outbound is a client's side of a service port, at an address of this machine, with these endpoints.
+func (s *scene) outbound(at uint32, p protocol.Protocol, name string, pod *compile.Endpoint, endpoints ...compile.Endpoint) {
+	sp := &compile.ServicePort{Service: &registry.Service{Name: name, Namespace: "finance"}, Host: name + ".finance.svc.cluster.local", Number: at,
+		Protocol: p, Mutual: true, Identities: []string{sceneClient}}
+	c := translate.OutboundCluster(sp, delivery.ByAgent)
+	if pod == nil {
+		c.ClusterDiscoveryType, c.EdsClusterConfig = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}, nil
+		c.LoadAssignment = translate.Endpoints(c.GetName(), endpoints)
+	}
+	repack(s.t, c.GetTransportSocket().GetTypedConfig(), func(m any) {
+		common := m.(*tlsv3.UpstreamTlsContext).GetCommonTlsContext()
+		common.TlsCertificateSdsSecretConfigs = nil
+		common.TlsCertificates = []*tlsv3.TlsCertificate{{CertificateChain: inlineBytes(s.leaf.Cert), PrivateKey: inlineBytes(s.leaf.Key)}}
+		validation := common.GetCombinedValidationContext().GetDefaultValidationContext()
+		validation.TrustedCa = inlineBytes(s.ca.Root)
+		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: validation}
+	})
+	l := translate.ServiceListener(&compile.Frontend{Address: compile.Address{IP: "127.0.0.1", Port: at}, Service: *sp, Pod: pod})
+	s.listen(l, at)
+	s.clusters = append(s.clusters, c)
+}
+
+// listen has a listener take connections at a port of this machine, and keeps its statistics alone.
+func (s *scene) listen(l *listener.Listener, at uint32) {
+	l.BindToPort = nil
+	l.Address = &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{
+		Address: "127.0.0.1", PortSpecifier: &core.SocketAddress_PortValue{PortValue: at}}}}
+	for _, c := range l.GetFilterChains() {
+		setLogs(s.t, c, statistics(s.t, c))
+	}
+	s.listeners = append(s.listeners, l)
+}
+
+// statistics are the loggers of a chain that count.
+func statistics(t *testing.T, c *listener.FilterChain) (out []*accesslog.AccessLog) {
+	t.Helper()
+	keep := func(logs []*accesslog.AccessLog) {
+		for _, l := range logs {
+			if l.GetName() == "envoy.access_loggers.stats" {
+				out = append(out, l)
+			}
+		}
+	}
+	repack(t, last(c).GetTypedConfig(), func(m any) {
+		switch f := m.(type) {
+		case *tcpproxy.TcpProxy:
+			keep(f.GetAccessLog())
+		case *hcm.HttpConnectionManager:
+			keep(f.GetAccessLog())
+		}
+	})
+	return out
+}
+
+func setLogs(t *testing.T, c *listener.FilterChain, logs []*accesslog.AccessLog) {
+	t.Helper()
+	repack(t, last(c).GetTypedConfig(), func(m any) {
+		switch f := m.(type) {
+		case *tcpproxy.TcpProxy:
+			f.AccessLog = logs
+		case *hcm.HttpConnectionManager:
+			f.AccessLog = logs
+			for _, h := range f.GetHttpFilters() {
+				if h.GetName() == "envoy.filters.http.router" {
+					repack(t, h.GetTypedConfig(), func(m any) { m.(*router.Router).UpstreamLog = nil })
+				}
+			}
+		}
+	})
+}
+
+// receiver is the agent's metrics service. It keeps the last push, and adds up what pushes say of histograms: of these, each says what came
+// since the one before.
+type receiver struct {
+	metricsservice.UnimplementedMetricsServiceServer
+	mu        sync.Mutex
+	last      []*dto.MetricFamily
+	durations map[string]uint64
+}
+
+// of names a series.
+func of(f *dto.MetricFamily, m *dto.Metric) string {
+	return fmt.Sprint(f.GetName(), f.GetType(), m.GetLabel())
+}
+
+func (r *receiver) StreamMetrics(rpc metricsservice.MetricsService_StreamMetricsServer) error {
+	for {
+		msg, err := rpc.Recv()
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		r.last = msg.GetEnvoyMetrics()
+		for _, f := range r.last {
+			for _, m := range f.GetMetric() {
+				r.durations[of(f, m)] += m.GetHistogram().GetSampleCount() + m.GetSummary().GetSampleCount()
+			}
+		}
+		r.mu.Unlock()
+	}
+}
+
+// text is what was pushed of the mesh's metrics, a line a family, in order. How long requests took is left out.
+func (r *receiver) text(t *testing.T) string {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var lines []string
+	for _, f := range r.last {
+		if !strings.HasPrefix(f.GetName(), "istio") {
+			continue
+		}
+		f = proto.Clone(f).(*dto.MetricFamily)
+		for _, m := range f.GetMetric() {
+			m.TimestampMs = nil
+			count := proto.Uint64(r.durations[of(f, m)])
+			if h := m.GetHistogram(); h != nil {
+				h.SampleCount, h.SampleSum, h.Bucket = count, proto.Float64(0), []*dto.Bucket{{UpperBound: proto.Float64(1), CumulativeCount: count}}
+			}
+			if s := m.GetSummary(); s != nil {
+				s.SampleCount, s.SampleSum, s.Quantile = count, proto.Float64(0), nil
+			}
+		}
+		line, err := protojson.Marshal(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var compact bytes.Buffer
+		if err := json.Compact(&compact, line); err != nil {
+			t.Fatal(err)
+		}
+		lines = append(lines, compact.String()+"\n")
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "")
+}
+
+func (s *scene) start() *receiver {
+	t := s.t
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &receiver{durations: map[string]uint64{}}
+	srv := grpc.NewServer(grpc.MaxRecvMsgSize(16 << 20))
+	metricsservice.RegisterMetricsServiceServer(srv, r)
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(l) }()
+	t.Cleanup(func() { srv.Stop(); <-done })
+	b := translate.Bootstrap()
+	b.DynamicResources = nil
+	b.StatsFlushInterval.Seconds = 1
+	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: envoytest.FreePorts(t, 1)[0]}
+	agent := b.GetStaticResources().GetClusters()[0].GetLoadAssignment().GetEndpoints()[0].GetLbEndpoints()[0].GetEndpoint()
+	agent.Address = &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: socket}}}
+	b.StaticResources.Listeners = append(b.StaticResources.Listeners, s.listeners...)
+	b.StaticResources.Clusters = append(b.StaticResources.Clusters, s.clusters...)
+	for name, value := range map[string]string{translate.EnvWorkload: "checkout", translate.EnvNamespace: "shop", translate.EnvCanonical: "checkout",
+		translate.EnvRevision: "v2", translate.EnvPrincipal: sceneClient, translate.EnvCluster: "Kubernetes"} {
+		t.Setenv(name, value)
+	}
+	envoytest.Start(t, b, "sidecar~127.0.0.1~checkout-1.shop~shop.svc.cluster.local")
+	return r
+}
+
+// webApplication answers with the status of the request's path, and calls of gRPC with the status in it.
+func webApplication(t *testing.T) uint32 {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.Atoi(strings.Trim(r.URL.Path, "/"))
+		if r.Header.Get("Content-Type") == "application/grpc" {
+			w.Header().Set("Content-Type", "application/grpc")
+			w.Header().Set("Trailer", "Grpc-Status")
+			_, _ = io.WriteString(w, "\x00\x00\x00\x00\x00")
+			w.Header().Set("Grpc-Status", strconv.Itoa(n))
+			return
+		}
+		w.WriteHeader(cmp.Or(n, 200))
+	}))
+	srv.Config.Protocols = new(http.Protocols)
+	srv.Config.Protocols.SetHTTP1(true)
+	srv.Config.Protocols.SetUnencryptedHTTP2(true)
+	srv.Start()
+	t.Cleanup(srv.Close)
+	return uint32(srv.Listener.Addr().(*net.TCPAddr).Port)
+}
+
+// TestWhatProxiesPushIsWhatTheAgentIsTestedWith asks for something of each kind, and compares what Envoy pushes about it with what the
+// agent's tests take for granted.
+func TestWhatProxiesPushIsWhatTheAgentIsTestedWith(t *testing.T) {
+	envoytest.Find(t)
+	ports, ca := envoytest.FreePorts(t, 11), envoytest.NewCA(t)
+	s := &scene{t: t, ca: ca, leaf: ca.Issue(t, sceneClient)}
+	peer, err := spiffe.Parse(scenePeer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients := map[spiffe.ID]envoytest.Leaf{peer: ca.Issue(t, scenePeer)}
+	web, echo := webApplication(t), startApplication(t, true)
+	denied := policyOf(t, "closed", `{"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/secret"]}}]}]}`)
+	at := func(port uint32, mutual bool) compile.Endpoint {
+		return compile.Endpoint{Address: "127.0.0.1", Port: port, Plain: !mutual,
+			Workload: compile.Labels{Workload: "ledger-v1", Namespace: "finance", CanonicalName: "ledger-v1", CanonicalRevision: "v1"}}
+	}
+	serverHTTP, serverTCP, unnamed := ports[0], ports[1], ports[2]
+	s.inbound(serverHTTP, web, protocol.HTTP, "checkout", denied)
+	s.inbound(serverTCP, echo.port, protocol.TCP, "store")
+	s.inbound(unnamed, web, protocol.HTTP, "")
+	clientHTTP, clientGRPC, clientTCP, empty, impostor, plain, foreign := ports[3], ports[4], ports[5], ports[6], ports[7], ports[8], ports[9]
+	s.outbound(clientHTTP, protocol.HTTP, "ledger", nil, at(serverHTTP, true))
+	s.outbound(clientGRPC, protocol.HTTP2, "rpc", nil, at(serverHTTP, true))
+	s.outbound(clientTCP, protocol.TCP, "db", nil, at(serverTCP, true))
+	s.outbound(empty, protocol.HTTP, "empty", nil)
+	s.outbound(impostor, protocol.HTTP, "impostor", nil, at(web, true)) // whose server speaks no TLS
+	s.outbound(plain, protocol.HTTP, "plain", nil, at(web, false))
+	s.outbound(foreign, protocol.TCP, "foreign", nil, compile.Endpoint{Address: "127.0.0.1", Port: echo.port, Plain: true})
+	refusal := translate.RefusalListenerAtSocket()
+	refusal.ListenerFilters = refusal.ListenerFilters[1:] // no PROXY protocol
+	s.listen(refusal, ports[10])
+	r := s.start()
+
+	requests, closed := 0, 0
+	get := func(client *http.Client, port uint32, path string, header http.Header) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, fmt.Sprintf("http://127.0.0.1:%d%s", port, path), http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = header
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		requests++
+	}
+	plainClient := &http.Client{Timeout: 20 * time.Second}
+	get(plainClient, clientHTTP, "/200", nil)
+	get(plainClient, clientHTTP, "/200", nil)
+	get(plainClient, clientHTTP, "/404", nil)
+	get(plainClient, clientHTTP, "/secret", nil)
+	requests += 4 // each is counted on both sides
+	get(plainClient, serverHTTP, "/200", nil)
+	get(plainClient, unnamed, "/503", nil)
+	get(plainClient, empty, "/", nil)
+	get(plainClient, impostor, "/", nil)
+	get(plainClient, plain, "/500", nil)
+	get(plainClient, ports[10], "/", nil)
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	h2 := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{Protocols: protocols}}
+	for _, path := range []string{"/0", "/5"} {
+		get(h2, clientGRPC, path, http.Header{"Content-Type": {"application/grpc"}, "Te": {"trailers"}})
+		requests++
+	}
+	tcp := func(port uint32, id spiffe.ID, sides int) {
+		t.Helper()
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		if !id.IsZero() {
+			conn = tls.Client(conn, &tls.Config{Certificates: []tls.Certificate{clients[id].TLS}, InsecureSkipVerify: true, //nolint:gosec // the server's name is not what is tested
+				NextProtos: []string{"istio-opaque"}, MinVersion: tls.VersionTLS13})
+		}
+		// What is known of a connection when it is opened must not depend on how fast the client speaks.
+		for _, say := range []string{"", "knock"} {
+			if _, err := io.WriteString(conn, say); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(conn, make([]byte, 5)); err != nil {
+				t.Fatalf("no answer to %q: %v", say, err)
+			}
+		}
+		closed += sides
+	}
+	tcp(clientTCP, spiffe.ID{}, 2)
+	tcp(foreign, spiffe.ID{}, 1)
+	tcp(serverTCP, spiffe.ID{}, 1)
+	tcp(serverTCP, peer, 1)
+
+	want, err := os.ReadFile(pushes)
+	if err != nil && !*update {
+		t.Fatal(err)
+	}
+	var text string
+	end := time.Now().Add(60 * time.Second)
+	for ; time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		text = r.text(t)
+		if counted(t, r, "request_duration_milliseconds") == requests && counted(t, r, "tcp_connections_closed_total") == closed && (*update || text == string(want)) {
+			break
+		}
+	}
+	if *update {
+		if err := os.WriteFile(pushes, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !time.Now().Before(end) {
+		t.Fatalf("pushed (counts %d of %d requests, %d of %d connections):\n%s\nwant, in %s:\n%s", counted(t, r, "request_duration_milliseconds"), requests,
+			counted(t, r, "tcp_connections_closed_total"), closed, text, pushes, want)
+	}
+}
+
+// counted adds up the series of a metric.
+func counted(t *testing.T, r *receiver, name string) (sum int) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range r.last {
+		if _, rest, ok := strings.Cut(f.GetName(), "."); ok && rest == name {
+			for _, m := range f.GetMetric() {
+				sum += int(m.GetCounter().GetValue())
+				if m.GetHistogram() != nil {
+					sum += int(r.durations[of(f, m)])
+				}
+			}
+		}
+	}
+	return sum
+}
