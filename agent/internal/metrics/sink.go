@@ -3,6 +3,7 @@
 package metrics
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 // maxSeries bounds what one proxy can make the agent hold.
@@ -29,9 +31,11 @@ type Sink struct {
 }
 
 type proxy struct {
-	pod      *identity.Identity
-	families map[string]*dto.MetricFamily
-	dropped  int // series of the last push that were too many
+	pod       *identity.Identity
+	owner     *owner // nil until the proxy has said
+	families  map[string]*dto.MetricFamily
+	durations map[string]*dto.Histogram // by series, since the pod is there or the agent
+	dropped   int                       // series of the last push that were too many
 }
 
 // New returns an empty sink.
@@ -80,38 +84,70 @@ func (s *Sink) take(uid string, pushed []*dto.MetricFamily) {
 	if p == nil {
 		return
 	}
-	p.families, p.dropped = map[string]*dto.MetricFamily{}, 0
-	series, known := 0, map[string]*dto.Metric{}
 	for _, f := range pushed {
-		rest, ok := strings.CutPrefix(f.GetName(), "istio.")
-		if !ok {
-			continue
+		if f.GetName() == mesh.FoldedMetrics+"."+mesh.FoldedProxy && len(f.GetMetric()) > 0 {
+			p.owner = ownerOf(p.pod, f.GetMetric()[0].GetLabel())
 		}
-		name := "istio_" + strings.ReplaceAll(rest, ".", "_")
+	}
+	p.families, p.dropped = map[string]*dto.MetricFamily{}, 0
+	before, known, count := p.durations, map[string]*dto.Metric{}, 0
+	p.durations = map[string]*dto.Histogram{}
+	for _, f := range pushed {
+		name, folded := standard(f.GetName())
+		if name == "" || f.GetType() == dto.MetricType_SUMMARY || folded && p.owner == nil {
+			continue // what is not Istio's, a histogram a second time, or of a proxy that has not yet said whose it is
+		}
 		family := p.families[name]
 		if family == nil {
 			family = &dto.MetricFamily{Name: proto.String(name), Help: proto.String("Counted by the mesh's proxies."), Type: f.Type}
 			p.families[name] = family
 		}
 		for _, m := range f.GetMetric() {
-			if series == maxSeries {
+			m.TimestampMs = nil // the scrape's time is the sample's
+			if folded {
+				m.Label = p.owner.unfold(m.GetLabel())
+			}
+			key := seriesKey(name, m)
+			twin := known[key]
+			if twin == nil && count == maxSeries {
 				p.dropped++
 				continue
 			}
-			m.TimestampMs = nil // the scrape's time is the sample's
-			// A push may have a series twice, once without a sample; a scrape must not.
-			key := seriesKey(name, m)
-			if twin := known[key]; twin != nil {
-				if m.GetHistogram().GetSampleCount() > twin.GetHistogram().GetSampleCount() || m.GetCounter().GetValue() > twin.GetCounter().GetValue() {
-					twin.Counter, twin.Gauge, twin.Histogram = m.Counter, m.Gauge, m.Histogram
-				}
-				continue
+			if m.Histogram != nil {
+				p.durations[key] = sum(cmp.Or(p.durations[key], before[key]), m.Histogram)
 			}
-			known[key] = m
-			family.Metric = append(family.Metric, m)
-			series++
+			if twin == nil {
+				known[key] = m
+				family.Metric = append(family.Metric, m)
+				count++
+			} else if m.GetCounter().GetValue() > twin.GetCounter().GetValue() { // A scrape must not have a series twice.
+				twin.Counter = m.Counter
+			}
+			known[key].Histogram = p.durations[key]
 		}
 	}
+}
+
+// standard returns the name of one of Istio's metrics, by Envoy's, and whether its labels are folded. While Pilot changes to folded ones, a
+// proxy pushes both.
+func standard(name string) (istio string, folded bool) {
+	prefix, rest, _ := strings.Cut(name, ".")
+	if prefix != "istio" && prefix != mesh.FoldedMetrics || name == mesh.FoldedMetrics+"."+mesh.FoldedProxy {
+		return "", false
+	}
+	return "istio_" + strings.ReplaceAll(rest, ".", "_"), prefix == mesh.FoldedMetrics
+}
+
+// sum adds what came since the last push: of a histogram, unlike of a counter, that is all that Envoy pushes.
+func sum(before, since *dto.Histogram) *dto.Histogram {
+	if before == nil || len(before.GetBucket()) != len(since.GetBucket()) {
+		return since
+	}
+	out := &dto.Histogram{SampleCount: proto.Uint64(before.GetSampleCount() + since.GetSampleCount()), SampleSum: proto.Float64(before.GetSampleSum() + since.GetSampleSum())}
+	for i, b := range before.GetBucket() {
+		out.Bucket = append(out.Bucket, &dto.Bucket{UpperBound: b.UpperBound, CumulativeCount: proto.Uint64(b.GetCumulativeCount() + since.GetBucket()[i].GetCumulativeCount())})
+	}
+	return out
 }
 
 func seriesKey(name string, m *dto.Metric) string {

@@ -53,9 +53,9 @@ func inboundTags(kind string) []*tracing.CustomTag {
 	return out
 }
 
-func outboundTags(kind string) []*tracing.CustomTag {
+func outboundTags(kind, service string) []*tracing.CustomTag {
 	return tags("direction", "outbound", "kind", kind, "destination_principal", "%UPSTREAM_PEER_URI_SAN%",
-		"destination_service", "%CLUSTER_METADATA("+metadataKey+":service)%", "destination_port", "%DOWNSTREAM_LOCAL_PORT%")
+		"destination_service", service, "destination_port", "%DOWNSTREAM_LOCAL_PORT%")
 }
 
 // attributes are what an entry says beside its tags. A client chooses some of these, and a batch that outgrows Envoy's

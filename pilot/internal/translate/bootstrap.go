@@ -35,7 +35,8 @@ func Bootstrap() *bootstrap.Bootstrap {
 		DeferredStatOptions: &bootstrap.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
 		StatsFlushInterval:  seconds(5),
 		StatsSinks: []*metrics.StatsSink{{Name: "envoy.stat_sinks.metrics_service", ConfigType: &metrics.StatsSink_TypedConfig{
-			TypedConfig: envoy.Typed(&metrics.MetricsServiceConfig{GrpcService: agentService(), TransportApiVersion: core.ApiVersion_V3, EmitTagsAsLabels: true})}}},
+			TypedConfig: envoy.Typed(&metrics.MetricsServiceConfig{GrpcService: agentService(), TransportApiVersion: core.ApiVersion_V3, EmitTagsAsLabels: true,
+				HistogramEmitMode: metrics.HistogramEmitMode_HISTOGRAM})}}},
 		OverloadManager: &overload.OverloadManager{ResourceMonitors: []*overload.ResourceMonitor{{
 			Name:       "envoy.resource_monitors.global_downstream_max_connections",
 			ConfigType: &overload.ResourceMonitor_TypedConfig{TypedConfig: envoy.Typed(&maxconns.DownstreamConnectionsConfig{MaxActiveDownstreamConnections: 50000})},

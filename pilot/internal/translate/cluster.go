@@ -40,7 +40,6 @@ func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster 
 		CircuitBreakers:      generous(),
 		UpstreamConnectionOptions: &cluster.UpstreamConnectionOptions{TcpKeepalive: &core.TcpKeepalive{
 			KeepaliveProbes: u32(3), KeepaliveTime: u32(60), KeepaliveInterval: u32(10)}},
-		Metadata: metadata(metadataKey, map[string]string{"service": p.Host, "name": p.Service.Name, "namespace": p.Service.Namespace}),
 	}
 	if p.Service.Headless { // the client has chosen a pod by its address
 		d := originalDst(c.Name)
@@ -87,7 +86,6 @@ func Passthrough() *cluster.Cluster {
 	c := originalDst(PassthroughCluster)
 	c.CircuitBreakers = generous()
 	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(sameAsDownstream())}
-	c.Metadata = metadata(metadataKey, map[string]string{"service": "unknown", "name": PassthroughCluster, "namespace": "unknown"})
 	return c
 }
 
@@ -138,9 +136,7 @@ func lbEndpoint(e compile.Endpoint) *endpoint.LbEndpoint {
 		md.FilterMetadata[transportSocketMatch] = structOf(tlsModeKey, tlsModeDisabled)
 	}
 	if e.Workload != (compile.Labels{}) {
-		w := e.Workload
-		md.FilterMetadata[metadataKey] = metadata(metadataKey, map[string]string{"workload": w.Workload, "namespace": w.Namespace,
-			"canonical_service": w.CanonicalName, "canonical_revision": w.CanonicalRevision}).FilterMetadata[metadataKey]
+		md.FilterMetadata[metadataKey] = structOf(mesh.FoldedServer, serverName(e.Workload))
 	}
 	return &endpoint.LbEndpoint{
 		HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: address(e.Address, e.Port)}},

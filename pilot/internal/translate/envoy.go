@@ -11,7 +11,6 @@ import (
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
@@ -49,16 +48,8 @@ func transportSocket(name string, config proto.Message) *core.TransportSocket {
 	return &core.TransportSocket{Name: name, ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: envoy.Typed(config)}}
 }
 
-// metadataKey is where our names of services and workloads are, for metrics.
+// metadataKey is where the names of endpoints' workloads are, for metrics.
 const metadataKey = "bulwark"
-
-func metadata(key string, values map[string]string) *core.Metadata {
-	s := &structpb.Struct{Fields: map[string]*structpb.Value{}}
-	for k, v := range values {
-		s.Fields[k] = structpb.NewStringValue(v)
-	}
-	return &core.Metadata{FilterMetadata: map[string]*structpb.Struct{key: s}}
-}
 
 // agentService is the pod's socket, for everything Envoy asks of the agent.
 func agentService() *core.GrpcService {

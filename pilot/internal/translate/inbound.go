@@ -102,13 +102,13 @@ func (c chains) secured(name string, peers []*matcher.StringMatcher, filters []*
 }
 
 func (c chains) http(mutual bool) []*listener.Filter {
-	logs := []*accesslog.AccessLog{audit(either(audited(), when(deniedRequest)), inboundTags("http")), requestMetrics(destinationReport(c.w, httpService, mutual))}
+	logs := []*accesslog.AccessLog{audit(either(audited(), when(deniedRequest)), inboundTags("http")), requestMetrics(serverTags(httpService, mutual))}
 	return []*listener.Filter{httpManager(normalized(withRoutes(connectionManager("inbound", httpAuthorizationFilters(), logs), inboundRoutes())))}
 }
 
 func (c chains) tcp(mutual bool, modes ...tcpMode) []*listener.Filter {
 	logs := append([]*accesslog.AccessLog{audit(atEnd(either(audited(), when(deniedConnection))), inboundTags("tcp"))},
-		connectionMetrics(destinationReport(c.w, tcpService, mutual))...)
+		connectionMetrics(serverTags(tcpService, mutual))...)
 	proxy := forward(InboundCluster, "inbound", logs)
 	for _, mode := range modes {
 		proxy = mode(proxy)

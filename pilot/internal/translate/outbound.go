@@ -37,7 +37,7 @@ func OutboundListener(ranges []netip.Prefix) *listener.Listener {
 		ListenerFilters:               []*listener.ListenerFilter{listenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{})},
 		PerConnectionBufferLimitBytes: u32(1 << 20),
 		FilterChains: []*listener.FilterChain{{Name: "passthrough",
-			Filters: []*listener.Filter{tcpProxy(forward(PassthroughCluster, PassthroughCluster, connectionMetrics(sourceReport())))}}},
+			Filters: []*listener.Filter{tcpProxy(forward(PassthroughCluster, PassthroughCluster, connectionMetrics(clientTags("", PassthroughCluster, ""))))}}},
 	}
 	if refused := refusedRanges(ranges); refused != nil {
 		l.FilterChains = append(l.FilterChains, refused)
@@ -79,20 +79,20 @@ func outbound(f *compile.Frontend, chains ...*listener.FilterChain) *listener.Li
 }
 
 func outboundHTTP(f *compile.Frontend) *listener.Filter {
-	logs := []*accesslog.AccessLog{requestMetrics(ofFrontend(sourceReport(), f))}
-	m := connectionManager(fmt.Sprintf("outbound_%d", f.Service.Number), nil, logs, refusedServer())
+	logs := []*accesslog.AccessLog{requestMetrics(frontendTags(f))}
+	m := connectionManager(fmt.Sprintf("outbound_%d", f.Service.Number), nil, logs, refusedServer(f.Service.Host))
 	return httpManager(refusedNow(withRoutes(m, routes(f.Routes()))))
 }
 
 func outboundTCP(f *compile.Frontend) *listener.Filter {
-	logs := append([]*accesslog.AccessLog{audit(atEnd(when(failedUpstream)), outboundTags("tcp"))},
-		connectionMetrics(ofFrontend(sourceReport(), f))...)
+	logs := append([]*accesslog.AccessLog{audit(atEnd(when(failedUpstream)), outboundTags("tcp", f.Service.Host))},
+		connectionMetrics(frontendTags(f))...)
 	return tcpProxy(forward(f.Backend(), f.Service.Cluster(), logs))
 }
 
 // refusedServer audits a server that is not one of the service's identities, also when another one answers in the end.
-func refusedServer() *accesslog.AccessLog {
-	return audit(when(failedUpstream), outboundTags("http"))
+func refusedServer(service string) *accesslog.AccessLog {
+	return audit(when(failedUpstream), outboundTags("http", service))
 }
 
 // opaque tells the server's proxy, by the ALPN of the connection, that these bytes are not HTTP.

@@ -3,6 +3,7 @@ package translate
 import (
 	"fmt"
 
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -44,7 +45,7 @@ func healthListener(probes []Probe) *listener.Listener {
 			Headers:                      []*route.HeaderMatcher{{Name: ":path", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: envoy.Exact(p.Path())}}},
 		}))
 	}
-	return plainListener(HealthListener, mesh.ProxyHealthPort, filters, routes)
+	return plainListener(HealthListener, mesh.ProxyHealthPort, filters, routes, proxyMetrics())
 }
 
 // Probe is an original probe of an application's container, which kubelet now asks of the proxy at
@@ -78,10 +79,10 @@ func StatsListener15090() *listener.Listener {
 	return plainListener(StatsListener, mesh.ProxyStatsPort, nil, []*route.Route{exactly("/stats/prometheus", AdminCluster, "/stats/prometheus")})
 }
 
-func plainListener(name string, port uint32, filters []*hcm.HttpFilter, routes []*route.Route) *listener.Listener {
+func plainListener(name string, port uint32, filters []*hcm.HttpFilter, routes []*route.Route, logs ...*accesslog.AccessLog) *listener.Listener {
 	rc := &route.RouteConfiguration{Name: name, ValidateClusters: no(),
 		VirtualHosts: []*route.VirtualHost{{Name: name, Domains: []string{"*"}, Routes: routes}}}
-	m := withRoutes(connectionManager(name, filters, nil), rc)
+	m := withRoutes(connectionManager(name, filters, logs), rc)
 	m.UpgradeConfigs = nil
 	return &listener.Listener{
 		Name: name, Address: address(anyAddress, port),

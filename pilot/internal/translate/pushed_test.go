@@ -276,7 +276,7 @@ func webApplication(t *testing.T) uint32 {
 // agent's tests take for granted.
 func TestWhatProxiesPushIsWhatTheAgentIsTestedWith(t *testing.T) {
 	envoytest.Find(t)
-	ports, ca := envoytest.FreePorts(t, 11), envoytest.NewCA(t)
+	ports, ca := envoytest.FreePorts(t, 12), envoytest.NewCA(t)
 	s := &scene{t: t, ca: ca, leaf: ca.Issue(t, sceneClient)}
 	peer, err := spiffe.Parse(scenePeer)
 	if err != nil {
@@ -304,6 +304,7 @@ func TestWhatProxiesPushIsWhatTheAgentIsTestedWith(t *testing.T) {
 	refusal := translate.RefusalListenerAtSocket()
 	refusal.ListenerFilters = refusal.ListenerFilters[1:] // no PROXY protocol
 	s.listen(refusal, ports[10])
+	s.listen(translate.HealthListener15021(nil), ports[11])
 	r := s.start()
 
 	requests, closed := 0, 0
@@ -334,6 +335,11 @@ func TestWhatProxiesPushIsWhatTheAgentIsTestedWith(t *testing.T) {
 	get(plainClient, impostor, "/", nil)
 	get(plainClient, plain, "/500", nil)
 	get(plainClient, ports[10], "/", nil)
+	probe, err := plainClient.Get(fmt.Sprintf("http://127.0.0.1:%d/healthz/ready", ports[11]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	probe.Body.Close()
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	h2 := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{Protocols: protocols}}
