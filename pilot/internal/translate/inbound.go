@@ -41,7 +41,7 @@ func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listen
 // SameInboundListener reports whether two workloads of one class have the same inbound listener, without making either.
 // Of the policies it holds next to nothing: they reach the proxy as resources of their own.
 func SameInboundListener(set compile.Settings, a, b *compile.Workload) bool {
-	if a.Identity != b.Identity || a.Other != b.Other || !slices.Equal(a.Ports, b.Ports) || enforced(a.Policies) != enforced(b.Policies) {
+	if a.Other != b.Other || !slices.Equal(a.Ports, b.Ports) || enforced(a.Policies) != enforced(b.Policies) {
 		return false
 	}
 	return slices.EqualFunc(greeted(set, a), greeted(set, b), func(x, y *matcher.StringMatcher) bool { return proto.Equal(x, y) })
