@@ -2,32 +2,19 @@ package translate_test
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/tls"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
-	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
-	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
-	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	metricsservice "github.com/envoyproxy/go-control-plane/envoy/service/metrics/v3"
 	dto "github.com/prometheus/client_model/go"
 	"google.golang.org/grpc"
@@ -35,125 +22,14 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
-	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
-var update = flag.Bool("update", false, "write what proxies push, which the agent's tests read")
-
 // pushes is where the agent's tests have what a proxy pushes. They say what Prometheus sees of it.
 const pushes = "../../../agent/internal/metrics/testdata/pushed.jsonl"
-
-// scene is one Envoy that stands for the proxies of a client and of a server, and what it is to be asked.
-type scene struct {
-	t         *testing.T
-	ca        *envoytest.CA
-	leaf      envoytest.Leaf // of both
-	listeners []*listener.Listener
-	clusters  []*cluster.Cluster
-}
-
-const (
-	sceneClient = "spiffe://cluster.local/ns/shop/sa/checkout"
-	scenePeer   = "spiffe://cluster.local/ns/shop/sa/friend"
-)
-
-// inbound puts a server's side of a port before an application.
-func (s *scene) inbound(port, app uint32, p protocol.Protocol, name string, policies ...authz.Policy) {
-	w := &compile.Workload{Class: compile.Class{Namespace: "shop"}, Identity: sceneClient, Policies: policies,
-		Other: compile.InboundPort{Mode: authz.Strict, Protocol: p},
-		Ports: []compile.InboundPort{{Number: port, Protocol: p, Mode: authz.Permissive, ServiceName: name}}}
-	counting := map[string][]*accesslog.AccessLog{}
-	for _, c := range translate.InboundListener(settings, w).GetFilterChains() {
-		counting[c.GetName()] = statistics(s.t, c)
-	}
-	l := inboundOn(s.t, w, port)
-	for _, c := range l.GetFilterChains() {
-		if c.GetTransportSocket() != nil {
-			staticCertificates(s.t, c, s.ca, s.leaf)
-		}
-		setLogs(s.t, c, counting[c.GetName()])
-	}
-	behind := staticCluster(applicationBehind(port), app)
-	behind.TypedExtensionProtocolOptions = translate.Inbound().GetTypedExtensionProtocolOptions()
-	s.listeners, s.clusters = append(s.listeners, l), append(s.clusters, behind)
-}
-
-// outbound is a client's side of a service port, at an address of this machine, with these endpoints.
-func (s *scene) outbound(at uint32, p protocol.Protocol, name string, pod *compile.Endpoint, endpoints ...compile.Endpoint) {
-	sp := &compile.ServicePort{Service: &registry.Service{Name: name, Namespace: "finance"}, Host: name + ".finance.svc.cluster.local", Number: at,
-		Protocol: p, Mutual: true, Identities: []string{sceneClient}}
-	c := translate.OutboundCluster(sp, delivery.ByAgent)
-	if pod == nil {
-		c.ClusterDiscoveryType, c.EdsClusterConfig = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}, nil
-		c.LoadAssignment = translate.Endpoints(c.GetName(), endpoints)
-	}
-	repack(s.t, c.GetTransportSocket().GetTypedConfig(), func(m any) {
-		common := m.(*tlsv3.UpstreamTlsContext).GetCommonTlsContext()
-		common.TlsCertificateSdsSecretConfigs = nil
-		common.TlsCertificates = []*tlsv3.TlsCertificate{{CertificateChain: inlineBytes(s.leaf.Cert), PrivateKey: inlineBytes(s.leaf.Key)}}
-		validation := common.GetCombinedValidationContext().GetDefaultValidationContext()
-		validation.TrustedCa = inlineBytes(s.ca.Root)
-		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: validation}
-	})
-	l := translate.ServiceListener(&compile.Frontend{Address: compile.Address{IP: "127.0.0.1", Port: at}, Service: *sp, Pod: pod})
-	s.listen(l, at)
-	s.clusters = append(s.clusters, c)
-}
-
-// listen has a listener take connections at a port of this machine, and keeps its statistics alone.
-func (s *scene) listen(l *listener.Listener, at uint32) {
-	l.BindToPort = nil
-	l.Address = &core.Address{Address: &core.Address_SocketAddress{SocketAddress: &core.SocketAddress{
-		Address: "127.0.0.1", PortSpecifier: &core.SocketAddress_PortValue{PortValue: at}}}}
-	for _, c := range l.GetFilterChains() {
-		setLogs(s.t, c, statistics(s.t, c))
-	}
-	s.listeners = append(s.listeners, l)
-}
-
-// statistics are the loggers of a chain that count.
-func statistics(t *testing.T, c *listener.FilterChain) (out []*accesslog.AccessLog) {
-	t.Helper()
-	keep := func(logs []*accesslog.AccessLog) {
-		for _, l := range logs {
-			if l.GetName() == "envoy.access_loggers.stats" {
-				out = append(out, l)
-			}
-		}
-	}
-	repack(t, last(c).GetTypedConfig(), func(m any) {
-		switch f := m.(type) {
-		case *tcpproxy.TcpProxy:
-			keep(f.GetAccessLog())
-		case *hcm.HttpConnectionManager:
-			keep(f.GetAccessLog())
-		}
-	})
-	return out
-}
-
-func setLogs(t *testing.T, c *listener.FilterChain, logs []*accesslog.AccessLog) {
-	t.Helper()
-	repack(t, last(c).GetTypedConfig(), func(m any) {
-		switch f := m.(type) {
-		case *tcpproxy.TcpProxy:
-			f.AccessLog = logs
-		case *hcm.HttpConnectionManager:
-			f.AccessLog = logs
-			for _, h := range f.GetHttpFilters() {
-				if h.GetName() == "envoy.filters.http.router" {
-					repack(t, h.GetTypedConfig(), func(m any) { m.(*router.Router).UpstreamLog = nil })
-				}
-			}
-		}
-	})
-}
 
 // receiver is the agent's metrics service. It keeps the last push, and adds up what pushes say of histograms: of these, each says what came
 // since the one before.
@@ -221,63 +97,12 @@ func (r *receiver) text(t *testing.T) string {
 	return strings.Join(lines, "")
 }
 
-func (s *scene) start() *receiver {
-	t := s.t
-	socket := filepath.Join(t.TempDir(), "agent.sock")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &receiver{durations: map[string]uint64{}}
-	srv := grpc.NewServer(grpc.MaxRecvMsgSize(16 << 20))
-	metricsservice.RegisterMetricsServiceServer(srv, r)
-	done := make(chan error, 1)
-	go func() { done <- srv.Serve(l) }()
-	t.Cleanup(func() { srv.Stop(); <-done })
-	b := translate.Bootstrap()
-	b.DynamicResources = nil
-	b.StatsFlushInterval.Seconds = 1
-	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: envoytest.FreePorts(t, 1)[0]}
-	agent := b.GetStaticResources().GetClusters()[0].GetLoadAssignment().GetEndpoints()[0].GetLbEndpoints()[0].GetEndpoint()
-	agent.Address = &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: socket}}}
-	b.StaticResources.Listeners = append(b.StaticResources.Listeners, s.listeners...)
-	b.StaticResources.Clusters = append(b.StaticResources.Clusters, s.clusters...)
-	for name, value := range map[string]string{translate.EnvWorkload: "checkout", translate.EnvNamespace: "shop", translate.EnvCanonical: "checkout",
-		translate.EnvRevision: "v2", translate.EnvPrincipal: sceneClient, translate.EnvCluster: "Kubernetes"} {
-		t.Setenv(name, value)
-	}
-	envoytest.Start(t, b, "sidecar~127.0.0.1~checkout-1.shop~shop.svc.cluster.local")
-	return r
-}
-
-// webApplication answers with the status of the request's path, and calls of gRPC with the status in it.
-func webApplication(t *testing.T) uint32 {
-	t.Helper()
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		n, _ := strconv.Atoi(strings.Trim(r.URL.Path, "/"))
-		if r.Header.Get("Content-Type") == "application/grpc" {
-			w.Header().Set("Content-Type", "application/grpc")
-			w.Header().Set("Trailer", "Grpc-Status")
-			_, _ = io.WriteString(w, "\x00\x00\x00\x00\x00")
-			w.Header().Set("Grpc-Status", strconv.Itoa(n))
-			return
-		}
-		w.WriteHeader(cmp.Or(n, 200))
-	}))
-	srv.Config.Protocols = new(http.Protocols)
-	srv.Config.Protocols.SetHTTP1(true)
-	srv.Config.Protocols.SetUnencryptedHTTP2(true)
-	srv.Start()
-	t.Cleanup(srv.Close)
-	return uint32(srv.Listener.Addr().(*net.TCPAddr).Port)
-}
-
 // TestWhatProxiesPushIsWhatTheAgentIsTestedWith asks for something of each kind, and compares what Envoy pushes about it with what the
 // agent's tests take for granted.
 func TestWhatProxiesPushIsWhatTheAgentIsTestedWith(t *testing.T) {
 	envoytest.Find(t)
 	ports, ca := envoytest.FreePorts(t, 12), envoytest.NewCA(t)
-	s := &scene{t: t, ca: ca, leaf: ca.Issue(t, sceneClient)}
+	s := &scene{t: t, ca: ca, leaf: ca.Issue(t, sceneClient), loggers: "envoy.access_loggers.stats"}
 	peer, err := spiffe.Parse(scenePeer)
 	if err != nil {
 		t.Fatal(err)
@@ -305,7 +130,8 @@ func TestWhatProxiesPushIsWhatTheAgentIsTestedWith(t *testing.T) {
 	refusal.ListenerFilters = refusal.ListenerFilters[1:] // no PROXY protocol
 	s.listen(refusal, ports[10])
 	s.listen(translate.HealthListener15021(nil), ports[11])
-	r := s.start()
+	r := &receiver{durations: map[string]uint64{}}
+	s.start(func(srv *grpc.Server) { metricsservice.RegisterMetricsServiceServer(srv, r) })
 
 	requests, closed := 0, 0
 	get := func(client *http.Client, port uint32, path string, header http.Header) {
