@@ -22,8 +22,9 @@ import (
 const (
 	deniedRequest    = `response.code_details.startsWith('rbac_access_denied')`
 	deniedConnection = `connection.termination_details.startsWith('rbac_access_denied')`
-	refusedInbound   = `response.code_details == 'filter_chain_not_found' || connection.transport_failure_reason != ''`
-	failedUpstream   = `upstream.transport_failure_reason.contains('TLS_error')`
+	// What tls_inspector says of a client that speaks plaintext is no failure, where a chain takes it.
+	refusedInbound = `response.code_details == 'filter_chain_not_found' || connection.transport_failure_reason != '' && xds.filter_chain_name.startsWith('tls-')`
+	failedUpstream = `upstream.transport_failure_reason.contains('TLS_error')`
 )
 
 func tags(pairs ...string) []*tracing.CustomTag {

@@ -99,8 +99,8 @@ func (l *logger) text() string {
 // TestWhatProxiesLogIsWhatTheAgentIsTestedWith does something of each kind that is audited, and much that is not.
 func TestWhatProxiesLogIsWhatTheAgentIsTestedWith(t *testing.T) {
 	envoytest.Find(t)
-	ports, ca := envoytest.FreePorts(t, 10), envoytest.NewCA(t)
-	s := &scene{t: t, ca: ca, leaf: ca.Issue(t, sceneClient), loggers: "envoy.access_loggers.open_telemetry"}
+	ports, ca := envoytest.FreePorts(t, 11), envoytest.NewCA(t)
+	s := &scene{t: t, mode: authz.Permissive, ca: ca, leaf: ca.Issue(t, sceneClient), loggers: "envoy.access_loggers.open_telemetry"}
 	leaf := ca.Issue(t, scenePeer)
 	web, echo := webApplication(t), startApplication(t, false)
 	policies := []authz.Policy{
@@ -108,12 +108,14 @@ func TestWhatProxiesLogIsWhatTheAgentIsTestedWith(t *testing.T) {
 		policyOf(t, "watched", `{"action": "AUDIT", "rules": [{"to": [{"operation": {"paths": ["/watched"]}}]}]}`),
 		policyOf(t, "friends", `{"rules": [{"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/friend"]}}]}]}`),
 	}
-	serverHTTP, serverTCP, closedTCP, openTCP, openHTTP := ports[0], ports[1], ports[2], ports[8], ports[9]
+	serverHTTP, serverTCP, closedTCP, openTCP, openHTTP, strict := ports[0], ports[1], ports[2], ports[8], ports[9], ports[10]
 	s.inbound(serverHTTP, web, protocol.HTTP, "checkout", policies...)
 	s.inbound(serverTCP, echo.port, protocol.TCP, "store", policyOf(t, "watched", `{"action": "AUDIT", "rules": [{}]}`), policies[2])
 	s.inbound(closedTCP, echo.port, protocol.TCP, "closed", policyOf(t, "friends", `{"rules": [{"from": [{"source": {"namespaces": ["nowhere"]}}]}]}`))
 	s.inbound(openTCP, echo.port, protocol.TCP, "open", policyOf(t, "watched", `{"action": "AUDIT", "rules": [{}]}`))
 	s.inbound(openHTTP, web, protocol.HTTP, "open")
+	s.mode = authz.Strict
+	s.inbound(strict, web, protocol.HTTP, "strict")
 	at := func(port uint32) compile.Endpoint { return compile.Endpoint{Address: "127.0.0.1", Port: port} }
 	clientHTTP, impostorHTTP, impostorTCP, empty, refusal := ports[3], ports[4], ports[5], ports[6], ports[7]
 	s.outbound(clientHTTP, protocol.HTTP, "ledger", nil, at(serverHTTP))
@@ -181,6 +183,7 @@ func TestWhatProxiesLogIsWhatTheAgentIsTestedWith(t *testing.T) {
 	say(closedTCP, opaque)
 	say(closedTCP, nil)
 	say(openTCP, nil)
+	say(strict, nil)
 	say(impostorTCP, nil)
 	say(refusal, nil)
 	leaf = envoytest.NewCA(t).Issue(t, "spiffe://cluster.local/ns/shop/sa/claimed")

@@ -25,6 +25,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -102,7 +103,7 @@ func (r *receiver) text(t *testing.T) string {
 func TestWhatProxiesPushIsWhatTheAgentIsTestedWith(t *testing.T) {
 	envoytest.Find(t)
 	ports, ca := envoytest.FreePorts(t, 12), envoytest.NewCA(t)
-	s := &scene{t: t, ca: ca, leaf: ca.Issue(t, sceneClient), loggers: "envoy.access_loggers.stats"}
+	s := &scene{t: t, mode: authz.Permissive, ca: ca, leaf: ca.Issue(t, sceneClient), loggers: "envoy.access_loggers.stats"}
 	peer, err := spiffe.Parse(scenePeer)
 	if err != nil {
 		t.Fatal(err)

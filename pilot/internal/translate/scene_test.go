@@ -40,6 +40,7 @@ type scene struct {
 	ca        *envoytest.CA
 	leaf      envoytest.Leaf // of both
 	loggers   string         // that are kept, of each listener
+	mode      authz.TLSMode  // of the next inbound ports
 	listeners []*listener.Listener
 	clusters  []*cluster.Cluster
 }
@@ -53,7 +54,7 @@ const (
 func (s *scene) inbound(port, app uint32, p protocol.Protocol, name string, policies ...authz.Policy) {
 	w := &compile.Workload{Class: compile.Class{Namespace: "shop"}, Identity: sceneClient, Policies: policies,
 		Other: compile.InboundPort{Mode: authz.Strict, Protocol: p},
-		Ports: []compile.InboundPort{{Number: port, Protocol: p, Mode: authz.Permissive, ServiceName: name}}}
+		Ports: []compile.InboundPort{{Number: port, Protocol: p, Mode: s.mode, ServiceName: name}}}
 	as := translate.InboundListener(settings, w)
 	logs := map[string][]*accesslog.AccessLog{}
 	for _, c := range as.GetFilterChains() {
