@@ -29,7 +29,7 @@ var mutations = []mutation{
 	{7, "changed policies are not pushed", "TestChangedPolicyIsEnforced", []edit{
 		{"pilot/internal/catalog/authorization.go", "			if !same {", "			if false && !same {"}}},
 	{8, "only denials are audited", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
-		{"pilot/internal/translate/inbound.go", "either(audited(), when(deniedRequest))", "when(deniedRequest)"}}},
+		{"pilot/internal/translate/inbound.go", "either(audited(), deniedByPolicy())", "deniedByPolicy()"}}},
 	{8, "agents do not keep what Mixer has not taken", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
 		{"pkg/spool/reader.go", "first := s.firstUnacked()\n", "first := s.firstUnacked() + s.Stats().Unacked\n"}}},
 	{9, "an agent may ask for the pods of other nodes", "TestIdentity/NobodyGetsTheIdentityOfAnother", []edit{

@@ -9,7 +9,6 @@ import (
 	cel "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
 	otel "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
-	tracing "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
 	otlp "go.opentelemetry.io/proto/otlp/common/v1"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -19,6 +18,7 @@ import (
 
 // ACCESSLOG.md says what the agent can rely on; keep it true.
 
+// Expressions are dear, so that what is cheap to ask comes before those that are asked of each request.
 const (
 	deniedRequest    = `response.code_details.startsWith('rbac_access_denied')`
 	deniedConnection = `connection.termination_details.startsWith('rbac_access_denied')`
@@ -27,68 +27,63 @@ const (
 	failedUpstream = `upstream.transport_failure_reason.contains('TLS_error')`
 )
 
-func tags(pairs ...string) []*tracing.CustomTag {
-	var out []*tracing.CustomTag
-	for i := 0; i < len(pairs); i += 2 {
-		out = append(out, &tracing.CustomTag{Tag: "bulwark." + pairs[i], Type: &tracing.CustomTag_Value{Value: pairs[i+1]}})
-	}
-	return out
+// attribute is a part of an entry, by a format string of Envoy.
+type attribute struct{ key, format string }
+
+// inbound are the attributes of every entry of a server's proxy, of some kind.
+func inboundEntry(kind string, more ...attribute) []attribute {
+	return append([]attribute{{"bulwark.direction", "inbound"}, {"bulwark.kind", kind}, {"bulwark.source_principal", "%DOWNSTREAM_PEER_URI_SAN%"},
+		{"bulwark.tls_version", "%DOWNSTREAM_TLS_VERSION%"}, sourceAddress, localAddress, responseFlags}, more...)
 }
 
-func inboundTags(kind string) []*tracing.CustomTag {
-	out := tags("direction", "inbound", "kind", kind,
-		"source_principal", "%DOWNSTREAM_PEER_URI_SAN%", "destination_principal", "%DOWNSTREAM_LOCAL_URI_SAN%",
-		"tls_version", "%DOWNSTREAM_TLS_VERSION%", "destination_port", "%DOWNSTREAM_LOCAL_PORT%")
-	switch kind {
-	case "tcp":
+func inboundRequest() []attribute {
+	const enforced = "%%DYNAMIC_METADATA(envoy.filters.http.rbac:%senforced_effective_policy_id)%%"
+	return inboundEntry("http", append(request(), attribute{"protocol", "%PROTOCOL%"}, attribute{"response_code_details", "%RESPONSE_CODE_DETAILS%"},
+		attribute{"bulwark.deny_policy", fmt.Sprintf(enforced, statPrefix[authz.Deny])}, attribute{"bulwark.allow_policy", fmt.Sprintf(enforced, statPrefix[authz.Allow])})...)
+}
+
+// inboundConnection is of one over TLS or in plaintext, where tls_inspector would have it that a handshake failed.
+func inboundConnection(mutual bool) []attribute {
+	out := inboundEntry("tcp", attribute{"termination_details", "%CONNECTION_TERMINATION_DETAILS%"},
 		// With bytes of the application the handshake is over, which Envoy does not say otherwise.
-		out = append(out, tags("received", "%BYTES_RECEIVED%")...)
-		out = append(out, tags("allow_policy", fmt.Sprintf("%%DYNAMIC_METADATA(envoy.filters.network.rbac:%sshadow_effective_policy_id)%%", statPrefix[authz.Allow]))...)
-	case "http":
-		const rbac = "%%DYNAMIC_METADATA(envoy.filters.http.rbac:%senforced_effective_policy_id)%%"
-		for _, action := range []authz.Action{authz.Audit, authz.Deny, authz.Allow} {
-			name := statPrefix[action] + "policy"
-			out = append(out, tags(name, fmt.Sprintf(rbac, statPrefix[action]))...)
-		}
+		attribute{"bulwark.received", "%BYTES_RECEIVED%"},
+		attribute{"bulwark.allow_policy", fmt.Sprintf("%%DYNAMIC_METADATA(envoy.filters.network.rbac:%sshadow_effective_policy_id)%%", statPrefix[authz.Allow])})
+	if mutual {
+		out = append(out, downstreamFailure)
 	}
 	return out
 }
 
-func outboundTags(kind, service string) []*tracing.CustomTag {
-	return tags("direction", "outbound", "kind", kind, "destination_principal", "%UPSTREAM_PEER_URI_SAN%",
-		"destination_service", service, "destination_port", "%DOWNSTREAM_LOCAL_PORT%")
+func refusedConnection() []attribute { return inboundEntry("refused", downstreamFailure) }
+
+// outboundEntry are the attributes of every entry of a client's proxy about a server.
+func outboundEntry(kind, service string, more ...attribute) []attribute {
+	return append([]attribute{{"bulwark.direction", "outbound"}, {"bulwark.kind", kind}, {"bulwark.destination_service", service},
+		{"bulwark.destination_principal", "%UPSTREAM_PEER_URI_SAN%"}, {"upstream_address", "%UPSTREAM_HOST%"}, // which is known also where the handshake failed
+		{"upstream_failure", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"}, sourceAddress, localAddress, responseFlags}, more...)
 }
 
-// attributes are what an entry says beside its tags. A client chooses some of these, and a batch that outgrows Envoy's
-// buffer for retries is not sent again: hence the limits.
-func attributes(custom []*tracing.CustomTag) *otlp.KeyValueList {
-	out := &otlp.KeyValueList{}
-	add := func(key, format string) {
-		out.Values = append(out.Values, &otlp.KeyValue{Key: key, Value: &otlp.AnyValue{Value: &otlp.AnyValue_StringValue{StringValue: format}}})
-	}
-	add("source_address", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%")
-	add("local_address", "%DOWNSTREAM_LOCAL_ADDRESS%")
-	add("upstream_address", "%UPSTREAM_HOST%") // which is known also where the handshake failed
-	add("protocol", "%PROTOCOL%")
-	add("method", "%REQ(:METHOD):256%")
-	add("path", "%REQ(:PATH):4096%")
-	add("authority", "%REQ(:AUTHORITY):4096%")
-	add("request_id", "%REQ(X-REQUEST-ID):256%")
-	add("response_code", "%RESPONSE_CODE%")
-	add("response_code_details", "%RESPONSE_CODE_DETAILS%")
-	add("response_flags", "%RESPONSE_FLAGS%")
-	add("termination_details", "%CONNECTION_TERMINATION_DETAILS%")
-	add("upstream_failure", "%UPSTREAM_TRANSPORT_FAILURE_REASON%")
-	add("downstream_failure", "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%")
-	for _, t := range custom {
-		add(t.GetTag(), t.GetValue())
-	}
-	return out
+var (
+	sourceAddress     = attribute{"source_address", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"}
+	localAddress      = attribute{"local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"}
+	responseFlags     = attribute{"response_flags", "%RESPONSE_FLAGS%"}
+	downstreamFailure = attribute{"downstream_failure", "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"}
+)
+
+// request is what a client said and heard. A client chooses some of it, and a batch that outgrows Envoy's buffer for retries is not
+// sent again: hence the limits.
+func request() []attribute {
+	return []attribute{{"method", "%REQ(:METHOD):256%"}, {"path", "%REQ(:PATH):4096%"}, {"authority", "%REQ(:AUTHORITY):4096%"},
+		{"request_id", "%REQ(X-REQUEST-ID):256%"}, {"response_code", "%RESPONSE_CODE%"}}
 }
 
 // audit sends entries in calls of their own, which Envoy repeats while the agent is away. It does not repeat what it wrote
 // to a stream, which the loggers http_grpc and tcp_grpc do.
-func audit(filter *accesslog.AccessLogFilter, custom []*tracing.CustomTag) *accesslog.AccessLog {
+func audit(filter *accesslog.AccessLogFilter, entry []attribute) *accesslog.AccessLog {
+	attributes := &otlp.KeyValueList{}
+	for _, a := range entry {
+		attributes.Values = append(attributes.Values, &otlp.KeyValue{Key: a.key, Value: &otlp.AnyValue{Value: &otlp.AnyValue_StringValue{StringValue: a.format}}})
+	}
 	to := agentService()
 	to.RetryPolicy = &core.RetryPolicy{
 		RetryOn:      "connect-failure,refused-stream,reset,cancelled,unavailable",
@@ -98,7 +93,7 @@ func audit(filter *accesslog.AccessLogFilter, custom []*tracing.CustomTag) *acce
 	return &accesslog.AccessLog{Name: "envoy.access_loggers.open_telemetry", Filter: filter,
 		ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: envoy.Typed(&otel.OpenTelemetryAccessLogConfig{
 			LogName: "audit", GrpcService: to, DisableBuiltinLabels: true,
-			BufferFlushInterval: seconds(0.2), BufferSizeBytes: u32(16 << 10), Attributes: attributes(custom),
+			BufferFlushInterval: seconds(0.2), BufferSizeBytes: u32(16 << 10), Attributes: attributes,
 		})}}
 }
 
@@ -118,6 +113,21 @@ func when(expression string) *accesslog.AccessLogFilter {
 	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ExtensionFilter{ExtensionFilter: &accesslog.ExtensionFilter{
 		Name:       "envoy.access_loggers.extension_filters.cel",
 		ConfigType: &accesslog.ExtensionFilter_TypedConfig{TypedConfig: envoy.Typed(&cel.ExpressionFilter{Expression: expression})}}}}
+}
+
+// deniedByPolicy passes requests that a policy denied. What an application answers seldom is a denial of its own, as a status of HTTP or of gRPC, in
+// which a denied call of gRPC has it.
+func deniedByPolicy() *accesslog.AccessLogFilter {
+	return both(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_GrpcStatusFilter{GrpcStatusFilter: &accesslog.GrpcStatusFilter{
+		Statuses: []accesslog.GrpcStatusFilter_Status{accesslog.GrpcStatusFilter_PERMISSION_DENIED}}}}, when(deniedRequest))
+}
+
+// impostor passes what failed because of the server's certificate.
+func impostor() *accesslog.AccessLogFilter { return both(flagged("UF"), when(failedUpstream)) }
+
+func flagged(flag string) *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ResponseFlagFilter{
+		ResponseFlagFilter: &accesslog.ResponseFlagFilter{Flags: []string{flag}}}}
 }
 
 func either(filters ...*accesslog.AccessLogFilter) *accesslog.AccessLogFilter {

@@ -30,7 +30,7 @@ func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listen
 			listenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{}),
 			listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspector.TlsInspector{}),
 		},
-		AccessLog:          []*accesslog.AccessLog{audit(when(refusedInbound), inboundTags("refused"))},
+		AccessLog:          []*accesslog.AccessLog{audit(when(refusedInbound), refusedConnection())},
 		FilterChains:       inboundChains(set, w),
 		FilterChainMatcher: inboundMatcher(set, w),
 	}
@@ -102,12 +102,12 @@ func (c chains) secured(name string, peers []*matcher.StringMatcher, filters []*
 }
 
 func (c chains) http(mutual bool) []*listener.Filter {
-	logs := []*accesslog.AccessLog{audit(either(audited(), when(deniedRequest)), inboundTags("http")), requestMetrics(serverTags(httpService, mutual))}
+	logs := []*accesslog.AccessLog{audit(either(audited(), deniedByPolicy()), inboundRequest()), requestMetrics(serverTags(httpService, mutual))}
 	return []*listener.Filter{httpManager(normalized(withRoutes(connectionManager("inbound", httpAuthorizationFilters(), logs), inboundRoutes())))}
 }
 
 func (c chains) tcp(mutual bool, modes ...tcpMode) []*listener.Filter {
-	logs := append([]*accesslog.AccessLog{audit(atEnd(either(audited(), when(deniedConnection))), inboundTags("tcp"))},
+	logs := append([]*accesslog.AccessLog{audit(atEnd(either(audited(), when(deniedConnection))), inboundConnection(mutual))},
 		connectionMetrics(serverTags(tcpService, mutual))...)
 	proxy := forward(InboundCluster, "inbound", logs)
 	for _, mode := range modes {

@@ -85,14 +85,14 @@ func outboundHTTP(f *compile.Frontend) *listener.Filter {
 }
 
 func outboundTCP(f *compile.Frontend) *listener.Filter {
-	logs := append([]*accesslog.AccessLog{audit(atEnd(when(failedUpstream)), outboundTags("tcp", f.Service.Host))},
+	logs := append([]*accesslog.AccessLog{audit(atEnd(impostor()), outboundEntry("tcp", f.Service.Host))},
 		connectionMetrics(frontendTags(f))...)
 	return tcpProxy(forward(f.Backend(), f.Service.Cluster(), logs))
 }
 
 // refusedServer audits a server that is not one of the service's identities, also when another one answers in the end.
 func refusedServer(service string) *accesslog.AccessLog {
-	return audit(when(failedUpstream), outboundTags("http", service))
+	return audit(impostor(), outboundEntry("http", service, request()...))
 }
 
 // opaque tells the server's proxy, by the ALPN of the connection, that these bytes are not HTTP.

@@ -12,7 +12,6 @@ import (
 	proxyprotocollistener "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	proxyprotocol "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
-	tracing "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
@@ -79,7 +78,7 @@ func RefusalListenerAtSocket() *listener.Listener {
 // go on asking here.
 func refuseRequests() *listener.Filter {
 	nobody := httpFilter("envoy.filters.http.rbac", &rbacfilter.RBAC{Rules: rbac.Nobody()})
-	logs := []*accesslog.AccessLog{audit(nil, outOfReach("http")), requestMetrics(clientTags("", "", ""))}
+	logs := []*accesslog.AccessLog{audit(nil, outOfReachRequest()), requestMetrics(clientTags("", "", ""))}
 	m := withRoutes(connectionManager("out_of_reach", []*hcm.HttpFilter{nobody}, logs), routes(compile.Table{Name: noCluster}))
 	m.CommonHttpProtocolOptions.MaxRequestsPerConnection = u32(1)
 	m.LocalReplyConfig = refusing(failed()) // also of what is no proper request
@@ -89,7 +88,7 @@ func refuseRequests() *listener.Filter {
 // refusedNow answers requests on connections that a client opened while it could reach the service: their listener drains, and has no
 // cluster any more.
 func refusedNow(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
-	m.AccessLog = append(m.AccessLog, audit(withoutCluster(), outOfReach("http")))
+	m.AccessLog = append(m.AccessLog, audit(withoutCluster(), outOfReachRequest()))
 	m.LocalReplyConfig = refusing(withoutCluster())
 	return m
 }
@@ -105,12 +104,14 @@ func failed() *accesslog.AccessLogFilter {
 }
 
 // withoutCluster passes requests to a cluster that there is not.
-func withoutCluster() *accesslog.AccessLogFilter {
-	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ResponseFlagFilter{
-		ResponseFlagFilter: &accesslog.ResponseFlagFilter{Flags: []string{"NC"}}}}
+func withoutCluster() *accesslog.AccessLogFilter { return flagged("NC") }
+
+// outOfReach is an entry about what was refused here. Whose the connection is says the PROXY protocol.
+func outOfReach(kind string, more ...attribute) []attribute {
+	return append([]attribute{{"bulwark.direction", "outbound"}, {"bulwark.kind", kind}, {"bulwark.out_of_reach", "true"},
+		{"bulwark.source_address", "%DOWNSTREAM_REMOTE_ADDRESS%"}, localAddress, responseFlags}, more...)
 }
 
-func outOfReach(kind string) []*tracing.CustomTag {
-	return tags("direction", "outbound", "kind", kind, "out_of_reach", "true", "source_address", "%DOWNSTREAM_REMOTE_ADDRESS%",
-		"destination_port", "%DOWNSTREAM_LOCAL_PORT%")
+func outOfReachRequest() []attribute {
+	return outOfReach("http", append(request(), attribute{"protocol", "%PROTOCOL%"})...)
 }
