@@ -141,6 +141,8 @@ func decide(e *telemetryv1.Event, r record, details string) {
 	switch {
 	case r.tag("direction") == "outbound" && upstream != "":
 		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, clip("server's identity or certificate refused: "+upstream, maxName)
+	case r.tag("kind") == "refused" && e.GetResponseFlags() == "NR": // no chain takes it, whatever Envoy made of its first bytes
+		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, "no mutual TLS where it is required"
 	case downstream != "":
 		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, clip("TLS handshake failed: "+downstream, maxName)
 	case e.GetClaimedSource() != "" && r.tag("kind") == "tcp":
