@@ -30,7 +30,7 @@ const (
 // attribute is a part of an entry, by a format string of Envoy.
 type attribute struct{ key, format string }
 
-// inbound are the attributes of every entry of a server's proxy, of some kind.
+// inboundEntry are the attributes of every entry of a server's proxy, of some kind.
 func inboundEntry(kind string, more ...attribute) []attribute {
 	return append([]attribute{{"bulwark.direction", "inbound"}, {"bulwark.kind", kind}, {"bulwark.source_principal", "%DOWNSTREAM_PEER_URI_SAN%"},
 		{"bulwark.tls_version", "%DOWNSTREAM_TLS_VERSION%"}, sourceAddress, localAddress, responseFlags}, more...)
