@@ -35,6 +35,7 @@ type proxy struct {
 	owner     *owner // nil until the proxy has said
 	families  map[string]*dto.MetricFamily
 	durations map[string]*dto.Histogram // by series, since the pod is there or the agent
+	unfolded  map[string]unfolded       // of the last push, by how they were pushed: most series come again and again
 	dropped   int                       // series of the last push that were too many
 }
 
@@ -86,12 +87,12 @@ func (s *Sink) take(uid string, pushed []*dto.MetricFamily) {
 	}
 	for _, f := range pushed {
 		if f.GetName() == mesh.FoldedMetrics+"."+mesh.FoldedProxy && len(f.GetMetric()) > 0 {
-			p.owner = ownerOf(p.pod, f.GetMetric()[0].GetLabel())
+			p.belongsTo(ownerOf(p.pod, f.GetMetric()[0].GetLabel()))
 		}
 	}
 	p.families, p.dropped = map[string]*dto.MetricFamily{}, 0
-	before, known, count := p.durations, map[string]*dto.Metric{}, 0
-	p.durations = map[string]*dto.Histogram{}
+	before, seen, known, count := p.durations, p.unfolded, map[string]*dto.Metric{}, 0
+	p.durations, p.unfolded = map[string]*dto.Histogram{}, map[string]unfolded{}
 	for _, f := range pushed {
 		name, folded := standard(f.GetName())
 		if name == "" || f.GetType() == dto.MetricType_SUMMARY || folded && p.owner == nil {
@@ -104,14 +105,23 @@ func (s *Sink) take(uid string, pushed []*dto.MetricFamily) {
 		}
 		for _, m := range f.GetMetric() {
 			m.TimestampMs = nil // the scrape's time is the sample's
+			pushedAs := seriesKey(name, m.GetLabel())
+			shown := unfolded{pushedAs, m.GetLabel()}
 			if folded {
-				m.Label = p.owner.unfold(m.GetLabel())
+				var ok bool
+				if shown, ok = seen[pushedAs]; !ok {
+					shown = unfoldedBy(p.owner, name, m)
+				}
 			}
-			key := seriesKey(name, m)
+			key := shown.key
 			twin := known[key]
 			if twin == nil && count == maxSeries {
 				p.dropped++
 				continue
+			}
+			m.Label = shown.labels
+			if folded && twin == nil { // so that as many are remembered as are shown
+				p.unfolded[pushedAs] = shown
 			}
 			if m.Histogram != nil {
 				p.durations[key] = sum(cmp.Or(p.durations[key], before[key]), m.Histogram)
@@ -125,6 +135,24 @@ func (s *Sink) take(uid string, pushed []*dto.MetricFamily) {
 			}
 			known[key].Histogram = p.durations[key]
 		}
+	}
+}
+
+// unfolded is a series as it is shown.
+type unfolded struct {
+	key    string
+	labels []*dto.LabelPair
+}
+
+func unfoldedBy(o *owner, name string, m *dto.Metric) unfolded {
+	labels := o.unfold(m.GetLabel())
+	return unfolded{seriesKey(name, labels), labels}
+}
+
+// belongsTo takes note of whose proxy it is.
+func (p *proxy) belongsTo(o *owner) {
+	if p.owner == nil || *p.owner != *o {
+		p.owner, p.unfolded = o, nil
 	}
 }
 
@@ -150,9 +178,9 @@ func sum(before, since *dto.Histogram) *dto.Histogram {
 	return out
 }
 
-func seriesKey(name string, m *dto.Metric) string {
-	pairs := make([]string, 0, len(m.GetLabel())+1)
-	for _, l := range m.GetLabel() {
+func seriesKey(name string, labels []*dto.LabelPair) string {
+	pairs := make([]string, 0, len(labels))
+	for _, l := range labels {
 		pairs = append(pairs, l.GetName()+"\xff"+l.GetValue())
 	}
 	slices.Sort(pairs)

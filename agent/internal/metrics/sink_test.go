@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -153,6 +154,33 @@ func TestWhereSeriesAreCounted(t *testing.T) {
 			l["destination_service"] + ",", l["connection_security_policy"]}, " ")
 		if got != want {
 			t.Errorf("%s: %s, want %s", where, got, want)
+		}
+	}
+}
+
+// What is remembered of one push for the next is bounded like what is shown, and forgotten when the proxy says that it is another's.
+func TestWhatIsRememberedOfAPush(t *testing.T) {
+	s := proxyOf(t)
+	said := func(name string) *dto.MetricFamily {
+		return folded(mesh.FoldedProxy, 1, mesh.FoldedProxyName, name, mesh.FoldedProxyRevision, "v2", mesh.FoldedProxyCluster, "one")
+	}
+	push := func(name string) {
+		many := []*dto.MetricFamily{said(name)}
+		for i := range maxSeries + 100 { // and each of them a second time, under a label that nobody reads
+			for _, odd := range []string{"a", "b"} {
+				many = append(many, folded("requests_total", 1, mesh.FoldedWhere, fmt.Sprintf("c/finance/s%d", i), "odd", odd))
+			}
+		}
+		s.take("u", many)
+	}
+	for _, name := range []string{"checkout", "checkout", "till"} {
+		push(name)
+		got := s.counters("u", 2*maxSeries)
+		if len(got) != maxSeries || len(s.proxies["u"].unfolded) != maxSeries {
+			t.Fatalf("%d series, %d remembered", len(got), len(s.proxies["u"].unfolded))
+		}
+		if now := got[0].GetLabels()["source_workload"]; now != name {
+			t.Errorf("of %s, want %s", now, name)
 		}
 	}
 }
