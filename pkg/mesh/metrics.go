@@ -7,8 +7,8 @@ const (
 	// a proxy keeps are those that begin with "istio".
 	FoldedMetrics = "istio_folded"
 
-	// FoldedWhere says who counts, and what service was called: "c/<namespace>/<service>" at the client's side, "m/<service>" at the server's
-	// side by mutual TLS, "p/<service>" there in plaintext. What is not known is empty.
+	// FoldedWhere says who counts, and what service was called: "c/<the service's host>" at the client's side, "m/<service's name>" at the
+	// server's side by mutual TLS, "p/<service's name>" there in plaintext. What is not known is empty.
 	FoldedWhere = "at"
 	// FoldedServer is the server's workload, at the client's side: "<namespace>/<canonical name>/<revision>".
 	FoldedServer = "to"

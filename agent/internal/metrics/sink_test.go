@@ -100,7 +100,7 @@ func folded(name string, value float64, labels ...string) *dto.MetricFamily {
 func TestFoldedSeriesWaitForTheProxysName(t *testing.T) {
 	s := proxyOf(t)
 	requests := func() *dto.MetricFamily {
-		return folded("requests_total", 3, mesh.FoldedWhere, "c/finance/ledger", mesh.FoldedOutcome, "200 - HTTP/1.1 ")
+		return folded("requests_total", 3, mesh.FoldedWhere, "c/ledger.finance.svc.cluster.local", mesh.FoldedOutcome, "200 - HTTP/1.1 ")
 	}
 	s.take("u", []*dto.MetricFamily{requests()})
 	if got := s.counters("u", 10); len(got) != 0 {
@@ -142,12 +142,12 @@ func TestWhereSeriesAreCounted(t *testing.T) {
 	s := proxyOf(t)
 	o := ownerOf(s.proxies["u"].pod, []*dto.LabelPair{{Name: proto.String(mesh.FoldedProxyName), Value: proto.String("checkout")}})
 	for where, want := range map[string]string{
-		"c//PassthroughCluster": "source PassthroughCluster in unknown: unknown, unknown",
-		"c//":                   "source unknown in unknown: unknown, unknown",
-		"c/finance/ledger":      "source ledger in finance: ledger.finance.svc.cluster.local, unknown",
-		"m/store":               "destination store in shop: store.shop.svc.cluster.local, mutual_tls",
-		"m/":                    "destination unknown in shop: unknown, mutual_tls",
-		"p/-":                   "destination unknown in shop: unknown, none",
+		"c/PassthroughCluster":               "source PassthroughCluster in unknown: unknown, unknown",
+		"c/":                                 "source unknown in unknown: unknown, unknown",
+		"c/ledger.finance.svc.cluster.local": "source ledger in finance: ledger.finance.svc.cluster.local, unknown",
+		"m/store":                            "destination store in shop: store.shop.svc.cluster.local, mutual_tls",
+		"m/":                                 "destination unknown in shop: unknown, mutual_tls",
+		"p/-":                                "destination unknown in shop: unknown, none",
 	} {
 		l := byName(o.unfold([]*dto.LabelPair{{Name: proto.String(mesh.FoldedWhere), Value: proto.String(where)}}))
 		got := strings.Join([]string{l["reporter"], l["destination_service_name"], "in", l["destination_service_namespace"] + ":",
@@ -168,7 +168,7 @@ func TestWhatIsRememberedOfAPush(t *testing.T) {
 		many := []*dto.MetricFamily{said(name)}
 		for i := range maxSeries + 100 { // and each of them a second time, under a label that nobody reads
 			for _, odd := range []string{"a", "b"} {
-				many = append(many, folded("requests_total", 1, mesh.FoldedWhere, fmt.Sprintf("c/finance/s%d", i), "odd", odd))
+				many = append(many, folded("requests_total", 1, mesh.FoldedWhere, fmt.Sprintf("c/s%d.finance.svc.cluster.local", i), "odd", odd))
 			}
 		}
 		s.take("u", many)

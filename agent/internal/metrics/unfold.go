@@ -41,7 +41,7 @@ func (o *owner) unfold(labels []*dto.LabelPair) []*dto.LabelPair {
 	if where == mesh.CountedByClient {
 		client, server = o.workload, workloadOf(folded[mesh.FoldedServer])
 		server.principal = known(folded[mesh.FoldedPeer])
-		namespace, service, _ = strings.Cut(called, "/")
+		service, namespace = serviceOf(called)
 	} else {
 		server, reporter, security = o.workload, "destination", "none"
 		namespace, service = o.namespace, called
@@ -63,6 +63,16 @@ func (o *owner) unfold(labels []*dto.LabelPair) []*dto.LabelPair {
 	out.add("connection_security_policy", security)
 	out.outcome(folded[mesh.FoldedOutcome])
 	return out
+}
+
+// serviceOf reads the host of a service, or a word for what is none.
+func serviceOf(host string) (name, namespace string) {
+	service, ok := strings.CutSuffix(host, ".svc."+mesh.ClusterDomain)
+	if !ok {
+		return host, ""
+	}
+	name, namespace, _ = strings.Cut(service, ".")
+	return name, namespace
 }
 
 // series are the labels of one.

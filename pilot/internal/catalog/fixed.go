@@ -11,12 +11,13 @@ import (
 type Fixed struct{ url, name string }
 
 var made = map[Fixed]func() proto.Message{
-	{deltaxds.ClusterType, translate.PassthroughCluster}: func() proto.Message { return translate.Passthrough() },
-	{deltaxds.ClusterType, translate.InboundCluster}:     func() proto.Message { return translate.Inbound() },
-	{deltaxds.ClusterType, translate.AdminCluster}:       func() proto.Message { return translate.Admin() },
-	{deltaxds.ClusterType, translate.RefusalCluster}:     func() proto.Message { return translate.Refusal() },
-	{deltaxds.ListenerType, translate.RefusalListener}:   func() proto.Message { return translate.RefusalListenerAtSocket() },
-	{deltaxds.ListenerType, translate.StatsListener}:     func() proto.Message { return translate.StatsListener15090() },
+	{deltaxds.ClusterType, translate.PassthroughCluster}:    func() proto.Message { return translate.Passthrough() },
+	{deltaxds.ClusterType, translate.InboundCluster}:        func() proto.Message { return translate.Inbound() },
+	{deltaxds.ClusterType, translate.AdminCluster}:          func() proto.Message { return translate.Admin() },
+	{deltaxds.ClusterType, translate.RefusalCluster}:        func() proto.Message { return translate.Refusal() },
+	{deltaxds.ListenerType, translate.RefusalListener}:      func() proto.Message { return translate.RefusalListenerAtSocket() },
+	{deltaxds.ExtensionConfigType, translate.SharedManager}: func() proto.Message { return translate.OutboundManager() },
+	{deltaxds.ListenerType, translate.StatsListener}:        func() proto.Message { return translate.StatsListener15090() },
 }
 
 func (r Fixed) Type() string                { return r.url }

@@ -19,15 +19,25 @@ type VirtualHost struct {
 // Rule sends requests to a cluster.
 type Rule struct {
 	Name    string
-	Cluster string
-	Retried bool // what certainly has not reached an application is tried again
+	Cluster string // empty: that of the service that was called
+	Retried bool   // what certainly has not reached an application is tried again
 }
 
-// Routes is what becomes of requests to the frontend: whatever host they name, they go to what answers at the address.
-func (f *Frontend) Routes() Table {
-	p := &f.Service
-	return Table{Name: p.Cluster(), Hosts: []VirtualHost{{
-		Name: fmt.Sprintf("%s:%d", p.Host, p.Number), Domains: []string{"*"},
-		Rules: []Rule{{Name: "default", Cluster: f.Backend(), Retried: true}},
-	}}}
+// DefaultRoutes is what becomes of requests to services of which nothing else is declared: whatever host they name, they go to the service
+// whose address was called. All such services have one table.
+func DefaultRoutes() Table {
+	return toAny("outbound", "any", "")
+}
+
+// OwnRoutes is what becomes of requests to the frontend, if that is something else than the default. A pod of a headless service is called at
+// the pod's own port, of which no cluster has a name.
+func (f *Frontend) OwnRoutes() (t Table, ok bool) {
+	if f.Pod == nil {
+		return Table{}, false
+	}
+	return toAny(f.Service.Cluster(), fmt.Sprintf("%s:%d", f.Service.Host, f.Service.Number), f.Backend()), true
+}
+
+func toAny(table, host, cluster string) Table {
+	return Table{Name: table, Hosts: []VirtualHost{{Name: host, Domains: []string{"*"}, Rules: []Rule{{Name: "default", Cluster: cluster, Retried: true}}}}}
 }

@@ -81,7 +81,7 @@ func refusals(p *pilot) (out []string) {
 }
 
 // loaded is the configuration of an Envoy: resources with their versions, and endpoints with their addresses, as their version
-// is not told. The routes that listeners bring along are one entry.
+// is not told. The routes that listeners bring along are one entry, which has those of a shared connection manager once for each listener.
 type loaded map[string]string
 
 const inlineRoutes = "inline routes"
@@ -90,7 +90,8 @@ const inlineRoutes = "inline routes"
 func expected(t *testing.T, all holdings, w *wire) loaded {
 	t.Helper()
 	out := loaded{}
-	var tables []string
+	var listeners []*listener.Listener
+	configs := map[string]*anypb.Any{} // that filters are to have
 	for name, version := range all {
 		msg, err := w.body(name, version).UnmarshalNew()
 		if err != nil {
@@ -101,9 +102,15 @@ func expected(t *testing.T, all holdings, w *wire) loaded {
 		case *endpoint.ClusterLoadAssignment:
 			out[name] = addressesOf(m)
 		case *listener.Listener:
-			for _, table := range inlineTables(m) {
-				tables = append(tables, describe(table))
-			}
+			listeners = append(listeners, m)
+		case *core.TypedExtensionConfig:
+			configs[m.GetName()] = m.GetTypedConfig()
+		}
+	}
+	var tables []string
+	for _, l := range listeners {
+		for _, table := range inlineTables(l, configs) {
+			tables = append(tables, describe(table))
 		}
 	}
 	slices.Sort(tables)

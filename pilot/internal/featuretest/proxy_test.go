@@ -228,7 +228,7 @@ func discovered(l *listener.Listener) (filters, routes []string) {
 			configs[f.GetName()] = true
 		}
 	}
-	for _, m := range managersOf(l) {
+	for _, m := range managersOf(l, nil) {
 		if rds := m.GetRds(); rds != nil {
 			tables[rds.GetRouteConfigName()] = true
 		}
@@ -241,10 +241,10 @@ func discovered(l *listener.Listener) (filters, routes []string) {
 	return slices.Sorted(maps.Keys(configs)), slices.Sorted(maps.Keys(tables))
 }
 
-// inlineTables are the routes that a listener brings along.
-func inlineTables(l *listener.Listener) []*route.RouteConfiguration {
+// inlineTables are the routes that a listener brings along, given the configurations that its filters are to have.
+func inlineTables(l *listener.Listener, configs map[string]*anypb.Any) []*route.RouteConfiguration {
 	var out []*route.RouteConfiguration
-	for _, m := range managersOf(l) {
+	for _, m := range managersOf(l, configs) {
 		if table := m.GetRouteConfig(); table != nil {
 			out = append(out, table)
 		}
@@ -260,14 +260,17 @@ func filtersOf(l *listener.Listener) []*listener.Filter {
 	return out
 }
 
-func managersOf(l *listener.Listener) []*hcm.HttpConnectionManager {
+func managersOf(l *listener.Listener, configs map[string]*anypb.Any) []*hcm.HttpConnectionManager {
 	var out []*hcm.HttpConnectionManager
 	for _, f := range filtersOf(l) {
-		m := &hcm.HttpConnectionManager{}
-		if !f.GetTypedConfig().MessageIs(m) {
+		config, m := f.GetTypedConfig(), &hcm.HttpConnectionManager{}
+		if f.GetConfigDiscovery() != nil {
+			config = configs[f.GetName()]
+		}
+		if !config.MessageIs(m) {
 			continue
 		}
-		if err := f.GetTypedConfig().UnmarshalTo(m); err != nil {
+		if err := config.UnmarshalTo(m); err != nil {
 			panic(fmt.Sprintf("listener %s: %v", l.GetName(), err))
 		}
 		out = append(out, m)

@@ -39,6 +39,17 @@ func inboundOn(t *testing.T, w *compile.Workload, port uint32, revoked ...revoca
 	return l
 }
 
+// inlineManager puts the shared connection manager where a service's listener asks for it.
+func inlineManager(l *listener.Listener) {
+	for _, c := range l.GetFilterChains() {
+		for _, f := range c.GetFilters() {
+			if f.GetName() == translate.SharedManager {
+				f.ConfigType = &listener.Filter_TypedConfig{TypedConfig: translate.OutboundManager().GetTypedConfig()}
+			}
+		}
+	}
+}
+
 // delivering is the route to the application.
 func delivering(m *hcm.HttpConnectionManager) *route.Route {
 	routes := m.GetRouteConfig().GetVirtualHosts()[0].GetRoutes()

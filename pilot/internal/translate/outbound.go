@@ -1,7 +1,6 @@
 package translate
 
 import (
-	"fmt"
 	"net/netip"
 
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
@@ -37,7 +36,7 @@ func OutboundListener(ranges []netip.Prefix) *listener.Listener {
 		ListenerFilters:               []*listener.ListenerFilter{listenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{})},
 		PerConnectionBufferLimitBytes: u32(1 << 20),
 		FilterChains: []*listener.FilterChain{{Name: "passthrough",
-			Filters: []*listener.Filter{tcpProxy(forward(PassthroughCluster, PassthroughCluster, connectionMetrics(clientTags("", PassthroughCluster, ""))))}}},
+			Filters: []*listener.Filter{tcpProxy(forward(PassthroughCluster, PassthroughCluster, connectionMetrics(clientTags(PassthroughCluster, ""))))}}},
 	}
 	if refused := refusedRanges(ranges); refused != nil {
 		l.FilterChains = append(l.FilterChains, refused)
@@ -49,7 +48,7 @@ func OutboundListener(ranges []netip.Prefix) *listener.Listener {
 // Host: where a request goes, and whether over mutual TLS, follows from the address that was called.
 func ServiceListener(f *compile.Frontend) *listener.Listener {
 	tcp := &listener.FilterChain{Name: "tcp", Filters: []*listener.Filter{outboundTCP(f)}}
-	http := &listener.FilterChain{Name: "http", Filters: []*listener.Filter{outboundHTTP(f)}}
+	http := httpChain(f)
 	switch {
 	case f.Service.Protocol.IsHTTP():
 		return outbound(f, http)
@@ -78,21 +77,10 @@ func outbound(f *compile.Frontend, chains ...*listener.FilterChain) *listener.Li
 	}
 }
 
-func outboundHTTP(f *compile.Frontend) *listener.Filter {
-	logs := []*accesslog.AccessLog{requestMetrics(frontendTags(f))}
-	m := connectionManager(fmt.Sprintf("outbound_%d", f.Service.Number), nil, logs, refusedServer(f.Service.Host))
-	return httpManager(refusedNow(withRoutes(m, routes(f.Routes()))))
-}
-
 func outboundTCP(f *compile.Frontend) *listener.Filter {
 	logs := append([]*accesslog.AccessLog{audit(atEnd(impostor()), outboundEntry("tcp", f.Service.Host))},
 		connectionMetrics(frontendTags(f))...)
 	return tcpProxy(forward(f.Backend(), f.Service.Cluster(), logs))
-}
-
-// refusedServer audits a server that is not one of the service's identities, also when another one answers in the end.
-func refusedServer(service string) *accesslog.AccessLog {
-	return audit(impostor(), outboundEntry("http", service, request()...))
 }
 
 // opaque tells the server's proxy, by the ALPN of the connection, that these bytes are not HTTP.

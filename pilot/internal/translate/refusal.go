@@ -78,7 +78,7 @@ func RefusalListenerAtSocket() *listener.Listener {
 // go on asking here.
 func refuseRequests() *listener.Filter {
 	nobody := httpFilter("envoy.filters.http.rbac", &rbacfilter.RBAC{Rules: rbac.Nobody()})
-	logs := []*accesslog.AccessLog{audit(nil, outOfReachRequest()), requestMetrics(clientTags("", "", ""))}
+	logs := []*accesslog.AccessLog{audit(nil, outOfReachRequest()), requestMetrics(clientTags("", ""))}
 	m := withRoutes(connectionManager("out_of_reach", []*hcm.HttpFilter{nobody}, logs), routes(compile.Table{Name: noCluster}))
 	m.CommonHttpProtocolOptions.MaxRequestsPerConnection = u32(1)
 	m.LocalReplyConfig = refusing(failed()) // also of what is no proper request

@@ -30,11 +30,16 @@ func rule(r compile.Rule) *route.Route {
 	if r.Retried {
 		action.RetryPolicy = retries()
 	}
-	return &route.Route{
+	out := &route.Route{
 		Name:   r.Name,
 		Match:  &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: "/"}},
 		Action: &route.Route_Route{Route: action},
 	}
+	if r.Cluster == "" {
+		action.ClusterSpecifier = &route.RouteAction_ClusterHeader{ClusterHeader: clusterHeader}
+		out.RequestHeadersToRemove = []string{clusterHeader}
+	}
+	return out
 }
 
 // retries are of what certainly did not reach an application.

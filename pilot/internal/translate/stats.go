@@ -33,9 +33,9 @@ type tag struct{ name, format string }
 
 func env(name string) string { return "%ENVIRONMENT(" + name + ")%" }
 
-// clientTags are of what a client's proxy counts of a service, by name and namespace; server is where the server's workload is found.
-func clientTags(namespace, service, server string) []tag {
-	return []tag{{mesh.FoldedWhere, mesh.CountedByClient + "/" + namespace + "/" + service}, {mesh.FoldedServer, server}, {mesh.FoldedPeer, "%UPSTREAM_PEER_URI_SAN%"}}
+// clientTags are of what a client's proxy counts of a service, by its host; server is where the server's workload is found.
+func clientTags(service, server string) []tag {
+	return []tag{{mesh.FoldedWhere, mesh.CountedByClient + "/" + service}, {mesh.FoldedServer, server}, {mesh.FoldedPeer, "%UPSTREAM_PEER_URI_SAN%"}}
 }
 
 // chosenServer is the workload of the endpoint that was chosen.
@@ -47,7 +47,7 @@ func frontendTags(f *compile.Frontend) []tag {
 	if f.Pod != nil {
 		server = serverName(f.Pod.Workload)
 	}
-	return clientTags(f.Service.Service.Namespace, f.Service.Service.Name, server)
+	return clientTags(f.Service.Host, server)
 }
 
 // serverName is a server's workload as the agent reads it.
