@@ -17,6 +17,8 @@ var made = map[Fixed]func() proto.Message{
 	{deltaxds.ClusterType, translate.RefusalCluster}:        func() proto.Message { return translate.Refusal() },
 	{deltaxds.ListenerType, translate.RefusalListener}:      func() proto.Message { return translate.RefusalListenerAtSocket() },
 	{deltaxds.ExtensionConfigType, translate.SharedManager}: func() proto.Message { return translate.OutboundManager() },
+	{deltaxds.ExtensionConfigType, translate.SharedForward}: func() proto.Message { return translate.OutboundForward() },
+	{deltaxds.ExtensionConfigType, translate.SharedCluster}: func() proto.Message { return translate.OutboundForwardCluster() },
 	{deltaxds.ListenerType, translate.StatsListener}:        func() proto.Message { return translate.StatsListener15090() },
 }
 

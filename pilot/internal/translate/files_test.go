@@ -176,6 +176,7 @@ func outboundTo(t *testing.T, port uint32, identity string, at uint32) outbound 
 	s := staticCluster(c.GetName(), port)
 	c.ClusterDiscoveryType, c.EdsClusterConfig, c.LoadAssignment = s.ClusterDiscoveryType, nil, s.LoadAssignment
 	l := translate.ServiceListener(&compile.Frontend{Address: compile.Address{IP: "127.0.0.1", Port: at}, Service: *p})
+	inlineShared(l)
 	l.BindToPort = nil
 	for _, chain := range append(l.GetFilterChains(), l.GetDefaultFilterChain()) {
 		if chain != nil {

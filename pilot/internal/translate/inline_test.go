@@ -39,12 +39,14 @@ func inboundOn(t *testing.T, w *compile.Workload, port uint32, revoked ...revoca
 	return l
 }
 
-// inlineManager puts the shared connection manager where a service's listener asks for it.
-func inlineManager(l *listener.Listener) {
-	for _, c := range l.GetFilterChains() {
-		for _, f := range c.GetFilters() {
-			if f.GetName() == translate.SharedManager {
-				f.ConfigType = &listener.Filter_TypedConfig{TypedConfig: translate.OutboundManager().GetTypedConfig()}
+// inlineShared puts what services share where a service's listener asks for it.
+func inlineShared(l *listener.Listener) {
+	for _, shared := range []*core.TypedExtensionConfig{translate.OutboundManager(), translate.OutboundForward(), translate.OutboundForwardCluster()} {
+		for _, c := range l.GetFilterChains() {
+			for _, f := range c.GetFilters() {
+				if f.GetName() == shared.GetName() {
+					f.ConfigType = &listener.Filter_TypedConfig{TypedConfig: shared.GetTypedConfig()}
+				}
 			}
 		}
 	}

@@ -3,17 +3,13 @@ package translate
 import (
 	"net/netip"
 
-	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	httpinspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	originaldst "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
-	setfilterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
-	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -47,17 +43,15 @@ func OutboundListener(ranges []netip.Prefix) *listener.Listener {
 // ServiceListener takes the connections to one address of a service port. It names nothing but that port, and looks at no
 // Host: where a request goes, and whether over mutual TLS, follows from the address that was called.
 func ServiceListener(f *compile.Frontend) *listener.Listener {
-	tcp := &listener.FilterChain{Name: "tcp", Filters: []*listener.Filter{outboundTCP(f)}}
-	http := httpChain(f)
 	switch {
 	case f.Service.Protocol.IsHTTP():
-		return outbound(f, http)
+		return outbound(f, httpChain(f))
 	case f.Service.Protocol != protocol.Auto:
-		return outbound(f, tcp)
+		return outbound(f, tcpChain(f))
 	}
+	http := httpChain(f)
 	http.FilterChainMatch = &listener.FilterChainMatch{ApplicationProtocols: httpProtocols}
-	tcp.Filters = append([]*listener.Filter{opaque()}, tcp.Filters...)
-	l := outbound(f, http, tcp)
+	l := outbound(f, http, tcpChain(f))
 	sniff(l)
 	return l
 }
@@ -75,20 +69,6 @@ func outbound(f *compile.Frontend, chains ...*listener.FilterChain) *listener.Li
 		Name: f.Address.String(), Address: address(f.IP, f.Port), BindToPort: no(), FilterChains: chains,
 		TrafficDirection: core.TrafficDirection_OUTBOUND, PerConnectionBufferLimitBytes: u32(1 << 20),
 	}
-}
-
-func outboundTCP(f *compile.Frontend) *listener.Filter {
-	logs := append([]*accesslog.AccessLog{audit(atEnd(impostor()), outboundEntry("tcp", f.Service.Host))},
-		connectionMetrics(frontendTags(f))...)
-	return tcpProxy(forward(f.Backend(), f.Service.Cluster(), logs))
-}
-
-// opaque tells the server's proxy, by the ALPN of the connection, that these bytes are not HTTP.
-func opaque() *listener.Filter {
-	return networkFilter("envoy.filters.network.set_filter_state", &setfilterstate.Config{OnNewConnection: []*filterstate.FilterStateValue{{
-		Key:   &filterstate.FilterStateValue_ObjectKey{ObjectKey: "envoy.network.application_protocols"},
-		Value: &filterstate.FilterStateValue_FormatString{FormatString: inline(istiocompat.ALPNOpaque)},
-	}}})
 }
 
 func inline(s string) *core.SubstitutionFormatString {

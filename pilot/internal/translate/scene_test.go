@@ -91,7 +91,7 @@ func (s *scene) outbound(at uint32, p protocol.Protocol, name string, pod *compi
 		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: validation}
 	})
 	l := translate.ServiceListener(&compile.Frontend{Address: compile.Address{IP: "127.0.0.1", Port: at}, Service: *sp, Pod: pod})
-	inlineManager(l)
+	inlineShared(l)
 	s.listen(l, at)
 	s.clusters = append(s.clusters, c)
 }

@@ -1,11 +1,13 @@
 package translate_test
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,5 +70,64 @@ func TestClientsDoNotChooseTheCluster(t *testing.T) {
 				t.Errorf("%s: %q, %v; want %q", resp.Status, got, err, want)
 			}
 		})
+	}
+}
+
+// TestServersAreToldWhatIsNotHTTP speaks to services, each of which answers what its proxy was told by ALPN, over ports that declare a protocol
+// and one that does not.
+func TestServersAreToldWhatIsNotHTTP(t *testing.T) {
+	envoytest.Find(t)
+	ca, ports := envoytest.NewCA(t), envoytest.FreePorts(t, 3)
+	s := &scene{t: t, ca: ca, leaf: ca.Issue(t, sceneClient)}
+	telling := func(name string) compile.Endpoint {
+		l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{s.leaf.TLS}, NextProtos: []string{"istio", "istio-opaque"}, MinVersion: tls.VersionTLS13})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return // the test is over
+				}
+				go func() {
+					defer conn.Close()
+					if _, err := conn.Read(make([]byte, 1)); err != nil {
+						return
+					}
+					state := conn.(*tls.Conn).ConnectionState()
+					fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n%s by %s as %s", name, state.NegotiatedProtocol, state.ServerName)
+				}()
+			}
+		}()
+		return compile.Endpoint{Address: "127.0.0.1", Port: uint32(l.Addr().(*net.TCPAddr).Port)}
+	}
+	web, tcp, auto := ports[0], ports[1], ports[2]
+	s.outbound(web, protocol.HTTP, "web", nil, telling("web"))
+	s.outbound(tcp, protocol.TCP, "tcp", nil, telling("tcp"))
+	s.outbound(auto, protocol.Auto, "auto", nil, telling("auto"))
+	s.start(func(*grpc.Server) {})
+
+	const request = "GET / HTTP/1.1\r\nHost: any\r\nConnection: close\r\n\r\n"
+	for _, of := range []struct {
+		port             uint32
+		name, says, want string
+	}{
+		{web, "web", request, "istio"}, {auto, "auto", request, "istio"},
+		{tcp, "tcp", request, "istio-opaque"}, {tcp, "tcp", "knock", "istio-opaque"}, {auto, "auto", "knock", "istio-opaque"},
+	} {
+		want := fmt.Sprintf("%s by %s as outbound_.%d_._.%[1]s.finance.svc.cluster.local", of.name, of.want, of.port)
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", of.port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		_, _ = io.WriteString(conn, of.says)
+		got, err := io.ReadAll(conn)
+		conn.Close()
+		if err != nil || !strings.Contains(string(got), want) {
+			t.Errorf("%s, told %q: %q, %v; want %q", of.name, of.says, got, err, want)
+		}
 	}
 }

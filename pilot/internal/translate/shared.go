@@ -1,0 +1,112 @@
+package translate
+
+import (
+	"fmt"
+
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	mutation "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	setfilterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
+	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	earlymutation "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+)
+
+// Names of what the listeners of all services have in common, so that a service costs a proxy little: extension configurations, of filters that
+// know a service by where a connection came in. The filter chain has the service's name, and the connection its port. A service that is to be
+// treated in a way of its own has filters of its own in its listener.
+const (
+	// SharedManager has the requests, and SharedForward the connections of what is not HTTP, to the cluster that SharedCluster says.
+	SharedManager = "outbound-http"
+	SharedForward = "outbound-tcp"
+	SharedCluster = "outbound-tcp-cluster"
+)
+
+const (
+	// calledService is the host of the service whose chain a connection came in by.
+	calledService = "%FILTER_CHAIN_NAME%"
+	// calledCluster is the cluster of the service and the port, as istiocompat.OutboundCluster names it.
+	calledCluster = "outbound|%DOWNSTREAM_LOCAL_PORT%||" + calledService
+	// clusterHeader says to the shared manager's route which cluster a request goes to. What a client says in it is replaced, and a server
+	// never gets it.
+	clusterHeader = "x-bulwark-cluster"
+)
+
+// httpChain takes the requests of a service's clients.
+func httpChain(f *compile.Frontend) *listener.FilterChain {
+	if own, ok := f.OwnRoutes(); ok {
+		m := outboundManager(fmt.Sprintf("outbound_%d", f.Service.Number), f.Service.Host, frontendTags(f), own)
+		return &listener.FilterChain{Name: "http", Filters: []*listener.Filter{httpManager(m)}}
+	}
+	return &listener.FilterChain{Name: f.Service.Host, Filters: []*listener.Filter{shared(SharedManager, &hcm.HttpConnectionManager{})}}
+}
+
+// tcpChain takes connections of which nothing is known but that they are not HTTP. A pod of a headless service is called at the pod's own port, of
+// which no cluster has a name.
+func tcpChain(f *compile.Frontend) *listener.FilterChain {
+	if f.Pod != nil {
+		own := forward(f.Backend(), f.Service.Cluster(), outboundTCPLogs(f.Service.Host, frontendTags(f)))
+		return &listener.FilterChain{Name: "tcp", Filters: []*listener.Filter{networkFilter("envoy.filters.network.set_filter_state", connectionState(opaque())), tcpProxy(own)}}
+	}
+	return &listener.FilterChain{Name: f.Service.Host, Filters: []*listener.Filter{shared(SharedCluster, &setfilterstate.Config{}), shared(SharedForward, &tcpproxy.TcpProxy{})}}
+}
+
+func shared(name string, kind proto.Message) *listener.Filter {
+	return &listener.Filter{Name: name, ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(kind)}}
+}
+
+// OutboundForward is the configuration of SharedForward.
+func OutboundForward() *core.TypedExtensionConfig {
+	return envoy.Extension(SharedForward, forward(noCluster, "outbound", outboundTCPLogs(calledService, clientTags(calledService, chosenServer))))
+}
+
+// OutboundForwardCluster is the configuration of SharedCluster.
+func OutboundForwardCluster() *core.TypedExtensionConfig {
+	return envoy.Extension(SharedCluster, connectionState(opaque(), stateOf("envoy.tcp_proxy.cluster", calledCluster)))
+}
+
+// opaque tells the server's proxy, by the ALPN of the connection, that these bytes are not HTTP.
+func opaque() *filterstate.FilterStateValue {
+	return stateOf("envoy.network.application_protocols", istiocompat.ALPNOpaque)
+}
+
+func connectionState(values ...*filterstate.FilterStateValue) *setfilterstate.Config {
+	return &setfilterstate.Config{OnNewConnection: values}
+}
+
+func stateOf(key, format string) *filterstate.FilterStateValue {
+	return &filterstate.FilterStateValue{Key: &filterstate.FilterStateValue_ObjectKey{ObjectKey: key},
+		Value: &filterstate.FilterStateValue_FormatString{FormatString: inline(format)}}
+}
+
+func outboundTCPLogs(service string, tags []tag) []*accesslog.AccessLog {
+	return append([]*accesslog.AccessLog{audit(atEnd(impostor()), outboundEntry("tcp", service))}, connectionMetrics(tags)...)
+}
+
+// OutboundManager is the configuration of SharedManager.
+func OutboundManager() *core.TypedExtensionConfig {
+	m := outboundManager("outbound", calledService, clientTags(calledService, chosenServer), compile.DefaultRoutes())
+	m.EarlyHeaderMutationExtensions = []*core.TypedExtensionConfig{envoy.Extension("envoy.http.early_header_mutation.header_mutation",
+		&earlymutation.HeaderMutation{Mutations: []*mutation.HeaderMutation{{Action: &mutation.HeaderMutation_Append{Append: &core.HeaderValueOption{
+			Header:       &core.HeaderValue{Key: clusterHeader, Value: calledCluster},
+			AppendAction: core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD}}}}})}
+	return envoy.Extension(SharedManager, m)
+}
+
+// outboundManager is between the clients of a service and those who serve it.
+func outboundManager(statPrefix, service string, tags []tag, t compile.Table) *hcm.HttpConnectionManager {
+	logs := []*accesslog.AccessLog{requestMetrics(tags)}
+	return refusedNow(withRoutes(connectionManager(statPrefix, nil, logs, refusedServer(service)), routes(t)))
+}
+
+// refusedServer audits a server that is not one of the service's identities, also when another one answers in the end.
+func refusedServer(service string) *accesslog.AccessLog {
+	return audit(impostor(), outboundEntry("http", service, request()...))
+}
