@@ -141,6 +141,8 @@ var mutations = []mutation{
 		{"pilot/internal/translate/route.go", "append([]*route.Route{badAuthority()}, host.Routes...)", "append([]*route.Route{}, host.Routes...)"}}},
 	{20, "every URI of the trust domain is an identity", "pilot/internal/translate.TestHandshakeTakesNothingButIdentities", []edit{
 		{"pilot/internal/translate/tls.go", "envoy.Pattern(spiffe.Pattern(trustDomains...))", "envoy.Pattern(\"spiffe://\" + spiffe.ID{TrustDomain: trustDomains[0]}.TrustDomain + \"/.*\")"}}},
+	{20, "a client says to which cluster its request goes", "pilot/internal/translate.TestClientsDoNotChooseTheCluster", []edit{
+		{"pilot/internal/translate/shared.go", "core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD", "core.HeaderValueOption_ADD_IF_ABSENT"}}},
 	{20, "policies that can never match are taken", "pkg/authz.TestValueThatCanNeverMatchIsRefused", []edit{
 		{"pkg/authz/path.go", "	if reason := notNormal(m.Kind, m.Value); reason != \"\" {", "	if reason := notNormal(m.Kind, m.Value); reason != \"\" && false {"}}},
 	{20, "the evaluator does not resolve dot segments as proxies do", "pilot/internal/translate.TestPathsAreNormalizedAsEnvoyDoes", []edit{

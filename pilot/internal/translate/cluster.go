@@ -36,7 +36,7 @@ func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster 
 	c := &cluster.Cluster{
 		Name: p.Cluster(), ConnectTimeout: seconds(5), LbPolicy: cluster.Cluster_LEAST_REQUEST,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
-		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: overADS(), ServiceName: p.Cluster()},
+		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: overADS()},
 		CircuitBreakers:      generous(),
 		UpstreamConnectionOptions: &cluster.UpstreamConnectionOptions{TcpKeepalive: &core.TcpKeepalive{
 			KeepaliveProbes: u32(3), KeepaliveTime: u32(60), KeepaliveInterval: u32(10)}},

@@ -2,11 +2,13 @@ package translate_test
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -129,5 +131,34 @@ func TestServersAreToldWhatIsNotHTTP(t *testing.T) {
 		if err != nil || !strings.Contains(string(got), want) {
 			t.Errorf("%s, told %q: %q, %v; want %q", of.name, of.says, got, err, want)
 		}
+	}
+}
+
+// TestServiceThatIsGone calls what a proxy has a listener of and no cluster any more: a request is told so, and a connection ends.
+func TestServiceThatIsGone(t *testing.T) {
+	envoytest.Find(t)
+	ca, ports := envoytest.NewCA(t), envoytest.FreePorts(t, 2)
+	s := &scene{t: t, ca: ca, leaf: ca.Issue(t, sceneClient)}
+	s.outbound(ports[0], protocol.HTTP, "web", nil)
+	s.outbound(ports[1], protocol.TCP, "store", nil)
+	s.clusters = nil
+	s.start(func(*grpc.Server) {})
+
+	resp, err := (&http.Client{Timeout: 20 * time.Second}).Get(fmt.Sprintf("http://127.0.0.1:%d/", ports[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusForbidden || !strings.Contains(string(text), "is out of reach of "+sceneClient) {
+		t.Errorf("%s: %q, %v", resp.Status, text, err)
+	}
+	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", ports[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if got, err := io.ReadAll(conn); len(got) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a connection: %q, %v", got, err)
 	}
 }
