@@ -130,7 +130,9 @@ func TestWhatProxiesPushIsWhatTheAgentIsTestedWith(t *testing.T) {
 	refusal := translate.RefusalListenerAtSocket()
 	refusal.ListenerFilters = refusal.ListenerFilters[1:] // no PROXY protocol
 	s.listen(refusal, ports[10])
-	s.listen(translate.HealthListener15021(nil), ports[11])
+	started := translate.Bootstrap()
+	translate.AnswerKubelet(started, nil, "127.0.0.1")
+	s.listen(started.StaticResources.Listeners[0], ports[11])
 	r := &receiver{durations: map[string]uint64{}}
 	s.start(func(srv *grpc.Server) { metricsservice.RegisterMetricsServiceServer(srv, r) })
 
