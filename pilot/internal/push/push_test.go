@@ -262,9 +262,9 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: append(translate.AuthorizationNames(), translate.RevocationNames()...)}
 		p.take(t, short(deltaxds.ExtensionConfigType), 8)
 	}
-	// Shared: clusters, endpoints and listeners of services, four clusters, three listeners, two lists of revocations.
+	// Shared: clusters, endpoints and listeners of services, four clusters, three listeners, three filters of listeners, two lists of revocations.
 	// Own, of each proxy: a listener, the six configurations of authorization.
-	shared := services*3 + 4 + 3 + 2
+	shared := services*3 + 4 + 3 + 3 + 2
 	recomputed, marshalled := m.counts()
 	if want := float64(shared + proxies*(1+6)); marshalled != want || recomputed != want {
 		t.Fatalf("connecting %d proxies took %v recomputes and %v marshals, want %v of each", proxies, recomputed, marshalled, want)
