@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -43,18 +44,28 @@ func (a *app) status() *cobra.Command {
 			if namespace != "" {
 				proxies = slices.DeleteFunc(proxies, func(p proxy) bool { return !hasNamespace(p.Proxy, namespace) })
 			}
-			return a.out.Value(output, proxies, func(out *printer.Printer) {
-				t := out.Table("NAME", "IDENTITY", "CDS", "EDS", "LDS", "RDS", "ECDS", "PILOT")
-				defer t.Flush()
-				for _, p := range proxies {
-					t.Row(p.Proxy, identities.Short(p.Identity), state(p, "CDS"), state(p, "EDS"), state(p, "LDS"), state(p, "RDS"), state(p, "ECDS"), p.Pilot)
-				}
-			})
+			return a.out.Value(output, proxies, func(out *printer.Printer) { showProxies(out, proxies) })
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only proxies of this namespace")
 	outputFlag(cmd, &output)
 	return cmd
+}
+
+// showProxies shows each proxy's state, and after the table what each refuses and why.
+func showProxies(out *printer.Printer, proxies []proxy) {
+	t := out.Table("NAME", "IDENTITY", "CDS", "EDS", "LDS", "RDS", "ECDS", "PILOT")
+	for _, p := range proxies {
+		t.Row(p.Proxy, identities.Short(p.Identity), state(p, "CDS"), state(p, "EDS"), state(p, "LDS"), state(p, "RDS"), state(p, "ECDS"), p.Pilot)
+	}
+	t.Flush()
+	for _, p := range proxies {
+		for _, kind := range slices.Sorted(maps.Keys(p.Types)) {
+			if s := p.Types[kind]; s.Error != "" {
+				out.Line("%s refuses %s resource %s: %s", p.Proxy, kind, cmp.Or(s.Resource, "(which one is being found out)"), s.Error)
+			}
+		}
+	}
 }
 
 // state is what istioctl calls it.
