@@ -33,6 +33,7 @@ type session struct {
 	source  Source
 	dirty   map[string]map[string]bool // type → names that may have changed since they were last looked at
 	types   map[string]*subscription
+	ordered []string // the types
 	nonce   int
 	excused time.Time // until then the client was waiting for us
 }
@@ -84,6 +85,7 @@ func (s *session) take(req *discovery.DeltaDiscoveryRequest) heard {
 	if out.first {
 		sub = newSubscription()
 		s.types[url] = sub
+		s.ordered = inOrder(s.types)
 		s.open(sub, req)
 		out.took = req.GetInitialResourceVersions()
 		if len(subscribe) == 0 && (url == ClusterType || url == ListenerType) {
@@ -248,8 +250,7 @@ func (s *session) next(now time.Time) *Response {
 		}
 	}
 	clear(s.dirty)
-	types := s.ordered()
-	for _, url := range types {
+	for _, url := range s.ordered {
 		if s.unanswered(url, now) || (url == ListenerType || url == RouteType) && s.unanswered(ClusterType, now) {
 			continue
 		}
@@ -257,7 +258,7 @@ func (s *session) next(now time.Time) *Response {
 			return s.send(url, resp, now)
 		}
 	}
-	for _, url := range slices.Backward(types) {
+	for _, url := range slices.Backward(s.ordered) {
 		if s.unanswered(url, now) || s.referred(url, now) {
 			continue
 		}
@@ -304,15 +305,16 @@ func (s *subscription) unsent() bool {
 	return len(s.unsaid) > 0 || len(s.gone) > 0 || len(s.again) > 0 || (s.wildcard && !s.answered)
 }
 
-func (s *session) ordered() []string {
+// inOrder is the types of a session in the order in which they are sent; it is made anew for each that a client comes to ask for.
+func inOrder(types map[string]*subscription) []string {
 	var out []string
 	for _, url := range order {
-		if s.types[url] != nil {
+		if types[url] != nil {
 			out = append(out, url)
 		}
 	}
 	var others []string
-	for url := range s.types {
+	for url := range types {
 		if !slices.Contains(order, url) {
 			others = append(others, url)
 		}

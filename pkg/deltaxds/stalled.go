@@ -39,7 +39,7 @@ func Quoted(names []string) string {
 
 // oldest returns the response that has waited longest for its answer, and its type.
 func (s *session) oldest() (url string, r sent, ok bool) {
-	for _, u := range s.ordered() {
+	for _, u := range s.ordered {
 		if in := s.types[u].inFlight; len(in) > 0 && (!ok || in[0].at.Before(r.at)) {
 			url, r, ok = u, in[0], true
 		}
@@ -79,7 +79,7 @@ func (s *session) stalled(now time.Time) *Stalled {
 // unanswerable returns what the client has asked for and the source does not know yet.
 func (s *session) unanswerable() []string {
 	var out []string
-	for _, url := range s.ordered() {
+	for _, url := range s.ordered {
 		sub := s.types[url]
 		for name := range sub.names {
 			if _, told := sub.said[name]; told {
@@ -96,7 +96,7 @@ func (s *session) unanswerable() []string {
 // waitsFor says what a client that has not answered for a type may be waiting for.
 func (s *session) waitsFor(url string) string {
 	var others []string
-	for _, u := range s.ordered() {
+	for _, u := range s.ordered {
 		if sub := s.types[u]; u != url && sub.pending() {
 			others = append(others, u)
 		}

@@ -12,12 +12,15 @@ import (
 type cache struct {
 	words  map[string][]string // layers by the pod's UID
 	layers map[string]layer
+	used   map[string]bool // the layers that a word names
 }
 
 // layer is resources by type and name.
 type layer map[string]map[string]*deltaxds.Resource
 
-func newCache() cache { return cache{words: map[string][]string{}, layers: map[string]layer{}} }
+func newCache() cache {
+	return cache{words: map[string][]string{}, layers: map[string]layer{}, used: map[string]bool{}}
+}
 
 // find returns a pod's resource. It is not known whether there is one while Pilot has not spoken of the pod.
 func (c cache) find(uid, url, name string) (r *deltaxds.Resource, known bool) {
@@ -40,21 +43,25 @@ func (c cache) names(uid, url string) (names []string, known bool) {
 // apply takes an update, in all its parts, and returns what may differ for pods.
 func (c cache) apply(parts []*nodev1.Update) map[string]deltaxds.News {
 	news := map[string]deltaxds.News{}
+	forgotten := false
 	for _, u := range parts {
 		for _, w := range u.GetWords() {
 			if len(w.GetLayers()) == 0 {
 				delete(c.words, w.GetUid()) // its proxy keeps what it has
+				forgotten = true
 				continue
 			}
 			c.words[w.GetUid()] = w.GetLayers()
 			news[w.GetUid()] = deltaxds.News{Everything: true}
 		}
 	}
-	used := c.tidy()
+	if len(news) > 0 || forgotten {
+		c.tidy()
+	}
 	touched := map[string]map[string][]string{} // names by layer and type
 	for _, u := range parts {
 		for _, change := range u.GetChanges() {
-			if !used[change.GetLayer()] {
+			if !c.used[change.GetLayer()] {
 				continue
 			}
 			of := touched[change.GetLayer()]
@@ -105,16 +112,15 @@ func (c cache) change(change *nodev1.Change, touched map[string][]string) {
 	}
 }
 
-// tidy drops the layers that no word names, and returns those that one does.
-func (c cache) tidy() map[string]bool {
-	used := map[string]bool{}
+// tidy notes which layers a word names, after one has changed, and drops the others.
+func (c cache) tidy() {
+	clear(c.used)
 	for _, layers := range c.words {
 		for _, l := range layers {
-			used[l] = true
+			c.used[l] = true
 		}
 	}
-	maps.DeleteFunc(c.layers, func(name string, _ layer) bool { return !used[name] })
-	return used
+	maps.DeleteFunc(c.layers, func(name string, _ layer) bool { return !c.used[name] })
 }
 
 // keep drops the words about pods that are not among those given, and what nobody needs without them.

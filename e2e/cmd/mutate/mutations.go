@@ -211,7 +211,7 @@ var mutations = []mutation{
 	{23, "a pod that Pilot has not spoken of has nothing", "pkg/nodexds.TestRestartedAgentTakesNothingAway", []edit{
 		{nodexds + "cache.go", "	return nil, c.words[uid] != nil\n", "	return nil, true\n"}}},
 	{23, "the agent keeps layers that no pod has", "pkg/nodexds.TestLayerThatNobodyHasIsForgotten", []edit{
-		{nodexds + "cache.go", "!used[name] })\n	return used\n", "false && !used[name] })\n	return used\n"}}},
+		{nodexds + "cache.go", "!c.used[name] })", "false && !c.used[name] })"}}},
 	{23, "a returning agent is sent what it has", "pkg/nodexds.TestReturningAgentIsSentWhatDiffers", []edit{
 		{nodexds + "session.go", "	case r != nil && r.Version != last:\n", "	case r != nil && (r.Version != last || !h.follows || len(h.changed) == 0):\n"}}},
 	{23, "a returning agent keeps what has gone", everyChange, []edit{

@@ -122,7 +122,7 @@ func named(p *registry.Pod) string {
 // is imagined that has the labels that it selects, so that the audience does not change while pods are replaced.
 func behind(snap *registry.Snapshot, s *registry.Service) (pods []*registry.Pod, other string) {
 	if len(s.Selector) > 0 {
-		if pods = selected(snap, s); len(pods) == 0 {
+		if pods = slices.Collect(snap.PodsSelected(s.Namespace, s.Selector)); len(pods) == 0 {
 			pods = append(pods, &registry.Pod{Namespace: s.Namespace, Labels: s.Selector, Proxied: true})
 		}
 		return pods, ""

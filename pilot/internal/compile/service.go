@@ -134,7 +134,7 @@ func nameService(snap *registry.Snapshot, set Settings, s *registry.Service) nam
 		}
 	}
 	if len(s.Selector) > 0 {
-		for _, p := range selected(snap, s) {
+		for p := range snap.PodsSelected(s.Namespace, s.Selector) {
 			add(p)
 		}
 		if len(n.pods) == 0 {
@@ -156,16 +156,6 @@ func nameService(snap *registry.Snapshot, set Settings, s *registry.Service) nam
 	}
 	n.identities = slices.Sorted(maps.Keys(names))
 	return n
-}
-
-// selected lists the pods that a service with a selector selects.
-func selected(snap *registry.Snapshot, s *registry.Service) (out []*registry.Pod) {
-	for p := range snap.PodsIn(s.Namespace) {
-		if authz.Selects(s.Selector, p.Labels) {
-			out = append(out, p)
-		}
-	}
-	return out
 }
 
 // Endpoint is an address of a service port.

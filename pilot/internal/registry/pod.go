@@ -1,13 +1,16 @@
 package registry
 
 import (
+	"fmt"
 	"iter"
+	"maps"
 	"slices"
 
 	"github.com/hashicorp/go-memdb"
 	core "k8s.io/api/core/v1"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -17,7 +20,7 @@ var Pods = &KindOf[Pod]{
 	name:     "pod",
 	resource: Resource{GroupVersionResource: core.SchemeGroupVersion.WithResource("pods"), Kind: "Pod"},
 	source:   typed(trimPod, makePod),
-	indexes:  []*memdb.IndexSchema{byNamespace, by("ip", "IP")},
+	indexes:  []*memdb.IndexSchema{byNamespace, by("ip", "IP"), byLabel},
 }
 
 // Pod is a pod that has not ended.
@@ -90,6 +93,55 @@ func (s *Snapshot) Pods() iter.Seq[*Pod] { return Pods.all(s, byID.Name) }
 
 // PodsIn returns a namespace's pods.
 func (s *Snapshot) PodsIn(ns string) iter.Seq[*Pod] { return Pods.all(s, byNamespace.Name, ns) }
+
+// byLabel finds pods by their namespace and one of their labels.
+var byLabel = &memdb.IndexSchema{Name: "label", AllowMissing: true, Indexer: labels{}}
+
+// labels implements memdb.MultiIndexer.
+type labels struct{}
+
+func (labels) FromObject(o any) (any bool, keys [][]byte, err error) {
+	p, ok := o.(*Pod)
+	if !ok {
+		return false, nil, fmt.Errorf("%T is no pod", o)
+	}
+	for key, value := range p.Labels {
+		keys = append(keys, labelled(p.Namespace, key, value))
+	}
+	return len(keys) > 0, keys, nil
+}
+
+func (labels) FromArgs(args ...any) ([]byte, error) {
+	texts := make([]string, 3)
+	for i := range texts {
+		text, ok := args[i].(string)
+		if !ok {
+			return nil, fmt.Errorf("label of %T", args[i])
+		}
+		texts[i] = text
+	}
+	return labelled(texts[0], texts[1], texts[2]), nil
+}
+
+func labelled(namespace, key, value string) []byte {
+	return []byte(namespace + "\x00" + key + "\x00" + value + "\x00")
+}
+
+// PodsSelected returns the pods of a namespace whose labels contain the selector: every one if that is empty. It looks at those that have the
+// selector's first label, in the order of the alphabet, and not at the whole namespace.
+func (s *Snapshot) PodsSelected(ns string, selector map[string]string) iter.Seq[*Pod] {
+	if len(selector) == 0 {
+		return s.PodsIn(ns)
+	}
+	key := slices.Min(slices.Collect(maps.Keys(selector)))
+	return func(yield func(*Pod) bool) {
+		for p := range Pods.all(s, byLabel.Name, ns, key, selector[key]) {
+			if authz.Selects(selector, p.Labels) && !yield(p) {
+				return
+			}
+		}
+	}
+}
 
 // PodAt returns the pod that has an address for itself, or nil. Pods on the host's network share one.
 func (s *Snapshot) PodAt(ip string) *Pod {

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -38,6 +39,44 @@ func TestChangesAreWhatChanged(t *testing.T) {
 	apply(0, Event{Kind: Pods, ID: "a/p"})
 	if n := reg.Size(Pods); n != 0 {
 		t.Errorf("%d pods", n)
+	}
+}
+
+// Pods are found by a selector whichever of its labels they are looked for by, also after their labels have changed.
+func TestPodsSelectedAreThoseThatHaveTheLabels(t *testing.T) {
+	reg, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	random := rand.New(rand.NewPCG(1, 1))
+	some := func() map[string]string {
+		out := map[string]string{}
+		for _, key := range []string{"app", "app.kubernetes.io/name", "tier", "a"} {
+			if random.IntN(2) == 0 {
+				out[key] = []string{"x", "y", "", "x\x00"}[random.IntN(4)]
+			}
+		}
+		return out
+	}
+	for range 300 {
+		ns, name := []string{"a", "b"}[random.IntN(2)], fmt.Sprint(random.IntN(20))
+		event := Event{Pods, ns + "/" + name, &Pod{ID: ns + "/" + name, Namespace: ns, Name: name, Labels: some()}}
+		if random.IntN(5) == 0 {
+			event.Object = nil
+		}
+		if _, err := reg.Apply([]Event{event}); err != nil {
+			t.Fatal(err)
+		}
+		selector := some()
+		var want []*Pod
+		for p := range reg.Snapshot().PodsIn("a") {
+			if authz.Selects(selector, p.Labels) {
+				want = append(want, p)
+			}
+		}
+		if got := slices.Collect(reg.Snapshot().PodsSelected("a", selector)); !slices.Equal(got, want) {
+			t.Fatalf("%v selects %v, want %v", selector, got, want)
+		}
 	}
 }
 
