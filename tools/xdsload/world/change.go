@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -18,51 +19,60 @@ type Change struct {
 	Make    func(context.Context) error
 }
 
-// EndpointChange gives the n-th target another address, which every proxy must hear of.
+// EndpointChange gives the n-th target another address, which every proxy must hear of that may call the service.
 func (w *World) EndpointChange(n int) Change {
-	target, address := n%w.Targets, changedAddress(n+1)
+	target, address := w.target(n), changedAddress(n+1)
 	return Change{
-		Marker: address, Affects: func(fleet.Member) bool { return true },
+		Marker: address, Affects: w.mayCall(target),
 		Make: func(ctx context.Context) error {
 			patch, err := json.Marshal(map[string]any{"endpoints": []map[string]any{{"addresses": []string{address}}}})
 			if err != nil {
 				return err
 			}
-			_, err = w.kube.DiscoveryV1().EndpointSlices(w.namespaceOf(target%w.groups())).Patch(ctx, serviceName(target),
+			_, err = w.kube.DiscoveryV1().EndpointSlices(w.namespaceOf(target)).Patch(ctx, serviceName(target),
 				types.MergePatchType, patch, meta.PatchOptions{})
 			return err
 		},
 	}
 }
 
-// Scope is whom a policy is for.
-type Scope string
-
-// The scopes.
-const (
-	OfWorkload  Scope = "workload"  // the pods of one service account
-	OfNamespace Scope = "namespace" // all of a namespace
-)
-
-// PolicyChange gives the n-th policy of a scope another path.
-func (w *World) PolicyChange(s Scope, n int) Change {
-	g := n % w.groups()
-	name, path := groupName(g), fmt.Sprintf("/changed-%s-%06d", s, n)
-	if s == OfNamespace {
-		name = namespacePolicy
+// mayCall says which pods may call the service of a workload.
+func (w *World) mayCall(workload int) func(fleet.Member) bool {
+	if workload >= w.guarded() {
+		return func(fleet.Member) bool { return true }
 	}
+	var names []string
+	for _, c := range w.callers(workload) {
+		names = append(names, workloadName(c))
+	}
+	return func(m fleet.Member) bool { return slices.Contains(names, m.Workload) }
+}
+
+// WorkloadPolicyChange gives the policy of one of the workloads with proxies another path.
+func (w *World) WorkloadPolicyChange(n int) Change {
+	workload, path := n%min(w.simulated(), w.guarded()), fmt.Sprintf("/changed-workload-%06d", n)
 	return Change{
-		Marker: path,
-		Affects: func(m fleet.Member) bool {
-			return m.Namespace == w.namespaceOf(g) && (s == OfNamespace || m.Group == groupName(g))
-		},
+		Marker: path, Affects: func(m fleet.Member) bool { return m.Workload == workloadName(workload) },
 		Make: func(ctx context.Context) error {
-			patch, err := json.Marshal(map[string]any{"spec": map[string]any{"rules": []any{rule(path, w.namespaceOf(g), g)}}})
-			if err != nil {
-				return err
-			}
-			_, err = w.dynamic.Resource(authorizationPolicies).Namespace(w.namespaceOf(g)).Patch(ctx, name, types.MergePatchType, patch, meta.PatchOptions{})
-			return err
+			return w.changeRules(ctx, w.namespaceOf(workload), workloadName(workload), w.allow(workload, path))
 		},
 	}
+}
+
+// NamespacePolicyChange gives the policy of a namespace another path.
+func (w *World) NamespacePolicyChange(n int) Change {
+	namespace, path := namespaceName(n%w.Namespaces), fmt.Sprintf("/changed-namespace-%06d", n)
+	return Change{
+		Marker: path, Affects: func(m fleet.Member) bool { return m.Namespace == namespace },
+		Make: func(ctx context.Context) error { return w.changeRules(ctx, namespace, namespacePolicy, deny(path)) },
+	}
+}
+
+func (w *World) changeRules(ctx context.Context, namespace, name string, rule map[string]any) error {
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"rules": []any{rule}}})
+	if err != nil {
+		return err
+	}
+	_, err = w.dynamic.Resource(authorizationPolicies).Namespace(namespace).Patch(ctx, name, types.MergePatchType, patch, meta.PatchOptions{})
+	return err
 }

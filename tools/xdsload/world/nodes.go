@@ -18,10 +18,19 @@ const (
 
 func nodeName(i int) string { return fmt.Sprintf("xdsload-node-%d", i) }
 
-// createNode makes a node that nothing else is scheduled to, and that the controllers believe is alive.
+// CreateNodes makes the nodes, which live while KeepAlive runs. It comes first.
+func (w *World) CreateNodes(ctx context.Context) error {
+	if err := each(ctx, w.Nodes, w.createNode); err != nil {
+		return fmt.Errorf("making nodes: %w", err)
+	}
+	return nil
+}
+
+// createNode makes a node that nothing else is scheduled to, and that the controllers believe is alive. As it lacks the label with the
+// operating system, which a kubelet writes, it gets none of the mesh's own agents, which would be Pending for ever.
 func (w *World) createNode(ctx context.Context, i int) error {
 	seconds, holder, now := int32(leaseSeconds), nodeName(i), meta.NowMicro()
-	_, err := w.kube.CoordinationV1().Leases(leaseNamespace).Create(ctx, &coordination.Lease{
+	_, err := w.alive.CoordinationV1().Leases(leaseNamespace).Create(ctx, &coordination.Lease{
 		ObjectMeta: named(leaseNamespace, holder),
 		Spec:       coordination.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: &seconds, RenewTime: &now},
 	}, meta.CreateOptions{})
@@ -49,19 +58,19 @@ func (w *World) KeepAlive(ctx context.Context) error {
 	tick := time.NewTicker(renewal)
 	defer tick.Stop()
 	for {
+		if err := each(ctx, w.Nodes, w.renew); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("keeping the nodes alive: %w", err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		if err := each(ctx, w.Nodes, w.renew); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("keeping the nodes alive: %w", err)
-		}
 	}
 }
 
 func (w *World) renew(ctx context.Context, i int) error {
-	leases := w.kube.CoordinationV1().Leases(leaseNamespace)
+	leases := w.alive.CoordinationV1().Leases(leaseNamespace)
 	lease, err := leases.Get(ctx, nodeName(i), meta.GetOptions{})
 	if err != nil {
 		return err

@@ -15,10 +15,13 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/tools/xdsload/fleet"
 )
 
-// Every tenth service speaks TCP, which gives it a listener of its own; the others share one HTTP listener.
+// Every tenth service speaks TCP.
 const tcpEvery = 10
+
+const endpointsWithin = 5 * time.Minute
 
 // proxyLabel names another service proxy, so that kube-proxy does not spend the machine on these services.
 const proxyLabel = "service.kubernetes.io/service-proxy-name"
@@ -33,33 +36,28 @@ func named(namespace, name string, labels ...string) meta.ObjectMeta {
 
 func (w *World) createNamespace(ctx context.Context, i int) error {
 	_, err := w.kube.CoreV1().Namespaces().Create(ctx, &core.Namespace{
-		ObjectMeta: named("", w.namespaceOf(i), mesh.SecretsLabel, "disabled")}, meta.CreateOptions{})
+		ObjectMeta: named("", namespaceName(i), mesh.SecretsLabel, "disabled")}, meta.CreateOptions{})
 	if err != nil {
 		return err
 	}
-	return w.apply(ctx, peerAuthentications, w.namespaceOf(i), "default", map[string]any{"mtls": map[string]any{"mode": "STRICT"}})
+	return w.apply(ctx, peerAuthentications, namespaceName(i), "default", map[string]any{"mtls": map[string]any{"mode": "STRICT"}})
 }
 
-func (w *World) createAccount(ctx context.Context, g int) error {
-	ns := w.namespaceOf(g)
-	_, err := w.kube.CoreV1().ServiceAccounts(ns).Create(ctx, &core.ServiceAccount{ObjectMeta: named(ns, groupName(g))}, meta.CreateOptions{})
+func (w *World) createAccount(ctx context.Context, workload int) error {
+	ns := w.namespaceOf(workload)
+	_, err := w.kube.CoreV1().ServiceAccounts(ns).Create(ctx, &core.ServiceAccount{ObjectMeta: named(ns, workloadName(workload))}, meta.CreateOptions{})
 	return err
 }
 
 func (w *World) createPod(ctx context.Context, i int) error {
-	m, no := w.member(i), false
-	made, err := w.kube.CoreV1().Pods(m.Namespace).Create(ctx, &core.Pod{
-		ObjectMeta: named(m.Namespace, m.Pod, "app", m.Group, "version", "v1", istiocompat.TLSModeLabel, istiocompat.TLSModeMutual),
-		Spec: core.PodSpec{
-			NodeName: m.Node, ServiceAccountName: m.ServiceAccount, AutomountServiceAccountToken: &no,
-			Tolerations: []core.Toleration{{Operator: core.TolerationOpExists}},
-			Containers: []core.Container{{Name: "app", Image: "none.invalid/app", Ports: []core.ContainerPort{
-				{Name: "http", ContainerPort: 8080}, {Name: "tcp", ContainerPort: 9000}}}},
-		}}, meta.CreateOptions{})
+	m := w.pod(i)
+	made, err := w.kube.CoreV1().Pods(m.Namespace).Create(ctx, podOf(m), meta.CreateOptions{})
 	if err != nil {
 		return err
 	}
-	w.uids[i] = string(made.UID)
+	if i < len(w.uids) {
+		w.uids[i] = string(made.UID)
+	}
 	patch, err := statusPatch(core.PodStatus{
 		Phase: core.PodRunning, PodIP: m.IP, PodIPs: []core.PodIP{{IP: m.IP}},
 		Conditions: []core.PodCondition{
@@ -73,6 +71,18 @@ func (w *World) createPod(ctx context.Context, i int) error {
 	return err
 }
 
+func podOf(m fleet.Member) *core.Pod {
+	no := false
+	return &core.Pod{
+		ObjectMeta: named(m.Namespace, m.Pod, "app", m.Workload, "version", "v1", istiocompat.TLSModeLabel, istiocompat.TLSModeMutual),
+		Spec: core.PodSpec{
+			NodeName: m.Node, ServiceAccountName: m.ServiceAccount, AutomountServiceAccountToken: &no,
+			Tolerations: []core.Toleration{{Operator: core.TolerationOpExists}},
+			Containers: []core.Container{{Name: "app", Image: "none.invalid/app", Ports: []core.ContainerPort{
+				{Name: "http", ContainerPort: 8080}, {Name: "tcp", ContainerPort: 9000}}}},
+		}}
+}
+
 // statusPatch sets a status; controllers may have touched the object since it was made.
 func statusPatch(status any) ([]byte, error) { return json.Marshal(map[string]any{"status": status}) }
 
@@ -84,17 +94,18 @@ func servicePort(service int) core.ServicePort {
 }
 
 func (w *World) createService(ctx context.Context, i int) error {
-	g := i % w.groups()
-	ns := w.namespaceOf(g)
+	ns := w.namespaceOf(i)
 	_, err := w.kube.CoreV1().Services(ns).Create(ctx, &core.Service{
 		ObjectMeta: named(ns, serviceName(i), proxyLabel, value),
-		Spec:       core.ServiceSpec{Selector: map[string]string{"app": groupName(g)}, Ports: []core.ServicePort{servicePort(i)}},
+		Spec:       core.ServiceSpec{Selector: map[string]string{"app": workloadName(i)}, Ports: []core.ServicePort{servicePort(i)}},
 	}, meta.CreateOptions{})
 	return err
 }
 
-func (w *World) createSlice(ctx context.Context, i int) error {
-	ns, port := w.namespaceOf(i%w.groups()), servicePort(i)
+// createSlice gives the n-th target another endpoint, in a slice of its own.
+func (w *World) createSlice(ctx context.Context, n int) error {
+	i := w.target(n)
+	ns, port := w.namespaceOf(i), servicePort(i)
 	_, err := w.kube.DiscoveryV1().EndpointSlices(ns).Create(ctx, &discovery.EndpointSlice{
 		ObjectMeta:  named(ns, serviceName(i), discovery.LabelServiceName, serviceName(i), discovery.LabelManagedBy, value, proxyLabel, value),
 		AddressType: discovery.AddressTypeIPv4,
@@ -106,10 +117,9 @@ func (w *World) createSlice(ctx context.Context, i int) error {
 
 // awaitEndpoints returns when the controllers have found the pods of every service.
 func (w *World) awaitEndpoints(ctx context.Context) error {
-	want := w.Services*w.Endpoints + w.Targets
-	have := 0
-	err := wait.PollUntilContextTimeout(ctx, 500*time.Millisecond, 2*time.Minute, true, func(ctx context.Context) (bool, error) {
-		list, err := w.kube.DiscoveryV1().EndpointSlices("").List(ctx, meta.ListOptions{LabelSelector: proxyLabel + "=" + value})
+	want, have := w.pods()+w.Targets, 0
+	err := wait.PollUntilContextTimeout(ctx, time.Second, endpointsWithin, true, func(ctx context.Context) (bool, error) {
+		list, err := w.kube.DiscoveryV1().EndpointSlices("").List(ctx, meta.ListOptions{LabelSelector: proxyLabel + "=" + value, ResourceVersion: "0"})
 		if err != nil {
 			return false, err
 		}
@@ -127,3 +137,16 @@ func (w *World) awaitEndpoints(ctx context.Context) error {
 
 // changedAddress returns addresses of one length, so that none is the beginning of another.
 func changedAddress(n int) string { return fmt.Sprintf("10.251.%d.%d", 100+n/100%100, 100+n%100) }
+
+// Injected is the first pod as injection makes it. Nothing is stored.
+func (w *World) Injected(ctx context.Context) (*core.Pod, error) {
+	pod := podOf(w.pod(0))
+	pod.Name += "-injected"
+	pod.Labels[istiocompat.PodInjectionLabel] = "true"
+	made, err := w.kube.CoreV1().Pods(pod.Namespace).Create(ctx, pod, meta.CreateOptions{DryRun: []string{meta.DryRunAll}})
+	if err != nil {
+		return nil, fmt.Errorf("having a pod injected: %w", err)
+	}
+	made.Name = w.pod(0).Pod
+	return made, nil
+}

@@ -29,25 +29,31 @@ func (w *World) apply(ctx context.Context, gvr schema.GroupVersionResource, name
 
 const namespacePolicy = "namespace"
 
-// createPolicy gives a workload its policy, and with the first workload of a namespace the namespace its own.
-func (w *World) createPolicy(ctx context.Context, g int) error {
-	ns := w.namespaceOf(g)
-	if g < w.Namespaces {
-		spec := map[string]any{"action": "ALLOW", "rules": []any{rule("/namespace", ns, g)}}
-		if err := w.apply(ctx, authorizationPolicies, ns, namespacePolicy, spec); err != nil {
-			return err
-		}
-	}
-	return w.apply(ctx, authorizationPolicies, ns, groupName(g), map[string]any{
-		"selector": map[string]any{"matchLabels": map[string]any{"app": groupName(g)}},
-		"action":   "ALLOW", "rules": []any{rule("/workload", ns, g)},
+// createNamespacePolicy gives a namespace a policy that denies something. One that allows would close all of its services.
+func (w *World) createNamespacePolicy(ctx context.Context, i int) error {
+	spec := map[string]any{"action": "DENY", "rules": []any{deny("/namespace")}}
+	return w.apply(ctx, authorizationPolicies, namespaceName(i), namespacePolicy, spec)
+}
+
+func deny(path string) map[string]any {
+	return map[string]any{"to": []any{map[string]any{"operation": map[string]any{"paths": []any{path, "/private/*"}}}}}
+}
+
+// createPolicy gives a workload a policy, which says who may call it.
+func (w *World) createPolicy(ctx context.Context, workload int) error {
+	return w.apply(ctx, authorizationPolicies, w.namespaceOf(workload), workloadName(workload), map[string]any{
+		"selector": map[string]any{"matchLabels": map[string]any{"app": workloadName(workload)}},
+		"action":   "ALLOW", "rules": []any{w.allow(workload, "/workload")},
 	})
 }
 
-func rule(path, namespace string, group int) map[string]any {
+func (w *World) allow(workload int, path string) map[string]any {
+	var principals []any
+	for _, c := range w.callers(workload) {
+		principals = append(principals, mesh.DefaultTrustDomain+"/ns/"+w.namespaceOf(c)+"/sa/"+workloadName(c))
+	}
 	return map[string]any{
-		"from": []any{map[string]any{"source": map[string]any{"principals": []any{
-			mesh.DefaultTrustDomain + "/ns/" + namespace + "/sa/" + groupName(group)}}}},
-		"to": []any{map[string]any{"operation": map[string]any{"methods": []any{"GET"}, "paths": []any{path, "/public/*"}}}},
+		"from": []any{map[string]any{"source": map[string]any{"principals": principals}}},
+		"to":   []any{map[string]any{"operation": map[string]any{"methods": []any{"GET"}, "paths": []any{path, "/public/*"}}}},
 	}
 }

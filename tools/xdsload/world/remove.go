@@ -35,7 +35,7 @@ func (w *World) Remove(ctx context.Context) error {
 
 func (w *World) awaitGone(ctx context.Context, list meta.ListOptions) error {
 	left := 0
-	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, 3*time.Minute, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, 8*time.Minute, true, func(ctx context.Context) (bool, error) {
 		namespaces, err := w.kube.CoreV1().Namespaces().List(ctx, list)
 		if err != nil {
 			return false, err

@@ -1,14 +1,17 @@
 // Package world makes, in a real API server, the cluster that the load generator needs: nodes that no kubelet runs, pods
 // that claim to run there, services, and policies. Everything bears one label, by which it is removed again.
+//
+// Each service has a workload of its own: pods with one service account and one set of labels, as a Deployment has them. The first workloads
+// are those whose proxies are simulated.
 package world
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -22,45 +25,13 @@ const (
 	selector = label + "=" + value
 )
 
-// Sizes of a world.
-type Sizes struct {
-	Proxies    int `json:"proxies"`
-	Services   int `json:"services"`
-	Endpoints  int `json:"endpoints"` // of each service
-	Namespaces int `json:"namespaces"`
-	Nodes      int `json:"nodes"`
-	Targets    int `json:"targets"` // services that have one endpoint more, which changes
-}
-
-// Validate refuses sizes that do not fit together.
-func (s Sizes) Validate() error {
-	switch {
-	case s.Proxies <= 0 || s.Services <= 0 || s.Endpoints <= 0 || s.Namespaces <= 0 || s.Nodes <= 0 || s.Targets <= 0:
-		return errors.New("every size must be positive")
-	case s.Proxies%s.Endpoints != 0:
-		return fmt.Errorf("%d proxies cannot stand behind services of %d endpoints: not a multiple", s.Proxies, s.Endpoints)
-	case s.groups()%s.Namespaces != 0:
-		return fmt.Errorf("%d workloads cannot be spread over %d namespaces evenly", s.groups(), s.Namespaces)
-	case s.Services%s.groups() != 0:
-		return fmt.Errorf("%d services cannot be spread over %d workloads evenly", s.Services, s.groups())
-	case s.Targets > s.Services:
-		return fmt.Errorf("%d services cannot change: there are %d", s.Targets, s.Services)
-	case s.Proxies > 250*250 || s.Namespaces > 100:
-		return errors.New("too large: at most 62500 proxies in 100 namespaces")
-	}
-	return nil
-}
-
-// groups is the number of workloads: pods with one service account and one set of labels, as a Deployment has them. Each
-// service selects one, so each workload has as many pods as a service has endpoints.
-func (s Sizes) groups() int { return s.Proxies / s.Endpoints }
-
 // World is the client's side of it.
 type World struct {
 	Sizes
 	kube    kubernetes.Interface
+	alive   kubernetes.Interface // for the nodes' leases: what keeps them must not wait until everything is made
 	dynamic dynamic.Interface
-	uids    []string // of the pods, once they are made
+	uids    []string // of the pods with proxies, from when they are made
 }
 
 // New returns a world that is not made yet.
@@ -68,54 +39,65 @@ func New(config *rest.Config, s Sizes) (*World, error) {
 	config = rest.CopyConfig(config)
 	config.QPS, config.Burst = 500, 500
 	config.WarningHandler = rest.NoWarnings{} // the policies hold on TCP ports too, on purpose
-	kube, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("client of the API server: %w", err)
-	}
 	dyn, err := dynamic.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("client of the API server: %w", err)
 	}
-	return &World{s, kube, dyn, make([]string, s.Proxies)}, nil
+	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf
+	w := &World{Sizes: s, dynamic: dyn, uids: make([]string, s.Proxies())}
+	for _, client := range []*kubernetes.Interface{&w.kube, &w.alive} {
+		if *client, err = kubernetes.NewForConfig(config); err != nil {
+			return nil, fmt.Errorf("client of the API server: %w", err)
+		}
+	}
+	return w, nil
 }
 
-// Members are the pods, each with a proxy to simulate.
+// Members are the pods whose proxies are simulated; they have UIDs when they are made.
 func (w *World) Members() []fleet.Member {
-	var out []fleet.Member
-	for i := range w.Proxies {
-		out = append(out, w.member(i))
+	out := make([]fleet.Member, w.Proxies())
+	for i := range out {
+		out[i] = w.pod(i)
+		out[i].UID = w.uids[i]
 	}
 	return out
 }
 
-func (w *World) member(i int) fleet.Member {
-	g := i % w.groups()
+// pod is the i-th. The pods of a workload follow each other, so they are on different nodes, as a scheduler spreads them.
+func (w *World) pod(i int) fleet.Member {
+	workload := i / w.Endpoints
+	name := workloadName(workload)
 	return fleet.Member{
-		Namespace: w.namespaceOf(g), Pod: fmt.Sprintf("%s-%d", groupName(g), i/w.groups()), UID: w.uids[i], Group: groupName(g),
-		ServiceAccount: groupName(g), Node: nodeName(i % w.Nodes), IP: fmt.Sprintf("10.250.%d.%d", i/250, 1+i%250),
+		Namespace: w.namespaceOf(workload), Pod: fmt.Sprintf("%s-%d", name, i%w.Endpoints), Workload: name, ServiceAccount: name,
+		IP: fmt.Sprintf("10.250.%d.%d", i/250, 1+i%250), Node: nodeName(i % w.Nodes),
 	}
 }
 
-func (w *World) namespaceOf(group int) string { return fmt.Sprintf("xdsload-%02d", group%w.Namespaces) }
+func (w *World) namespaceOf(workload int) string { return namespaceName(workload % w.Namespaces) }
 
-func groupName(group int) string { return fmt.Sprintf("app-%04d", group) }
+func namespaceName(i int) string { return fmt.Sprintf("xdsload-%02d", i) }
 
-func serviceName(service int) string { return fmt.Sprintf("svc-%04d", service) }
+func workloadName(workload int) string { return fmt.Sprintf("app-%04d", workload) }
 
-// Create makes everything and returns when the endpoints of all services are there.
+func serviceName(workload int) string { return fmt.Sprintf("svc-%04d", workload) }
+
+// task makes the i-th object of a kind.
+type task = func(ctx context.Context, i int) error
+
+// Create makes everything and returns when the endpoints of all services are there. The nodes live as long as ctx.
 func (w *World) Create(ctx context.Context) error {
 	steps := []struct {
 		what string
 		n    int
-		make func(context.Context, int) error
+		make task
 	}{
-		{"nodes", w.Nodes, w.createNode},
 		{"namespaces", w.Namespaces, w.createNamespace},
-		{"service accounts", w.groups(), w.createAccount},
-		{"pods", w.Proxies, w.createPod},
+		{"service accounts", w.Services, w.createAccount},
+		{"pods", w.pods(), w.createPod},
 		{"services", w.Services, w.createService},
 		{"endpoint slices", w.Targets, w.createSlice},
-		{"policies", w.groups(), w.createPolicy},
+		{"policies of namespaces", w.Namespaces, w.createNamespacePolicy},
+		{"policies of workloads", w.guarded(), w.createPolicy},
 	}
 	for _, s := range steps {
 		if err := each(ctx, s.n, s.make); err != nil {
@@ -126,7 +108,7 @@ func (w *World) Create(ctx context.Context) error {
 }
 
 // each runs n tasks, some at a time.
-func each(ctx context.Context, n int, task func(context.Context, int) error) error {
+func each(ctx context.Context, n int, do task) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(16)
 	for i := range n {
@@ -134,9 +116,9 @@ func each(ctx context.Context, n int, task func(context.Context, int) error) err
 			break
 		}
 		g.Go(func() error {
-			ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+			ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 			defer cancel()
-			return task(ctx, i)
+			return do(ctx, i)
 		})
 	}
 	return g.Wait()
