@@ -12,8 +12,6 @@ import (
 	"slices"
 	"sync/atomic"
 
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	metrics "github.com/envoyproxy/go-control-plane/envoy/service/metrics/v3"
 	secret "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
@@ -63,23 +61,12 @@ func startAgent(socket string, r resources, authority *ca.CA, svid *x509svid.SVI
 
 func (a *agent) stop() { a.server.Stop() }
 
-func secretsOf(authority *ca.CA, svid *x509svid.SVID) (map[string]*deltaxds.Resource, error) {
-	key, err := x509.MarshalPKCS8PrivateKey(svid.PrivateKey)
+func secretsOf(authority *ca.CA, svid *x509svid.SVID) (ca.Secrets, error) {
+	chain, key, err := svid.Marshal()
 	if err != nil {
-		return nil, fmt.Errorf("encoding the key of %s: %w", svid.ID, err)
+		return nil, fmt.Errorf("encoding the SVID of %s: %w", svid.ID, err)
 	}
-	own, err := deltaxds.NewResource(mesh.WorkloadSecretName, &tls.Secret{Name: mesh.WorkloadSecretName, Type: &tls.Secret_TlsCertificate{
-		TlsCertificate: &tls.TlsCertificate{CertificateChain: inline(encode(svid.Certificates)),
-			PrivateKey: inline(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))}}})
-	if err != nil {
-		return nil, err
-	}
-	roots, err := deltaxds.NewResource(mesh.RootCASecretName, &tls.Secret{Name: mesh.RootCASecretName, Type: &tls.Secret_ValidationContext{
-		ValidationContext: &tls.CertificateValidationContext{TrustedCa: inline(encode(authority.Bundle.X509Authorities()))}}})
-	if err != nil {
-		return nil, err
-	}
-	return map[string]*deltaxds.Resource{own.Name: own, roots.Name: roots}, nil
+	return ca.NewSecrets(chain, key, encode(authority.Bundle.X509Authorities()))
 }
 
 func encode(certs []*x509.Certificate) []byte {
@@ -88,10 +75,6 @@ func encode(certs []*x509.Certificate) []byte {
 		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
 	return out
-}
-
-func inline(b []byte) *core.DataSource {
-	return &core.DataSource{Specifier: &core.DataSource_InlineBytes{InlineBytes: b}}
 }
 
 // Resource implements deltaxds.Source.

@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/tools/bench/netns"
+	"github.com/bulwark-mesh/bulwark/tools/bench/sidecar"
 	"github.com/bulwark-mesh/bulwark/tools/bench/stage"
 	"github.com/bulwark-mesh/bulwark/tools/bench/traffic"
 	"github.com/bulwark-mesh/bulwark/tools/envoy"
@@ -261,31 +261,15 @@ func (s *scene) sidecar(ctx context.Context, v *variant, e side, config resource
 		return err
 	}
 	s.later(func() error { a.stop(); return nil })
-	args, env, err := injected(s.pods[e.name], e.ip, socket)
+	args, env, err := sidecar.Arguments(s.pods[e.name], e.ip, socket)
 	if err != nil {
 		return err
 	}
 	if !telemetry {
-		if err := withoutSinks(args); err != nil {
+		if err := sidecar.Change(args, func(bootstrap map[string]any) { delete(bootstrap, "statsSinks") }); err != nil {
 			return err
 		}
 	}
 	*e.into, err = s.run(ctx, e.ns, e.cpu, mesh.ProxyUID, filepath.Join(v.dir, e.name+".log"), env, s.envoy, args...)
-	return err
-}
-
-// withoutSinks takes the pushing of statistics out of the bootstrap.
-func withoutSinks(args []string) error {
-	i := slices.Index(args, "--config-yaml") + 1
-	if i == 0 || i >= len(args) {
-		return errors.New("the proxy's arguments have no --config-yaml")
-	}
-	var bootstrap map[string]any
-	if err := json.Unmarshal([]byte(args[i]), &bootstrap); err != nil {
-		return fmt.Errorf("bootstrap: %w", err)
-	}
-	delete(bootstrap, "statsSinks")
-	text, err := json.Marshal(bootstrap)
-	args[i] = string(text)
 	return err
 }
