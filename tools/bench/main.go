@@ -12,6 +12,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/tools/bench/report"
 	"github.com/bulwark-mesh/bulwark/tools/bench/traffic"
+	"github.com/bulwark-mesh/bulwark/tools/xdsload/agents"
 )
 
 func main() {
@@ -34,7 +35,8 @@ func command() *cobra.Command {
 	root := &cobra.Command{Use: "bench", Short: "Measure Bulwark", SilenceUsage: true, SilenceErrors: true}
 	root.PersistentFlags().StringVar(&c.kubeconfig, "kubeconfig", ".cluster/kubeconfig", "kubeconfig of the cluster")
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "print JSON, not a table")
-	root.AddCommand(installCommand(c), policyCommand(c), dataplaneCommand(c), memoryCommand(c), xdsCommand(c), identityCommand(c), traffic.Command())
+	root.AddCommand(installCommand(c), policyCommand(c), dataplaneCommand(c), memoryCommand(c), xdsCommand(c), identityCommand(c))
+	root.AddCommand(traffic.Command(), agents.Command()) // the programs that benchmarks start
 	return root
 }
 

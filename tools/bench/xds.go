@@ -13,7 +13,7 @@ func xdsCommand(c *common) *cobra.Command {
 		Use: "xds", Short: "Pilot with many proxies (what tools/xdsload does)", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Kubeconfig = c.kubeconfig
-			result, err := load.Run(cmd.Context(), o)
+			result, err := load.RunAny(cmd.Context(), o)
 			if err != nil {
 				return err
 			}

@@ -1,5 +1,5 @@
-// Command xdsload measures Pilot at scale: it makes a large cluster's objects in a real API server, runs Pilot beside it,
-// and speaks to it as all the cluster's proxies.
+// Command xdsload measures Pilot at scale: it makes a large cluster's objects in a real API server, runs Pilot and the nodes' agents beside it,
+// and speaks to these as all the cluster's proxies.
 package main
 
 import (
@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulwark-mesh/bulwark/tools/bench/report"
+	"github.com/bulwark-mesh/bulwark/tools/xdsload/agents"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/load"
 )
 
@@ -30,7 +31,7 @@ func command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "xdsload", Short: "Pilot with many proxies", Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			result, err := load.Run(cmd.Context(), o)
+			result, err := load.RunAny(cmd.Context(), o)
 			if err != nil {
 				return err
 			}
@@ -39,5 +40,6 @@ func command() *cobra.Command {
 	}
 	o.AddFlags(cmd.Flags())
 	cmd.Flags().StringVarP(&format, "output", "o", format, "table or json")
+	cmd.AddCommand(agents.Command())
 	return cmd
 }

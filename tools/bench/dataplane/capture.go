@@ -9,14 +9,13 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-
 	core "k8s.io/api/core/v1"
 
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/tools/bench/stage"
+	"github.com/bulwark-mesh/bulwark/tools/xdsload/agents"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/ca"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/fleet"
-	"github.com/bulwark-mesh/bulwark/tools/xdsload/load"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/pilot"
 )
 
@@ -47,16 +46,22 @@ func capture(ctx context.Context, o Options, authority *ca.CA, pods map[string]*
 		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, p.Stop()) }()
-	dial, err := load.Dialer(authority, p.Address)
-	if err != nil {
-		return nil, nil, err
-	}
 	var members []fleet.Member
 	for name, ip := range map[string]string{stage.Client: clientIP, stage.Server: serverIP} {
 		members = append(members, fleet.Member{Namespace: stage.Namespace, Pod: name, UID: string(pods[name].UID), IP: ip, Node: stage.Node,
-			ServiceAccount: name, Group: name})
+			ServiceAccount: name, Workload: name})
 	}
-	f := fleet.New(members, dial)
+	settings, err := agents.For(authority, p.Address, dir, members)
+	if err != nil {
+		return nil, nil, err
+	}
+	relays, err := agents.New(settings)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, relays.Close()) }()
+	relays.Follow()
+	f := fleet.New(members)
 	all := map[string]resources{stage.Client: {}, stage.Server: {}}
 	var mu sync.Mutex
 	f.Tap = func(m fleet.Member, resp *discovery.DeltaDiscoveryResponse) {

@@ -1,5 +1,5 @@
-// Package fleet is the agents of many nodes, each with the code that agents have, and many simulated proxies: each a delta-ADS stream to its
-// node's agent, without a socket, that asks as an Envoy asks and keeps of the answers what the next question needs.
+// Package fleet is many simulated proxies: each a delta-ADS stream over its pod's socket of the node's agent, that asks as Envoy asks, and
+// keeps of the answers what the next question needs.
 package fleet
 
 import (
@@ -11,23 +11,37 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 )
 
 // Member is the pod that a proxy stands in.
-type Member struct{ Namespace, Pod, UID, IP, Node, ServiceAccount, Group string }
+type Member struct {
+	Namespace, Pod, UID, IP  string
+	ServiceAccount, Workload string
+	Node                     string // of the cluster
+	Socket                   string // by which it reaches the node's agent
+}
 
-// Envoy is the ID that the pod's Envoy has.
-func (m Member) Envoy() string {
+// maxResponse is more than an agent sends at once.
+const maxResponse = 64 << 20
+
+func (m Member) dial(counted *counters) (*grpc.ClientConn, error) {
+	return grpc.NewClient("unix://"+m.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithStatsHandler(counted),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)))
+}
+
+// NodeID is that of the pod's Envoy.
+func (m Member) NodeID() string {
 	return fmt.Sprintf("sidecar~%s~%s.%s~%s.svc.cluster.local", m.IP, m.Pod, m.Namespace, m.Namespace)
 }
 
-// Fleet is the proxies and their agents.
+// Fleet is the proxies.
 type Fleet struct {
 	// Tap, if set before Connect, is shown every response; proxies call it from goroutines of their own.
 	Tap func(Member, *discovery.DeltaDiscoveryResponse)
 
 	proxies []*Proxy
-	agents  map[string]*agent // by node
 	watch   atomic.Pointer[Watch]
 	refs    sync.Map // version of a resource → names it refers to
 
@@ -39,32 +53,19 @@ type Fleet struct {
 }
 
 // New returns a fleet that is not connected.
-func New(members []Member, dial Dialer) *Fleet {
-	f := &Fleet{session: func(error) {}, traffic: newCounters(), agents: map[string]*agent{}}
+func New(members []Member) *Fleet {
+	f := &Fleet{session: func(error) {}, traffic: newCounters()}
 	for _, m := range members {
-		a := f.agents[m.Node]
-		if a == nil {
-			a = newAgent(f, m.Node, dial)
-			f.agents[m.Node] = a
-		}
-		a.Add(m.UID, m.Namespace+"/"+m.Pod, m.Namespace+"/"+m.ServiceAccount)
-		f.proxies = append(f.proxies, newProxy(f, m, a))
+		f.proxies = append(f.proxies, newProxy(f, m))
 	}
 	return f
 }
 
-// Connect opens all streams at once and returns when every agent has heard Pilot's first word and every proxy has everything it asked for, and when
-// the last of them had. Streams go on until Disconnect or the end of ctx.
+// Connect opens all streams at once and returns when every proxy has everything it asked for, and when the last of them
+// had. Streams go on until Disconnect or the end of ctx.
 func (f *Fleet) Connect(ctx context.Context) (time.Time, error) {
 	ctx, f.session = context.WithCancelCause(ctx)
-	settled := make(chan time.Time, len(f.proxies)+len(f.agents))
-	for _, a := range f.agents {
-		f.streams.Go(func() {
-			if err := a.serve(ctx, settled); ctx.Err() == nil {
-				f.session(fmt.Errorf("agent of node %s: %w", a.name, err))
-			}
-		})
-	}
+	settled := make(chan time.Time, len(f.proxies))
 	for _, p := range f.proxies {
 		f.streams.Go(func() {
 			if err := p.serve(ctx, settled); ctx.Err() == nil {
@@ -73,7 +74,7 @@ func (f *Fleet) Connect(ctx context.Context) (time.Time, error) {
 		})
 	}
 	var last time.Time
-	for range len(f.proxies) + len(f.agents) {
+	for range f.proxies {
 		select {
 		case at := <-settled:
 			if at.After(last) {
@@ -88,7 +89,7 @@ func (f *Fleet) Connect(ctx context.Context) (time.Time, error) {
 
 var errDisconnected = errors.New("the fleet was disconnected")
 
-// Disconnect ends all streams; what agents and proxies know remains.
+// Disconnect ends all streams; what the proxies know remains.
 func (f *Fleet) Disconnect() {
 	f.session(errDisconnected)
 	f.streams.Wait()
@@ -96,9 +97,12 @@ func (f *Fleet) Disconnect() {
 
 // Quiet waits until no response has come for a while.
 func (f *Fleet) Quiet(ctx context.Context, while time.Duration) error {
-	begin := time.Now().UnixNano()
+	begin := time.Now()
 	for {
-		since := time.Since(time.Unix(0, max(begin, f.heard.Load())))
+		since := time.Since(begin)
+		if heard := f.Heard(); heard.After(begin) {
+			since = time.Since(heard)
+		}
 		if since >= while {
 			return nil
 		}
@@ -109,3 +113,6 @@ func (f *Fleet) Quiet(ctx context.Context, while time.Duration) error {
 		}
 	}
 }
+
+// Heard is when the last response came.
+func (f *Fleet) Heard() time.Time { return time.Unix(0, f.heard.Load()) }

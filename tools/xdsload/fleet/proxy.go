@@ -2,24 +2,25 @@ package fleet
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
 
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"k8s.io/utils/clock"
+	"google.golang.org/grpc"
 
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
-// types in the order in which an agent opens them anew.
+// types in the order in which Envoy opens them anew.
 var types = []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ExtensionConfigType, deltaxds.ListenerType, deltaxds.RouteType}
 
-// Proxy is one simulated proxy. Its state outlives its streams, as an Envoy's does.
+// Proxy is one simulated proxy. Its state outlives its streams, as Envoy's does.
 type Proxy struct {
 	Member
 	fleet *Fleet
-	agent *agent
 	kept  map[string]*kept
 	seen  *Watch // the last watch that this proxy has answered
 }
@@ -34,66 +35,43 @@ type kept struct {
 	absent   map[string]bool   // names it was told do not exist
 }
 
-func newProxy(f *Fleet, m Member, a *agent) *Proxy {
-	p := &Proxy{Member: m, fleet: f, agent: a, kept: map[string]*kept{}}
+func newProxy(f *Fleet, m Member) *Proxy {
+	p := &Proxy{Member: m, fleet: f, kept: map[string]*kept{}}
 	for _, url := range types {
 		p.kept[url] = &kept{versions: map[string]string{}, refs: map[string][]ref{}, wanted: map[string]bool{}, absent: map[string]bool{}}
 	}
 	return p
 }
 
-// serve speaks one stream with the agent, and says once when the proxy has everything.
+// serve speaks one stream, and says once when the proxy has everything.
 func (p *Proxy) serve(ctx context.Context, settled chan<- time.Time) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	c := &conversation{ctx: ctx, proxy: p, up: make(chan *discovery.DeltaDiscoveryRequest), settled: settled}
-	source := p.agent.Proxy(p.UID, p.Envoy(), "")
-	stream := deltaxds.NewStream(source, clock.RealClock{})
-	source.Begin(stream)
-	opening := p.opening() // before there is an answer
-	go c.ask(opening)      // which ends with ctx
-	err := stream.Serve(c, nil)
-	source.End(err)
-	return err
-}
-
-// conversation is the agent's side of a proxy's stream.
-type conversation struct {
-	ctx     context.Context
-	proxy   *Proxy
-	up      chan *discovery.DeltaDiscoveryRequest
-	settled chan<- time.Time
-	done    bool
-}
-
-func (c *conversation) Context() context.Context { return c.ctx }
-
-func (c *conversation) Recv() (*discovery.DeltaDiscoveryRequest, error) {
-	select {
-	case r := <-c.up:
-		return r, nil
-	case <-c.ctx.Done():
-		return nil, c.ctx.Err()
+	conn, err := p.dial(p.fleet.traffic)
+	if err != nil {
+		return err
 	}
-}
-
-// Send has the proxy take a response, and ask on.
-func (c *conversation) Send(resp *discovery.DeltaDiscoveryResponse) error {
-	c.proxy.count(resp)
-	c.ask(c.proxy.take(resp))
-	if !c.done && c.proxy.complete() {
-		c.done = true
-		c.settled <- time.Now()
+	defer conn.Close()
+	rpc, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx, grpc.WaitForReady(true))
+	if err != nil {
+		return err
 	}
-	return nil
-}
-
-func (c *conversation) ask(requests []*discovery.DeltaDiscoveryRequest) {
-	for _, r := range requests {
-		select {
-		case c.up <- r:
-		case <-c.ctx.Done():
+	requests := p.opening()
+	requests[0].Node = &core.Node{Id: p.NodeID(), Cluster: p.Workload + "." + p.Namespace}
+	for done := false; ; {
+		for _, req := range requests {
+			if err := rpc.Send(req); err != nil {
+				return fmt.Errorf("asking: %w", err)
+			}
 		}
+		if !done && p.complete() {
+			done = true
+			settled <- time.Now()
+		}
+		resp, err := rpc.Recv()
+		if err != nil {
+			return err
+		}
+		p.count(resp)
+		requests = p.take(resp)
 	}
 }
 
@@ -132,8 +110,8 @@ func (p *Proxy) opening() []*discovery.DeltaDiscoveryRequest {
 
 func wildcard(url string) bool { return url == deltaxds.ClusterType || url == deltaxds.ListenerType }
 
-// take brings the state up to date with a response and returns what Envoy and agent would say next: subscriptions to
-// what the resources refer to, then the acknowledgement.
+// take brings the state up to date with a response and returns what Envoy would say next: subscriptions to what the resources refer to, then
+// the acknowledgement.
 func (p *Proxy) take(resp *discovery.DeltaDiscoveryResponse) []*discovery.DeltaDiscoveryRequest {
 	url := resp.GetTypeUrl()
 	k := p.kept[url]

@@ -12,7 +12,7 @@ import (
 
 // Traffic is what the proxies were sent.
 type Traffic struct {
-	Bytes     int64            `json:"bytes"` // on the wire, within TLS
+	Bytes     int64            `json:"bytes"` // on the sockets, without HTTP/2's headers
 	Responses int64            `json:"responses"`
 	Resources int64            `json:"resources"`
 	Removals  int64            `json:"removals"`

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bulwark-mesh/bulwark/tools/xdsload/agents"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/fleet"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/pilot"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/world"
@@ -14,34 +15,42 @@ import (
 
 type experiment struct {
 	Options
-	world *world.World
-	pilot *pilot.Pilot
-	fleet *fleet.Fleet
+	world   *world.World
+	pilot   *pilot.Pilot
+	agents  *agents.Process
+	members []fleet.Member
+	fleet   *fleet.Fleet
+	dir     string // of sockets
+}
+
+type step struct {
+	what string
+	do   func(context.Context, *Result) error
 }
 
 func (e *experiment) run(ctx context.Context) (*Result, error) {
-	r := &Result{Sizes: e.Sizes}
-	steps := []struct {
-		what string
-		do   func(context.Context, *Result) error
-	}{
+	r := &Result{Sizes: e.Sizes, Proxies: e.Proxies()}
+	steps := []step{
 		{"starting Pilot", e.start},
-		{"connecting all proxies", e.first},
-		{"watching Pilot idle", e.idle},
+		{"connecting all agents and proxies", e.first},
+		{"watching them idle", e.idle},
 		{"changing endpoints", func(ctx context.Context, r *Result) (err error) {
 			r.Endpoint, err = e.changes(ctx, e.world.EndpointChange)
 			return err
 		}},
 		{"changing policies of workloads", func(ctx context.Context, r *Result) (err error) {
-			r.Workload, err = e.changes(ctx, func(n int) world.Change { return e.world.PolicyChange(world.OfWorkload, n) })
+			r.Workload, err = e.changes(ctx, e.world.WorkloadPolicyChange)
 			return err
 		}},
 		{"changing policies of namespaces", func(ctx context.Context, r *Result) (err error) {
-			r.Namespace, err = e.changes(ctx, func(n int) world.Change { return e.world.PolicyChange(world.OfNamespace, n) })
+			r.Namespace, err = e.changes(ctx, e.world.NamespacePolicyChange)
 			return err
 		}},
 		{"connecting all proxies anew", e.reconnect},
-		{"connecting all proxies to a new Pilot", e.restart},
+		{"killing Pilot and starting another", e.restart},
+	}
+	if e.Envoy {
+		steps = append(steps, step{"starting a real Envoy as the first pod's", e.envoy})
 	}
 	for _, s := range steps {
 		e.Progress("%s", s.what)
@@ -67,45 +76,126 @@ func (e *experiment) start(ctx context.Context, r *Result) error {
 		return err
 	}
 	r.LoadAverage = strings.Join(strings.Fields(string(load))[:3], " ")
-	r.Before, err = e.pilot.Memory()
+	r.Before, err = e.memory()
 	return err
+}
+
+// memory is what Pilot and the agents take.
+func (e *experiment) memory() (out Memory, err error) {
+	if out.Pilot, err = e.pilot.Memory(); err != nil {
+		return out, err
+	}
+	out.Agents, err = e.agents.Memory()
+	return out, err
+}
+
+// reading is what there has been since the beginning.
+type reading struct {
+	CPU
+	proxies fleet.Traffic
+	agents  agents.Count
+}
+
+func (e *experiment) read() (out reading, err error) {
+	if out.Pilot, err = e.pilot.CPU(); err != nil {
+		return out, err
+	}
+	if out.Agents, err = e.agents.CPU(); err != nil {
+		return out, err
+	}
+	out.proxies = e.fleet.Traffic()
+	out.agents, err = e.agents.Count()
+	return out, err
+}
+
+// since is what there was after an earlier reading.
+func (r reading) since(before reading) Episode {
+	return Episode{CPU: CPU{r.Pilot - before.Pilot, r.Agents - before.Agents}, Traffic: r.proxies.Since(before.proxies), Wire: r.agents.Since(before.agents)}
 }
 
 func (e *experiment) first(ctx context.Context, r *Result) (err error) {
-	if r.First, err = e.connect(ctx); err != nil {
+	r.First, err = e.episode(ctx, func(ctx context.Context) error {
+		if err := e.agents.Follow(); err != nil {
+			return err
+		}
+		return e.connect(ctx)
+	})
+	if err != nil {
 		return err
 	}
-	r.After, err = e.pilot.Memory()
+	r.After, err = e.memory()
 	return err
 }
 
-// connect connects all proxies and waits until no more is said.
-func (e *experiment) connect(ctx context.Context) (Episode, error) {
-	within, cancel := context.WithTimeoutCause(ctx, connectWithin, fmt.Errorf("not all proxies had everything within %s", connectWithin))
-	defer cancel()
-	traffic, began := e.fleet.Traffic(), time.Now()
-	cpu, err := e.pilot.CPU()
-	if err != nil {
-		return Episode{}, err
-	}
+func (e *experiment) reconnect(ctx context.Context, r *Result) (err error) {
+	e.fleet.Disconnect()
+	r.Reconnect, err = e.episode(ctx, e.connect)
+	return err
+}
+
+// connect connects all proxies.
+func (e *experiment) connect(ctx context.Context) error {
 	// The streams live longer than the wait for them, so the deadline is not theirs.
-	stop := context.AfterFunc(within, e.fleet.Disconnect)
-	last, err := e.fleet.Connect(ctx)
+	stop := context.AfterFunc(ctx, e.fleet.Disconnect)
+	_, err := e.fleet.Connect(context.WithoutCancel(ctx))
 	if !stop() {
-		return Episode{}, context.Cause(within)
+		return context.Cause(ctx)
 	}
+	return err
+}
+
+// episode measures what happens, until no more is said.
+func (e *experiment) episode(ctx context.Context, happens func(context.Context) error) (Episode, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, connectWithin, fmt.Errorf("not all had everything within %s", connectWithin))
+	defer cancel()
+	before, err := e.read()
 	if err != nil {
 		return Episode{}, err
 	}
-	if err := e.fleet.Quiet(within, quiet); err != nil {
+	began := time.Now()
+	if err := happens(ctx); err != nil {
 		return Episode{}, err
 	}
-	after, err := e.pilot.CPU()
-	return Episode{Time: last.Sub(began), CPU: after - cpu, Traffic: e.fleet.Traffic().Since(traffic)}, err
+	return e.settled(ctx, before, began)
+}
+
+// settled waits until no more is said, and returns what there was.
+func (e *experiment) settled(ctx context.Context, before reading, began time.Time) (Episode, error) {
+	last, err := e.quiet(ctx)
+	if err != nil {
+		return Episode{}, err
+	}
+	after, err := e.read()
+	if err != nil {
+		return Episode{}, err
+	}
+	out := after.since(before)
+	out.Time = last.Sub(began)
+	return out, nil
+}
+
+// quiet returns when nothing has been said to proxies, nor between agents and Pilot, for a while, and when the last word was.
+func (e *experiment) quiet(ctx context.Context) (last time.Time, err error) {
+	for {
+		if err := e.fleet.Quiet(ctx, quiet); err != nil {
+			return last, err
+		}
+		c, err := e.agents.Count()
+		if err != nil {
+			return last, err
+		}
+		last = e.fleet.Heard()
+		if c.Last.After(last) {
+			last = c.Last
+		}
+		if time.Since(last) >= quiet {
+			return last, nil
+		}
+	}
 }
 
 func (e *experiment) idle(ctx context.Context, r *Result) error {
-	cpu, err := e.pilot.CPU()
+	before, err := e.read()
 	if err != nil {
 		return err
 	}
@@ -115,19 +205,18 @@ func (e *experiment) idle(ctx context.Context, r *Result) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	after, err := e.pilot.CPU()
-	r.Idle = Rate{CPU: after - cpu, Over: time.Since(began)}
+	after, err := e.read()
+	r.Idle = Rate{CPU: after.since(before).CPU, Over: time.Since(began)}
 	return err
 }
 
 // changes makes changes at a steady pace, each after the one before has reached everyone.
 func (e *experiment) changes(ctx context.Context, change func(int) world.Change) (Changes, error) {
 	var out Changes
-	cpu, err := e.pilot.CPU()
+	before, err := e.read()
 	if err != nil {
 		return out, err
 	}
-	traffic := e.fleet.Traffic()
 	tick := time.NewTicker(e.Interval)
 	defer tick.Stop()
 	for n := range e.Changes {
@@ -140,9 +229,13 @@ func (e *experiment) changes(ctx context.Context, change func(int) world.Change)
 			return out, ctx.Err()
 		}
 	}
-	after, err := e.pilot.CPU()
-	out.CPU = (after - cpu) / time.Duration(e.Changes)
-	out.Bytes = e.fleet.Traffic().Since(traffic).Bytes / int64(e.Changes)
+	if _, err := e.quiet(ctx); err != nil {
+		return out, err
+	}
+	after, err := e.read()
+	was, n := after.since(before), int64(e.Changes)
+	out.CPU = CPU{was.CPU.Pilot / time.Duration(n), was.CPU.Agents / time.Duration(n)}
+	out.Bytes, out.FromPilot = was.Traffic.Bytes/n, was.Wire.FromPilot/n
 	return out, err
 }
 
@@ -165,24 +258,42 @@ func (e *experiment) change(ctx context.Context, c world.Change, out *Changes) e
 	return nil
 }
 
-func (e *experiment) reconnect(ctx context.Context, r *Result) (err error) {
-	e.fleet.Disconnect()
-	r.Reconnect, err = e.connect(ctx)
-	return err
-}
-
+// restart has another Pilot take the place of one that was killed.
 func (e *experiment) restart(ctx context.Context, r *Result) error {
-	e.fleet.Disconnect()
-	if err := e.pilot.Stop(); err != nil {
+	ctx, cancel := context.WithTimeoutCause(ctx, connectWithin, fmt.Errorf("not all agents have heard the new Pilot within %s", connectWithin))
+	defer cancel()
+	before, err := e.read()
+	if err != nil {
 		return err
 	}
+	before.Pilot = 0 // which is the other's
+	if err := e.pilot.Kill(); err != nil {
+		return err
+	}
+	began := time.Now()
 	if err := e.pilot.Start(ctx); err != nil {
 		return err
 	}
-	var err error
-	if r.Restart, err = e.connect(ctx); err != nil {
+	if err := e.applied(ctx, before.agents.Applied+int64(e.Nodes)); err != nil {
 		return err
 	}
-	r.Restart.CPU, err = e.pilot.CPU()
+	r.Restart, err = e.settled(ctx, before, began)
 	return err
+}
+
+// applied returns when agents have applied the first updates of so many streams.
+func (e *experiment) applied(ctx context.Context, streams int64) error {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		c, err := e.agents.Count()
+		if err != nil || c.Applied >= streams {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }

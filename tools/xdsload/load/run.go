@@ -1,23 +1,22 @@
-// Package load is the experiment: Pilot, a cluster of a given size, and how long and how much it takes Pilot to
-// configure the proxies and to follow changes.
+// Package load is the experiment: Pilot, the agents of a cluster of a given size, and how long and how much it takes these to configure the
+// proxies and to follow changes.
 package load
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"github.com/bulwark-mesh/bulwark/pkg/mesh"
-	"github.com/bulwark-mesh/bulwark/pkg/mtls"
-	"github.com/bulwark-mesh/bulwark/pkg/nodexds"
-	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+	"github.com/bulwark-mesh/bulwark/tools/bench/report"
+	"github.com/bulwark-mesh/bulwark/tools/xdsload/agents"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/ca"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/fleet"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/pilot"
@@ -27,32 +26,42 @@ import (
 // Options of a run.
 type Options struct {
 	world.Sizes
+	Growth     []int // numbers of services, for RunGrowth
 	Kubeconfig string
 	Binary     string   // of Pilot
 	PilotArgs  []string // more arguments for it
 	Changes    int      // of each kind
 	Interval   time.Duration
 	Idle       time.Duration // how long Pilot is watched doing nothing
-	LogDir     string        // keep Pilot's log there; empty does not
+	Envoy      bool          // measure a real Envoy's memory
+	LogDir     string        // keep logs there; empty does not
 	Progress   func(format string, args ...any)
 }
 
 // Defaults are the sizes that docs/benchmarks.md speaks of.
 func Defaults() Options {
 	return Options{
-		Sizes:  world.Sizes{Proxies: 200, Services: 1000, Endpoints: 4, Namespaces: 10, Nodes: 4, Targets: 10},
-		Binary: "bin/pilot", Kubeconfig: ".cluster/kubeconfig", Changes: 100, Interval: 100 * time.Millisecond, Idle: 5 * time.Second,
+		Sizes:  world.Sizes{Kind: world.Open, Nodes: 10, PodsPerNode: 20, Services: 1000, Endpoints: 4, Namespaces: 10, Targets: 10},
+		Binary: "bin/pilot", Kubeconfig: ".cluster/kubeconfig", Changes: 100, Interval: 100 * time.Millisecond, Idle: 5 * time.Second, Envoy: true,
 	}
 }
 
 const (
-	quiet          = time.Second // without a response, and all has been said
+	quiet          = time.Second // without a word, and all has been said
 	connectWithin  = 3 * time.Minute
 	changeWithin   = 30 * time.Second
-	cleanUpWithin  = 4 * time.Minute
-	createMinutes  = 5 * time.Minute
+	cleanUpWithin  = 10 * time.Minute
+	createWithin   = 20 * time.Minute
 	loadAverageOne = "/proc/loadavg"
 )
+
+// RunAny runs what the options ask for: one experiment, or one for each number of services.
+func RunAny(ctx context.Context, o Options) (report.Tabular, error) {
+	if len(o.Growth) > 0 {
+		return RunGrowth(ctx, o)
+	}
+	return Run(ctx, o)
+}
 
 // Run makes the cluster's objects, measures, and removes them again, also when ctx ends early.
 func Run(ctx context.Context, o Options) (result *Result, err error) {
@@ -88,22 +97,25 @@ func Run(ctx context.Context, o Options) (result *Result, err error) {
 	return runIn(ctx, o, w, authority)
 }
 
-// runIn makes the objects and keeps them alive while the experiment runs.
+// runIn makes the objects and keeps the nodes alive until the experiment has run.
 func runIn(ctx context.Context, o Options, w *world.World, authority *ca.CA) (*Result, error) {
-	o.Progress("making %d pods, %d services and their policies", o.Proxies, o.Services)
-	creating, cancel := context.WithTimeout(ctx, createMinutes)
-	defer cancel()
-	began := time.Now()
-	if err := w.Create(creating); err != nil {
+	if err := w.CreateNodes(ctx); err != nil {
 		return nil, err
 	}
-	o.Progress("made in %.1f s", time.Since(began).Seconds())
 	g, ctx := errgroup.WithContext(ctx)
 	ctx, stop := context.WithCancel(ctx)
 	var result *Result
 	g.Go(func() error { return w.KeepAlive(ctx) })
 	g.Go(func() error {
 		defer stop()
+		o.Progress("making %d services of %d pods each, and their policies", o.Services, o.Endpoints)
+		creating, cancel := context.WithTimeout(ctx, createWithin)
+		defer cancel()
+		began := time.Now()
+		if err := w.Create(creating); err != nil {
+			return err
+		}
+		o.Progress("made in %.1f s", time.Since(began).Seconds())
 		var err error
 		result, err = withPilot(ctx, o, w, authority)
 		return err
@@ -117,39 +129,33 @@ func withPilot(ctx context.Context, o Options, w *world.World, authority *ca.CA)
 		return nil, err
 	}
 	defer citadel.Stop()
-	dir := o.LogDir
-	if dir == "" {
-		if dir, err = os.MkdirTemp("", "xdsload"); err != nil {
-			return nil, fmt.Errorf("directory for Pilot's token: %w", err)
-		}
-		defer os.RemoveAll(dir)
+	dir, err := os.MkdirTemp("", "xdsload")
+	if err != nil {
+		return nil, fmt.Errorf("directory for sockets and Pilot's token: %w", err)
 	}
-	p, err := pilot.New(pilot.Options{Binary: o.Binary, Kubeconfig: o.Kubeconfig, Citadel: citadel.Address, Token: citadel.Token, Dir: dir, Args: o.PilotArgs})
+	defer os.RemoveAll(dir)
+	logs := cmp.Or(o.LogDir, dir)
+	p, err := pilot.New(pilot.Options{Binary: o.Binary, Kubeconfig: o.Kubeconfig, Citadel: citadel.Address, Token: citadel.Token, Dir: logs, Args: o.PilotArgs})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, p.Stop()) }()
-	dial, err := Dialer(authority, p.Address)
+	members := w.Members()
+	settings, err := agents.For(authority, p.Address, dir, members)
 	if err != nil {
 		return nil, err
 	}
-	e := &experiment{Options: o, world: w, pilot: p, fleet: fleet.New(w.Members(), dial)}
+	log, err := os.Create(filepath.Join(logs, "agents.log"))
+	if err != nil {
+		return nil, fmt.Errorf("log of the agents: %w", err)
+	}
+	defer log.Close()
+	a, err := agents.Start(ctx, settings, log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, a.Stop()) }()
+	e := &experiment{Options: o, world: w, pilot: p, agents: a, members: members, fleet: fleet.New(members), dir: dir}
 	defer e.fleet.Disconnect()
 	return e.run(ctx)
-}
-
-// Dialer connects agents to the Pilot at an address, each with an SVID that names its node.
-func Dialer(authority *ca.CA, address string) (fleet.Dialer, error) {
-	id, err := spiffe.New(mesh.DefaultTrustDomain, mesh.Namespace, mesh.PilotAccount)
-	if err != nil {
-		return nil, err
-	}
-	return func(node string, options ...grpc.DialOption) (*grpc.ClientConn, error) {
-		svid, err := authority.IssueTo(mesh.Namespace, mesh.AgentAccount, spiffe.Pod{Name: "xdsload", UID: "xdsload", Node: node})
-		if err != nil {
-			return nil, err
-		}
-		options = append(options, mtls.DialOptions(mtls.Client(svid, authority.Bundle, mtls.OneOf(id)))...)
-		return grpc.NewClient(address, append(options, grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(nodexds.MaxMessage)))...)
-	}, nil
 }

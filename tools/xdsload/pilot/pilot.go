@@ -34,7 +34,7 @@ type Options struct {
 
 // Pilot is the process.
 type Pilot struct {
-	Address    string // of delta xDS
+	Address    string // for agents
 	monitoring string
 	options    Options
 	cmd        *exec.Cmd
@@ -106,7 +106,7 @@ func (p *Pilot) awaitReady(ctx context.Context) error {
 	return nil
 }
 
-// serving reports whether Pilot says that it is ready and takes connections of proxies.
+// serving reports whether Pilot says that it is ready and takes connections of agents.
 func (p *Pilot) serving(ctx context.Context) bool {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.monitoring+"/readyz", nil)
 	if err != nil {
@@ -142,6 +142,16 @@ func (p *Pilot) Stop() error {
 		_ = p.cmd.Process.Kill()
 		<-p.exited
 	}
+	p.exited = nil
+	return nil
+}
+
+// Kill ends the process at once, as a machine does that fails.
+func (p *Pilot) Kill() error {
+	if err := p.cmd.Process.Kill(); err != nil {
+		return fmt.Errorf("killing Pilot: %w", err)
+	}
+	<-p.exited
 	p.exited = nil
 	return nil
 }
