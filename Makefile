@@ -129,7 +129,10 @@ bench: images cluster ## measure all but the installation (docs/benchmarks.md); 
 	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --reset --set image.tag="$$(cat bin/tag)"
 	go build -o bin/bench ./tools/bench
 	BULWARK_TEST_KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -run '^$$' -bench . -benchtime 2s ./citadel/internal/issue ./agent/internal/pods
-	for what in policy dataplane memory xds identity; do KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench $$what; done
+	for what in policy dataplane memory identity; do KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench $$what; done
+	for world in open closed; do \
+		KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench xds --world $$world --growth 250,1000,4000; \
+		KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench xds --world $$world --pods-per-node 30 --changes 20 --envoy=false; done
 
 bench-install: images cluster ## measure the installation: uninstalls and installs three times
 	bin/cluster load bin/oci/*.tar
