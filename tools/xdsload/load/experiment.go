@@ -220,7 +220,8 @@ func (e *experiment) changes(ctx context.Context, change func(int) world.Change)
 	tick := time.NewTicker(e.Interval)
 	defer tick.Stop()
 	for n := range e.Changes {
-		if err := e.change(ctx, change(n), &out); err != nil {
+		watch, err := e.change(ctx, change(n), &out)
+		if err != nil {
 			return out, fmt.Errorf("change %d: %w", n, err)
 		}
 		select {
@@ -228,6 +229,7 @@ func (e *experiment) changes(ctx context.Context, change func(int) world.Change)
 		case <-ctx.Done():
 			return out, ctx.Err()
 		}
+		out.Strays += watch.Strays() // not before, as who need not hear of it may be told last
 	}
 	if _, err := e.quiet(ctx); err != nil {
 		return out, err
@@ -239,23 +241,22 @@ func (e *experiment) changes(ctx context.Context, change func(int) world.Change)
 	return out, err
 }
 
-func (e *experiment) change(ctx context.Context, c world.Change, out *Changes) error {
+func (e *experiment) change(ctx context.Context, c world.Change, out *Changes) (*fleet.Watch, error) {
 	ctx, cancel := context.WithTimeout(ctx, changeWithin)
 	defer cancel()
 	watch := e.fleet.Expect(c.Marker, c.Affects)
 	began := time.Now()
 	if err := c.Make(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	out.Requests = append(out.Requests, time.Since(began))
 	last, err := watch.Wait(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	out.Times = append(out.Times, last.Sub(began))
 	out.Affected = watch.Affected()
-	out.Strays += watch.Strays()
-	return nil
+	return watch, nil
 }
 
 // restart has another Pilot take the place of one that was killed.
