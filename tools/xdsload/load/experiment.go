@@ -275,10 +275,13 @@ func (e *experiment) restart(ctx context.Context, r *Result) error {
 	if err := e.pilot.Start(ctx); err != nil {
 		return err
 	}
+	if r.Restart.Ready, err = e.pilot.CPU(); err != nil {
+		return err
+	}
 	if err := e.applied(ctx, before.agents.Applied+int64(e.Nodes)); err != nil {
 		return err
 	}
-	r.Restart, err = e.settled(ctx, before, began)
+	r.Restart.Episode, err = e.settled(ctx, before, began)
 	return err
 }
 

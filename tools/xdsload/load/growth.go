@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/bulwark-mesh/bulwark/tools/bench/report"
@@ -25,13 +26,28 @@ func RunGrowth(ctx context.Context, o Options) (*Growth, error) {
 	}
 	for _, n := range o.Growth {
 		o.Services = n
-		r, err := Run(ctx, o)
+		r, err := runOne(ctx, o)
 		if err != nil {
 			return nil, fmt.Errorf("%d services: %w", n, err)
 		}
 		g.Results = append(g.Results, r)
 	}
 	return g, nil
+}
+
+// runOne runs one of several experiments, and shows at once what it has measured: the others may take hours, and fail.
+func runOne(ctx context.Context, o Options) (*Result, error) {
+	r, err := Run(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	var text strings.Builder
+	t := r.Table()
+	if err := t.Write(&text); err != nil {
+		return nil, err
+	}
+	o.Progress("%s", text.String())
+	return r, nil
 }
 
 // Table implements report.Tabular: the experiments side by side, then how what a change costs grows.
@@ -52,12 +68,20 @@ func (g *Growth) Table() report.Table {
 		return t
 	}
 	for i, s := range g.Results[0].series() {
-		pilot := g.slope(func(r *Result) time.Duration { return r.series()[i].Pilot })
-		agents := g.slope(func(r *Result) time.Duration { return r.series()[i].Agents })
-		row := []string{"slope of log CPU against log services, " + s.name, fmt.Sprintf("%.2f; agents %.2f", pilot, agents)}
+		row := []string{"slope of log CPU of Pilot (of agents) against log services, " + s.name, g.slopes(i)}
 		t.Row(append(row, make([]string, len(g.Results)-1)...)...)
 	}
 	return t
+}
+
+// slopes are those of the i-th series: Pilot's, and that of the agents together.
+func (g *Growth) slopes(i int) string {
+	if len(g.Results) < 2 {
+		return "–"
+	}
+	pilot := g.slope(func(r *Result) time.Duration { return r.series()[i].Pilot })
+	agents := g.slope(func(r *Result) time.Duration { return r.series()[i].Agents })
+	return fmt.Sprintf("%.2f (%.2f)", pilot, agents)
 }
 
 func (g *Growth) slope(cost func(*Result) time.Duration) float64 {

@@ -35,9 +35,9 @@ func TestGrowthIsATable(t *testing.T) {
 		if len(row) != 4 || len(table.Columns) != 4 {
 			t.Fatalf("row %q for columns %q", row, table.Columns)
 		}
-		if row[0] == "slope of log CPU against log services, endpoint change" {
+		if row[0] == "slope of log CPU of Pilot (of agents) against log services, endpoint change" {
 			found = true
-			if row[1] != "1.00; agents 0.00" {
+			if row[1] != "1.00 (0.00)" {
 				t.Errorf("the slope is %s", row[1])
 			}
 		}

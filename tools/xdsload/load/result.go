@@ -26,7 +26,7 @@ type Result struct {
 	Workload    Changes `json:"workloadPolicyChange"`
 	Namespace   Changes `json:"namespacePolicyChange"`
 	Reconnect   Episode `json:"reconnect"` // all proxies to their agents anew, with the versions they have
-	Restart     Episode `json:"restart"`   // all agents to a Pilot that was started in the place of one that was killed; its start is in all figures
+	Restart     Restart `json:"restart"`   // all agents to a Pilot that was started in the place of one that was killed; its start is in all figures
 	Envoy       *Envoy  `json:"envoy,omitempty"`
 }
 
@@ -54,6 +54,12 @@ type Episode struct {
 	CPU
 	Traffic fleet.Traffic `json:"toProxies"`
 	Wire    agents.Count  `json:"wire"` // between agents and Pilot
+}
+
+// Restart is what follows the end of a Pilot: the start of another, which is in all figures, and all agents' streams to it.
+type Restart struct {
+	Episode
+	Ready time.Duration `json:"readyCpuNs"` // the other's CPU until it was ready; agents may be with it by then
 }
 
 // Rate is CPU over a time.
@@ -106,7 +112,7 @@ func (r *Result) Table() report.Table {
 		t.Row(fmt.Sprintf("%s (%d × %d proxies)", c.name, len(c.Times), c.Affected), c.describe())
 	}
 	t.Row("all proxies connect anew", r.Reconnect.describe(r.Proxies))
-	t.Row("Pilot killed and started anew", r.Restart.describe(r.Proxies))
+	t.Row("Pilot killed and started anew", r.Restart.describe(r.Proxies)+fmt.Sprintf("; %s of Pilot's CPU until it was ready", report.Seconds(r.Restart.Ready)))
 	if r.Envoy != nil {
 		t.Row("a real Envoy's memory above an empty one's", r.Envoy.describe())
 	}

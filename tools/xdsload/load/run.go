@@ -26,7 +26,9 @@ import (
 // Options of a run.
 type Options struct {
 	world.Sizes
-	Growth     []int // numbers of services, for RunGrowth
+	Worlds     []string // kinds
+	Growth     []int    // numbers of services, for RunGrowth
+	Dense      int      // pods of a node in one experiment more of a world; 0: none
 	Kubeconfig string
 	Binary     string   // of Pilot
 	PilotArgs  []string // more arguments for it
@@ -41,7 +43,8 @@ type Options struct {
 // Defaults are the sizes that docs/benchmarks.md speaks of.
 func Defaults() Options {
 	return Options{
-		Sizes:  world.Sizes{Kind: world.Open, Nodes: 10, PodsPerNode: 20, Services: 1000, Endpoints: 4, Namespaces: 10, Targets: 10},
+		Worlds: []string{string(world.Open)},
+		Sizes:  world.Sizes{Nodes: 10, PodsPerNode: 20, Services: 1000, Endpoints: 4, Namespaces: 10, Targets: 10},
 		Binary: "bin/pilot", Kubeconfig: ".cluster/kubeconfig", Changes: 100, Interval: 100 * time.Millisecond, Idle: 5 * time.Second, Envoy: true,
 	}
 }
@@ -55,8 +58,12 @@ const (
 	loadAverageOne = "/proc/loadavg"
 )
 
-// RunAny runs what the options ask for: one experiment, or one for each number of services.
+// RunAny runs what the options ask for: one experiment, or one for each number of services, in one world or in several.
 func RunAny(ctx context.Context, o Options) (report.Tabular, error) {
+	if len(o.Worlds) != 1 || o.Dense > 0 {
+		return RunWorlds(ctx, o)
+	}
+	o.Kind = world.Kind(o.Worlds[0])
 	if len(o.Growth) > 0 {
 		return RunGrowth(ctx, o)
 	}
