@@ -41,13 +41,19 @@ func runOne(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	o.show(r)
+	return r, nil
+}
+
+// show shows what was measured beside what comes of it in the end.
+func (o Options) show(r *Result) {
+	if r == nil {
+		return
+	}
 	var text strings.Builder
 	t := r.Table()
-	if err := t.Write(&text); err != nil {
-		return nil, err
-	}
+	_ = t.Write(&text) // to memory
 	o.Progress("%s", text.String())
-	return r, nil
 }
 
 // Table implements report.Tabular: the experiments side by side, then how what a change costs grows.

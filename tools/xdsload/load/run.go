@@ -99,7 +99,10 @@ func Run(ctx context.Context, o Options) (result *Result, err error) {
 		o.Progress("removing the load test's objects")
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpWithin)
 		defer cancel()
-		err = errors.Join(err, w.Remove(ctx))
+		if e := w.Remove(ctx); e != nil {
+			err = errors.Join(err, e)
+			o.show(result) // which is not lost for that
+		}
 	}()
 	return runIn(ctx, o, w, authority)
 }

@@ -10,8 +10,23 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// Remove removes everything that bears the label, of this run or an earlier one, and returns when it is gone.
+// Remove removes everything that bears the label, of this run or an earlier one, and returns when it is gone. To delete thousands of pods takes a
+// busy API server longer than it gives a request, so what fails is tried again.
 func (w *World) Remove(ctx context.Context) error {
+	var last error
+	err := wait.PollUntilContextTimeout(ctx, time.Second, removeWithin, true, func(ctx context.Context) (bool, error) {
+		last = w.remove(ctx)
+		return last == nil, nil
+	})
+	if err != nil && last != nil {
+		return last
+	}
+	return err
+}
+
+const removeWithin = 8 * time.Minute
+
+func (w *World) remove(ctx context.Context) error {
 	list, now := meta.ListOptions{LabelSelector: selector}, int64(0)
 	at := meta.DeleteOptions{GracePeriodSeconds: &now} // no kubelet would end these pods gracefully
 	namespaces, err := w.kube.CoreV1().Namespaces().List(ctx, list)
@@ -35,7 +50,7 @@ func (w *World) Remove(ctx context.Context) error {
 
 func (w *World) awaitGone(ctx context.Context, list meta.ListOptions) error {
 	left := 0
-	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, 8*time.Minute, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, removeWithin, true, func(ctx context.Context) (bool, error) {
 		namespaces, err := w.kube.CoreV1().Namespaces().List(ctx, list)
 		if err != nil {
 			return false, err

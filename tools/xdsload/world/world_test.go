@@ -2,6 +2,7 @@ package world
 
 import (
 	"encoding/json"
+	"errors"
 	"slices"
 	"testing"
 
@@ -110,5 +111,36 @@ func TestPoliciesAdmitWhoMayCall(t *testing.T) {
 				t.Errorf("%s: %s: %v", kind, c.Marker, err)
 			}
 		}
+	}
+}
+
+// An API server that cannot delete everything in the time that it has is asked again, and all is gone when Remove returns.
+func TestRemoveTriesAgain(t *testing.T) {
+	s := Sizes{Kind: Closed, Nodes: 2, PodsPerNode: 2, Services: 26, Endpoints: 2, Namespaces: 2, Targets: 1}
+	w := pretended(s)
+	if err := w.CreateNodes(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Create(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	client := w.kube.(*fake.Clientset)
+	client.PrependReactor("delete-collection", "nodes", func(clienttesting.Action) (bool, runtime.Object, error) { // which the client in memory does not do
+		for i := range s.Nodes {
+			_ = client.Tracker().Delete(core.SchemeGroupVersion.WithResource("nodes"), "", nodeName(i)) // if it is there
+		}
+		return true, nil, nil
+	})
+	failures := 1
+	client.PrependReactor("delete-collection", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+		failures--
+		return failures >= 0, nil, errors.New("stream error: INTERNAL_ERROR")
+	})
+	if err := w.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	namespaces, err := w.kube.CoreV1().Namespaces().List(t.Context(), meta.ListOptions{LabelSelector: selector})
+	if err != nil || len(namespaces.Items) > 0 || failures >= 0 {
+		t.Errorf("there are still %d namespaces, %v", len(namespaces.Items), err)
 	}
 }
