@@ -123,16 +123,22 @@ soak: images cluster ## the rotations under traffic at their full length, five m
 	bin/cluster load bin/oci/*.tar
 	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 60m . -run 'Rotate|Rotation|NoProxyIsStuck' -soak 5m -churn 10m -tag "$$(cat ../bin/tag)"
 
-.PHONY: bench bench-install
+.PHONY: bench bench-scale bench-install
 bench: images cluster ## measure all but the installation (docs/benchmarks.md); installs Bulwark if it is not there
 	bin/cluster load bin/oci/*.tar
 	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --reset --set image.tag="$$(cat bin/tag)"
 	go build -o bin/bench ./tools/bench
 	BULWARK_TEST_KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -run '^$$' -bench . -benchtime 2s ./citadel/internal/issue ./agent/internal/pods
 	for what in policy dataplane memory identity; do KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench $$what; done
-	for world in open closed; do \
-		KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench xds --world $$world --growth 250,1000,4000; \
-		KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench xds --world $$world --pods-per-node 30 --changes 20 --envoy=false; done
+	$(BENCH_SCALE)
+
+# Pilot and the agents with 200 proxies, in both worlds, as 250, 1,000 and 4,000 services; then with 30 pods on each node.
+BENCH_SCALE = bin/bench xds --kubeconfig $(CURDIR)/.cluster/kubeconfig --world open,closed --growth 250,1000,4000 --dense 30
+bench-scale: images cluster ## measure Pilot at scale alone, in both worlds (more than an hour); installs Bulwark if it is not there
+	bin/cluster load bin/oci/*.tar
+	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --reset --set image.tag="$$(cat bin/tag)"
+	go build -o bin/bench ./tools/bench
+	$(BENCH_SCALE)
 
 bench-install: images cluster ## measure the installation: uninstalls and installs three times
 	bin/cluster load bin/oci/*.tar

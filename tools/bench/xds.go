@@ -12,7 +12,6 @@ func xdsCommand(c *common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "xds", Short: "Pilot with many proxies (what tools/xdsload does)", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.Kubeconfig = c.kubeconfig
 			result, err := load.RunAny(cmd.Context(), o)
 			if err != nil {
 				return err
@@ -20,6 +19,6 @@ func xdsCommand(c *common) *cobra.Command {
 			return c.write(cmd, result)
 		},
 	}
-	o.AddFlags(cmd.Flags())
+	o.AddFlags(cmd.Flags()) // with a kubeconfig of its own, which takes the place of the common one
 	return cmd
 }

@@ -7,7 +7,7 @@ func (o *Options) AddFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.Kubeconfig, "kubeconfig", o.Kubeconfig, "kubeconfig of a cluster with Bulwark installed")
 	f.StringVar(&o.Binary, "pilot", o.Binary, "Pilot's binary")
 	f.StringSliceVar(&o.PilotArgs, "pilot-arg", nil, "more arguments for Pilot")
-	f.StringSliceVar(&o.Worlds, "world", o.Worlds, "open: policies select a twentieth of the services; closed: each service names who may call it; or both, side by side")
+	f.StringSliceVar(&o.Worlds, "world", o.Worlds, "open: policies select a twentieth of the services; closed: each names who may call it; or both")
 	f.IntVar(&o.Services, "services", o.Services, "services")
 	f.IntVar(&o.Endpoints, "endpoints", o.Endpoints, "endpoints of a service")
 	f.IntVar(&o.Namespaces, "namespaces", o.Namespaces, "namespaces")

@@ -15,8 +15,8 @@ import (
 func resultOf(kind world.Kind, services int) *Result {
 	n := time.Duration(services)
 	change := func(pilot time.Duration) Changes {
-		return Changes{Affected: 20, Times: report.Durations{n * time.Microsecond, 2 * n * time.Microsecond}, Requests: report.Durations{time.Millisecond, time.Millisecond},
-			CPU: CPU{Pilot: pilot, Agents: time.Millisecond}, Strays: 1}
+		return Changes{Affected: 20, Times: report.Durations{n * time.Microsecond, 2 * n * time.Microsecond},
+			Requests: report.Durations{time.Millisecond, time.Millisecond}, CPU: CPU{Pilot: pilot, Agents: time.Millisecond}, Strays: 1}
 	}
 	return &Result{
 		Sizes:   world.Sizes{Kind: kind, Nodes: 10, PodsPerNode: 20, Services: services, Endpoints: 4, Namespaces: 10, Targets: 10},
