@@ -45,7 +45,7 @@ func pretended(s Sizes) *World {
 // What is made is what the sizes say: policies select as many services, and admit those workloads that may call them.
 func TestPoliciesAdmitWhoMayCall(t *testing.T) {
 	for _, kind := range []Kind{Open, Closed} {
-		s := Sizes{Kind: kind, Nodes: 4, PodsPerNode: 5, Services: 40, Endpoints: 2, Namespaces: 5, Targets: 3}
+		s := Sizes{Kind: kind, Nodes: 4, PodsPerNode: 5, Services: 26, Endpoints: 2, Namespaces: 5, Targets: 3}
 		if err := s.Validate(); err != nil {
 			t.Fatal(err)
 		}
@@ -94,7 +94,7 @@ func TestPoliciesAdmitWhoMayCall(t *testing.T) {
 				}
 			}
 		}
-		if want := map[Kind]int{Open: 2, Closed: 40}[kind]; len(selected) != want {
+		if want := map[Kind]int{Open: 1, Closed: 26}[kind]; len(selected) != want {
 			t.Errorf("%s: policies select %d workloads, want %d", kind, len(selected), want)
 		}
 		for _, m := range w.Members() {
