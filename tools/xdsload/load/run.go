@@ -51,9 +51,9 @@ func Defaults() Options {
 
 const (
 	quiet          = time.Second // without a word, and all has been said
-	connectWithin  = 3 * time.Minute
+	connectWithin  = 5 * time.Minute
 	changeWithin   = 30 * time.Second
-	cleanUpWithin  = 10 * time.Minute
+	cleanUpWithin  = 20 * time.Minute
 	createWithin   = 20 * time.Minute
 	loadAverageOne = "/proc/loadavg"
 )

@@ -24,7 +24,7 @@ func (w *World) Remove(ctx context.Context) error {
 	return err
 }
 
-const removeWithin = 8 * time.Minute
+const removeWithin = 15 * time.Minute
 
 func (w *World) remove(ctx context.Context) error {
 	list, now := meta.ListOptions{LabelSelector: selector}, int64(0)
