@@ -83,7 +83,7 @@ func (a *Agents) add(s Settings, n Node) error {
 			return fmt.Errorf("socket of pod %s: %w", p.Name, err)
 		}
 		made.servers = append(made.servers, srv)
-		made.node.Add(p.UID, p.Name)
+		made.node.Add(p.UID, p.Name, "")
 		a.wg.Go(func() { _ = srv.Serve(l) }) // ends with Close
 	}
 	return nil
@@ -159,7 +159,7 @@ func (p *pod) DeltaAggregatedResources(rpc envoyStream) error {
 	if err != nil {
 		return err
 	}
-	proxy := p.node.Proxy(p.uid, first.GetNode().GetId())
+	proxy := p.node.Proxy(p.uid, first.GetNode().GetId(), "")
 	stream := deltaxds.NewStream(proxy, clock.RealClock{})
 	proxy.Begin(stream)
 	err = stream.Serve(sharing{rpc}, first)
