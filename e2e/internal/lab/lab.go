@@ -167,7 +167,7 @@ func PollFor(ctx context.Context, limit time.Duration, check func(context.Contex
 	return Poll(ctx, check)
 }
 
-// Ready waits until every deployment of a namespace is.
+// Ready waits until every deployment of a namespace is, with pods of its present template alone.
 func (l *Lab) Ready(ctx context.Context, namespace string, limit time.Duration) error {
 	return PollFor(ctx, limit, func(ctx context.Context) error {
 		list, err := l.AppsV1().Deployments(namespace).List(ctx, metav1.ListOptions{})
@@ -175,8 +175,10 @@ func (l *Lab) Ready(ctx context.Context, namespace string, limit time.Duration) 
 			return err
 		}
 		for _, d := range list.Items {
-			if d.Status.ObservedGeneration < d.Generation || d.Status.ReadyReplicas < *d.Spec.Replicas || d.Status.Replicas != *d.Spec.Replicas {
-				return fmt.Errorf("deployment %s/%s: %d of %d ready", namespace, d.Name, d.Status.ReadyReplicas, *d.Spec.Replicas)
+			if d.Status.ObservedGeneration < d.Generation || d.Status.ReadyReplicas < *d.Spec.Replicas || d.Status.Replicas != *d.Spec.Replicas ||
+				d.Status.UpdatedReplicas != *d.Spec.Replicas {
+				return fmt.Errorf("deployment %s/%s: %d of %d ready, %d of the present template", namespace, d.Name, d.Status.ReadyReplicas, *d.Spec.Replicas,
+					d.Status.UpdatedReplicas)
 			}
 		}
 		return nil
