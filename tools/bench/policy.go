@@ -31,6 +31,7 @@ type policyResult struct {
 	Revoked  report.Durations `json:"revokedNs"`  // … until it is refused
 	Admitted report.Durations `json:"admittedNs"` // the same where no rule names the client before: its proxy does not know the service
 	Excluded report.Durations `json:"excludedNs"`
+	Requests report.Durations `json:"requestsNs"` // of all these changes, the requests to the API server
 }
 
 func policyCommand(c *common) *cobra.Command {
@@ -87,6 +88,7 @@ func measurePolicy(ctx context.Context, s *stage.Stage, changes int, interval ti
 			if err := s.Allow(ctx, step.account, step.path); err != nil {
 				return nil, err
 			}
+			r.Requests = append(r.Requests, time.Since(began))
 			if step.into != nil {
 				at, err := await(ctx, verdicts, step.code)
 				if err != nil {
@@ -188,7 +190,8 @@ func (r *policyResult) Table() report.Table {
 	for _, row := range []struct {
 		name  string
 		times report.Durations
-	}{{"a rule's path: granted", r.Granted}, {"revoked", r.Revoked}, {"the first rule that names the client: admitted", r.Admitted}, {"excluded", r.Excluded}} {
+	}{{"a rule's path: granted", r.Granted}, {"revoked", r.Revoked}, {"the first rule that names the client: admitted", r.Admitted}, {"excluded", r.Excluded},
+		{"of each, the request to the API server", r.Requests}} {
 		t.Row(row.name, fmt.Sprint(len(row.times)), report.Millis(row.times.Percentile(50)),
 			report.Millis(row.times.Percentile(99)), report.Millis(row.times.Percentile(100)))
 	}
