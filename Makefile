@@ -119,9 +119,9 @@ fuzz: generate ## every fuzz target for FUZZTIME (20s); their seeds run with the
 		echo "$${func#func } in $$(dirname $$file)"; go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file) || exit 1; done
 
 .PHONY: soak
-soak: images cluster ## the rotations under traffic at their full length, five minutes each, and ten minutes of Services that come and go
+soak: images cluster ## the rotations under traffic at their full length, five minutes each, ten minutes of Services that come and go, 50 pods replaced
 	bin/cluster load bin/oci/*.tar
-	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 60m . -run 'Rotate|Rotation|NoProxyIsStuck' -soak 5m -churn 10m -tag "$$(cat ../bin/tag)"
+	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 90m . -run 'Rotate|Rotation|NoProxyIsStuck|ACrowd' -soak 5m -churn 10m -crowd 50 -tag "$$(cat ../bin/tag)"
 
 .PHONY: bench bench-scale bench-install
 bench: images cluster ## measure all but the installation (docs/benchmarks.md); installs Bulwark if it is not there
