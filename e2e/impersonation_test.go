@@ -243,7 +243,7 @@ func (i *impostor) afterDeletion(ctx context.Context) error {
 	if err := pods.Delete(ctx, doomed.Name, *metav1.NewDeleteOptions(0)); err != nil {
 		return err
 	}
-	return lab.PollFor(ctx, time.Second, func(ctx context.Context) error {
+	return lab.PollFor(ctx, 5*time.Second, func(ctx context.Context) error {
 		got, err := i.asks(ctx, mine, agent)
 		return refused("token of a deleted pod", codes.PermissionDenied, got, err)
 	})

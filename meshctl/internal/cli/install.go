@@ -166,6 +166,9 @@ func applyCRDs(ctx context.Context, client *kube.Client, crds []*unstructured.Un
 	return kube.Poll(ctx, func(ctx context.Context) (string, error) {
 		for _, crd := range crds {
 			ok, err := client.Established(ctx, crd.GetName())
+			if apierrors.IsNotFound(err) { // an earlier one was still being removed when it was applied
+				return crd.GetName() + " is being removed", client.Apply(ctx, crd)
+			}
 			if err != nil {
 				return "", err
 			}

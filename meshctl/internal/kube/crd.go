@@ -13,11 +13,14 @@ import (
 
 var crdResource = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 
-// Established reports whether the API server serves a CRD.
+// Established reports whether the API server serves a CRD, and is not about to remove it.
 func (c *Client) Established(ctx context.Context, name string) (bool, error) {
 	crd, err := c.Dynamic.Resource(crdResource).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return false, fmt.Errorf("reading CRD %s: %w", name, err)
+	}
+	if crd.GetDeletionTimestamp() != nil {
+		return false, nil
 	}
 	conditions, _, _ := unstructured.NestedSlice(crd.Object, "status", "conditions")
 	for _, condition := range conditions {
