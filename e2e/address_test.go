@@ -164,24 +164,44 @@ func TestAddressDecidesHowAWorkloadIsReached(t *testing.T) {
 	}
 
 	outcomes := settled(ctx, t, ns, calls)
-	want := "spiffe://cluster.local/ns/" + ns + "/sa/default"
+	// At a port of which nothing is declared, a proxy waits a second for the first bytes, and takes what is later for TCP. On a machine that is busy
+	// enough a client may be so late: it asks again.
+	var late []wire.Call
 	for _, o := range outcomes {
-		if !o.OK {
-			t.Error(o)
-			continue
+		if _, port, _ := net.SplitHostPort(o.Address); (port == "81" || port == "8081") && misheard(o, ns) != "" {
+			late = append(late, o.Call)
 		}
-		_, port, _ := net.SplitHostPort(o.Address)
-		plain := strings.HasPrefix(o.Label, "partly") && (port == "80" || port == "8080") || o.Label == "mixed, without" || o.Label == "outside"
-		opaque := strings.HasSuffix(port, "2") // declared to be TCP: the server's proxy sets no headers
-		switch {
-		case o.Heard == nil || opaque:
-		case plain && o.Heard.Peer != "":
-			t.Errorf("plaintext was expected: %s", o)
-		case !plain && o.Heard.Peer != want:
-			t.Errorf("the server does not see its client: %s", o)
+	}
+	if len(late) > 3 {
+		t.Errorf("%d calls at ports of which nothing is declared are heard without their client", len(late))
+	}
+	outcomes = slices.DeleteFunc(outcomes, func(o wire.Outcome) bool { return slices.Contains(late, o.Call) })
+	if len(late) > 0 {
+		outcomes = append(outcomes, settled(ctx, t, ns, late)...)
+	}
+	for _, o := range outcomes {
+		if fault := misheard(o, ns); fault != "" {
+			t.Errorf("%s: %s", fault, o)
 		}
 	}
 	t.Logf("%d calls", len(outcomes))
+}
+
+// misheard says what is wrong with a call's outcome, if anything is.
+func misheard(o wire.Outcome, ns string) string {
+	_, port, _ := net.SplitHostPort(o.Address)
+	plain := strings.HasPrefix(o.Label, "partly") && (port == "80" || port == "8080") || o.Label == "mixed, without" || o.Label == "outside"
+	opaque := strings.HasSuffix(port, "2") // declared to be TCP: the server's proxy sets no headers
+	switch {
+	case !o.OK:
+		return "it failed"
+	case o.Heard == nil || opaque:
+	case plain && o.Heard.Peer != "":
+		return "plaintext was expected"
+	case !plain && o.Heard.Peer != "spiffe://cluster.local/ns/"+ns+"/sa/default":
+		return "the server does not see its client"
+	}
+	return ""
 }
 
 // settled makes the calls until what has just been applied is in force everywhere, and returns the last outcomes.
