@@ -214,10 +214,10 @@ var mutations = []mutation{
 		{nodexds + "cache.go", "!c.used[name] })", "false && !c.used[name] })"}}},
 	{23, "a returning agent is sent what it has", "pkg/nodexds.TestReturningAgentIsSentWhatDiffers", []edit{
 		{nodexds + "session.go", "	case r != nil && r.Version != last:\n", "	case r != nil && (r.Version != last || !h.follows || len(h.changed) == 0):\n"}}},
-	{23, "a returning agent keeps what has gone", everyChange, []edit{
+	{23, "a returning agent keeps what has gone", "pkg/nodexds.TestReturningAgentIsSentWhatDiffers", []edit{
 		{nodexds + "session.go", "			if !there[url][name] {\n", "			if false && !there[url][name] {\n"}}},
 	{23, "while Pilot is away, a pod has what another service account's has", "pkg/nodexds.TestProxiesStartWhilePilotIsAway", []edit{
-		{nodexds + "node.go", "other.account == p.account && ", ""}}},
+		{nodexds + "node.go", "other.account == p.account && ", "other != p && "}}},
 	{23, "while Pilot is away, a pod that it has refused is served", "pkg/nodexds.TestProxiesStartWhilePilotIsAway", []edit{
 		{nodexds + "node.go", "!n.alone || p.refused || ", "!n.alone || "}}},
 	{23, "a layer is compared with what Pilot no longer has", "pkg/nodexds.TestProxiesNodeAndPilotAgreeInEveryWorld", []edit{
