@@ -144,7 +144,7 @@ func (e *Effects) policy(snap *registry.Snapshot, set Settings, p *registry.Poli
 	if p.Action != authz.Allow {
 		return
 	}
-	services, pods := snap.ServicesIn(p.Namespace), snap.PodsIn(p.Namespace)
+	services, pods := snap.ServicesIn(p.Namespace), snap.PodsSelected(p.Namespace, p.Selector)
 	if p.Namespace == set.RootNamespace {
 		services, pods = snap.Services(), snap.Pods()
 	}

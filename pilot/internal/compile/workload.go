@@ -5,11 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"maps"
 	"slices"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
