@@ -54,7 +54,7 @@ func TestPodsStartWhilePilotIsAway(t *testing.T) {
 		if err != nil {
 			return "", err
 		}
-		if err := s.Apply(ctx, local(s, strings.ReplaceAll(gated, "NODE", auditor.Spec.NodeName))); err != nil {
+		if err := s.Apply(ctx, s.Local(strings.ReplaceAll(gated, "NODE", auditor.Spec.NodeName))); err != nil {
 			return "", err
 		}
 		if _, err := schedule(ctx, s, "held"); err != nil {
@@ -95,11 +95,6 @@ func TestPodsStartWhilePilotIsAway(t *testing.T) {
 		happened, err := claims.AChangedPolicyIsEnforced(ctx, s)
 		return fmt.Sprintf("a pod was ready after %.1f s without Pilot; with one again, %s", took.Seconds(), happened), err
 	})
-}
-
-// local puts the scene's namespaces and the version's images into a manifest.
-func local(s *claims.Scene, manifest string) string {
-	return strings.NewReplacer("finance", s.Namespace, "bulwark/sample:dev", "bulwark/sample:"+s.Tag).Replace(manifest)
 }
 
 // schedule lets one pod of an app be scheduled that a gate holds, and waits until it is ready.
@@ -237,7 +232,7 @@ func TestNoRequestFailsWhileACrowdAndPilotAreReplaced(t *testing.T) {
 			return "", err
 		}
 		manifest := strings.NewReplacer("NODE", payroll.Spec.NodeName, "REPLICAS", fmt.Sprint(*crowdSize)).Replace(crowd)
-		if err := s.Apply(ctx, local(s, manifest)); err != nil {
+		if err := s.Apply(ctx, s.Local(manifest)); err != nil {
 			return "", err
 		}
 		if err := s.Ready(ctx, s.Namespace, 5*time.Minute); err != nil {

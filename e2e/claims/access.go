@@ -214,7 +214,7 @@ func StrangersAreRefused(ctx context.Context, s *Scene) (string, error) {
 
 // AnImpostorIsRefused is claim 5.
 func AnImpostorIsRefused(ctx context.Context, s *Scene) (string, error) {
-	if err := s.Apply(ctx, s.local(impostor)); err != nil {
+	if err := s.Apply(ctx, s.Local(impostor)); err != nil {
 		return "", err
 	}
 	if err := s.Ready(ctx, s.Namespace, readyLimit); err != nil {
@@ -236,7 +236,7 @@ func AnImpostorIsRefused(ctx context.Context, s *Scene) (string, error) {
 		return "", err
 	}
 	began := time.Now()
-	rogue := s.local(fmt.Sprintf(rogueSlice, pod.Status.PodIP))
+	rogue := s.Local(fmt.Sprintf(rogueSlice, pod.Status.PodIP))
 	if err := s.Apply(ctx, rogue); err != nil {
 		return "", err
 	}

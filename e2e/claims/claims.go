@@ -60,17 +60,17 @@ func Deploy(ctx context.Context, l *lab.Lab, namespace string, labels ...string)
 	// What claims add for a while, a run that was killed has left. Nothing else of the namespaces is touched: they may be a
 	// user's.
 	for _, added := range []string{impostor, fmt.Sprintf(rogueSlice, "192.0.2.1"), webMayRead} {
-		if err := l.Delete(ctx, s.local(added)); err != nil {
+		if err := l.Delete(ctx, s.Local(added)); err != nil {
 			return nil, fmt.Errorf("removing what an earlier run has left: %w", err)
 		}
 	}
 	if err := s.restart(ctx); err != nil {
 		return nil, fmt.Errorf("removing what an earlier run has left: %w", err)
 	}
-	if err := l.Apply(ctx, s.local(manifest)); err != nil {
+	if err := l.Apply(ctx, s.Local(manifest)); err != nil {
 		return nil, fmt.Errorf("deploying the sample: %w", err)
 	}
-	if err := l.Apply(ctx, s.local(outside)); err != nil {
+	if err := l.Apply(ctx, s.Local(outside)); err != nil {
 		return nil, fmt.Errorf("deploying the stranger: %w", err)
 	}
 	for _, n := range []string{s.Namespace, s.Outside} {
@@ -119,8 +119,8 @@ func (s *Scene) Remove(ctx context.Context) error {
 	return s.DeleteNamespaces(ctx, s.Namespace, s.Outside)
 }
 
-// local puts the scene's namespaces and the version's images into a manifest of the sample.
-func (s *Scene) local(manifest string) string {
+// Local puts the scene's namespaces and the version's images into a manifest of the sample.
+func (s *Scene) Local(manifest string) string {
 	return strings.NewReplacer("finance", s.Namespace, "bulwark/sample:dev", "bulwark/sample:"+s.Tag).Replace(manifest)
 }
 

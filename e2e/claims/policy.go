@@ -25,7 +25,7 @@ spec:
 // AChangedPolicyIsEnforced is claim 7. A time printed runs from the moment before the change is sent to the API server to
 // the answer of the first request with the new verdict; it compares this machine's clock with the pod's.
 func AChangedPolicyIsEnforced(ctx context.Context, s *Scene) (string, error) {
-	policy := s.local(webMayRead)
+	policy := s.Local(webMayRead)
 	allowed, err := s.Enforced(ctx, "web", "403", "200", func() error { return s.Apply(ctx, policy) })
 	if err != nil {
 		return "", fmt.Errorf("applying the policy: %w", err)
@@ -67,7 +67,7 @@ func (s *Scene) Enforced(ctx context.Context, account, before, after string, cha
 // Grants has an account that no policy admits ask without pause while the first one that does is applied and deleted, some times. It
 // returns how long each took from the moment before the change was sent to the API server to the first answer by it.
 func (s *Scene) Grants(ctx context.Context, times int) (granted, taken []time.Duration, err error) {
-	policy := s.local(webMayRead)
+	policy := s.Local(webMayRead)
 	for i := range times {
 		in, err := s.Enforced(ctx, "web", "403", "200", func() error { return s.Apply(ctx, policy) }, "--interval=1ms")
 		if err != nil {

@@ -115,11 +115,15 @@ func (p *Proxy) Begin(stream *deltaxds.Stream) {
 //
 // Only without a stream: Pilot would not know otherwise that the node needs the layers still. It is called with mu held.
 func (n *Node) adopt(p *pod) bool {
-	if !n.alone || p.refused || n.cache.words[p.uid] != nil || len(p.proxies) == 0 || p.proxies[len(p.proxies)-1].class == "" {
+	if !n.alone || p.refused || n.cache.words[p.uid] != nil || len(p.proxies) == 0 {
+		return false
+	}
+	class := p.proxies[len(p.proxies)-1].class
+	if class == "" {
 		return false
 	}
 	for uid, other := range n.pods {
-		if layers := n.cache.words[uid]; other.account == p.account && slices.Contains(layers, p.proxies[len(p.proxies)-1].class) {
+		if layers := n.cache.words[uid]; other.account == p.account && slices.Contains(layers, class) {
 			n.cache.words[p.uid] = layers
 			return true
 		}

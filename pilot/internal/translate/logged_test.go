@@ -137,19 +137,8 @@ func TestWhatProxiesLogIsWhatTheAgentIsTestedWith(t *testing.T) {
 	stranger := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	get := func(client *http.Client, scheme string, port uint32, path string, header http.Header, want int) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, fmt.Sprintf("%s://127.0.0.1:%d%s", scheme, port, path), http.NoBody)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header = header
-		resp, err := client.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, _ = io.Copy(io.Discard, resp.Body)
-		resp.Body.Close()
-		if resp.StatusCode != want {
-			t.Errorf("%s at %d: %s, want %d", path, port, resp.Status, want)
+		if status := post(t, client, fmt.Sprintf("%s://127.0.0.1:%d%s", scheme, port, path), header); status != want {
+			t.Errorf("%s at %d: %d, want %d", path, port, status, want)
 		}
 	}
 	get(friend, "https", serverHTTP, "/watched", nil, 200)

@@ -139,17 +139,7 @@ func TestWhatProxiesPushIsWhatTheAgentIsTestedWith(t *testing.T) {
 	requests, closed := 0, 0
 	get := func(client *http.Client, port uint32, path string, header http.Header) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, fmt.Sprintf("http://127.0.0.1:%d%s", port, path), http.NoBody)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header = header
-		resp, err := client.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, _ = io.Copy(io.Discard, resp.Body)
-		resp.Body.Close()
+		post(t, client, fmt.Sprintf("http://127.0.0.1:%d%s", port, path), header)
 		requests++
 	}
 	plainClient := &http.Client{Timeout: 20 * time.Second}

@@ -191,3 +191,20 @@ func webApplication(t *testing.T) uint32 {
 	t.Cleanup(srv.Close)
 	return uint32(srv.Listener.Addr().(*net.TCPAddr).Port)
 }
+
+// post makes a request without a body, and returns the status of the answer when all of that has come.
+func post(t *testing.T, client *http.Client, url string, header http.Header) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = header
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, resp.Body)
+	resp.Body.Close()
+	return resp.StatusCode
+}
