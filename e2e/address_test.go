@@ -108,7 +108,7 @@ func TestAddressDecidesHowAWorkloadIsReached(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, n := range []string{ns, out} {
-		if err := cluster.Ready(ctx, n, 3*time.Minute); err != nil {
+		if err := reachable(ctx, n, 3*time.Minute); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -248,7 +248,7 @@ func TestProtocolChangedLiveFailsNoRequest(t *testing.T) {
 	err := cluster.Apply(ctx, fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %[1]s, labels: {istio-injection: enabled}}}\n---\n{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict, namespace: %[1]s}, spec: {mtls: {mode: STRICT}}}\n---\n", ns)+
 		anything(ns, "server")+anything(ns, "client")+service(protocols[0]))
 	if err == nil {
-		err = cluster.Ready(ctx, ns, 2*time.Minute)
+		err = reachable(ctx, ns, 2*time.Minute)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -290,6 +290,15 @@ func TestProtocolChangedLiveFailsNoRequest(t *testing.T) {
 		}
 		t.Logf("%d requests, %v", l.result.Requests, l.result.Outcomes)
 	}
+}
+
+// reachable waits until a namespace's deployments are ready, and its proxies have what is due: before that, a first call may find
+// no endpoint, as it may between pods without proxies.
+func reachable(ctx context.Context, namespace string, limit time.Duration) error {
+	if err := cluster.Ready(ctx, namespace, limit); err != nil {
+		return err
+	}
+	return synced(ctx, namespace)
 }
 
 // synced waits until every proxy of a namespace has taken what Pilot has for it.

@@ -76,7 +76,7 @@ func TestOpenConnectionsOutliveWhatForbidsThemNothing(t *testing.T) {
 	local := func(object string) string { return strings.ReplaceAll(object, "NS", ns) }
 	err := cluster.Apply(ctx, local(openServer)+anything(ns, "server")+anything(ns, "client"))
 	if err == nil {
-		err = cluster.Ready(ctx, ns, 2*time.Minute)
+		err = reachable(ctx, ns, 2*time.Minute)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +137,7 @@ func TestStreamsOutliveTheirServicesChange(t *testing.T) {
 	}
 	err := cluster.Apply(ctx, local(openServer)+anything(ns, "server")+anything(ns, "client"))
 	if err == nil {
-		err = cluster.Ready(ctx, ns, 2*time.Minute)
+		err = reachable(ctx, ns, 2*time.Minute)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -258,7 +258,7 @@ func TestOpenPlaintextIsRefusedOnceItIsForbidden(t *testing.T) {
 	err := cluster.Apply(ctx, local(openServer)+anything(ns, "server")+fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %s}}\n---\n", out)+anything(out, "stranger"))
 	for _, n := range []string{ns, out} {
 		if err == nil {
-			err = cluster.Ready(ctx, n, 2*time.Minute)
+			err = reachable(ctx, n, 2*time.Minute)
 		}
 	}
 	if err != nil {

@@ -53,14 +53,8 @@ func TestOutOfReachIsRefusedByTheClientsOwnProxy(t *testing.T) {
 `, outsiders, outside)+anything(outsiders, "outsider")+anything(outside, "open"))
 	for _, n := range []string{ns, outsiders, outside} {
 		if err == nil {
-			err = cluster.Ready(ctx, n, 3*time.Minute)
+			err = reachable(ctx, n, 3*time.Minute)
 		}
-	}
-	if err == nil {
-		err = synced(ctx, ns)
-	}
-	if err == nil {
-		err = synced(ctx, outsiders)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -13,17 +13,21 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery/cached/memory"
@@ -167,7 +171,8 @@ func PollFor(ctx context.Context, limit time.Duration, check func(context.Contex
 	return Poll(ctx, check)
 }
 
-// Ready waits until every deployment of a namespace is, with pods of its present template alone.
+// Ready waits until every deployment of a namespace is, with pods of its present template alone, and until each of its Services'
+// slices has the ready pods that it selects: the controller that writes slices is later than the kubelet that reports a pod.
 func (l *Lab) Ready(ctx context.Context, namespace string, limit time.Duration) error {
 	return PollFor(ctx, limit, func(ctx context.Context) error {
 		list, err := l.AppsV1().Deployments(namespace).List(ctx, metav1.ListOptions{})
@@ -181,8 +186,46 @@ func (l *Lab) Ready(ctx context.Context, namespace string, limit time.Duration) 
 					d.Status.UpdatedReplicas)
 			}
 		}
-		return nil
+		return l.inSlices(ctx, namespace)
 	})
+}
+
+// inSlices fails if a ready pod that a Service of the namespace selects is not a ready endpoint of it.
+func (l *Lab) inSlices(ctx context.Context, namespace string) error {
+	services, err := l.CoreV1().Services(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, service := range services.Items {
+		if len(service.Spec.Selector) == 0 {
+			continue
+		}
+		pods, err := l.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: labels.SelectorFromSet(service.Spec.Selector).String()})
+		if err != nil {
+			return err
+		}
+		written, err := l.DiscoveryV1().EndpointSlices(namespace).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + service.Name})
+		if err != nil {
+			return err
+		}
+		ready := map[types.UID]bool{}
+		for _, slice := range written.Items {
+			for _, e := range slice.Endpoints {
+				if e.TargetRef != nil && e.Conditions.Ready != nil && *e.Conditions.Ready {
+					ready[e.TargetRef.UID] = true
+				}
+			}
+		}
+		for _, pod := range pods.Items {
+			isReady := slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+				return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+			})
+			if isReady && pod.DeletionTimestamp == nil && !ready[pod.UID] {
+				return fmt.Errorf("no slice of service %s/%s has the ready pod %s", namespace, service.Name, pod.Name)
+			}
+		}
+	}
+	return nil
 }
 
 // Pod returns a running pod of a deployment whose pods are labelled app=NAME.
