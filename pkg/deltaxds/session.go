@@ -24,7 +24,8 @@ const (
 //
 // No two waits may wait for each other, so these are all there are, and each ends after Patience:
 //   - a type waits for the answer to its last response;
-//   - listeners and routes wait for the answer about clusters, which Envoy gives when these have warmed;
+//   - listeners and routes wait for the answer about clusters, which Envoy gives when these have warmed, unless it has been sent
+//     all that they need for it (offer);
 //   - the removal of a resource the client has waits for what may still refer to it.
 //
 // What Envoy needs to warm, endpoints and secrets and the word that there are none, waits for its own type alone, which
@@ -44,6 +45,7 @@ type subscription struct {
 	names    map[string]bool   // subscribed by name
 	said     map[string]string // our last word about a name: its version, or nothing
 	unsaid   map[string]bool   // names to look at when the type may be sent
+	offers   map[string]bool   // those of them that the client is told without having asked
 	gone     map[string]bool   // names the client has that no longer exist, and whose removal waits
 	since    time.Time         // when the first of these began to wait
 	again    [][]string        // names of a refused response, in parts that are sent apart to find who is refused
@@ -58,6 +60,7 @@ type sent struct {
 	at        time.Time
 	resources []*discovery.Resource
 	removed   []string
+	warms     bool // of clusters: each is sent its endpoints next, unasked
 }
 
 func newSession(source Source) *session {
@@ -65,7 +68,8 @@ func newSession(source Source) *session {
 }
 
 func newSubscription() *subscription {
-	return &subscription{names: map[string]bool{}, said: map[string]string{}, unsaid: map[string]bool{}, gone: map[string]bool{}, refused: map[string]string{}}
+	return &subscription{names: map[string]bool{}, said: map[string]string{}, unsaid: map[string]bool{}, offers: map[string]bool{},
+		gone: map[string]bool{}, refused: map[string]string{}}
 }
 
 // heard is what a request says that concerns the source.
@@ -113,9 +117,11 @@ func (s *session) take(req *discovery.DeltaDiscoveryRequest) heard {
 			}
 			continue
 		}
+		_, told := sub.said[name]
+		offered := told && !sub.names[name] && !sub.wildcard
 		sub.names[name] = true
 		out.added = append(out.added, name)
-		if !out.first {
+		if !out.first && !offered {
 			sub.forget(name) // asked for anew, so it is answered anew
 		}
 		sub.unsaid[name] = true
@@ -132,6 +138,9 @@ func (s *session) take(req *discovery.DeltaDiscoveryRequest) heard {
 		}
 		delete(sub.names, name)
 		out.removed = append(out.removed, name)
+		if sub.offers[name] {
+			continue // it speaks of the cluster that was there before
+		}
 		sub.forget(name)
 		if sub.wildcard { // the client cannot know whether everything includes it
 			sub.said[name], sub.unsaid[name] = unknown, true
@@ -184,6 +193,7 @@ func (s *session) open(sub *subscription, req *discovery.DeltaDiscoveryRequest) 
 func (s *subscription) forget(name string) {
 	delete(s.said, name)
 	delete(s.unsaid, name)
+	delete(s.offers, name)
 	delete(s.gone, name)
 	delete(s.refused, name)
 }
@@ -251,7 +261,7 @@ func (s *session) next(now time.Time) *Response {
 	}
 	clear(s.dirty)
 	for _, url := range s.ordered {
-		if s.unanswered(url, now) || (url == ListenerType || url == RouteType) && s.unanswered(ClusterType, now) {
+		if s.unanswered(url, now) || (url == ListenerType || url == RouteType) && s.unanswered(ClusterType, now) && !s.warmed() {
 			continue
 		}
 		if resp := s.additions(url, now); resp != nil {
@@ -273,6 +283,14 @@ func (s *session) next(now time.Time) *Response {
 func (s *session) unanswered(url string, now time.Time) bool {
 	sub := s.types[url]
 	return sub != nil && len(sub.inFlight) > 0 && now.Sub(sub.inFlight[len(sub.inFlight)-1].at) < Patience
+}
+
+// warmed says whether the client has been sent, in the order in which it takes them, all clusters that there are to send and all that the
+// last ones need.
+func (s *session) warmed() bool {
+	clusters, endpoints := s.types[ClusterType], s.types[EndpointType]
+	return len(clusters.unsaid)+len(clusters.again) == 0 && len(clusters.inFlight) == 1 && clusters.inFlight[0].warms &&
+		!slices.ContainsFunc(clusters.inFlight[0].resources, func(r *discovery.Resource) bool { return endpoints.unsaid[r.GetName()] })
 }
 
 // referrers are the types whose resources refer to those of a type by name and go on doing so until they are replaced.
@@ -343,8 +361,10 @@ func (s *session) additions(url string, now time.Time) *Response {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(sub.unsaid)) {
+		offered := sub.offers[name]
 		delete(sub.unsaid, name)
-		if !sub.wildcard && !sub.names[name] {
+		delete(sub.offers, name)
+		if !sub.wildcard && !sub.names[name] && !offered {
 			continue
 		}
 		r, known := s.source.Resource(url, name)
@@ -396,7 +416,7 @@ func (s *session) add(url string, resp *Response, r *Resource) {
 	delete(sub.refused, r.Name)
 	resp.add(r)
 	if url == ClusterType {
-		s.warm(r.Name)
+		s.offer(r.Name)
 	}
 }
 
@@ -430,14 +450,28 @@ func (s *subscription) settle() {
 	}
 }
 
-// warm has the endpoints of a cluster sent again: Envoy makes a changed cluster anew, waits for its endpoints and, being
-// subscribed to them for the old one, does not ask. Endpoints have the name of their cluster.
-func (s *session) warm(cluster string) {
+// offer has the endpoints of a cluster sent after it. For a changed one that is needed: Envoy makes it anew, waits for its endpoints and,
+// being subscribed to them for the old one, does not ask. For a new one Envoy would ask, and answer for the cluster when it has them; to
+// be told at once saves both ways, for which a listener that refers to it would wait. Endpoints have the name of their cluster.
+//
+// Before a client has asked for listeners none waits, and it is about to say which endpoints it has. One that has never asked for any would
+// not take them.
+func (s *session) offer(cluster string) {
 	endpoints := s.types[EndpointType]
-	if endpoints != nil && endpoints.names[cluster] {
-		endpoints.forget(cluster)
-		endpoints.unsaid[cluster] = true
+	if endpoints == nil || s.types[ListenerType] == nil && !endpoints.names[cluster] {
+		return
 	}
+	endpoints.forget(cluster)
+	endpoints.unsaid[cluster], endpoints.offers[cluster] = true, true
+}
+
+// warms says whether all that clusters need is offered: one that has no endpoints may need none, or the word that there are none, for
+// which it asks. Whether the client has the secrets is not looked at; a client that has listeners has those that clusters use here.
+func (s *session) warms(clusters []*discovery.Resource) bool {
+	return !slices.ContainsFunc(clusters, func(c *discovery.Resource) bool {
+		endpoints, _ := s.source.Resource(EndpointType, c.GetName())
+		return endpoints == nil || !s.types[EndpointType].unsaid[c.GetName()]
+	})
 }
 
 func (s *session) removals(url string) *Response {
@@ -464,7 +498,8 @@ func (s *session) send(url string, resp *Response, now time.Time) *Response {
 	s.nonce++
 	resp.Nonce = strconv.Itoa(s.nonce)
 	sub := s.types[url]
-	sub.inFlight = append(sub.inFlight, sent{resp.Nonce, now, resp.GetResources(), resp.GetRemovedResources()})
+	sub.inFlight = append(sub.inFlight, sent{resp.Nonce, now, resp.GetResources(), resp.GetRemovedResources(),
+		url == ClusterType && s.types[EndpointType] != nil && s.warms(resp.GetResources())})
 	sub.status.Sent++
 	sub.sayError()
 	return resp

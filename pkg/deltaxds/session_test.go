@@ -109,6 +109,60 @@ func TestNameWithoutResourceIsAnsweredOnceUntilItIsAskedForAgain(t *testing.T) {
 	s.says("RouteConfiguration 80")
 }
 
+// A Service that a proxy comes to know is sent in one go: the cluster, the endpoints that it will ask for, and the listener, each before
+// what needs it. Nothing is said again when it asks.
+func TestServiceThatComesIsSentWithoutWaitingForAnswers(t *testing.T) {
+	s := newSteps(t)
+	s.ask(ClusterType)
+	s.answer(s.says("Cluster"), "")
+	s.ask(EndpointType, "other")
+	s.answer(s.says("ClusterLoadAssignment -other"), "")
+	s.ask(ListenerType)
+	s.answer(s.says("Listener"), "")
+	s.put(ListenerType, "c", "1")
+	s.put(EndpointType, "c", "1")
+	s.put(ClusterType, "c", "1")
+	clusters := s.says("Cluster c")
+	endpoints := s.says("ClusterLoadAssignment c")
+	s.answer(s.says("Listener c"), "")
+	s.Take(&discovery.DeltaDiscoveryRequest{TypeUrl: EndpointType, ResourceNamesSubscribe: []string{"c"}, ResponseNonce: endpoints.GetNonce()})
+	s.answer(clusters, "")
+	s.says("")
+	s.put(EndpointType, "c", "2")
+	s.answer(s.says("ClusterLoadAssignment c"), "")
+	s.ask(EndpointType, "c") // it has forgotten them, and says so
+	s.answer(s.says("ClusterLoadAssignment c"), "")
+}
+
+// A cluster whose endpoints are not there, or are waiting for an answer about others, is waited for before a listener is sent.
+func TestListenerWaitsForClustersThatDoNotHaveTheirEndpoints(t *testing.T) {
+	s := newSteps(t)
+	s.put(EndpointType, "other", "1")
+	s.ask(ClusterType)
+	s.answer(s.says("Cluster"), "")
+	s.ask(EndpointType, "other")
+	s.answer(s.says("ClusterLoadAssignment other"), "")
+	s.ask(ListenerType)
+	s.answer(s.says("Listener"), "")
+	s.put(ClusterType, "c", "1")
+	s.put(ListenerType, "c", "1")
+	clusters := s.says("Cluster c")
+	s.says("")
+	s.answer(clusters, "")
+	s.answer(s.says("Listener c"), "")
+
+	s.put(EndpointType, "other", "2")
+	others := s.says("ClusterLoadAssignment other")
+	s.put(EndpointType, "d", "1")
+	s.put(ClusterType, "d", "1")
+	s.put(ListenerType, "d", "1")
+	s.says("Cluster d")
+	s.says("")
+	s.answer(others, "")
+	s.says("ClusterLoadAssignment d")
+	s.says("Listener d")
+}
+
 // What waits, waits for a bounded time, whoever does not answer.
 func TestNoAnswerIsWaitedForLongerThanPatience(t *testing.T) {
 	s := newSteps(t)

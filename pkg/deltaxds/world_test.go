@@ -170,3 +170,50 @@ func TestProxyAndServerAgreeInEveryWorld(t *testing.T) {
 		}
 	}
 }
+
+// Where Services come and go whole and nothing is refused, no request ever finds a listener whose cluster is not there: neither a new
+// listener is ahead of its cluster, nor does a cluster go before the listener that refers to it.
+func TestNoListenerIsAheadOfItsClusters(t *testing.T) {
+	first, n := *seed, 1
+	if first == 0 {
+		first, n = rand.Uint64(), *worlds
+	}
+	for i := range n {
+		s := first + uint64(i)
+		p := newPlay(s)
+		begin := func() { // with all that the proxy asks for at first, in the order in which it does
+			p.connect()
+			for _, url := range p.envoy.Ready() {
+				p.stream.Take(p.envoy.Request(url))
+			}
+		}
+		begin()
+		step := func() bool {
+			moved := p.move()
+			if ahead := p.envoy.Ahead(); len(ahead) > 0 {
+				t.Fatalf("world %d of seed %d (see it with -seed %[2]d):\n%s\nlisteners %v refer to clusters that are not there", i, s, strings.Join(p.said, "\n"), ahead)
+			}
+			return moved
+		}
+		for range 10 + p.random.IntN(40) {
+			if p.random.IntN(30) == 0 && len(p.envoy.Warming()) == 0 {
+				begin()
+			} else {
+				p.note("world changes")
+				p.world.RandomService(p.random)
+			}
+			for range p.random.IntN(12) {
+				step()
+			}
+		}
+		p.note("nothing happens any more")
+		for moves := 0; step(); moves++ {
+			if moves > 20000 {
+				t.Fatalf("world %d of seed %d does not come to rest", i, s)
+			}
+		}
+		if wrong := p.world.Compare(p.envoy); len(wrong) > 0 {
+			t.Fatalf("world %d of seed %d (see it with -seed %[2]d):\n%s\n%s", i, s, strings.Join(p.said, "\n"), strings.Join(wrong, "\n"))
+		}
+	}
+}

@@ -251,6 +251,16 @@ func (l *Lab) Exec(ctx context.Context, namespace, app, container string, comman
 	return l.exec(ctx, nil, pod, container, command...)
 }
 
+// ExecAttended is Exec for a command that goes on until its standard input ends, and whose output is to be read meanwhile.
+func (l *Lab) ExecAttended(ctx context.Context, stdin io.Reader, stdout io.Writer, namespace, app, container string, command ...string) error {
+	pod, err := l.Pod(ctx, namespace, app)
+	if err != nil {
+		return err
+	}
+	var stderr bytes.Buffer
+	return l.stream(ctx, remotecommand.StreamOptions{Stdin: stdin, Stdout: stdout, Stderr: &stderr}, &stderr, pod, container, command...)
+}
+
 // ExecIn is Exec in a certain pod.
 func (l *Lab) ExecIn(ctx context.Context, pod *corev1.Pod, container string, command ...string) ([]byte, error) {
 	return l.exec(ctx, nil, pod, container, command...)
@@ -277,29 +287,37 @@ func (n *noted) Write(p []byte) (int, error) {
 }
 
 func (l *Lab) exec(ctx context.Context, note io.Writer, pod *corev1.Pod, container string, command ...string) ([]byte, error) {
-	request := l.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Container: container, Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec)
-	websocket, err := remotecommand.NewWebSocketExecutor(l.Config, http.MethodGet, request.URL().String())
-	if err != nil {
-		return nil, err
-	}
-	spdy, err := remotecommand.NewSPDYExecutor(l.Config, http.MethodPost, request.URL())
-	if err != nil {
-		return nil, err
-	}
-	executor, err := remotecommand.NewFallbackExecutor(websocket, spdy, httpstream.IsUpgradeFailure)
-	if err != nil {
-		return nil, err
-	}
 	var stdout, stderr bytes.Buffer
 	both := io.Writer(&stderr)
 	if note != nil {
 		both = io.MultiWriter(&stderr, note)
 	}
-	if err := executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &stdout, Stderr: both}); err != nil {
-		return nil, fmt.Errorf("in pod %s/%s: %s: %w: %s", pod.Namespace, pod.Name, strings.Join(command, " "), err, strings.TrimSpace(stderr.String()))
+	if err := l.stream(ctx, remotecommand.StreamOptions{Stdout: &stdout, Stderr: both}, &stderr, pod, container, command...); err != nil {
+		return nil, err
 	}
 	return stdout.Bytes(), nil
+}
+
+// stream runs a command with the given streams; said is what has been written to standard error.
+func (l *Lab) stream(ctx context.Context, streams remotecommand.StreamOptions, said *bytes.Buffer, pod *corev1.Pod, container string, command ...string) error {
+	request := l.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
+		VersionedParams(&corev1.PodExecOptions{Container: container, Command: command, Stdin: streams.Stdin != nil, Stdout: true, Stderr: true}, scheme.ParameterCodec)
+	websocket, err := remotecommand.NewWebSocketExecutor(l.Config, http.MethodGet, request.URL().String())
+	if err != nil {
+		return err
+	}
+	spdy, err := remotecommand.NewSPDYExecutor(l.Config, http.MethodPost, request.URL())
+	if err != nil {
+		return err
+	}
+	executor, err := remotecommand.NewFallbackExecutor(websocket, spdy, httpstream.IsUpgradeFailure)
+	if err != nil {
+		return err
+	}
+	if err := executor.StreamWithContext(ctx, streams); err != nil {
+		return fmt.Errorf("in pod %s/%s: %s: %w: %s", pod.Namespace, pod.Name, strings.Join(command, " "), err, strings.TrimSpace(said.String()))
+	}
+	return nil
 }
 
 // ExecJSON is Exec for a command that prints one JSON value.

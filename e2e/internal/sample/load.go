@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -70,7 +71,7 @@ type ask func(ctx context.Context, n int) (outcome, text string)
 type pace struct {
 	duration, interval time.Duration
 	workers            int
-	until              string
+	attended           bool
 }
 
 // loading is a subcommand that makes requests. Each worker has a client, that is, what asks and what ends it.
@@ -81,7 +82,7 @@ func loading(use string, client func(target string, newConnections bool) (ask, f
 		return json.NewEncoder(os.Stdout).Encode(p.load(cmd.Context(), func() (ask, func()) { return client(args[0], newConnections) }))
 	}}
 	cmd.Flags().DurationVar(&p.duration, "duration", 10*time.Second, "how long")
-	cmd.Flags().StringVar(&p.until, "until", "", "end at the first request with this outcome, a status code or error")
+	cmd.Flags().BoolVar(&p.attended, "attended", false, "print each change when it comes, and end when standard input does")
 	cmd.Flags().DurationVar(&p.interval, "interval", 10*time.Millisecond, "between the requests of a worker")
 	cmd.Flags().BoolVar(&newConnections, "new-connections", false, "a connection for each request")
 	cmd.Flags().IntVar(&p.workers, "workers", 1, "how many at a time")
@@ -91,6 +92,13 @@ func loading(use string, client func(target string, newConnections bool) (ask, f
 func (p pace) load(ctx context.Context, client func() (ask, func())) LoadResult {
 	ctx, end := context.WithTimeout(ctx, p.duration)
 	defer end()
+	tell := json.NewEncoder(os.Stdout)
+	if p.attended {
+		go func() { // ends with the process, if nobody ends its input
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			end()
+		}()
+	}
 	result := LoadResult{Outcomes: map[string]int{}}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -113,12 +121,13 @@ func (p pace) load(ctx context.Context, client func() (ask, func())) LoadResult 
 				if worker == 0 && last == "" {
 					fmt.Fprintln(os.Stderr, "first outcome:", outcome)
 				}
-				if outcome == p.until {
-					end()
-				}
 				if outcome != last && worker == 0 {
-					result.Changes = append(result.Changes, Change{time.Now(), outcome})
+					change := Change{time.Now(), outcome}
+					result.Changes = append(result.Changes, change)
 					last = outcome
+					if p.attended && tell.Encode(change) != nil {
+						end()
+					}
 				}
 				if outcome != "200" && text != "" && len(result.Errors) < 5 {
 					result.Errors = append(result.Errors, text)

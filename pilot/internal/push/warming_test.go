@@ -2,6 +2,7 @@ package push
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -29,6 +30,7 @@ type small struct {
 	streams []*deltaxds.Stream
 	asked   [][]string // by stream, the types in the order of the first requests
 	cut     bool       // the stream ends when endpoints are to be sent
+	wire    []string   // what has been said of endpoints, by both
 }
 
 func newSmall(t *testing.T) *small {
@@ -82,9 +84,12 @@ func (s *small) Wildcard(url string) (names []string, known bool) {
 	return names, true
 }
 
-func (s *small) Subscribed(url string, _, _ []string) {
+func (s *small) Subscribed(url string, added, _ []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if url == deltaxds.EndpointType {
+		s.wire = append(s.wire, fmt.Sprint("asked for ", added))
+	}
 	last := len(s.asked) - 1
 	s.asked[last] = append(s.asked[last], url)
 }
@@ -108,6 +113,13 @@ func (c *cutting) Send(r *discovery.DeltaDiscoveryResponse) error {
 	if cut {
 		c.s.cut = false
 	}
+	if r.GetTypeUrl() == deltaxds.EndpointType {
+		var names []string
+		for _, res := range r.GetResources() {
+			names = append(names, res.GetName())
+		}
+		c.s.wire = append(c.s.wire, fmt.Sprint("sent ", names))
+	}
 	c.s.mu.Unlock()
 	if cut {
 		return errors.New("cut")
@@ -115,7 +127,7 @@ func (c *cutting) Send(r *discovery.DeltaDiscoveryResponse) error {
 	return c.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Send(r)
 }
 
-// settled waits until the n-th stream has asked for clusters and everything is answered.
+// settled waits until the n-th stream has asked for clusters and listeners and everything is answered.
 func (s *small) settled(n int) {
 	s.t.Helper()
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
@@ -128,7 +140,8 @@ func (s *small) settled(n int) {
 		}
 		clusters, ok := status[deltaxds.ClusterType]
 		endpoints := status[deltaxds.EndpointType]
-		if ok && !clusters.Pending && !endpoints.Pending {
+		_, listens := status[deltaxds.ListenerType]
+		if ok && listens && !clusters.Pending && !endpoints.Pending {
 			return
 		}
 		if time.Now().After(end) {
@@ -175,6 +188,32 @@ func TestEnvoyThatReconnectsWhileAClusterWarmsThatIsGone(t *testing.T) {
 	s.put(deltaxds.ClusterType, "c", nil)
 	s.put(deltaxds.EndpointType, "c", nil)
 	s.settled(2)
+}
+
+// The real Envoy takes endpoints that are sent right after the cluster that needs them, before it has asked, and its asking for them
+// afterwards needs no answer. It is so again when the cluster has gone and comes back.
+func TestEnvoyTakesEndpointsThatItIsOffered(t *testing.T) {
+	s := newSmall(t)
+	s.settled(1)
+	for i := range 20 {
+		s.mu.Lock()
+		s.wire = nil
+		s.mu.Unlock()
+		s.put(deltaxds.EndpointType, "d", &endpoint.ClusterLoadAssignment{ClusterName: "d"})
+		s.put(deltaxds.ClusterType, "d", func() *cluster.Cluster { c := ofEndpoints(time.Second); c.Name = "d"; return c }())
+		s.dirty(deltaxds.ClusterType, "d")
+		s.settled(1)
+		s.mu.Lock()
+		if want := []string{"sent [d]", "asked for [d]"}; !slices.Equal(s.wire, want) {
+			t.Errorf("time %d: %q, want %q", i, s.wire, want)
+		}
+		s.mu.Unlock()
+		s.put(deltaxds.ClusterType, "d", nil)
+		s.put(deltaxds.EndpointType, "d", nil)
+		s.dirty(deltaxds.ClusterType, "d")
+		s.dirty(deltaxds.EndpointType, "d")
+		s.settled(1)
+	}
 }
 
 // A Service that is there for a moment does not freeze the real Envoy, whatever it has come to.

@@ -46,6 +46,7 @@ type cluster struct {
 type listener struct {
 	version         string
 	routes, filters []string
+	clusters        []string
 }
 
 // interest is Envoy's state of one subscription (DeltaSubscriptionState).
@@ -209,7 +210,7 @@ func (e *Envoy) takeListeners(resp *discovery.DeltaDiscoveryResponse) (refused b
 		if now != nil && now.version == r.GetVersion() {
 			continue
 		}
-		e.waiting[name] = &listener{version: r.GetVersion(), routes: f.Routes, filters: f.Filters}
+		e.waiting[name] = &listener{version: r.GetVersion(), routes: f.Routes, filters: f.Filters, clusters: f.Clusters}
 	}
 	return refused
 }
@@ -345,4 +346,15 @@ func (e *Envoy) Has(url string) map[string]string { return maps.Clone(e.of(url).
 func (e *Envoy) Warming() []string {
 	out := slices.Collect(maps.Keys(e.warming))
 	return slices.Sorted(slices.Values(append(out, slices.Collect(maps.Keys(e.waiting))...)))
+}
+
+// Ahead names the listeners in use that refer to a cluster that is not: requests to them fail.
+func (e *Envoy) Ahead() []string {
+	var out []string
+	for name, l := range e.listeners {
+		if slices.ContainsFunc(l.clusters, func(c string) bool { return e.clusters[c] == nil }) {
+			out = append(out, name)
+		}
+	}
+	return slices.Sorted(slices.Values(out))
 }

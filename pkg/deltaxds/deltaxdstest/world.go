@@ -22,6 +22,7 @@ type Facts struct {
 	Complete bool     // of a cluster: it needs no endpoints but those it brings
 	Routes   []string // of a listener
 	Filters  []string // of a listener
+	Clusters []string // of a listener
 }
 
 func factsOf(r *discovery.Resource) Facts {
@@ -144,6 +145,42 @@ func (w *World) Random(r *rand.Rand) {
 	case 11: // a Service is there for a moment
 		w.Set(deltaxds.EndpointType, name, Facts{})
 		w.Set(deltaxds.ClusterType, name, Facts{})
+		w.Delete(deltaxds.ClusterType, name)
+		w.Delete(deltaxds.EndpointType, name)
+	}
+}
+
+// RandomService makes, changes or deletes a Service: a listener, the cluster that it refers to, and the cluster's endpoints, of which nothing
+// is bad or missing.
+func (w *World) RandomService(r *rand.Rand) {
+	name := fmt.Sprint(r.IntN(few))
+	what := r.IntN(8)
+	if w.resources[deltaxds.ListenerType][name] == nil {
+		what = 0
+	}
+	switch what {
+	case 0, 1:
+		w.Set(deltaxds.EndpointType, name, Facts{})
+		w.Set(deltaxds.ClusterType, name, Facts{})
+		w.Set(deltaxds.ListenerType, name, Facts{Clusters: []string{name}})
+	case 2:
+		w.Set(deltaxds.ClusterType, name, Facts{})
+	case 3:
+		w.Set(deltaxds.EndpointType, name, Facts{})
+	case 4: // it refers to another one besides
+		for other := range w.resources[deltaxds.ListenerType] {
+			if other > name {
+				w.Set(deltaxds.ListenerType, name, Facts{Clusters: []string{name, other}})
+				return
+			}
+		}
+	default:
+		for other, f := range w.facts[deltaxds.ListenerType] {
+			if other != name && slices.Contains(f.Clusters, name) {
+				w.Set(deltaxds.ListenerType, other, Facts{Clusters: []string{other}})
+			}
+		}
+		w.Delete(deltaxds.ListenerType, name)
 		w.Delete(deltaxds.ClusterType, name)
 		w.Delete(deltaxds.EndpointType, name)
 	}
