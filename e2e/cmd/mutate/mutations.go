@@ -13,7 +13,7 @@ type edit struct{ file, old, new string }
 
 var mutations = []mutation{
 	{1, "Secrets are not made", "TestEveryServiceAccountHasItsIdentity", []edit{
-		{"citadel/internal/secrets/sync.go", "	ctx, cancel := context.WithTimeout(ctx, writeTimeout)\n	defer cancel()\n	sa, err :=", "	if strings.HasPrefix(k.Name, \"newcomer-\") {\n		return time.Time{}, nil\n	}\n	ctx, cancel := context.WithTimeout(ctx, writeTimeout)\n	defer cancel()\n	sa, err :="}}},
+		{"citadel/internal/secrets/sync.go", "	ctx, cancel := context.WithTimeout(ctx, writeTimeout)\n	defer cancel()\n	sa, err :=", "	if len(k.Name) > 9 && k.Name[:9] == \"newcomer-\" {\n		return time.Time{}, nil\n	}\n	ctx, cancel := context.WithTimeout(ctx, writeTimeout)\n	defer cancel()\n	sa, err :="}}},
 	{2, "policies do not reach the proxies", "TestOnlyTheAuditorMayReadAccounts", []edit{
 		{"pilot/internal/rbac/policies.go", "enforced, shadow = rules(policies, action)", "enforced, shadow = rules(nil, action)"}}},
 	{3, "the proxies speak plaintext", "TestTheWireIsTLS13FromBothSides", []edit{
