@@ -72,7 +72,7 @@ var mutations = []mutation{
 	{16, "a proxy that reconnects is believed to have the versions that it names", everyWorld, []edit{
 		{session, "	for name := range req.GetInitialResourceVersions() {\n		sub.said[name] = unknown", "	for name, version := range req.GetInitialResourceVersions() {\n		sub.said[name] = version"}}},
 	{16, "what is refused together is not told apart", everyWorld, []edit{
-		{session, "		s.again = append(s.again, names[:n/2], names[n/2:])", ""}}},
+		{"pkg/deltaxds/subscription.go", "		s.again = append(s.again, names[:n/2], names[n/2:])", ""}}},
 	{16, "an answer is waited for as long as it takes", "pkg/deltaxds.TestNoAnswerIsWaitedForLongerThanPatience", []edit{
 		{session, "len(sub.inFlight) > 0 && now.Sub(sub.inFlight[len(sub.inFlight)-1].at) < Patience", "len(sub.inFlight) > 0"}}},
 	{16, "the agent says that a proxy that has stalled has everything", "pkg/nodexds.TestProxyThatHangsIsNeverSettledAndHoldsUpNobody", []edit{
