@@ -24,8 +24,9 @@ const (
 // No two waits may wait for each other, so these are all there are, and each ends after Patience:
 //   - a type waits for the answer to its last response;
 //   - listeners and routes wait for the answer about clusters, which Envoy gives when these have warmed, unless it has been sent
-//     all that they need for it (offer);
-//   - the removal of a resource the client has waits for what may still refer to it.
+//     all that they need for it (offer). Envoy asks for clusters first, or, if one warms when it returns, when that has: for this
+//     they wait, too;
+//   - the removal of a resource the client has waits for what may still refer to it. A client that returns has yet to ask for listeners.
 //
 // What Envoy needs to warm, endpoints and secrets and the word that there are none, waits for its own type alone, which
 // Envoy answers at once.
@@ -35,6 +36,8 @@ type session struct {
 	types   map[string]*subscription
 	ordered []string // the types
 	nonce   int
+	began   time.Time // when there first was something to look for
+	returns bool      // the client had clusters when it came
 	excused time.Time // until then the client was waiting for us
 }
 
@@ -62,6 +65,7 @@ func (s *session) take(req *discovery.DeltaDiscoveryRequest) heard {
 		s.ordered = inOrder(s.types)
 		s.open(sub, req)
 		out.took = req.GetInitialResourceVersions()
+		s.returns = s.returns || url == ClusterType && len(out.took) > 0
 		if len(subscribe) == 0 && (url == ClusterType || url == ListenerType) {
 			subscribe = []string{"*"} // the older way of asking for everything
 		}
@@ -162,6 +166,9 @@ func (s *session) open(sub *subscription, req *discovery.DeltaDiscoveryRequest) 
 // next returns what may be sent now, or nil: what is referred to before what refers to it, and removals in the opposite
 // order. What it returns counts as sent.
 func (s *session) next(now time.Time) *Response {
+	if s.began.IsZero() {
+		s.began = now
+	}
 	for url, names := range s.dirty {
 		if sub := s.types[url]; sub != nil {
 			maps.Copy(sub.unsaid, names)
@@ -169,7 +176,7 @@ func (s *session) next(now time.Time) *Response {
 	}
 	clear(s.dirty)
 	for _, url := range s.ordered {
-		if s.unanswered(url, now) || (url == ListenerType || url == RouteType) && s.unanswered(ClusterType, now) && !s.warmed() {
+		if s.unanswered(url, now) || (url == ListenerType || url == RouteType) && s.clustersComeFirst(now) {
 			continue
 		}
 		if resp := s.additions(url, now); resp != nil {
@@ -193,12 +200,20 @@ func (s *session) unanswered(url string, now time.Time) bool {
 	return sub != nil && len(sub.inFlight) > 0 && now.Sub(sub.inFlight[len(sub.inFlight)-1].at) < Patience
 }
 
+// clustersComeFirst says whether what refers to clusters has to wait for them.
+func (s *session) clustersComeFirst(now time.Time) bool {
+	if s.types[ClusterType] == nil {
+		return now.Sub(s.began) < Patience
+	}
+	return s.unanswered(ClusterType, now) && !s.warmed()
+}
+
 // warmed says whether the client has been sent, in the order in which it takes them, all clusters that there are to send and all that the
 // last ones need.
 func (s *session) warmed() bool {
 	clusters, endpoints := s.types[ClusterType], s.types[EndpointType]
 	return len(clusters.unsaid)+len(clusters.again) == 0 && len(clusters.inFlight) == 1 && clusters.inFlight[0].warms &&
-		!slices.ContainsFunc(clusters.inFlight[0].resources, func(r *discovery.Resource) bool { return endpoints.unsaid[r.GetName()] })
+		!slices.ContainsFunc(clusters.inFlight[0].resources, func(r *discovery.Resource) bool { return endpoints.owes(r.GetName()) })
 }
 
 // referrers are the types whose resources refer to those of a type by name and go on doing so until they are replaced.
@@ -215,6 +230,9 @@ var referrers = map[string][]string{
 func (s *session) referred(url string, now time.Time) bool {
 	if now.Sub(s.types[url].since) >= Patience {
 		return false
+	}
+	if s.returns && s.types[ListenerType] == nil && len(referrers[url]) > 0 {
+		return true
 	}
 	return slices.ContainsFunc(referrers[url], func(by string) bool {
 		sub := s.types[by]
@@ -249,21 +267,21 @@ func (s *session) additions(url string, now time.Time) *Response {
 	if s.retry(url, sub, resp); len(resp.Resources) > 0 {
 		return resp
 	}
-	owed := false
+	asked := false
 	if sub.wildcard && !sub.answered {
 		names, known := s.source.Wildcard(url)
 		if known {
-			sub.answered, owed = true, true
+			sub.answered, asked = true, true
 			for _, n := range names {
 				sub.unsaid[n] = true
 			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(sub.unsaid)) {
-		offered := sub.offers[name]
+		owed := sub.owes(name)
 		delete(sub.unsaid, name)
 		delete(sub.offers, name)
-		if !sub.wildcard && !sub.names[name] && !offered {
+		if !owed {
 			continue
 		}
 		r, known := s.source.Resource(url, name)
@@ -283,7 +301,7 @@ func (s *session) additions(url string, now time.Time) *Response {
 		}
 	}
 	sub.settle()
-	if len(resp.Resources)+len(resp.RemovedResources) == 0 && !owed {
+	if len(resp.Resources)+len(resp.RemovedResources) == 0 && !asked {
 		return nil
 	}
 	return resp
@@ -352,7 +370,7 @@ func (s *session) offer(cluster string) {
 func (s *session) warms(clusters []*discovery.Resource) bool {
 	return !slices.ContainsFunc(clusters, func(c *discovery.Resource) bool {
 		endpoints, _ := s.source.Resource(EndpointType, c.GetName())
-		return endpoints == nil || !s.types[EndpointType].unsaid[c.GetName()]
+		return endpoints == nil || !s.types[EndpointType].owes(c.GetName())
 	})
 }
 
@@ -405,6 +423,7 @@ func (s *session) due(now time.Time) (at time.Time, ok bool) {
 	if !waits {
 		return at, false
 	}
+	sooner(s.began.Add(Patience))
 	for _, sub := range s.types {
 		if n := len(sub.inFlight); n > 0 {
 			sooner(sub.inFlight[n-1].at.Add(Patience))

@@ -99,14 +99,14 @@ func TestChangedClusterWhoseEndpointsGo(t *testing.T) {
 
 func TestNameWithoutResourceIsAnsweredOnceUntilItIsAskedForAgain(t *testing.T) {
 	s := newSteps(t)
-	s.ask(RouteType, "80")
-	s.answer(s.says("RouteConfiguration -80"), "")
-	s.Dirty(RouteType, "80")
+	s.ask(ExtensionConfigType, "80")
+	s.answer(s.says("TypedExtensionConfig -80"), "")
+	s.Dirty(ExtensionConfigType, "80")
 	s.says("")
-	s.ask(RouteType, "80")
-	s.answer(s.says("RouteConfiguration -80"), "")
-	s.put(RouteType, "80", "1")
-	s.says("RouteConfiguration 80")
+	s.ask(ExtensionConfigType, "80")
+	s.answer(s.says("TypedExtensionConfig -80"), "")
+	s.put(ExtensionConfigType, "80", "1")
+	s.says("TypedExtensionConfig 80")
 }
 
 // A Service that a proxy comes to know is sent in one go: the cluster, the endpoints that it will ask for, and the listener, each before
@@ -163,6 +163,28 @@ func TestListenerWaitsForClustersThatDoNotHaveTheirEndpoints(t *testing.T) {
 	s.says("Listener d")
 }
 
+// A proxy that returns while a cluster warms asks for listeners and not for clusters: a listener that has come meanwhile waits for those
+// that it refers to. What has gone meanwhile goes when it is known which listeners the proxy has.
+func TestReturningProxyHasItsClustersFirst(t *testing.T) {
+	s := newSteps(t)
+	s.put(ClusterType, "c", "1")
+	s.put(ListenerType, "l", "1")
+	s.ask(ListenerType)
+	s.says("")
+	s.Take(&discovery.DeltaDiscoveryRequest{TypeUrl: ClusterType, InitialResourceVersions: map[string]string{"gone": "1"}})
+	s.answer(s.says("Cluster c"), "")
+	s.answer(s.says("Listener l"), "")
+	s.answer(s.says("Cluster -gone"), "")
+
+	s = newSteps(t)
+	s.Take(&discovery.DeltaDiscoveryRequest{TypeUrl: ClusterType, InitialResourceVersions: map[string]string{"gone": "1"}})
+	s.answer(s.says("Cluster"), "")
+	s.says("")
+	s.Take(&discovery.DeltaDiscoveryRequest{TypeUrl: ListenerType, InitialResourceVersions: map[string]string{"gone": "1"}})
+	s.answer(s.says("Listener -gone"), "")
+	s.answer(s.says("Cluster -gone"), "")
+}
+
 // What waits, waits for a bounded time, whoever does not answer.
 func TestNoAnswerIsWaitedForLongerThanPatience(t *testing.T) {
 	s := newSteps(t)
@@ -195,6 +217,8 @@ func TestNoAnswerIsWaitedForLongerThanPatience(t *testing.T) {
 func TestListenersThatComeAndGoAreSentTogether(t *testing.T) {
 	s := newSteps(t)
 	s.put(ListenerType, "a", "1")
+	s.ask(ClusterType)
+	s.answer(s.says("Cluster"), "")
 	s.ask(ListenerType)
 	s.answer(s.says("Listener a"), "")
 	s.put(ListenerType, "a", "")

@@ -144,6 +144,8 @@ func TestReconnectingClientIsSentAllThatThereIs(t *testing.T) {
 	_, p := start(t, w)
 	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: ClusterType, InitialResourceVersions: map[string]string{"a": a.Version, "b": "old", "gone": "x"}}
 	p.ack(p.expect(t, ClusterType, []string{"a", "b"}, nil))
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: ListenerType, InitialResourceVersions: map[string]string{"l": "1"}} // it may refer to it
+	p.ack(p.expect(t, ListenerType, nil, []string{"l"}))
 	p.ack(p.expect(t, ClusterType, nil, []string{"gone"}))
 }
 
@@ -173,6 +175,8 @@ func TestRefusalIsRemembered(t *testing.T) {
 	w := &world{have: map[string]map[string]*Resource{}}
 	w.set(t, ListenerType, "l", "1")
 	s, p := start(t, w)
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: ClusterType}
+	p.ack(p.expect(t, ClusterType, nil, nil))
 	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: ListenerType}
 	r := p.expect(t, ListenerType, []string{"l"}, nil)
 	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: ListenerType, ResponseNonce: r.GetNonce(), ErrorDetail: &status.Status{Message: "bad"}}
@@ -211,8 +215,8 @@ func TestClustersGoBeforeListenersAndLeaveAfterThem(t *testing.T) {
 
 func TestUnknownNameIsAnsweredAsAbsent(t *testing.T) {
 	_, p := start(t, &world{have: map[string]map[string]*Resource{}})
-	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: RouteType, ResourceNamesSubscribe: []string{"80"}}
-	p.ack(p.expect(t, RouteType, nil, []string{"80"}))
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: ExtensionConfigType, ResourceNamesSubscribe: []string{"80"}}
+	p.ack(p.expect(t, ExtensionConfigType, nil, []string{"80"}))
 }
 
 // Envoy does not answer for clusters before they have their endpoints.

@@ -48,6 +48,11 @@ func (s *subscription) forget(name string) {
 	delete(s.refused, name)
 }
 
+// owes says whether the client is to be told of a name that may have changed.
+func (s *subscription) owes(name string) bool {
+	return s.unsaid[name] && (s.wildcard || s.names[name] || s.offers[name])
+}
+
 func (s *subscription) took() {
 	s.status.Acked++
 	s.sayError()

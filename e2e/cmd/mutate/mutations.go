@@ -62,11 +62,15 @@ var mutations = []mutation{
 		{session, "	return slices.ContainsFunc(referrers[url], func(by string) bool {\n		sub := s.types[by]\n		return sub != nil && len(sub.inFlight)+len(sub.unsaid)+len(sub.again) > 0",
 			"	return slices.ContainsFunc(order, func(by string) bool {\n		sub := s.types[by]\n		return sub != nil && len(sub.inFlight) > 0"}}},
 	{16, "endpoints wait for the answer about clusters", everyWorld, []edit{
-		{session, "(url == ListenerType || url == RouteType) && s.unanswered(ClusterType, now) && !s.warmed()", "url != ClusterType && s.unanswered(ClusterType, now)"}}},
+		{session, "(url == ListenerType || url == RouteType) && s.clustersComeFirst(now)", "url != ClusterType && s.unanswered(ClusterType, now)"}}},
 	{16, "a listener does not wait for its clusters", "pkg/deltaxds.TestNoListenerIsAheadOfItsClusters", []edit{
-		{session, "(url == ListenerType || url == RouteType) && s.unanswered(ClusterType, now) && !s.warmed()", "false"}}},
+		{session, "(url == ListenerType || url == RouteType) && s.clustersComeFirst(now)", "false"}}},
 	{16, "a listener does not wait for the endpoints of its clusters", "pkg/deltaxds.TestNoListenerIsAheadOfItsClusters", []edit{
-		{session, "!slices.ContainsFunc(clusters.inFlight[0].resources, func(r *discovery.Resource) bool { return endpoints.unsaid[r.GetName()] })", "endpoints != nil"}}},
+		{session, "!slices.ContainsFunc(clusters.inFlight[0].resources, func(r *discovery.Resource) bool { return endpoints.owes(r.GetName()) })", "endpoints != nil"}}},
+	{16, "a proxy that returns may be sent a listener before it asks for clusters", "pkg/deltaxds.TestNoListenerIsAheadOfItsClusters", []edit{
+		{session, "return now.Sub(s.began) < Patience", "return false"}}},
+	{16, "a proxy that returns loses clusters before its listeners are known", "pkg/deltaxds.TestNoListenerIsAheadOfItsClusters", []edit{
+		{session, "s.returns && s.types[ListenerType] == nil", "false"}}},
 	{16, "the endpoints of a changed cluster are not sent again", everyWorld, []edit{
 		{session, "	if endpoints == nil || s.types[ListenerType] == nil", "	if endpoints == nil || endpoints.names[cluster] || s.types[ListenerType] == nil"}}},
 	{16, "a proxy that reconnects is believed to have the versions that it names", everyWorld, []edit{

@@ -21,6 +21,7 @@ var Types = []string{
 //   - A cluster that is new or changed warms until it is answered about its endpoints, also with "there are none" or with
 //     some that it refuses, and until it has its secret. For a changed one the endpoints are not asked for again. Nothing
 //     is said about clusters, answers included, while one warms.
+//   - Listeners are asked for when the first clusters have warmed.
 //   - A listener is answered for at once, and serves when it has its routes and extension configurations.
 //   - Of routes, secrets and extension configurations, a removal is ignored.
 //   - One bad resource refuses a response. The good clusters and listeners in it are taken, of other types those before it.
@@ -34,6 +35,7 @@ type Envoy struct {
 	listeners map[string]*listener
 	waiting   map[string]*listener // listeners that warm
 	held      map[string]map[string]string
+	started   bool // it has had its clusters, and asks for listeners
 }
 
 type cluster struct {
@@ -101,7 +103,7 @@ func (e *Envoy) Ready() []string {
 	var out []string
 	for _, url := range Types {
 		t := e.types[url]
-		if t == nil || (url == deltaxds.ClusterType && len(e.warming) > 0) {
+		if t == nil || (url == deltaxds.ClusterType && len(e.warming) > 0) || (url == deltaxds.ListenerType && !e.started) {
 			continue
 		}
 		if !t.asked && (t.wildcard || len(t.names) > 0) || t.asked && len(t.added)+len(t.removed)+len(t.answers) > 0 {
@@ -263,6 +265,7 @@ func (e *Envoy) settle() {
 			delete(e.warming, name)
 		}
 	}
+	e.started = e.started || len(e.warming) == 0
 	for name, l := range e.waiting {
 		if e.has(deltaxds.RouteType, l.routes) && e.has(deltaxds.ExtensionConfigType, l.filters) {
 			e.listeners[name] = l
