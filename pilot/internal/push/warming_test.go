@@ -31,6 +31,7 @@ type small struct {
 	asked   [][]string // by stream, the types in the order of the first requests
 	cut     bool       // the stream ends when endpoints are to be sent
 	wire    []string   // what has been said of endpoints, by both
+	offered chan bool  // if there is one, nobody hears the proxy ask for endpoints before some were sent
 }
 
 func newSmall(t *testing.T) *small {
@@ -119,12 +120,33 @@ func (c *cutting) Send(r *discovery.DeltaDiscoveryResponse) error {
 			names = append(names, res.GetName())
 		}
 		c.s.wire = append(c.s.wire, fmt.Sprint("sent ", names))
+		if len(names) > 0 {
+			select {
+			case c.s.offered <- true:
+			default:
+			}
+		}
 	}
 	c.s.mu.Unlock()
 	if cut {
 		return errors.New("cut")
 	}
 	return c.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Send(r)
+}
+
+func (c *cutting) Recv() (*discovery.DeltaDiscoveryRequest, error) {
+	req, err := c.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Recv()
+	c.s.mu.Lock()
+	offered := c.s.offered
+	c.s.mu.Unlock()
+	if offered != nil && len(req.GetResourceNamesSubscribe()) > 0 {
+		select {
+		case <-offered:
+		case <-time.After(5 * time.Second):
+			return nil, errors.New("nothing was offered")
+		}
+	}
+	return req, err
 }
 
 // settled waits until the n-th stream has asked for clusters and listeners and everything is answered.
@@ -195,6 +217,9 @@ func TestEnvoyThatReconnectsWhileAClusterWarmsThatIsGone(t *testing.T) {
 func TestEnvoyTakesEndpointsThatItIsOffered(t *testing.T) {
 	s := newSmall(t)
 	s.settled(1)
+	s.mu.Lock()
+	s.offered = make(chan bool, 1)
+	s.mu.Unlock()
 	for i := range 20 {
 		s.mu.Lock()
 		s.wire = nil
