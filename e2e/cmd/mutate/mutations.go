@@ -176,7 +176,7 @@ var mutations = []mutation{
 	{21, "workloads are not looked at again when a Service selects them", "pilot/internal/compile.TestEffectsNameWhateverDiffers", []edit{
 		{"pilot/internal/compile/effects.go", "		e.Classes = append(e.Classes, ClassSelector{s.Namespace, s.Selector})\n", ""}}},
 	{21, "endpoints are sent that Envoy does not take", "pilot/internal/featuretest.TestEnvoyTakesEveryWorld", []edit{
-		{"pilot/internal/translate/cluster.go", "md, LoadBalancingWeight: u32(1),", "md, LoadBalancingWeight: u32(0),"}}},
+		{"pilot/internal/translate/cluster.go", "md, LoadBalancingWeight: envoy.U32(1),", "md, LoadBalancingWeight: envoy.U32(0),"}}},
 	{21, "a filter is sent another filter's configuration", "pilot/internal/featuretest.TestEnvoyTakesEveryWorld", []edit{
 		{"pilot/internal/translate/revoked.go", "&httprbac.RBAC{Rules: rules, RulesStatPrefix: statPrefix[authz.Deny]}", "&netrbac.RBAC{Rules: rules, StatPrefix: statPrefix[authz.Deny]}"},
 		{"pilot/internal/translate/revoked.go", "	rules := rbac.Revoked(set, list)\n", "	rules, _ := rbac.Revoked(set, list), httprbac.RBAC{}\n"}}},
@@ -201,7 +201,7 @@ var mutations = []mutation{
 	{22, "what is out of reach is let through", "pilot/internal/featuretest.TestOutOfReachIsRefused", []edit{
 		{"pilot/internal/translate/refusal.go", "	if len(ranges) == 0 {\n", "	if len(ranges) >= 0 {\n"}}},
 	{22, "a client that was refused goes on to ask who refuses", "pilot/internal/featuretest.TestOutOfReachIsRefused", []edit{
-		{"pilot/internal/translate/refusal.go", "	m.CommonHttpProtocolOptions.MaxRequestsPerConnection = u32(1)\n", ""}}},
+		{"pilot/internal/translate/refusal.go", "	m.CommonHttpProtocolOptions.MaxRequestsPerConnection = envoy.U32(1)\n", ""}}},
 	{22, "a Service that is exported to nobody is known to everybody", "pilot/internal/compile.TestExportToSaysWhichNamespacesKnowAService", []edit{
 		{"pilot/internal/compile/visibility.go", "	case slices.Contains(s.ExportTo, \"~\"):\n		return false\n", "	case slices.Contains(s.ExportTo, \"~\"):\n		return true\n"}}},
 	{22, "what a Sidecar excludes is known all the same", "pilot/internal/compile.TestHostsOfASidecarNameServices", []edit{

@@ -10,10 +10,10 @@ import (
 	otel "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	otlp "go.opentelemetry.io/proto/otlp/common/v1"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 // ACCESSLOG.md says what the agent can rely on; keep it true.
@@ -84,16 +84,16 @@ func audit(filter *accesslog.AccessLogFilter, entry []attribute) *accesslog.Acce
 	for _, a := range entry {
 		attributes.Values = append(attributes.Values, &otlp.KeyValue{Key: a.key, Value: &otlp.AnyValue{Value: &otlp.AnyValue_StringValue{StringValue: a.format}}})
 	}
-	to := agentService()
+	to := envoy.GRPCService(mesh.AgentClusterName)
 	to.RetryPolicy = &core.RetryPolicy{
 		RetryOn:      "connect-failure,refused-stream,reset,cancelled,unavailable",
-		NumRetries:   u32(120), // with the pauses, about two minutes
-		RetryBackOff: &core.BackoffStrategy{BaseInterval: seconds(0.1), MaxInterval: seconds(2)},
+		NumRetries:   envoy.U32(120), // with the pauses, about two minutes
+		RetryBackOff: &core.BackoffStrategy{BaseInterval: envoy.Seconds(0.1), MaxInterval: envoy.Seconds(2)},
 	}
 	return &accesslog.AccessLog{Name: "envoy.access_loggers.open_telemetry", Filter: filter,
 		ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: envoy.Typed(&otel.OpenTelemetryAccessLogConfig{
 			LogName: "audit", GrpcService: to, DisableBuiltinLabels: true,
-			BufferFlushInterval: seconds(0.2), BufferSizeBytes: u32(16 << 10), Attributes: attributes,
+			BufferFlushInterval: envoy.Seconds(0.2), BufferSizeBytes: envoy.U32(16 << 10), Attributes: attributes,
 		})}}
 }
 
@@ -105,7 +105,7 @@ func audited() *accesslog.AccessLogFilter {
 			Path:   []*matcher.MetadataMatcher_PathSegment{{Segment: &matcher.MetadataMatcher_PathSegment_Key{Key: "access_log_hint"}}},
 			Value:  &matcher.ValueMatcher{MatchPattern: &matcher.ValueMatcher_BoolMatch{BoolMatch: true}},
 		},
-		MatchIfKeyNotFound: wrapperspb.Bool(false),
+		MatchIfKeyNotFound: envoy.No(),
 	}}}
 }
 

@@ -131,6 +131,6 @@ func tcpAuthorizationFilters() []*listener.Filter {
 // discovered is a filter whose configuration, of the type of kind, comes by itself. The listener waits for it.
 func discovered(kind proto.Message) *core.ExtensionConfigSource {
 	source := overADS()
-	source.InitialFetchTimeout = seconds(0)
+	source.InitialFetchTimeout = envoy.Seconds(0)
 	return &core.ExtensionConfigSource{ConfigSource: source, TypeUrls: []string{envoy.Typed(kind).GetTypeUrl()}}
 }

@@ -1,3 +1,5 @@
+// Package translate turns what internal/compile worked out into Envoy's resources: one small function per concept of
+// Envoy, and nothing but functions of their arguments.
 package translate
 
 import (
@@ -22,10 +24,10 @@ import (
 func Bootstrap() *bootstrap.Bootstrap {
 	ads := &core.ApiConfigSource{
 		ApiType: core.ApiConfigSource_DELTA_GRPC, TransportApiVersion: core.ApiVersion_V3,
-		GrpcServices: []*core.GrpcService{agentService()}, SetNodeOnFirstMessageOnly: true,
+		GrpcServices: []*core.GrpcService{envoy.GRPCService(mesh.AgentClusterName)}, SetNodeOnFirstMessageOnly: true,
 	}
 	return &bootstrap.Bootstrap{
-		Admin:           &bootstrap.Admin{Address: address("127.0.0.1", mesh.ProxyAdminPort)},
+		Admin:           &bootstrap.Admin{Address: envoy.Address("127.0.0.1", mesh.ProxyAdminPort)},
 		StaticResources: &bootstrap.Bootstrap_StaticResources{Clusters: []*cluster.Cluster{agentCluster()}},
 		DynamicResources: &bootstrap.Bootstrap_DynamicResources{
 			AdsConfig: ads, LdsConfig: overADS(), CdsConfig: overADS(),
@@ -33,10 +35,10 @@ func Bootstrap() *bootstrap.Bootstrap {
 		StatsConfig: &metrics.StatsConfig{StatsMatcher: kept()},
 		// Most of a mesh's clusters are never called from one pod: what they count is made when they first are.
 		DeferredStatOptions: &bootstrap.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
-		StatsFlushInterval:  seconds(5),
+		StatsFlushInterval:  envoy.Seconds(5),
 		StatsSinks: []*metrics.StatsSink{{Name: "envoy.stat_sinks.metrics_service", ConfigType: &metrics.StatsSink_TypedConfig{
-			TypedConfig: envoy.Typed(&metrics.MetricsServiceConfig{GrpcService: agentService(), TransportApiVersion: core.ApiVersion_V3, EmitTagsAsLabels: true,
-				HistogramEmitMode: metrics.HistogramEmitMode_HISTOGRAM})}}},
+			TypedConfig: envoy.Typed(&metrics.MetricsServiceConfig{GrpcService: envoy.GRPCService(mesh.AgentClusterName), TransportApiVersion: core.ApiVersion_V3,
+				EmitTagsAsLabels: true, HistogramEmitMode: metrics.HistogramEmitMode_HISTOGRAM})}}},
 		OverloadManager: &overload.OverloadManager{ResourceMonitors: []*overload.ResourceMonitor{{
 			Name:       "envoy.resource_monitors.global_downstream_max_connections",
 			ConfigType: &overload.ResourceMonitor_TypedConfig{TypedConfig: envoy.Typed(&maxconns.DownstreamConnectionsConfig{MaxActiveDownstreamConnections: 50000})},
@@ -53,14 +55,22 @@ func Bootstrap() *bootstrap.Bootstrap {
 	}
 }
 
-// agentCluster is the pod's socket.
+// overADS has a resource come over the one stream of all configuration, which the agent relays.
+func overADS() *core.ConfigSource {
+	return &core.ConfigSource{
+		ResourceApiVersion: core.ApiVersion_V3, ConfigSourceSpecifier: &core.ConfigSource_Ads{Ads: &core.AggregatedConfigSource{}},
+		InitialFetchTimeout: envoy.Seconds(0), // wait: serving without the rest would be serving wrongly
+	}
+}
+
+// agentCluster is the pod's socket, for everything that Envoy asks of the agent.
 func agentCluster() *cluster.Cluster {
 	pipe := &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: path.Join(mesh.IdentityMountPath, mesh.AgentSocket)}}}
 	return &cluster.Cluster{
-		Name: mesh.AgentClusterName, ConnectTimeout: seconds(5), ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
+		Name: mesh.AgentClusterName, ConnectTimeout: envoy.Seconds(5), ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
 		// Every batch of the audit log that waits for the agent is a retry of up to 16 KB or so, held in memory; more are lost.
 		CircuitBreakers: &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
-			MaxRetries: u32(2048), MaxRequests: u32(8192), MaxPendingRequests: u32(8192)}}},
+			MaxRetries: envoy.U32(2048), MaxRequests: envoy.U32(8192), MaxPendingRequests: envoy.U32(8192)}}},
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{httpOptions: envoy.Typed(explicitHTTP2())},
 		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: mesh.AgentClusterName, Endpoints: []*endpoint.LocalityLbEndpoints{{
 			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: pipe}}}}}}},

@@ -1,8 +1,6 @@
 package translate
 
 import (
-	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
@@ -11,7 +9,9 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -34,12 +34,12 @@ const (
 // that an address nobody vouches for never gets plaintext. The client's own certificate comes by its delivery.
 func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster {
 	c := &cluster.Cluster{
-		Name: p.Cluster(), ConnectTimeout: seconds(5), LbPolicy: cluster.Cluster_LEAST_REQUEST,
+		Name: p.Cluster(), ConnectTimeout: envoy.Seconds(5), LbPolicy: cluster.Cluster_LEAST_REQUEST,
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
 		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: overADS()},
 		CircuitBreakers:      generous(),
 		UpstreamConnectionOptions: &cluster.UpstreamConnectionOptions{TcpKeepalive: &core.TcpKeepalive{
-			KeepaliveProbes: u32(3), KeepaliveTime: u32(60), KeepaliveInterval: u32(10)}},
+			KeepaliveProbes: envoy.U32(3), KeepaliveTime: envoy.U32(60), KeepaliveInterval: envoy.U32(10)}},
 	}
 	if p.Service.Headless { // the client has chosen a pod by its address
 		d := originalDst(c.Name)
@@ -48,7 +48,7 @@ func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster 
 	if p.Mutual {
 		c.TransportSocket = upstreamTLS(p, way)
 		c.TransportSocketMatches = []*cluster.Cluster_TransportSocketMatch{{
-			Name: "plaintext", Match: structOf(tlsModeKey, tlsModeDisabled), TransportSocket: rawBuffer()}}
+			Name: "plaintext", Match: structOf(tlsModeKey, tlsModeDisabled), TransportSocket: envoy.RawBuffer()}}
 	}
 	switch p.Protocol {
 	case protocol.HTTP2:
@@ -62,7 +62,7 @@ func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster 
 // generous lifts Envoy's defaults (1,024 connections), which are too low for a proxy that must not be noticed.
 func generous() *cluster.CircuitBreakers {
 	return &cluster.CircuitBreakers{Thresholds: []*cluster.CircuitBreakers_Thresholds{{
-		MaxConnections: u32(1 << 20), MaxPendingRequests: u32(1 << 16), MaxRequests: u32(1 << 20), MaxRetries: u32(1024)}}}
+		MaxConnections: envoy.U32(1 << 20), MaxPendingRequests: envoy.U32(1 << 16), MaxRequests: envoy.U32(1 << 20), MaxRetries: envoy.U32(1024)}}}
 }
 
 func explicitHTTP2() *upstreams.HttpProtocolOptions {
@@ -79,6 +79,14 @@ func sameAsDownstream() *upstreams.HttpProtocolOptions {
 
 func structOf(key, value string) *structpb.Struct {
 	return &structpb.Struct{Fields: map[string]*structpb.Value{key: structpb.NewStringValue(value)}}
+}
+
+// originalDst is a cluster that has no endpoints of its own: a connection goes to where it was going.
+func originalDst(name string) *cluster.Cluster {
+	return &cluster.Cluster{
+		Name: name, ConnectTimeout: envoy.Seconds(5), LbPolicy: cluster.Cluster_CLUSTER_PROVIDED,
+		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_ORIGINAL_DST},
+	}
 }
 
 // Passthrough sends what no service takes to where it was going, as it is.
@@ -106,11 +114,13 @@ func fromMesh() *core.BindConfig {
 }
 
 // Admin is Envoy's own admin port, of which 15090 shows one path.
-func Admin() *cluster.Cluster { return static(AdminCluster, address("127.0.0.1", mesh.ProxyAdminPort)) }
+func Admin() *cluster.Cluster {
+	return static(AdminCluster, envoy.Address("127.0.0.1", mesh.ProxyAdminPort))
+}
 
 func static(name string, at *core.Address) *cluster.Cluster {
 	return &cluster.Cluster{
-		Name: name, ConnectTimeout: seconds(1), ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
+		Name: name, ConnectTimeout: envoy.Seconds(1), ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
 		LoadAssignment: &endpoint.ClusterLoadAssignment{ClusterName: name, Endpoints: []*endpoint.LocalityLbEndpoints{{
 			LbEndpoints: []*endpoint.LbEndpoint{{HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: at}}}}}}},
 	}
@@ -122,7 +132,7 @@ func Endpoints(name string, eps []compile.Endpoint) *endpoint.ClusterLoadAssignm
 	if len(eps) == 0 {
 		return out
 	}
-	group := &endpoint.LocalityLbEndpoints{LoadBalancingWeight: u32(uint32(len(eps)))}
+	group := &endpoint.LocalityLbEndpoints{LoadBalancingWeight: envoy.U32(uint32(len(eps)))}
 	for _, e := range eps {
 		group.LbEndpoints = append(group.LbEndpoints, lbEndpoint(e))
 	}
@@ -139,7 +149,7 @@ func lbEndpoint(e compile.Endpoint) *endpoint.LbEndpoint {
 		md.FilterMetadata[metadataKey] = structOf(mesh.FoldedServer, serverName(e.Workload))
 	}
 	return &endpoint.LbEndpoint{
-		HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: address(e.Address, e.Port)}},
-		Metadata:       md, LoadBalancingWeight: u32(1),
+		HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: envoy.Address(e.Address, e.Port)}},
+		Metadata:       md, LoadBalancingWeight: envoy.U32(1),
 	}
 }

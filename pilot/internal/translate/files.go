@@ -22,7 +22,7 @@ func fileOf(name string) string { return name + ".json" }
 // secretFromFiles names a secret that a file describes.
 func secretFromFiles(name string) *tls.SdsSecretConfig {
 	return &tls.SdsSecretConfig{Name: name, SdsConfig: &core.ConfigSource{
-		ResourceApiVersion: core.ApiVersion_V3, InitialFetchTimeout: seconds(0),
+		ResourceApiVersion: core.ApiVersion_V3, InitialFetchTimeout: envoy.Seconds(0),
 		ConfigSourceSpecifier: &core.ConfigSource_PathConfigSource{PathConfigSource: &core.PathConfigSource{
 			Path: path.Join(FilesPath, fileOf(name)), WatchedDirectory: watched()}},
 	}}

@@ -7,6 +7,8 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 )
 
 // connectionManager is what every HTTP connection has in common: bounds, WebSocket, and no opinion about an application's
@@ -14,17 +16,17 @@ import (
 func connectionManager(statPrefix string, filters []*hcm.HttpFilter, logs []*accesslog.AccessLog, attempts ...*accesslog.AccessLog) *hcm.HttpConnectionManager {
 	return &hcm.HttpConnectionManager{
 		StatPrefix: statPrefix, CodecType: hcm.HttpConnectionManager_AUTO, AccessLog: logs,
-		HttpFilters:      append(filters, httpFilter("envoy.filters.http.router", &router.Router{SuppressEnvoyHeaders: true, UpstreamLog: attempts})),
-		UseRemoteAddress: no(), SkipXffAppend: true, GenerateRequestId: yes(),
+		HttpFilters:      append(filters, envoy.HTTPFilter("envoy.filters.http.router", &router.Router{SuppressEnvoyHeaders: true, UpstreamLog: attempts})),
+		UseRemoteAddress: envoy.No(), SkipXffAppend: true, GenerateRequestId: envoy.Yes(),
 		ServerHeaderTransformation: hcm.HttpConnectionManager_PASS_THROUGH,
 		UpgradeConfigs:             []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
-		MaxRequestHeadersKb:        u32(64), StreamIdleTimeout: seconds(3600), RequestHeadersTimeout: seconds(60),
-		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxHeadersCount: u32(200)},
+		MaxRequestHeadersKb:        envoy.U32(64), StreamIdleTimeout: envoy.Seconds(3600), RequestHeadersTimeout: envoy.Seconds(60),
+		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxHeadersCount: envoy.U32(200)},
 		Http2ProtocolOptions: &core.Http2ProtocolOptions{
-			MaxConcurrentStreams: u32(1024), AllowConnect: false,
-			InitialStreamWindowSize: u32(1 << 18), InitialConnectionWindowSize: u32(1 << 20),
+			MaxConcurrentStreams: envoy.U32(1024), AllowConnect: false,
+			InitialStreamWindowSize: envoy.U32(1 << 18), InitialConnectionWindowSize: envoy.U32(1 << 20),
 			// A request that is malformed ends itself, not the others of its connection, which a proxy shares among its clients.
-			OverrideStreamErrorOnInvalidHttpMessage: yes(),
+			OverrideStreamErrorOnInvalidHttpMessage: envoy.Yes(),
 		},
 		HttpProtocolOptions: &core.Http1ProtocolOptions{AcceptHttp_10: true, DefaultHostForHttp_10: "unknown"},
 	}
@@ -38,7 +40,7 @@ func withRoutes(m *hcm.HttpConnectionManager, rc *route.RouteConfiguration) *hcm
 // normalized makes paths canonical before a policy sees them, and passes on what the policies saw: slashes merged, escaped
 // slashes and dot segments resolved. The client's certificate is told to the application, and no one else's word about it.
 func normalized(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
-	m.NormalizePath = yes()
+	m.NormalizePath = envoy.Yes()
 	m.MergeSlashes = true
 	m.PathWithEscapedSlashesAction = hcm.HttpConnectionManager_UNESCAPE_AND_FORWARD
 	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE_SET
@@ -47,5 +49,5 @@ func normalized(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
 }
 
 func httpManager(m *hcm.HttpConnectionManager) *listener.Filter {
-	return networkFilter("envoy.filters.network.http_connection_manager", m)
+	return envoy.NetworkFilter("envoy.filters.network.http_connection_manager", m)
 }

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -24,11 +25,11 @@ import (
 // takes plaintext any more, because then their connections are forbidden.
 func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listener {
 	l := &listener.Listener{
-		Name: VirtualInbound, Address: address(anyAddress, mesh.InboundPort), TrafficDirection: core.TrafficDirection_INBOUND,
-		PerConnectionBufferLimitBytes: u32(1 << 20),
+		Name: VirtualInbound, Address: envoy.Address(anyAddress, mesh.InboundPort), TrafficDirection: core.TrafficDirection_INBOUND,
+		PerConnectionBufferLimitBytes: envoy.U32(1 << 20),
 		ListenerFilters: []*listener.ListenerFilter{
-			listenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{}),
-			listenerFilter("envoy.filters.listener.tls_inspector", &tlsinspector.TlsInspector{}),
+			envoy.ListenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{}),
+			envoy.ListenerFilter("envoy.filters.listener.tls_inspector", &tlsinspector.TlsInspector{}),
 		},
 		AccessLog:          []*accesslog.AccessLog{audit(when(refusedInbound), refusedConnection())},
 		FilterChains:       inboundChains(set, w),
@@ -85,7 +86,7 @@ type chains struct {
 }
 
 func chain(name string, filters []*listener.Filter) *listener.FilterChain {
-	return &listener.FilterChain{Name: name, Filters: filters, TransportSocketConnectTimeout: seconds(15)}
+	return &listener.FilterChain{Name: name, Filters: filters, TransportSocketConnectTimeout: envoy.Seconds(15)}
 }
 
 // tls is a chain for every identity of the mesh.

@@ -9,6 +9,7 @@ import (
 	originaldst "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -27,10 +28,10 @@ const anyAddress = "0.0.0.0"
 // is refused if it goes to one of the ranges, in which the addresses of the cluster's Services are, and let through otherwise.
 func OutboundListener(ranges []netip.Prefix) *listener.Listener {
 	l := &listener.Listener{
-		Name: VirtualOutbound, Address: address(anyAddress, mesh.OutboundPort), UseOriginalDst: yes(),
+		Name: VirtualOutbound, Address: envoy.Address(anyAddress, mesh.OutboundPort), UseOriginalDst: envoy.Yes(),
 		TrafficDirection:              core.TrafficDirection_OUTBOUND,
-		ListenerFilters:               []*listener.ListenerFilter{listenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{})},
-		PerConnectionBufferLimitBytes: u32(1 << 20),
+		ListenerFilters:               []*listener.ListenerFilter{envoy.ListenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{})},
+		PerConnectionBufferLimitBytes: envoy.U32(1 << 20),
 		FilterChains: []*listener.FilterChain{{Name: "passthrough",
 			Filters: []*listener.Filter{tcpProxy(forward(PassthroughCluster, PassthroughCluster, connectionMetrics(clientTags(PassthroughCluster, ""))))}}},
 	}
@@ -59,19 +60,14 @@ func ServiceListener(f *compile.Frontend) *listener.Listener {
 // sniff looks at a client's first bytes. A client that waits for the server to speak is taken for TCP, in plaintext, after a
 // while.
 func sniff(l *listener.Listener) {
-	l.ListenerFilters = append(l.ListenerFilters, listenerFilter("envoy.filters.listener.http_inspector", &httpinspector.HttpInspector{}))
-	l.ListenerFiltersTimeout = seconds(1)
+	l.ListenerFilters = append(l.ListenerFilters, envoy.ListenerFilter("envoy.filters.listener.http_inspector", &httpinspector.HttpInspector{}))
+	l.ListenerFiltersTimeout = envoy.Seconds(1)
 	l.ContinueOnListenerFiltersTimeout = true
 }
 
 func outbound(f *compile.Frontend, chains ...*listener.FilterChain) *listener.Listener {
 	return &listener.Listener{
-		Name: f.Address.String(), Address: address(f.IP, f.Port), BindToPort: no(), FilterChains: chains,
-		TrafficDirection: core.TrafficDirection_OUTBOUND, PerConnectionBufferLimitBytes: u32(1 << 20),
+		Name: f.Address.String(), Address: envoy.Address(f.IP, f.Port), BindToPort: envoy.No(), FilterChains: chains,
+		TrafficDirection: core.TrafficDirection_OUTBOUND, PerConnectionBufferLimitBytes: envoy.U32(1 << 20),
 	}
-}
-
-func inline(s string) *core.SubstitutionFormatString {
-	return &core.SubstitutionFormatString{Format: &core.SubstitutionFormatString_TextFormatSource{
-		TextFormatSource: &core.DataSource{Specifier: &core.DataSource_InlineString{InlineString: s}}}}
 }

@@ -39,8 +39,8 @@ func healthListener(probes []Probe) *listener.Listener {
 			continue
 		}
 		// No request of the proxy's can ask an application's TCP port; the cluster's active checks do.
-		filters = append(filters, httpFilter("envoy.filters.http.health_check", &healthcheck.HealthCheck{
-			PassThroughMode:              no(),
+		filters = append(filters, envoy.HTTPFilter("envoy.filters.http.health_check", &healthcheck.HealthCheck{
+			PassThroughMode:              envoy.No(),
 			ClusterMinHealthyPercentages: map[string]*xdstype.Percent{probeName(p): {Value: 100}},
 			Headers:                      []*route.HeaderMatcher{{Name: ":path", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: envoy.Exact(p.Path())}}},
 		}))
@@ -80,12 +80,12 @@ func StatsListener15090() *listener.Listener {
 }
 
 func plainListener(name string, port uint32, filters []*hcm.HttpFilter, routes []*route.Route, logs ...*accesslog.AccessLog) *listener.Listener {
-	rc := &route.RouteConfiguration{Name: name, ValidateClusters: no(),
+	rc := &route.RouteConfiguration{Name: name, ValidateClusters: envoy.No(),
 		VirtualHosts: []*route.VirtualHost{{Name: name, Domains: []string{"*"}, Routes: routes}}}
 	m := withRoutes(connectionManager(name, filters, logs), rc)
 	m.UpgradeConfigs = nil
 	return &listener.Listener{
-		Name: name, Address: address(anyAddress, port),
+		Name: name, Address: envoy.Address(anyAddress, port),
 		FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{httpManager(m)}}},
 	}
 }
@@ -94,7 +94,7 @@ func exactly(path, cluster, rewrite string) *route.Route {
 	return &route.Route{
 		Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Path{Path: path}},
 		Action: &route.Route_Route{Route: &route.RouteAction{
-			ClusterSpecifier: &route.RouteAction_Cluster{Cluster: cluster}, PrefixRewrite: rewrite, Timeout: seconds(60)}},
+			ClusterSpecifier: &route.RouteAction_Cluster{Cluster: cluster}, PrefixRewrite: rewrite, Timeout: envoy.Seconds(60)}},
 	}
 }
 
@@ -139,7 +139,7 @@ func probeCluster(p Probe, name, podIP string) *cluster.Cluster {
 		check = activeCheck()
 		check.HealthChecker = &core.HealthCheck_TcpHealthCheck_{TcpHealthCheck: &core.HealthCheck_TcpHealthCheck{}}
 	}
-	c := static(name, address(podIP, port))
+	c := static(name, envoy.Address(podIP, port))
 	c.UpstreamBindConfig = fromMesh()
 	if check != nil {
 		c.HealthChecks = []*core.HealthCheck{check}
@@ -148,13 +148,13 @@ func probeCluster(p Probe, name, podIP string) *cluster.Cluster {
 		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(explicitHTTP2())}
 	}
 	if p.HTTP != nil && p.HTTP.Scheme == "HTTPS" { // kubelet verifies nothing here either
-		c.TransportSocket = transportSocket("envoy.transport_sockets.tls", &tls.UpstreamTlsContext{CommonTlsContext: &tls.CommonTlsContext{
+		c.TransportSocket = envoy.TransportSocket("envoy.transport_sockets.tls", &tls.UpstreamTlsContext{CommonTlsContext: &tls.CommonTlsContext{
 			TlsParams: &tls.TlsParameters{TlsMinimumProtocolVersion: tls.TlsParameters_TLSv1_2, TlsMaximumProtocolVersion: tls.TlsParameters_TLSv1_3}}})
 	}
 	return c
 }
 
 func activeCheck() *core.HealthCheck {
-	return &core.HealthCheck{Timeout: seconds(1), Interval: seconds(2), NoTrafficInterval: seconds(2),
-		UnhealthyThreshold: u32(1), HealthyThreshold: u32(1), ReuseConnection: no()}
+	return &core.HealthCheck{Timeout: envoy.Seconds(1), Interval: envoy.Seconds(2), NoTrafficInterval: envoy.Seconds(2),
+		UnhealthyThreshold: envoy.U32(1), HealthyThreshold: envoy.U32(1), ReuseConnection: envoy.No()}
 }

@@ -14,6 +14,7 @@ import (
 	proxyprotocol "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
 )
 
@@ -42,7 +43,7 @@ func refusedRanges(ranges []netip.Prefix) *listener.FilterChain {
 	}
 	match := &listener.FilterChainMatch{}
 	for _, r := range ranges {
-		match.PrefixRanges = append(match.PrefixRanges, &core.CidrRange{AddressPrefix: r.Addr().String(), PrefixLen: u32(uint32(r.Bits()))})
+		match.PrefixRanges = append(match.PrefixRanges, &core.CidrRange{AddressPrefix: r.Addr().String(), PrefixLen: envoy.U32(uint32(r.Bits()))})
 	}
 	return &listener.FilterChain{Name: RefusalListener, FilterChainMatch: match, Filters: []*listener.Filter{tcpProxy(forward(RefusalCluster, RefusalCluster, nil))}}
 }
@@ -51,8 +52,8 @@ func refusedRanges(ranges []netip.Prefix) *listener.FilterChain {
 func Refusal() *cluster.Cluster {
 	c := static(RefusalCluster, refusalAddress())
 	c.CircuitBreakers = generous()
-	c.TransportSocket = transportSocket("envoy.transport_sockets.upstream_proxy_protocol", &proxyprotocol.ProxyProtocolUpstreamTransport{
-		Config: &core.ProxyProtocolConfig{Version: core.ProxyProtocolConfig_V2}, TransportSocket: rawBuffer()})
+	c.TransportSocket = envoy.TransportSocket("envoy.transport_sockets.upstream_proxy_protocol", &proxyprotocol.ProxyProtocolUpstreamTransport{
+		Config: &core.ProxyProtocolConfig{Version: core.ProxyProtocolConfig_V2}, TransportSocket: envoy.RawBuffer()})
 	return c
 }
 
@@ -63,8 +64,8 @@ func refusalAddress() *core.Address {
 // RefusalListenerAtSocket refuses what the cluster leads to it.
 func RefusalListenerAtSocket() *listener.Listener {
 	l := &listener.Listener{
-		Name: RefusalListener, Address: refusalAddress(), TrafficDirection: core.TrafficDirection_OUTBOUND, PerConnectionBufferLimitBytes: u32(1 << 20),
-		ListenerFilters: []*listener.ListenerFilter{listenerFilter("envoy.filters.listener.proxy_protocol", &proxyprotocollistener.ProxyProtocol{})},
+		Name: RefusalListener, Address: refusalAddress(), TrafficDirection: core.TrafficDirection_OUTBOUND, PerConnectionBufferLimitBytes: envoy.U32(1 << 20),
+		ListenerFilters: []*listener.ListenerFilter{envoy.ListenerFilter("envoy.filters.listener.proxy_protocol", &proxyprotocollistener.ProxyProtocol{})},
 		FilterChains: []*listener.FilterChain{
 			{Name: "http", FilterChainMatch: &listener.FilterChainMatch{ApplicationProtocols: httpProtocols}, Filters: []*listener.Filter{refuseRequests()}},
 			{Name: "tcp", Filters: []*listener.Filter{tcpProxy(forward(noCluster, noCluster, []*accesslog.AccessLog{audit(logType(data.AccessLogType_TcpConnectionEnd), outOfReach("tcp"))}))}},
@@ -77,10 +78,10 @@ func RefusalListenerAtSocket() *listener.Listener {
 // refuseRequests answers each request. A connection ends with its first answer, so that a client whom a policy admits meanwhile does not
 // go on asking here.
 func refuseRequests() *listener.Filter {
-	nobody := httpFilter("envoy.filters.http.rbac", &rbacfilter.RBAC{Rules: rbac.Nobody()})
+	nobody := envoy.HTTPFilter("envoy.filters.http.rbac", &rbacfilter.RBAC{Rules: rbac.Nobody()})
 	logs := []*accesslog.AccessLog{audit(nil, outOfReachRequest()), requestMetrics(clientTags("", ""))}
 	m := withRoutes(connectionManager("out_of_reach", []*hcm.HttpFilter{nobody}, logs), routes(compile.Table{Name: noCluster}))
-	m.CommonHttpProtocolOptions.MaxRequestsPerConnection = u32(1)
+	m.CommonHttpProtocolOptions.MaxRequestsPerConnection = envoy.U32(1)
 	m.LocalReplyConfig = refusing(failed()) // also of what is no proper request
 	return httpManager(m)
 }
@@ -95,7 +96,7 @@ func refusedNow(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
 
 // refusing makes of some of a proxy's own answers the one that says that the service is out of reach.
 func refusing(which *accesslog.AccessLogFilter) *hcm.LocalReplyConfig {
-	return &hcm.LocalReplyConfig{Mappers: []*hcm.ResponseMapper{{Filter: which, StatusCode: u32(403), BodyFormatOverride: inline(refusalText)}}}
+	return &hcm.LocalReplyConfig{Mappers: []*hcm.ResponseMapper{{Filter: which, StatusCode: envoy.U32(403), BodyFormatOverride: envoy.Format(refusalText)}}}
 }
 
 func failed() *accesslog.AccessLogFilter {

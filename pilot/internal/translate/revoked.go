@@ -1,7 +1,6 @@
 package translate
 
 import (
-	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	httprbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
@@ -43,10 +42,8 @@ func Revocations(set compile.Settings, list []revocation.Revocation, name string
 
 // peerSerial notes the serial number once the handshake is done, for every request of the connection.
 func peerSerial() *listener.Filter {
-	return networkFilter("envoy.filters.network.set_filter_state", &netstate.Config{OnDownstreamTlsHandshake: []*filterstate.FilterStateValue{{
+	return envoy.NetworkFilter("envoy.filters.network.set_filter_state", &netstate.Config{OnDownstreamTlsHandshake: []*filterstate.FilterStateValue{{
 		Key: &filterstate.FilterStateValue_ObjectKey{ObjectKey: rbac.PeerSerialKey}, FactoryKey: "envoy.string",
-		Value: &filterstate.FilterStateValue_FormatString{FormatString: &core.SubstitutionFormatString{
-			Format: &core.SubstitutionFormatString_TextFormatSource{TextFormatSource: &core.DataSource{
-				Specifier: &core.DataSource_InlineString{InlineString: "%DOWNSTREAM_PEER_SERIAL%"}}}}},
+		Value: &filterstate.FilterStateValue_FormatString{FormatString: envoy.Format("%DOWNSTREAM_PEER_SERIAL%")},
 	}}})
 }

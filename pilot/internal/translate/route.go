@@ -10,7 +10,7 @@ import (
 
 // routes are a table in Envoy's words.
 func routes(t compile.Table) *route.RouteConfiguration {
-	out := &route.RouteConfiguration{Name: t.Name, ValidateClusters: no()}
+	out := &route.RouteConfiguration{Name: t.Name, ValidateClusters: envoy.No()}
 	for _, h := range t.Hosts {
 		host := &route.VirtualHost{Name: h.Name, Domains: h.Domains}
 		for _, r := range h.Rules {
@@ -24,8 +24,8 @@ func routes(t compile.Table) *route.RouteConfiguration {
 func rule(r compile.Rule) *route.Route {
 	action := &route.RouteAction{
 		ClusterSpecifier:  &route.RouteAction_Cluster{Cluster: r.Cluster},
-		Timeout:           seconds(0), // applications set their own
-		MaxStreamDuration: &route.RouteAction_MaxStreamDuration{MaxStreamDuration: seconds(0), GrpcTimeoutHeaderMax: seconds(0)},
+		Timeout:           envoy.Seconds(0), // applications set their own
+		MaxStreamDuration: &route.RouteAction_MaxStreamDuration{MaxStreamDuration: envoy.Seconds(0), GrpcTimeoutHeaderMax: envoy.Seconds(0)},
 	}
 	if r.Retried {
 		action.RetryPolicy = retries()
@@ -45,7 +45,7 @@ func rule(r compile.Rule) *route.Route {
 // retries are of what certainly did not reach an application.
 func retries() *route.RetryPolicy {
 	return &route.RetryPolicy{
-		RetryOn: "connect-failure,refused-stream,reset-before-request", NumRetries: u32(2),
+		RetryOn: "connect-failure,refused-stream,reset-before-request", NumRetries: envoy.U32(2),
 		RetryHostPredicate:            []*route.RetryPolicy_RetryHostPredicate{previousHosts()},
 		HostSelectionRetryMaxAttempts: 5,
 	}

@@ -53,7 +53,8 @@ func httpChain(f *compile.Frontend) *listener.FilterChain {
 func tcpChain(f *compile.Frontend) *listener.FilterChain {
 	if f.Pod != nil {
 		own := forward(f.Backend(), f.Service.Cluster(), outboundTCPLogs(f.Service.Host, frontendTags(f)))
-		return &listener.FilterChain{Name: "tcp", Filters: []*listener.Filter{networkFilter("envoy.filters.network.set_filter_state", connectionState(opaque())), tcpProxy(own)}}
+		return &listener.FilterChain{Name: "tcp", Filters: []*listener.Filter{
+			envoy.NetworkFilter("envoy.filters.network.set_filter_state", connectionState(opaque())), tcpProxy(own)}}
 	}
 	return &listener.FilterChain{Name: f.Service.Host, Filters: []*listener.Filter{shared(SharedCluster, &setfilterstate.Config{}), shared(SharedForward, &tcpproxy.TcpProxy{})}}
 }
@@ -83,7 +84,7 @@ func connectionState(values ...*filterstate.FilterStateValue) *setfilterstate.Co
 
 func stateOf(key, format string) *filterstate.FilterStateValue {
 	return &filterstate.FilterStateValue{Key: &filterstate.FilterStateValue_ObjectKey{ObjectKey: key},
-		Value: &filterstate.FilterStateValue_FormatString{FormatString: inline(format)}}
+		Value: &filterstate.FilterStateValue_FormatString{FormatString: envoy.Format(format)}}
 }
 
 func outboundTCPLogs(service string, tags []tag) []*accesslog.AccessLog {

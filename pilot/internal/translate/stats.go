@@ -38,6 +38,9 @@ func clientTags(service, server string) []tag {
 	return []tag{{mesh.FoldedWhere, mesh.CountedByClient + "/" + service}, {mesh.FoldedServer, server}, {mesh.FoldedPeer, "%UPSTREAM_PEER_URI_SAN%"}}
 }
 
+// metadataKey is where the names of endpoints' workloads are.
+const metadataKey = "bulwark"
+
 // chosenServer is the workload of the endpoint that was chosen.
 const chosenServer = "%UPSTREAM_METADATA(" + metadataKey + ":" + mesh.FoldedServer + ")%"
 
@@ -112,7 +115,7 @@ func connectionMetrics(tags []tag) []*accesslog.AccessLog {
 }
 
 func statsLogger(filter *accesslog.AccessLogFilter, c *stats.Config) *accesslog.AccessLog {
-	c.StatsScope = &scope.Scope{Prefix: mesh.FoldedMetrics, MaxCounters: u32(MaxSeries), MaxHistograms: u32(MaxSeries)}
+	c.StatsScope = &scope.Scope{Prefix: mesh.FoldedMetrics, MaxCounters: envoy.U32(MaxSeries), MaxHistograms: envoy.U32(MaxSeries)}
 	return &accesslog.AccessLog{Name: "envoy.access_loggers.stats", Filter: filter, ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: envoy.Typed(c)}}
 }
 

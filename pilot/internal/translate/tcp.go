@@ -17,7 +17,7 @@ import (
 func forward(cluster, statPrefix string, logs []*accesslog.AccessLog) *tcpproxy.TcpProxy {
 	return &tcpproxy.TcpProxy{
 		StatPrefix: statPrefix, ClusterSpecifier: &tcpproxy.TcpProxy_Cluster{Cluster: cluster}, AccessLog: logs,
-		IdleTimeout: seconds(24 * 3600), MaxConnectAttempts: u32(3),
+		IdleTimeout: envoy.Seconds(24 * 3600), MaxConnectAttempts: envoy.U32(3),
 		AccessLogOptions: &tcpproxy.TcpProxy_TcpAccessLogOptions{FlushAccessLogOnConnected: true},
 	}
 }
@@ -29,19 +29,19 @@ type tcpMode func(*tcpproxy.TcpProxy) *tcpproxy.TcpProxy
 // first byte; connected before, the application could speak to a client that is denied.
 func afterVerdict(p *tcpproxy.TcpProxy) *tcpproxy.TcpProxy {
 	p.UpstreamConnectMode = tcpproxy.UpstreamConnectMode_ON_DOWNSTREAM_DATA
-	p.MaxEarlyDataBytes = u32(64 << 10)
+	p.MaxEarlyDataBytes = envoy.U32(64 << 10)
 	return p
 }
 
 // afterHandshake keeps the application out of it until the client has proved who it is.
 func afterHandshake(p *tcpproxy.TcpProxy) *tcpproxy.TcpProxy {
 	p.UpstreamConnectMode = tcpproxy.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
-	p.MaxEarlyDataBytes = u32(64 << 10)
+	p.MaxEarlyDataBytes = envoy.U32(64 << 10)
 	return p
 }
 
 func tcpProxy(p *tcpproxy.TcpProxy) *listener.Filter {
-	return networkFilter("envoy.filters.network.tcp_proxy", p)
+	return envoy.NetworkFilter("envoy.filters.network.tcp_proxy", p)
 }
 
 // enforced reports whether a policy in scope can deny a connection.

@@ -1,15 +1,14 @@
 package translate
 
 import (
-	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	rawbuffer "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -34,10 +33,10 @@ func secret(name string, way delivery.Way) *tls.SdsSecretConfig {
 		return secretFromFiles(name)
 	}
 	return &tls.SdsSecretConfig{Name: name, SdsConfig: &core.ConfigSource{
-		ResourceApiVersion: core.ApiVersion_V3, InitialFetchTimeout: seconds(0),
+		ResourceApiVersion: core.ApiVersion_V3, InitialFetchTimeout: envoy.Seconds(0),
 		ConfigSourceSpecifier: &core.ConfigSource_ApiConfigSource{ApiConfigSource: &core.ApiConfigSource{
 			ApiType: core.ApiConfigSource_DELTA_GRPC, TransportApiVersion: core.ApiVersion_V3,
-			GrpcServices: []*core.GrpcService{agentService()}, SetNodeOnFirstMessageOnly: true,
+			GrpcServices: []*core.GrpcService{envoy.GRPCService(mesh.AgentClusterName)}, SetNodeOnFirstMessageOnly: true,
 		}},
 	}}
 }
@@ -61,8 +60,8 @@ func commonTLS(way delivery.Way, sans []*matcher.StringMatcher, alpn ...string) 
 // downstreamTLS demands a certificate of one of the peers. Sessions are not resumed: a resumed one would outlive the bundle
 // it was checked with.
 func downstreamTLS(way delivery.Way, peers []*matcher.StringMatcher, alpn ...string) *core.TransportSocket {
-	return transportSocket("envoy.transport_sockets.tls", &tls.DownstreamTlsContext{
-		RequireClientCertificate:         yes(),
+	return envoy.TransportSocket("envoy.transport_sockets.tls", &tls.DownstreamTlsContext{
+		RequireClientCertificate:         envoy.Yes(),
 		CommonTlsContext:                 commonTLS(way, peers, alpn...),
 		SessionTicketKeysType:            &tls.DownstreamTlsContext_DisableStatelessSessionResumption{DisableStatelessSessionResumption: true},
 		DisableStatefulSessionResumption: true,
@@ -83,11 +82,7 @@ func upstreamTLS(p *compile.ServicePort, way delivery.Way) *core.TransportSocket
 	if p.Protocol == protocol.TCP {
 		alpn = istiocompat.ALPNOpaque
 	}
-	return transportSocket("envoy.transport_sockets.tls", &tls.UpstreamTlsContext{
-		CommonTlsContext: commonTLS(way, sans, alpn), Sni: istiocompat.SNI(p.Number, "", p.Host), MaxSessionKeys: u32(0),
+	return envoy.TransportSocket("envoy.transport_sockets.tls", &tls.UpstreamTlsContext{
+		CommonTlsContext: commonTLS(way, sans, alpn), Sni: istiocompat.SNI(p.Number, "", p.Host), MaxSessionKeys: envoy.U32(0),
 	})
-}
-
-func rawBuffer() *core.TransportSocket {
-	return transportSocket("envoy.transport_sockets.raw_buffer", &rawbuffer.RawBuffer{})
 }
