@@ -22,7 +22,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 )
 
-// proxy is an Envoy that logs every request as Pilot has it done: see pilot/internal/translate, accesslog.go and agentCluster.
+// proxy is an Envoy that logs every request as Pilot has it done: see pilot/internal/telemetry, accesslog.go, and agentCluster of pilot/internal/translate.
 const proxy = `
 static_resources:
   listeners:

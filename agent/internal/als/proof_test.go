@@ -27,7 +27,7 @@ import (
 )
 
 // mutual is an Envoy whose one listener demands certificates of the mesh and logs each connection, whatever became of it, as
-// Pilot has it done for TCP: see pilot/internal/translate, accesslog.go.
+// Pilot has it done for TCP: see pilot/internal/telemetry, accesslog.go.
 const mutual = `
 static_resources:
   listeners:

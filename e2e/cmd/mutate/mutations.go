@@ -29,7 +29,7 @@ var mutations = []mutation{
 	{7, "changed policies are not pushed", "TestChangedPolicyIsEnforced", []edit{
 		{"pilot/internal/catalog/authorization.go", "			if !same {", "			if false && !same {"}}},
 	{8, "only denials are audited", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
-		{"pilot/internal/translate/inbound.go", "either(audited(), deniedByPolicy())", "deniedByPolicy()"}}},
+		{"pilot/internal/telemetry/telemetry.go", "either(audited(), deniedByPolicy())", "deniedByPolicy()"}}},
 	{8, "agents do not keep what Mixer has not taken", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
 		{"pkg/spool/reader.go", "first := s.firstUnacked()\n", "first := s.firstUnacked() + s.Stats().Unacked\n"}}},
 	{9, "an agent may ask for the pods of other nodes", "TestIdentity/NobodyGetsTheIdentityOfAnother", []edit{
@@ -178,7 +178,7 @@ var mutations = []mutation{
 	{21, "endpoints are sent that Envoy does not take", "pilot/internal/featuretest.TestEnvoyTakesEveryWorld", []edit{
 		{"pilot/internal/translate/cluster.go", "md, LoadBalancingWeight: envoy.U32(1),", "md, LoadBalancingWeight: envoy.U32(0),"}}},
 	{21, "a filter is sent another filter's configuration", "pilot/internal/featuretest.TestEnvoyTakesEveryWorld", []edit{
-		{"pilot/internal/translate/revoked.go", "&httprbac.RBAC{Rules: rules, RulesStatPrefix: statPrefix[authz.Deny]}", "&netrbac.RBAC{Rules: rules, StatPrefix: statPrefix[authz.Deny]}"},
+		{"pilot/internal/translate/revoked.go", "&httprbac.RBAC{Rules: rules, RulesStatPrefix: rbac.Prefix(authz.Deny)}", "&netrbac.RBAC{Rules: rules, StatPrefix: rbac.Prefix(authz.Deny)}"},
 		{"pilot/internal/translate/revoked.go", "	rules := rbac.Revoked(set, list)\n", "	rules, _ := rbac.Revoked(set, list), httprbac.RBAC{}\n"}}},
 	{22, "everyone has every service", "pilot/internal/featuretest.TestGolden", []edit{
 		{families + "reach.go", "	if a.Everyone {\n", "	if a.Members, a.Everyone = nil, true; a.Everyone {\n"}}},

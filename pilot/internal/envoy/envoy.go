@@ -4,6 +4,7 @@ package envoy
 import (
 	"time"
 
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -57,6 +58,12 @@ func RawBuffer() *core.TransportSocket {
 // GRPCService is a service of gRPC that Envoy calls, behind one of its clusters.
 func GRPCService(cluster string) *core.GrpcService {
 	return &core.GrpcService{TargetSpecifier: &core.GrpcService_EnvoyGrpc_{EnvoyGrpc: &core.GrpcService_EnvoyGrpc{ClusterName: cluster}}}
+}
+
+// Flagged passes requests and connections that have one of Envoy's response flags.
+func Flagged(flag string) *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ResponseFlagFilter{
+		ResponseFlagFilter: &accesslog.ResponseFlagFilter{Flags: []string{flag}}}}
 }
 
 // Address is an IP address and a port.

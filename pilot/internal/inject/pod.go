@@ -20,6 +20,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
@@ -117,16 +118,16 @@ func proxyContainer(pod *core.Pod, class compile.Class, probes []translate.Probe
 		Name: mesh.ProxyContainer, Image: c.ProxyImage, ImagePullPolicy: core.PullPolicy(c.PullPolicy),
 		Args: []string{
 			"--config-yaml", text,
-			"--service-node", "sidecar~$(" + envPodIP + ")~$(POD_NAME).$(" + translate.EnvNamespace + ")~$(" + translate.EnvNamespace + ").svc." + mesh.ClusterDomain,
+			"--service-node", "sidecar~$(" + envPodIP + ")~$(POD_NAME).$(" + telemetry.EnvNamespace + ")~$(" + telemetry.EnvNamespace + ").svc." + mesh.ClusterDomain,
 			"--service-cluster", name + "." + namespace,
 			"--concurrency", fmt.Sprint(c.ProxyWorkers), "--log-level", c.ProxyLogLevel,
 			"--drain-time-s", fmt.Sprint(mesh.UpdateDrain.Seconds()), "--drain-strategy", "immediate", "--disable-hot-restart",
 		},
 		Env: []core.EnvVar{
-			field(envPodIP, "status.podIP"), field("POD_NAME", "metadata.name"), field(translate.EnvNamespace, "metadata.namespace"),
-			{Name: translate.EnvWorkload, Value: name}, {Name: translate.EnvCanonical, Value: name},
-			{Name: translate.EnvRevision, Value: compile.CanonicalRevision(pod.Labels)},
-			{Name: translate.EnvPrincipal, Value: principal}, {Name: translate.EnvCluster, Value: c.ClusterName},
+			field(envPodIP, "status.podIP"), field("POD_NAME", "metadata.name"), field(telemetry.EnvNamespace, "metadata.namespace"),
+			{Name: telemetry.EnvWorkload, Value: name}, {Name: telemetry.EnvCanonical, Value: name},
+			{Name: telemetry.EnvRevision, Value: compile.CanonicalRevision(pod.Labels)},
+			{Name: telemetry.EnvPrincipal, Value: principal}, {Name: telemetry.EnvCluster, Value: c.ClusterName},
 		},
 		Ports: []core.ContainerPort{
 			{Name: "http-envoy-prom", ContainerPort: mesh.ProxyStatsPort, Protocol: core.ProtocolTCP}},

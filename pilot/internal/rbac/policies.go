@@ -75,6 +75,11 @@ func rules(policies []authz.Policy, action authz.Action) (enforced, shadow *rbac
 
 var actions = map[authz.Action]rbac.RBAC_Action{authz.Allow: rbac.RBAC_ALLOW, authz.Deny: rbac.RBAC_DENY, authz.Audit: rbac.RBAC_LOG}
 
+// Prefix tells the results of the filters of one action from those of others in dynamic metadata: "<prefix>enforced_effective_policy_id".
+func Prefix(action authz.Action) string { return prefixes[action] }
+
+var prefixes = map[authz.Action]string{authz.Audit: "audit_", authz.Deny: "deny_", authz.Allow: "allow_"}
+
 // rule renders From as principals, To as permissions, and each clause of When as whichever its attribute belongs to.
 func rule(r authz.Rule) *rbac.Policy {
 	var who []*rbac.Principal

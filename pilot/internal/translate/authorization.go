@@ -52,27 +52,25 @@ var stages = []stage{
 		filter := connections(w, authz.Allow)
 		if filter.ShadowRules == nil {
 			// Which rule let a connection in is told only of shadow rules, so the enforced ones are that, too.
-			filter.ShadowRules, filter.ShadowRulesStatPrefix = filter.Rules, statPrefix[authz.Allow]
+			filter.ShadowRules, filter.ShadowRulesStatPrefix = filter.Rules, rbac.Prefix(authz.Allow)
 		}
 		return filter
 	}},
 }
 
-// The prefixes tell the filters' results apart in dynamic metadata: "<prefix>enforced_effective_policy_id".
-var statPrefix = map[authz.Action]string{authz.Audit: "audit_", authz.Deny: "deny_", authz.Allow: "allow_"}
-
+// The prefixes tell the results of policies on trial apart, as tools of the Istio ecosystem know them.
 var shadowPrefix = map[authz.Action]string{authz.Deny: "istio_dry_run_deny_", authz.Allow: "istio_dry_run_allow_"}
 
 // requests is the filter by which a workload's policies of one action hold for requests.
 func requests(w *compile.Workload, action authz.Action) *httprbac.RBAC {
 	enforced, shadow := rbac.Requests(w.Policies, action)
-	return &httprbac.RBAC{Rules: enforced, ShadowRules: shadow, RulesStatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}
+	return &httprbac.RBAC{Rules: enforced, ShadowRules: shadow, RulesStatPrefix: rbac.Prefix(action), ShadowRulesStatPrefix: shadowPrefix[action]}
 }
 
 // connections is the filter by which they hold for connections that are not HTTP.
 func connections(w *compile.Workload, action authz.Action) *netrbac.RBAC {
 	enforced, shadow := rbac.Connections(w.Policies, action)
-	return &netrbac.RBAC{Rules: enforced, ShadowRules: shadow, StatPrefix: statPrefix[action], ShadowRulesStatPrefix: shadowPrefix[action]}
+	return &netrbac.RBAC{Rules: enforced, ShadowRules: shadow, StatPrefix: rbac.Prefix(action), ShadowRulesStatPrefix: shadowPrefix[action]}
 }
 
 // AuthorizationNames are the names of a workload's authorization resources.

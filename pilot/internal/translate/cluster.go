@@ -12,6 +12,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -146,7 +147,7 @@ func lbEndpoint(e compile.Endpoint) *endpoint.LbEndpoint {
 		md.FilterMetadata[transportSocketMatch] = structOf(tlsModeKey, tlsModeDisabled)
 	}
 	if e.Workload != (compile.Labels{}) {
-		md.FilterMetadata[metadataKey] = structOf(mesh.FoldedServer, serverName(e.Workload))
+		md.FilterMetadata[telemetry.MetadataKey] = structOf(mesh.FoldedServer, telemetry.ServerName(e.Workload))
 	}
 	return &endpoint.LbEndpoint{
 		HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: envoy.Address(e.Address, e.Port)}},

@@ -13,6 +13,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -31,7 +32,7 @@ func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listen
 			envoy.ListenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{}),
 			envoy.ListenerFilter("envoy.filters.listener.tls_inspector", &tlsinspector.TlsInspector{}),
 		},
-		AccessLog:          []*accesslog.AccessLog{audit(when(refusedInbound), refusedConnection())},
+		AccessLog:          []*accesslog.AccessLog{telemetry.InboundRefused()},
 		FilterChains:       inboundChains(set, w),
 		FilterChainMatcher: inboundMatcher(set, w),
 	}
@@ -103,14 +104,12 @@ func (c chains) secured(name string, peers []*matcher.StringMatcher, filters []*
 }
 
 func (c chains) http(mutual bool) []*listener.Filter {
-	logs := []*accesslog.AccessLog{audit(either(audited(), deniedByPolicy()), inboundRequest()), requestMetrics(serverTags(httpService, mutual))}
-	return []*listener.Filter{httpManager(normalized(withRoutes(connectionManager("inbound", httpAuthorizationFilters(), logs), inboundRoutes())))}
+	m := connectionManager("inbound", httpAuthorizationFilters(), telemetry.InboundRequests(mutual))
+	return []*listener.Filter{httpManager(normalized(withRoutes(m, inboundRoutes())))}
 }
 
 func (c chains) tcp(mutual bool, modes ...tcpMode) []*listener.Filter {
-	logs := append([]*accesslog.AccessLog{audit(atEnd(either(audited(), when(deniedConnection))), inboundConnection(mutual))},
-		connectionMetrics(serverTags(tcpService, mutual))...)
-	proxy := forward(InboundCluster, "inbound", logs)
+	proxy := forward(InboundCluster, "inbound", telemetry.InboundConnections(mutual))
 	for _, mode := range modes {
 		proxy = mode(proxy)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -33,7 +34,7 @@ func OutboundListener(ranges []netip.Prefix) *listener.Listener {
 		ListenerFilters:               []*listener.ListenerFilter{envoy.ListenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{})},
 		PerConnectionBufferLimitBytes: envoy.U32(1 << 20),
 		FilterChains: []*listener.FilterChain{{Name: "passthrough",
-			Filters: []*listener.Filter{tcpProxy(forward(PassthroughCluster, PassthroughCluster, connectionMetrics(clientTags(PassthroughCluster, ""))))}}},
+			Filters: []*listener.Filter{tcpProxy(forward(PassthroughCluster, PassthroughCluster, telemetry.PassedThrough(PassthroughCluster)))}}},
 	}
 	if refused := refusedRanges(ranges); refused != nil {
 		l.FilterChains = append(l.FilterChains, refused)

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -45,7 +46,7 @@ func healthListener(probes []Probe) *listener.Listener {
 			Headers:                      []*route.HeaderMatcher{{Name: ":path", HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: envoy.Exact(p.Path())}}},
 		}))
 	}
-	return plainListener(HealthListener, mesh.ProxyHealthPort, filters, routes, proxyMetrics())
+	return plainListener(HealthListener, mesh.ProxyHealthPort, filters, routes, telemetry.Probes())
 }
 
 // Probe is an original probe of an application's container, which kubelet now asks of the proxy at

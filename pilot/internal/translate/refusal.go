@@ -7,7 +7,6 @@ import (
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	data "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	rbacfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	proxyprotocollistener "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -16,6 +15,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 )
 
 // A connection to an address of the cluster's Services for which the proxy has no listener is to a service that its workload may not
@@ -33,7 +33,7 @@ const (
 )
 
 // refusalText is what a client reads. It has the name by which the client asked, as the proxy knows no service that is out of reach.
-const refusalText = "%REQ(:AUTHORITY):256% (%DOWNSTREAM_LOCAL_ADDRESS%) is out of reach of %ENVIRONMENT(" + EnvPrincipal + ")%: " +
+const refusalText = "%REQ(:AUTHORITY):256% (%DOWNSTREAM_LOCAL_ADDRESS%) is out of reach of %ENVIRONMENT(" + telemetry.EnvPrincipal + ")%: " +
 	"no policy admits this identity to the service, or no Service has this address and port"
 
 // refusedRanges is the chain for what has an address of the cluster's Services; nil if no such ranges are known.
@@ -68,7 +68,7 @@ func RefusalListenerAtSocket() *listener.Listener {
 		ListenerFilters: []*listener.ListenerFilter{envoy.ListenerFilter("envoy.filters.listener.proxy_protocol", &proxyprotocollistener.ProxyProtocol{})},
 		FilterChains: []*listener.FilterChain{
 			{Name: "http", FilterChainMatch: &listener.FilterChainMatch{ApplicationProtocols: httpProtocols}, Filters: []*listener.Filter{refuseRequests()}},
-			{Name: "tcp", Filters: []*listener.Filter{tcpProxy(forward(noCluster, noCluster, []*accesslog.AccessLog{audit(logType(data.AccessLogType_TcpConnectionEnd), outOfReach("tcp"))}))}},
+			{Name: "tcp", Filters: []*listener.Filter{tcpProxy(forward(noCluster, noCluster, []*accesslog.AccessLog{telemetry.OutOfReachConnections()}))}},
 		},
 	}
 	sniff(l)
@@ -79,7 +79,7 @@ func RefusalListenerAtSocket() *listener.Listener {
 // go on asking here.
 func refuseRequests() *listener.Filter {
 	nobody := envoy.HTTPFilter("envoy.filters.http.rbac", &rbacfilter.RBAC{Rules: rbac.Nobody()})
-	logs := []*accesslog.AccessLog{audit(nil, outOfReachRequest()), requestMetrics(clientTags("", ""))}
+	logs := []*accesslog.AccessLog{telemetry.OutOfReachRequests(nil), telemetry.OutboundRequests("", "")}
 	m := withRoutes(connectionManager("out_of_reach", []*hcm.HttpFilter{nobody}, logs), routes(compile.Table{Name: noCluster}))
 	m.CommonHttpProtocolOptions.MaxRequestsPerConnection = envoy.U32(1)
 	m.LocalReplyConfig = refusing(failed()) // also of what is no proper request
@@ -89,7 +89,7 @@ func refuseRequests() *listener.Filter {
 // refusedNow answers requests on connections that a client opened while it could reach the service: their listener drains, and has no
 // cluster any more.
 func refusedNow(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
-	m.AccessLog = append(m.AccessLog, audit(withoutCluster(), outOfReachRequest()))
+	m.AccessLog = append(m.AccessLog, telemetry.OutOfReachRequests(withoutCluster()))
 	m.LocalReplyConfig = refusing(withoutCluster())
 	return m
 }
@@ -105,14 +105,4 @@ func failed() *accesslog.AccessLogFilter {
 }
 
 // withoutCluster passes requests to a cluster that there is not.
-func withoutCluster() *accesslog.AccessLogFilter { return flagged("NC") }
-
-// outOfReach is an entry about what was refused here. Whose the connection is says the PROXY protocol.
-func outOfReach(kind string, more ...attribute) []attribute {
-	return append([]attribute{{"bulwark.direction", "outbound"}, {"bulwark.kind", kind}, {"bulwark.out_of_reach", "true"},
-		{"bulwark.source_address", "%DOWNSTREAM_REMOTE_ADDRESS%"}, localAddress, responseFlags}, more...)
-}
-
-func outOfReachRequest() []attribute {
-	return outOfReach("http", append(request(), attribute{"protocol", "%PROTOCOL%"})...)
-}
+func withoutCluster() *accesslog.AccessLogFilter { return envoy.Flagged("NC") }

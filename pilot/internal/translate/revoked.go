@@ -33,9 +33,9 @@ func Revocations(set compile.Settings, list []revocation.Revocation, name string
 	rules := rbac.Revoked(set, list)
 	switch name {
 	case httpRevocations:
-		return envoy.Extension(name, &httprbac.RBAC{Rules: rules, RulesStatPrefix: statPrefix[authz.Deny]})
+		return envoy.Extension(name, &httprbac.RBAC{Rules: rules, RulesStatPrefix: rbac.Prefix(authz.Deny)})
 	case tcpRevocations:
-		return envoy.Extension(name, &netrbac.RBAC{Rules: rules, StatPrefix: statPrefix[authz.Deny]})
+		return envoy.Extension(name, &netrbac.RBAC{Rules: rules, StatPrefix: rbac.Prefix(authz.Deny)})
 	}
 	return nil
 }

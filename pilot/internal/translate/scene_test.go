@@ -28,6 +28,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
@@ -163,8 +164,8 @@ func (s *scene) start(register func(*grpc.Server)) {
 	agent.Address = &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: socket}}}
 	b.StaticResources.Listeners = append(b.StaticResources.Listeners, s.listeners...)
 	b.StaticResources.Clusters = append(b.StaticResources.Clusters, s.clusters...)
-	for name, value := range map[string]string{translate.EnvWorkload: "checkout", translate.EnvNamespace: "shop", translate.EnvCanonical: "checkout",
-		translate.EnvRevision: "v2", translate.EnvPrincipal: sceneClient, translate.EnvCluster: "Kubernetes"} {
+	for name, value := range map[string]string{telemetry.EnvWorkload: "checkout", telemetry.EnvNamespace: "shop", telemetry.EnvCanonical: "checkout",
+		telemetry.EnvRevision: "v2", telemetry.EnvPrincipal: sceneClient, telemetry.EnvCluster: "Kubernetes"} {
 		t.Setenv(name, value)
 	}
 	envoytest.Start(t, b, "sidecar~127.0.0.1~checkout-1.shop~shop.svc.cluster.local")

@@ -16,6 +16,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 )
 
@@ -42,7 +43,7 @@ const (
 // httpChain takes the requests of a service's clients.
 func httpChain(f *compile.Frontend) *listener.FilterChain {
 	if own, ok := f.OwnRoutes(); ok {
-		m := outboundManager(fmt.Sprintf("outbound_%d", f.Service.Number), f.Service.Host, frontendTags(f), own)
+		m := outboundManager(fmt.Sprintf("outbound_%d", f.Service.Number), f.Service.Host, telemetry.ServerOf(f), own)
 		return &listener.FilterChain{Name: "http", Filters: []*listener.Filter{httpManager(m)}}
 	}
 	return &listener.FilterChain{Name: f.Service.Host, Filters: []*listener.Filter{shared(SharedManager, &hcm.HttpConnectionManager{})}}
@@ -52,7 +53,7 @@ func httpChain(f *compile.Frontend) *listener.FilterChain {
 // which no cluster has a name.
 func tcpChain(f *compile.Frontend) *listener.FilterChain {
 	if f.Pod != nil {
-		own := forward(f.Backend(), f.Service.Cluster(), outboundTCPLogs(f.Service.Host, frontendTags(f)))
+		own := forward(f.Backend(), f.Service.Cluster(), telemetry.OutboundConnections(f.Service.Host, telemetry.ServerOf(f)))
 		return &listener.FilterChain{Name: "tcp", Filters: []*listener.Filter{
 			envoy.NetworkFilter("envoy.filters.network.set_filter_state", connectionState(opaque())), tcpProxy(own)}}
 	}
@@ -65,7 +66,7 @@ func shared(name string, kind proto.Message) *listener.Filter {
 
 // OutboundForward is the configuration of SharedForward.
 func OutboundForward() *core.TypedExtensionConfig {
-	return envoy.Extension(SharedForward, forward(noCluster, "outbound", outboundTCPLogs(calledService, clientTags(calledService, chosenServer))))
+	return envoy.Extension(SharedForward, forward(noCluster, "outbound", telemetry.OutboundConnections(calledService, telemetry.ChosenServer)))
 }
 
 // OutboundForwardCluster is the configuration of SharedCluster.
@@ -87,13 +88,9 @@ func stateOf(key, format string) *filterstate.FilterStateValue {
 		Value: &filterstate.FilterStateValue_FormatString{FormatString: envoy.Format(format)}}
 }
 
-func outboundTCPLogs(service string, tags []tag) []*accesslog.AccessLog {
-	return append([]*accesslog.AccessLog{audit(atEnd(impostor()), outboundEntry("tcp", service))}, connectionMetrics(tags)...)
-}
-
 // OutboundManager is the configuration of SharedManager.
 func OutboundManager() *core.TypedExtensionConfig {
-	m := outboundManager("outbound", calledService, clientTags(calledService, chosenServer), compile.DefaultRoutes())
+	m := outboundManager("outbound", calledService, telemetry.ChosenServer, compile.DefaultRoutes())
 	m.EarlyHeaderMutationExtensions = []*core.TypedExtensionConfig{envoy.Extension("envoy.http.early_header_mutation.header_mutation",
 		&earlymutation.HeaderMutation{Mutations: []*mutation.HeaderMutation{{Action: &mutation.HeaderMutation_Append{Append: &core.HeaderValueOption{
 			Header:       &core.HeaderValue{Key: clusterHeader, Value: calledCluster},
@@ -101,13 +98,8 @@ func OutboundManager() *core.TypedExtensionConfig {
 	return envoy.Extension(SharedManager, m)
 }
 
-// outboundManager is between the clients of a service and those who serve it.
-func outboundManager(statPrefix, service string, tags []tag, t compile.Table) *hcm.HttpConnectionManager {
-	logs := []*accesslog.AccessLog{requestMetrics(tags)}
-	return refusedNow(withRoutes(connectionManager(statPrefix, nil, logs, refusedServer(service)), routes(t)))
-}
-
-// refusedServer audits a server that is not one of the service's identities, also when another one answers in the end.
-func refusedServer(service string) *accesslog.AccessLog {
-	return audit(impostor(), outboundEntry("http", service, request()...))
+// outboundManager is between the clients of a service and those who serve it. Service and server are what telemetry asks for.
+func outboundManager(statPrefix, service, server string, t compile.Table) *hcm.HttpConnectionManager {
+	logs := []*accesslog.AccessLog{telemetry.OutboundRequests(service, server)}
+	return refusedNow(withRoutes(connectionManager(statPrefix, nil, logs, telemetry.OutboundAttempts(service)), routes(t)))
 }

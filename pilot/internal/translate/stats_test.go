@@ -18,6 +18,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
@@ -58,7 +59,7 @@ func TestConnectionsAreCountedUnderProvenNames(t *testing.T) {
 	b.DynamicResources, b.StatsSinks = nil, nil
 	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[1]}
 	b.StaticResources.Listeners, b.StaticResources.Clusters = append(b.StaticResources.Listeners, l), append(b.StaticResources.Clusters, staticCluster(applicationBehind(ports[0]), app.port))
-	for _, name := range []string{translate.EnvWorkload, translate.EnvNamespace, translate.EnvCanonical, translate.EnvRevision, translate.EnvPrincipal, translate.EnvCluster} {
+	for _, name := range []string{telemetry.EnvWorkload, telemetry.EnvNamespace, telemetry.EnvCanonical, telemetry.EnvRevision, telemetry.EnvPrincipal, telemetry.EnvCluster} {
 		t.Setenv(name, "set-by-injection")
 	}
 	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")

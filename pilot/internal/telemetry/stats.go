@@ -1,4 +1,4 @@
-package translate
+package telemetry
 
 import (
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
@@ -25,8 +25,8 @@ const (
 	EnvCluster   = "BULWARK_CLUSTER"
 )
 
-// MaxSeries bounds how many series of one metric a proxy keeps.
-const MaxSeries = 2000
+// maxSeries bounds how many series of one metric a proxy keeps.
+const maxSeries = 2000
 
 // tag is a part of what tells one series from another; its value is a format string of Envoy. mesh.FoldedMetrics says what there is.
 type tag struct{ name, format string }
@@ -38,23 +38,23 @@ func clientTags(service, server string) []tag {
 	return []tag{{mesh.FoldedWhere, mesh.CountedByClient + "/" + service}, {mesh.FoldedServer, server}, {mesh.FoldedPeer, "%UPSTREAM_PEER_URI_SAN%"}}
 }
 
-// metadataKey is where the names of endpoints' workloads are.
-const metadataKey = "bulwark"
+// MetadataKey is where the names of endpoints' workloads are.
+const MetadataKey = "bulwark"
 
-// chosenServer is the workload of the endpoint that was chosen.
-const chosenServer = "%UPSTREAM_METADATA(" + metadataKey + ":" + mesh.FoldedServer + ")%"
+// ChosenServer is the workload of the endpoint that was chosen.
+const ChosenServer = "%UPSTREAM_METADATA(" + MetadataKey + ":" + mesh.FoldedServer + ")%"
 
-// frontendTags are those of a service's listener. Names and labels of Kubernetes have no percent sign.
-func frontendTags(f *compile.Frontend) []tag {
-	server := chosenServer
+// ServerOf is where the server's workload is found of what comes by a service's listener: a pod of a headless service that is called by its
+// own address is known. Names and labels of Kubernetes have no percent sign.
+func ServerOf(f *compile.Frontend) string {
 	if f.Pod != nil {
-		server = serverName(f.Pod.Workload)
+		return ServerName(f.Pod.Workload)
 	}
-	return clientTags(f.Service.Host, server)
+	return ChosenServer
 }
 
-// serverName is a server's workload as the agent reads it.
-func serverName(w compile.Labels) string {
+// ServerName is a server's workload as the agent reads it.
+func ServerName(w compile.Labels) string {
 	if w == (compile.Labels{}) {
 		return ""
 	}
@@ -75,12 +75,6 @@ func serverTags(service string, mutual bool) []tag {
 		return []tag{{mesh.FoldedWhere, mesh.CountedByServerPlaintext + "/" + service}}
 	}
 	return []tag{{mesh.FoldedWhere, mesh.CountedByServer + "/" + service}, {mesh.FoldedPeer, "%DOWNSTREAM_PEER_URI_SAN%"}}
-}
-
-// proxyMetrics tell the agent whose proxy this is, with each probe of kubelet's, and so before the application has asked for anything.
-func proxyMetrics() *accesslog.AccessLog {
-	own := []tag{{mesh.FoldedProxyName, env(EnvCanonical)}, {mesh.FoldedProxyRevision, env(EnvRevision)}, {mesh.FoldedProxyCluster, env(EnvCluster)}}
-	return statsLogger(nil, &stats.Config{Counters: []*stats.Config_Counter{{Stat: stat(mesh.FoldedProxy, own), ValueFixed: wrapperspb.UInt64(1)}}})
 }
 
 // requestMetrics count requests and time them. The histogram's count is not enough: of histograms Envoy pushes what came since it pushed last, so
@@ -115,7 +109,7 @@ func connectionMetrics(tags []tag) []*accesslog.AccessLog {
 }
 
 func statsLogger(filter *accesslog.AccessLogFilter, c *stats.Config) *accesslog.AccessLog {
-	c.StatsScope = &scope.Scope{Prefix: mesh.FoldedMetrics, MaxCounters: envoy.U32(MaxSeries), MaxHistograms: envoy.U32(MaxSeries)}
+	c.StatsScope = &scope.Scope{Prefix: mesh.FoldedMetrics, MaxCounters: envoy.U32(maxSeries), MaxHistograms: envoy.U32(maxSeries)}
 	return &accesslog.AccessLog{Name: "envoy.access_loggers.stats", Filter: filter, ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: envoy.Typed(c)}}
 }
 

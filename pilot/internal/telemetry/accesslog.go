@@ -1,31 +1,20 @@
-package translate
+package telemetry
 
 import (
 	"fmt"
 
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	data "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
-	cel "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
 	otel "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
-	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	otlp "go.opentelemetry.io/proto/otlp/common/v1"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 // ACCESSLOG.md says what the agent can rely on; keep it true.
-
-// Expressions are dear, so that what is cheap to ask comes before those that are asked of each request.
-const (
-	deniedRequest    = `response.code_details.startsWith('rbac_access_denied')`
-	deniedConnection = `connection.termination_details.startsWith('rbac_access_denied')`
-	// What tls_inspector says of a client that speaks plaintext is no failure, where a chain takes it.
-	refusedInbound = `response.code_details == 'filter_chain_not_found' || connection.transport_failure_reason != '' && xds.filter_chain_name.startsWith('tls-')`
-	failedUpstream = `upstream.transport_failure_reason.contains('TLS_error')`
-)
 
 // attribute is a part of an entry, by a format string of Envoy.
 type attribute struct{ key, format string }
@@ -39,7 +28,7 @@ func inboundEntry(kind string, more ...attribute) []attribute {
 func inboundRequest() []attribute {
 	const enforced = "%%DYNAMIC_METADATA(envoy.filters.http.rbac:%senforced_effective_policy_id)%%"
 	return inboundEntry("http", append(request(), attribute{"protocol", "%PROTOCOL%"}, attribute{"response_code_details", "%RESPONSE_CODE_DETAILS%"},
-		attribute{"bulwark.deny_policy", fmt.Sprintf(enforced, statPrefix[authz.Deny])}, attribute{"bulwark.allow_policy", fmt.Sprintf(enforced, statPrefix[authz.Allow])})...)
+		attribute{"bulwark.deny_policy", fmt.Sprintf(enforced, rbac.Prefix(authz.Deny))}, attribute{"bulwark.allow_policy", fmt.Sprintf(enforced, rbac.Prefix(authz.Allow))})...)
 }
 
 // inboundConnection is of one over TLS or in plaintext, where tls_inspector would have it that a handshake failed.
@@ -47,7 +36,7 @@ func inboundConnection(mutual bool) []attribute {
 	out := inboundEntry("tcp", attribute{"termination_details", "%CONNECTION_TERMINATION_DETAILS%"},
 		// With bytes of the application the handshake is over, which Envoy does not say otherwise.
 		attribute{"bulwark.received", "%BYTES_RECEIVED%"},
-		attribute{"bulwark.allow_policy", fmt.Sprintf("%%DYNAMIC_METADATA(envoy.filters.network.rbac:%sshadow_effective_policy_id)%%", statPrefix[authz.Allow])})
+		attribute{"bulwark.allow_policy", fmt.Sprintf("%%DYNAMIC_METADATA(envoy.filters.network.rbac:%sshadow_effective_policy_id)%%", rbac.Prefix(authz.Allow))})
 	if mutual {
 		out = append(out, downstreamFailure)
 	}
@@ -61,6 +50,12 @@ func outboundEntry(kind, service string, more ...attribute) []attribute {
 	return append([]attribute{{"bulwark.direction", "outbound"}, {"bulwark.kind", kind}, {"bulwark.destination_service", service},
 		{"bulwark.destination_principal", "%UPSTREAM_PEER_URI_SAN%"}, {"upstream_address", "%UPSTREAM_HOST%"}, // which is known also where the handshake failed
 		{"upstream_failure", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"}, sourceAddress, localAddress, responseFlags}, more...)
+}
+
+// outOfReach is an entry about what a client's proxy has refused. Whose the connection is says the PROXY protocol.
+func outOfReach(kind string, more ...attribute) []attribute {
+	return append([]attribute{{"bulwark.direction", "outbound"}, {"bulwark.kind", kind}, {"bulwark.out_of_reach", "true"},
+		{"bulwark.source_address", "%DOWNSTREAM_REMOTE_ADDRESS%"}, localAddress, responseFlags}, more...)
 }
 
 var (
@@ -95,54 +90,4 @@ func audit(filter *accesslog.AccessLogFilter, entry []attribute) *accesslog.Acce
 			LogName: "audit", GrpcService: to, DisableBuiltinLabels: true,
 			BufferFlushInterval: envoy.Seconds(0.2), BufferSizeBytes: envoy.U32(16 << 10), Attributes: attributes,
 		})}}
-}
-
-// audited passes what an AUDIT policy selected.
-func audited() *accesslog.AccessLogFilter {
-	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_MetadataFilter{MetadataFilter: &accesslog.MetadataFilter{
-		Matcher: &matcher.MetadataMatcher{
-			Filter: "envoy.common",
-			Path:   []*matcher.MetadataMatcher_PathSegment{{Segment: &matcher.MetadataMatcher_PathSegment_Key{Key: "access_log_hint"}}},
-			Value:  &matcher.ValueMatcher{MatchPattern: &matcher.ValueMatcher_BoolMatch{BoolMatch: true}},
-		},
-		MatchIfKeyNotFound: envoy.No(),
-	}}}
-}
-
-func when(expression string) *accesslog.AccessLogFilter {
-	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ExtensionFilter{ExtensionFilter: &accesslog.ExtensionFilter{
-		Name:       "envoy.access_loggers.extension_filters.cel",
-		ConfigType: &accesslog.ExtensionFilter_TypedConfig{TypedConfig: envoy.Typed(&cel.ExpressionFilter{Expression: expression})}}}}
-}
-
-// deniedByPolicy passes requests that a policy denied. What an application answers seldom is a denial of its own, as a status of HTTP or of gRPC, in
-// which a denied call of gRPC has it.
-func deniedByPolicy() *accesslog.AccessLogFilter {
-	return both(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_GrpcStatusFilter{GrpcStatusFilter: &accesslog.GrpcStatusFilter{
-		Statuses: []accesslog.GrpcStatusFilter_Status{accesslog.GrpcStatusFilter_PERMISSION_DENIED}}}}, when(deniedRequest))
-}
-
-// impostor passes what failed because of the server's certificate.
-func impostor() *accesslog.AccessLogFilter { return both(flagged("UF"), when(failedUpstream)) }
-
-func flagged(flag string) *accesslog.AccessLogFilter {
-	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ResponseFlagFilter{
-		ResponseFlagFilter: &accesslog.ResponseFlagFilter{Flags: []string{flag}}}}
-}
-
-func either(filters ...*accesslog.AccessLogFilter) *accesslog.AccessLogFilter {
-	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_OrFilter{OrFilter: &accesslog.OrFilter{Filters: filters}}}
-}
-
-func both(filters ...*accesslog.AccessLogFilter) *accesslog.AccessLogFilter {
-	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_AndFilter{AndFilter: &accesslog.AndFilter{Filters: filters}}}
-}
-
-func logType(t data.AccessLogType) *accesslog.AccessLogFilter {
-	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
-		LogTypeFilter: &accesslog.LogTypeFilter{Types: []data.AccessLogType{t}}}}
-}
-
-func atEnd(f *accesslog.AccessLogFilter) *accesslog.AccessLogFilter {
-	return both(logType(data.AccessLogType_TcpConnectionEnd), f)
 }

@@ -1,0 +1,65 @@
+package telemetry
+
+import (
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	data "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	cel "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
+	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+)
+
+// Expressions are dear, so that what is cheap to ask comes before those that are asked of each request.
+const (
+	deniedRequest    = `response.code_details.startsWith('rbac_access_denied')`
+	deniedConnection = `connection.termination_details.startsWith('rbac_access_denied')`
+	// What tls_inspector says of a client that speaks plaintext is no failure, where a chain takes it.
+	refusedInbound = `response.code_details == 'filter_chain_not_found' || connection.transport_failure_reason != '' && xds.filter_chain_name.startsWith('tls-')`
+	failedUpstream = `upstream.transport_failure_reason.contains('TLS_error')`
+)
+
+// audited passes what an AUDIT policy selected.
+func audited() *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_MetadataFilter{MetadataFilter: &accesslog.MetadataFilter{
+		Matcher: &matcher.MetadataMatcher{
+			Filter: "envoy.common",
+			Path:   []*matcher.MetadataMatcher_PathSegment{{Segment: &matcher.MetadataMatcher_PathSegment_Key{Key: "access_log_hint"}}},
+			Value:  &matcher.ValueMatcher{MatchPattern: &matcher.ValueMatcher_BoolMatch{BoolMatch: true}},
+		},
+		MatchIfKeyNotFound: envoy.No(),
+	}}}
+}
+
+func when(expression string) *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_ExtensionFilter{ExtensionFilter: &accesslog.ExtensionFilter{
+		Name:       "envoy.access_loggers.extension_filters.cel",
+		ConfigType: &accesslog.ExtensionFilter_TypedConfig{TypedConfig: envoy.Typed(&cel.ExpressionFilter{Expression: expression})}}}}
+}
+
+// deniedByPolicy passes requests that a policy denied. What an application answers seldom is a denial of its own, as a status of HTTP or of gRPC, in
+// which a denied call of gRPC has it.
+func deniedByPolicy() *accesslog.AccessLogFilter {
+	return both(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_GrpcStatusFilter{GrpcStatusFilter: &accesslog.GrpcStatusFilter{
+		Statuses: []accesslog.GrpcStatusFilter_Status{accesslog.GrpcStatusFilter_PERMISSION_DENIED}}}}, when(deniedRequest))
+}
+
+// impostor passes what failed because of the server's certificate.
+func impostor() *accesslog.AccessLogFilter { return both(envoy.Flagged("UF"), when(failedUpstream)) }
+
+func either(filters ...*accesslog.AccessLogFilter) *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_OrFilter{OrFilter: &accesslog.OrFilter{Filters: filters}}}
+}
+
+func both(filters ...*accesslog.AccessLogFilter) *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_AndFilter{AndFilter: &accesslog.AndFilter{Filters: filters}}}
+}
+
+func logType(t data.AccessLogType) *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
+		LogTypeFilter: &accesslog.LogTypeFilter{Types: []data.AccessLogType{t}}}}
+}
+
+// atEnd passes what f passes of a TCP connection, once: when it has ended.
+func atEnd(f *accesslog.AccessLogFilter) *accesslog.AccessLogFilter {
+	return both(logType(data.AccessLogType_TcpConnectionEnd), f)
+}

@@ -1,0 +1,67 @@
+// Package telemetry makes the loggers of a proxy: what it tells the agent for the audit trail, and what it counts. Which listener has which
+// of them is package translate's to say.
+package telemetry
+
+import (
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	data "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	stats "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stats/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+// Where a function asks for a service and for its server, these are names or format strings of Envoy: the service's host, and where the
+// server's workload is found (ServerOf, ChosenServer). Either is empty where nobody knows it.
+
+// InboundRequests audit requests to a server that a policy denied or selected, and count all of them. Mutual says whether they come over
+// mutual TLS.
+func InboundRequests(mutual bool) []*accesslog.AccessLog {
+	return []*accesslog.AccessLog{audit(either(audited(), deniedByPolicy()), inboundRequest()), requestMetrics(serverTags(httpService, mutual))}
+}
+
+// InboundConnections do the same with connections that are not HTTP.
+func InboundConnections(mutual bool) []*accesslog.AccessLog {
+	return append([]*accesslog.AccessLog{audit(atEnd(either(audited(), when(deniedConnection))), inboundConnection(mutual))},
+		connectionMetrics(serverTags(tcpService, mutual))...)
+}
+
+// InboundRefused audits connections to a server that no filter saw.
+func InboundRefused() *accesslog.AccessLog { return audit(when(refusedInbound), refusedConnection()) }
+
+// OutboundRequests counts what clients ask of a service.
+func OutboundRequests(service, server string) *accesslog.AccessLog {
+	return requestMetrics(clientTags(service, server))
+}
+
+// OutboundAttempts audits, of the attempts to have a request answered, those at a server that is not one of the service's identities, also when
+// another one answers in the end.
+func OutboundAttempts(service string) *accesslog.AccessLog {
+	return audit(impostor(), outboundEntry("http", service, request()...))
+}
+
+// OutboundConnections audit a server that is not one of the service's identities, and count all connections to the service.
+func OutboundConnections(service, server string) []*accesslog.AccessLog {
+	return append([]*accesslog.AccessLog{audit(atEnd(impostor()), outboundEntry("tcp", service))}, connectionMetrics(clientTags(service, server))...)
+}
+
+// PassedThrough count connections that are no service's, under a name for all of them.
+func PassedThrough(name string) []*accesslog.AccessLog {
+	return connectionMetrics(clientTags(name, ""))
+}
+
+// OutOfReachRequests audits requests to what is out of a client's reach; which says what those are, where others are logged at the same place.
+func OutOfReachRequests(which *accesslog.AccessLogFilter) *accesslog.AccessLog {
+	return audit(which, outOfReach("http", append(request(), attribute{"protocol", "%PROTOCOL%"})...))
+}
+
+// OutOfReachConnections audits connections to it that are not HTTP.
+func OutOfReachConnections() *accesslog.AccessLog {
+	return audit(logType(data.AccessLogType_TcpConnectionEnd), outOfReach("tcp"))
+}
+
+// Probes tells the agent whose proxy this is, with each probe of kubelet's, and so before the application has asked for anything.
+func Probes() *accesslog.AccessLog {
+	own := []tag{{mesh.FoldedProxyName, env(EnvCanonical)}, {mesh.FoldedProxyRevision, env(EnvRevision)}, {mesh.FoldedProxyCluster, env(EnvCluster)}}
+	return statsLogger(nil, &stats.Config{Counters: []*stats.Config_Counter{{Stat: stat(mesh.FoldedProxy, own), ValueFixed: wrapperspb.UInt64(1)}}})
+}
