@@ -23,7 +23,7 @@ var mutations = []mutation{
 	{4, "STRICT takes plaintext, too", "TestStrangersAreRefusedUnderStrict", []edit{
 		{"pilot/internal/compile/workload.go", "p.Mode = modes.Mode(number)", "p.Mode = authz.Permissive"}}},
 	{5, "any mesh identity may serve any name", "TestImpostorBehindServiceAddressIsRefused", []edit{
-		{"pilot/internal/translate/tls.go", "	if len(sans) == 0 {\n		sans = append(sans, envoy.Exact(nobody))", "	if sans = []*matcher.StringMatcher{envoy.Prefix(\"spiffe://\")}; len(sans) == 0 {\n		sans = append(sans, envoy.Exact(nobody))"}}},
+		{"pilot/internal/handshake/tls.go", "	if len(sans) == 0 {\n		sans = append(sans, envoy.Exact(nobody))", "	if sans = []*matcher.StringMatcher{envoy.Prefix(\"spiffe://\")}; len(sans) == 0 {\n		sans = append(sans, envoy.Exact(nobody))"}}},
 	{6, "certificates are not renewed", "TestCertificatesRotateWithoutAFailedRequest", []edit{
 		{"pkg/svid/rotator.go", "func (r *Rotator) next() time.Time {\n", "func (r *Rotator) next() time.Time {\n	if r.current != nil {\n		return r.now().Add(recheck)\n	}\n"}}},
 	{7, "changed policies are not pushed", "TestChangedPolicyIsEnforced", []edit{
@@ -148,7 +148,7 @@ var mutations = []mutation{
 	{20, "an authority may have user information", "pilot/internal/translate.TestAuthorityIsAHostAndMaybeAPort", []edit{
 		{"pilot/internal/translate/route.go", "append([]*route.Route{badAuthority()}, host.Routes...)", "append([]*route.Route{}, host.Routes...)"}}},
 	{20, "every URI of the trust domain is an identity", "pilot/internal/translate.TestHandshakeTakesNothingButIdentities", []edit{
-		{"pilot/internal/translate/tls.go", "envoy.Pattern(spiffe.Pattern(trustDomains...))", "envoy.Pattern(\"spiffe://\" + spiffe.ID{TrustDomain: trustDomains[0]}.TrustDomain + \"/.*\")"}}},
+		{"pilot/internal/handshake/peers.go", "envoy.Pattern(spiffe.Pattern(trustDomains...))", "envoy.Pattern(\"spiffe://\" + spiffe.ID{TrustDomain: trustDomains[0]}.TrustDomain + \"/.*\")"}}},
 	{20, "a client says to which cluster its request goes", "pilot/internal/translate.TestClientsDoNotChooseTheCluster", []edit{
 		{"pilot/internal/translate/shared.go", "core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD", "core.HeaderValueOption_ADD_IF_ABSENT"}}},
 	{20, "policies that can never match are taken", "pkg/authz.TestValueThatCanNeverMatchIsRefused", []edit{

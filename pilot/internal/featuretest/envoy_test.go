@@ -24,8 +24,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/handshake"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/nodexds"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -244,12 +244,12 @@ func startEnvoy(t *testing.T, p *pilot, pod string) uint32 {
 	write("cert-chain.pem", leaf.Cert)
 	write("key.pem", leaf.Key)
 	write("root-cert.pem", ca.Root)
-	for name, description := range translate.SecretFiles() {
+	for name, description := range handshake.SecretFiles() {
 		text, err := protojson.Marshal(description)
 		if err != nil {
 			t.Fatal(err)
 		}
-		write(name, bytes.ReplaceAll(text, []byte(translate.FilesPath), []byte(files)))
+		write(name, bytes.ReplaceAll(text, []byte(handshake.FilesPath), []byte(files)))
 	}
 	node := p.node(t, known.Node)
 	t.Cleanup(p.stop)
@@ -293,12 +293,12 @@ func (r *relocating) relocate(body *anypb.Any) error {
 	if err != nil {
 		return err
 	}
-	if bytes.Contains(body.GetValue(), []byte(translate.FilesPath)) {
+	if bytes.Contains(body.GetValue(), []byte(handshake.FilesPath)) {
 		text, err := protojson.Marshal(msg)
 		if err != nil {
 			return err
 		}
-		if err := protojson.Unmarshal(bytes.ReplaceAll(text, []byte(translate.FilesPath), []byte(r.files)), msg); err != nil {
+		if err := protojson.Unmarshal(bytes.ReplaceAll(text, []byte(handshake.FilesPath), []byte(r.files)), msg); err != nil {
 			return err
 		}
 	}

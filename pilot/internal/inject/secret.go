@@ -8,7 +8,7 @@ import (
 	core "k8s.io/api/core/v1"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/handshake"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -18,7 +18,7 @@ const secretVolume = "bulwark-secret"
 // mountSecret puts the account's Secret into the proxy, and beside it what tells Envoy of it, which comes by way of
 // annotations. The pod waits until Citadel has made the Secret.
 func mountSecret(pod *core.Pod, proxy *core.Container) error {
-	files := translate.SecretFiles()
+	files := handshake.SecretFiles()
 	downward := &core.DownwardAPIProjection{}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		text, err := reproducible(files[name])
@@ -39,6 +39,6 @@ func mountSecret(pod *core.Pod, proxy *core.Container) error {
 		DefaultMode: ptr(int32(0o444)), // the proxy, which is not root, is the only container that has it
 		Sources:     []core.VolumeProjection{{Secret: secret}, {DownwardAPI: downward}},
 	}}})
-	proxy.VolumeMounts = append(proxy.VolumeMounts, core.VolumeMount{Name: secretVolume, MountPath: translate.FilesPath, ReadOnly: true})
+	proxy.VolumeMounts = append(proxy.VolumeMounts, core.VolumeMount{Name: secretVolume, MountPath: handshake.FilesPath, ReadOnly: true})
 	return nil
 }

@@ -7,8 +7,8 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/catalog"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/handshake"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
@@ -41,7 +41,7 @@ func TestClustersFollowHowTheProxysCertificateComes(t *testing.T) {
 		}
 		return nil
 	}
-	files := []byte(translate.FilesPath)
+	files := []byte(handshake.FilesPath)
 	if b := cached(delivery.ByAgent); b == nil || bytes.Contains(b, files) {
 		t.Fatalf("with the agent: %q", b)
 	}

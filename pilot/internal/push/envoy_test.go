@@ -105,13 +105,13 @@ func toApplication(c *cluster.Cluster, port uint32) {
 				Address: "127.0.0.1", PortSpecifier: &core.SocketAddress_PortValue{PortValue: port}}}}}}}}}}}
 }
 
-var handshake = regexp.MustCompile(`(?m)^listener\.127\.0\.0\.3_.*\.ssl\.handshake: (\d+)$`)
+var handshakeCount = regexp.MustCompile(`(?m)^listener\.127\.0\.0\.3_.*\.ssl\.handshake: (\d+)$`)
 
 // handshakes tells how many TLS connections the Envoy has taken.
 func (s *sidecar) handshakes(t *testing.T) string {
 	t.Helper()
 	text := envoytest.Admin(t, s.admin, "/stats")
-	found := handshake.FindStringSubmatch(string(text))
+	found := handshakeCount.FindStringSubmatch(string(text))
 	if found == nil {
 		t.Fatalf("no statistics of handshakes in\n%s", text)
 	}

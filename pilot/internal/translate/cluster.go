@@ -11,6 +11,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/handshake"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
@@ -47,7 +48,7 @@ func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster 
 		c.LbPolicy, c.ClusterDiscoveryType, c.EdsClusterConfig = d.LbPolicy, d.ClusterDiscoveryType, nil
 	}
 	if p.Mutual {
-		c.TransportSocket = upstreamTLS(p, way)
+		c.TransportSocket = handshake.Upstream(p, way)
 		c.TransportSocketMatches = []*cluster.Cluster_TransportSocketMatch{{
 			Name: "plaintext", Match: structOf(tlsModeKey, tlsModeDisabled), TransportSocket: envoy.RawBuffer()}}
 	}

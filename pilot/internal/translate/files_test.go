@@ -4,8 +4,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,7 +18,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/handshake"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
@@ -37,12 +38,12 @@ type volume struct {
 func (v *volume) write(leaf envoytest.Leaf, root []byte) {
 	v.t.Helper()
 	files := map[string][]byte{"cert-chain.pem": leaf.Cert, "key.pem": leaf.Key, "root-cert.pem": root}
-	for name, response := range translate.SecretFiles() {
+	for name, response := range handshake.SecretFiles() {
 		text, err := protojson.Marshal(response)
 		if err != nil {
 			v.t.Fatal(err)
 		}
-		files[name] = []byte(strings.ReplaceAll(string(text), translate.FilesPath, v.dir))
+		files[name] = []byte(strings.ReplaceAll(string(text), handshake.FilesPath, v.dir))
 	}
 	v.generation++
 	generation := fmt.Sprintf("..generation_%d", v.generation)
@@ -72,7 +73,7 @@ func relocated[M proto.Message](t *testing.T, m M, dir string) M {
 		t.Fatal(err)
 	}
 	out := m.ProtoReflect().New().Interface().(M)
-	if err := protojson.Unmarshal([]byte(strings.ReplaceAll(string(text), translate.FilesPath, dir)), out); err != nil {
+	if err := protojson.Unmarshal([]byte(strings.ReplaceAll(string(text), handshake.FilesPath, dir)), out); err != nil {
 		t.Fatal(err)
 	}
 	return out

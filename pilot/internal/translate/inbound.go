@@ -13,6 +13,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/handshake"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -74,10 +75,10 @@ func inboundChains(set compile.Settings, w *compile.Workload) []*listener.Filter
 
 // greeted are the peers of the ports whose server speaks first, nil if all of the mesh are.
 func greeted(set compile.Settings, w *compile.Workload) []*matcher.StringMatcher {
-	if !slices.ContainsFunc(w.Ports, func(p compile.InboundPort) bool { return p.ServerFirst }) || !restricted(w.Policies) {
+	if !slices.ContainsFunc(w.Ports, func(p compile.InboundPort) bool { return p.ServerFirst }) {
 		return nil
 	}
-	return admitted(w.Policies, set.TrustDomains())
+	return handshake.Admitted(w.Policies, set.TrustDomains())
 }
 
 // chains builds the filter chains of a workload.
@@ -92,14 +93,14 @@ func chain(name string, filters []*listener.Filter) *listener.FilterChain {
 
 // tls is a chain for every identity of the mesh.
 func (c chains) tls(name string, filters []*listener.Filter) *listener.FilterChain {
-	return c.secured(name, members(c.set.TrustDomains()), filters)
+	return c.secured(name, handshake.Members(c.set.TrustDomains()), filters)
 }
 
 // secured is a chain whose client has to be one of peers. A client that is no proxy is offered the protocols of HTTP; a proxy
 // asks for a protocol of its own, and none is chosen.
 func (c chains) secured(name string, peers []*matcher.StringMatcher, filters []*listener.Filter) *listener.FilterChain {
 	out := chain(name, append([]*listener.Filter{peerSerial()}, filters...))
-	out.TransportSocket = downstreamTLS(c.w.Class.Delivery, peers, "h2", "http/1.1")
+	out.TransportSocket = handshake.Downstream(c.w.Class.Delivery, peers, "h2", "http/1.1")
 	return out
 }
 

@@ -1,4 +1,6 @@
-package translate
+// Package handshake says how two proxies prove to each other who they are: where certificates come from, and whose each side takes. To which
+// connections that belongs is package translate's to say.
+package handshake
 
 import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -11,16 +13,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
-	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
-
-// members are the identities of the mesh, and nothing that merely begins like one.
-func members(trustDomains []string) []*matcher.StringMatcher {
-	return []*matcher.StringMatcher{envoy.Pattern(spiffe.Pattern(trustDomains...))}
-}
-
-// nobody is a name no certificate of a mesh has, for services whose servers are not known: any server is refused.
-const nobody = "spiffe://nobody.invalid/ns/none/sa/none"
 
 // onlyTLS13 sets both ends: an UpstreamTlsContext speaks at most 1.2 unless told otherwise.
 func onlyTLS13() *tls.TlsParameters {
@@ -57,9 +50,9 @@ func commonTLS(way delivery.Way, sans []*matcher.StringMatcher, alpn ...string) 
 	}
 }
 
-// downstreamTLS demands a certificate of one of the peers. Sessions are not resumed: a resumed one would outlive the bundle
+// Downstream demands a certificate of one of the peers. Sessions are not resumed: a resumed one would outlive the bundle
 // it was checked with.
-func downstreamTLS(way delivery.Way, peers []*matcher.StringMatcher, alpn ...string) *core.TransportSocket {
+func Downstream(way delivery.Way, peers []*matcher.StringMatcher, alpn ...string) *core.TransportSocket {
 	return envoy.TransportSocket("envoy.transport_sockets.tls", &tls.DownstreamTlsContext{
 		RequireClientCertificate:         envoy.Yes(),
 		CommonTlsContext:                 commonTLS(way, peers, alpn...),
@@ -68,8 +61,8 @@ func downstreamTLS(way delivery.Way, peers []*matcher.StringMatcher, alpn ...str
 	})
 }
 
-// upstreamTLS is a mesh client's connection to one service port, whose server must be one of the service's identities.
-func upstreamTLS(p *compile.ServicePort, way delivery.Way) *core.TransportSocket {
+// Upstream is a mesh client's connection to one service port, whose server must be one of the service's identities.
+func Upstream(p *compile.ServicePort, way delivery.Way) *core.TransportSocket {
 	var sans []*matcher.StringMatcher
 	for _, id := range p.Identities {
 		sans = append(sans, envoy.Exact(id))
