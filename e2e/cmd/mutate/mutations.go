@@ -101,7 +101,7 @@ var mutations = []mutation{
 		{"pilot/internal/translate/inbound.go", "import (\n", "import (\n	\"fmt\"\n"}}},
 	{18, "a filter chain knows whether there are policies", "pilot/internal/translate.TestInboundChainsAreTheSameWhateverServicesPoliciesAndModesSay", []edit{
 		{"pilot/internal/translate/inbound.go", `c.tls(tlsTCP, c.tcp(true, afterHandshake))`, `c.tls(tlsTCP, c.tcp(enforced(w.Policies), afterHandshake))`}}},
-	{18, "plaintext that was open when the mode changed goes on asking", "TestOpenPlaintextIsRefusedOnceItIsForbidden", []edit{
+	{18, "plaintext that was open when the mode changed goes on asking", "pilot/internal/translate.TestPlaintextIsDeniedBeforeTheListenerRefusesIt", []edit{
 		{"pilot/internal/translate/authorization.go", "filter.Rules = rbac.With(filter.GetRules(), rbac.PlaintextRule, rbac.StrictPorts(w))", "_ = rbac.PlaintextRule"}}},
 	{19, "what an unproven certificate says is taken for proven", "agent/internal/als.TestOnlyAHandshakeProvesAnIdentity", []edit{
 		{"agent/internal/als/convert.go", "	if err != nil || !r.handshaken() {\n", "	if err != nil {\n"}}},

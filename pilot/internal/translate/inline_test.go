@@ -19,13 +19,19 @@ import (
 // its place and without logs. The application is behind the cluster that applicationBehind names.
 func inboundOn(t *testing.T, w *compile.Workload, port uint32, revoked ...revocation.Revocation) *listener.Listener {
 	t.Helper()
-	l := translate.InboundListener(aliased, w)
+	return inboundBetween(t, w, w, port, revoked...)
+}
+
+// inboundBetween is inboundOn for the moment in which a proxy has taken a workload's new authorization, and its listener not yet.
+func inboundBetween(t *testing.T, listens, decides *compile.Workload, port uint32, revoked ...revocation.Revocation) *listener.Listener {
+	t.Helper()
+	l := translate.InboundListener(aliased, listens)
 	l.Name = fmt.Sprintf("inbound-%d", port)
 	l.Address.GetSocketAddress().Address = "127.0.0.1"
 	l.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: port}
 	l.ListenerFilters, l.AccessLog = l.ListenerFilters[1:], nil // without original_dst
 	for _, c := range l.GetFilterChains() {
-		inlineAuthorization(t, c, w, revoked...)
+		inlineAuthorization(t, c, decides, revoked...)
 		repack(t, last(c).GetTypedConfig(), func(m any) {
 			switch f := m.(type) {
 			case *tcpproxy.TcpProxy:

@@ -88,3 +88,37 @@ func TestPortTakesWhatItsModeSays(t *testing.T) {
 		}
 	}
 }
+
+// TestPlaintextIsDeniedBeforeTheListenerRefusesIt has a port that has become STRICT, of whose resources the proxy has those that decide about
+// requests and not yet the listener that takes no plaintext: requests on a connection that was open are denied from then on.
+func TestPlaintextIsDeniedBeforeTheListenerRefusesIt(t *testing.T) {
+	ports := envoytest.FreePorts(t, 3)
+	app := webApplication(t)
+	b := translate.Bootstrap()
+	b.DynamicResources, b.StatsSinks = nil, nil
+	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[2]}
+	of := func(port uint32, mode authz.TLSMode) *compile.Workload {
+		return &compile.Workload{Class: compile.Class{Namespace: "finance"}, Other: compile.InboundPort{Mode: authz.Strict, Protocol: protocol.Auto},
+			Ports: []compile.InboundPort{{Number: port, Protocol: protocol.HTTP, Mode: mode}}}
+	}
+	ca := envoytest.NewCA(t)
+	server := ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")
+	want := map[authz.TLSMode]int{authz.Permissive: 200, authz.Strict: 403}
+	modes := []authz.TLSMode{authz.Permissive, authz.Strict}
+	for i, now := range modes {
+		l := inboundBetween(t, of(ports[i], authz.Permissive), of(ports[i], now), ports[i])
+		for _, c := range l.GetFilterChains() {
+			if c.GetTransportSocket() != nil {
+				staticCertificates(t, c, ca, server)
+			}
+		}
+		b.StaticResources.Listeners = append(b.StaticResources.Listeners, l)
+		b.StaticResources.Clusters = append(b.StaticResources.Clusters, staticCluster(applicationBehind(ports[i]), app))
+	}
+	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
+	for i, now := range modes {
+		if got := sendRaw(t, ports[i], "GET / HTTP/1.1\r\nHost: x\r\n"); got != want[now] {
+			t.Errorf("plaintext to a port that is %s by now: %d, want %d", now, got, want[now])
+		}
+	}
+}
