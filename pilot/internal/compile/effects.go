@@ -120,10 +120,8 @@ func (e *Effects) headless(s *registry.Service, slice *registry.Slice, addresses
 }
 
 func (e *Effects) pod(snap *registry.Snapshot, p *registry.Pod) {
-	for s := range snap.ServicesIn(p.Namespace) {
-		if len(s.Selector) > 0 && authz.Selects(s.Selector, p.Labels) {
-			e.Services[s.ID], e.Endpoints[s.ID], e.Reach[s.ID] = true, true, true
-		}
+	for _, s := range snap.ServicesFor(p.Namespace, p.Labels) {
+		e.Services[s.ID], e.Endpoints[s.ID], e.Reach[s.ID] = true, true, true
 	}
 	if p.IP == "" {
 		return
@@ -194,10 +192,8 @@ func (e *Effects) revocation(snap *registry.Snapshot, r *registry.Revocation) {
 		if p.ServiceAccount != id.ServiceAccount {
 			continue
 		}
-		for s := range snap.ServicesIn(p.Namespace) {
-			if len(s.Selector) > 0 && authz.Selects(s.Selector, p.Labels) {
-				e.Services[s.ID] = true
-			}
+		for _, s := range snap.ServicesFor(p.Namespace, p.Labels) {
+			e.Services[s.ID] = true
 		}
 		if p.IP == "" {
 			continue

@@ -86,7 +86,7 @@ func admitted(snap *registry.Snapshot, set Settings, s *registry.Service) Audien
 func (a *Audience) admit(snap *registry.Snapshot, set Settings, p *registry.Pod) (open string) {
 	restricted := false
 	for _, ns := range scopes(set, p.Namespace) {
-		for policy := range snap.PoliciesIn(ns) {
+		for _, policy := range snap.PoliciesFor(ns, p.Labels) {
 			if policy.Action != authz.Allow || policy.DryRun || !policy.InScope(set.RootNamespace, p.Namespace, p.Labels) {
 				continue
 			}

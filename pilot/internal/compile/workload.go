@@ -109,12 +109,7 @@ func (p *InboundPort) agree(sp registry.ServicePort) {
 
 // servicesOf returns the services that select a class, oldest first.
 func servicesOf(snap *registry.Snapshot, c Class) []*registry.Service {
-	var out []*registry.Service
-	for s := range snap.ServicesIn(c.Namespace) {
-		if len(s.Selector) > 0 && authz.Selects(s.Selector, c.Labels) {
-			out = append(out, s)
-		}
-	}
+	out := snap.ServicesFor(c.Namespace, c.Labels)
 	slices.SortStableFunc(out, func(a, b *registry.Service) int {
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
 	})
@@ -137,7 +132,7 @@ func targetPort(c Class, sp registry.ServicePort) uint32 {
 func policies(snap *registry.Snapshot, set Settings, c Class) []authz.Policy {
 	var out []authz.Policy
 	for _, ns := range scopes(set, c.Namespace) {
-		for p := range snap.PoliciesIn(ns) {
+		for _, p := range snap.PoliciesFor(ns, c.Labels) {
 			if p.InScope(set.RootNamespace, c.Namespace, c.Labels) {
 				out = append(out, p.Policy)
 			}

@@ -17,7 +17,7 @@ var Policies = &KindOf[Policy]{
 	name:     "policy",
 	resource: Resource{GroupVersionResource: security.WithResource("authorizationpolicies"), Kind: "AuthorizationPolicy"},
 	source:   custom(makePolicy),
-	indexes:  []*memdb.IndexSchema{byNamespace},
+	indexes:  []*memdb.IndexSchema{bySelector},
 	judge: func(p *Policy) Verdict {
 		idle := p.Ignored || p.DryRun || p.Action != authz.Allow && len(p.Rules) == 0
 		return verdictOn(p.ID, p.Generation, idle, p.Problems)
@@ -84,7 +84,11 @@ func demands(r authz.Rule) int {
 // Policies returns every AuthorizationPolicy.
 func (s *Snapshot) Policies() iter.Seq[*Policy] { return Policies.all(s, byID.Name) }
 
-// PoliciesIn returns a namespace's AuthorizationPolicies.
-func (s *Snapshot) PoliciesIn(ns string) iter.Seq[*Policy] {
-	return Policies.all(s, byNamespace.Name, ns)
+// PoliciesFor returns the AuthorizationPolicies of a namespace whose selectors find pods with the labels, in the order of their names.
+func (s *Snapshot) PoliciesFor(ns string, labels map[string]string) []*Policy {
+	return selectingPods(s, Policies, ns, labels)
+}
+
+func (p *Policy) selects() (id, namespace string, selector map[string]string) {
+	return p.ID, p.Namespace, p.Selector
 }

@@ -3,7 +3,6 @@ package registry
 import (
 	"fmt"
 	"iter"
-	"maps"
 	"slices"
 
 	"github.com/hashicorp/go-memdb"
@@ -133,7 +132,7 @@ func (s *Snapshot) PodsSelected(ns string, selector map[string]string) iter.Seq[
 	if len(selector) == 0 {
 		return s.PodsIn(ns)
 	}
-	key := slices.Min(slices.Collect(maps.Keys(selector)))
+	key := firstLabel(selector)
 	return func(yield func(*Pod) bool) {
 		for p := range Pods.all(s, byLabel.Name, ns, key, selector[key]) {
 			if authz.Selects(selector, p.Labels) && !yield(p) {

@@ -42,6 +42,17 @@ func TestChangesAreWhatChanged(t *testing.T) {
 	}
 }
 
+// someLabels are a few labels of which some resemble each other, or none.
+func someLabels(random *rand.Rand) map[string]string {
+	out := map[string]string{}
+	for _, key := range []string{"app", "app.kubernetes.io/name", "tier", "a"} {
+		if random.IntN(2) == 0 {
+			out[key] = []string{"x", "y", "", "x\x00"}[random.IntN(4)]
+		}
+	}
+	return out
+}
+
 // Pods are found by a selector whichever of its labels they are looked for by, also after their labels have changed.
 func TestPodsSelectedAreThoseThatHaveTheLabels(t *testing.T) {
 	reg, err := New()
@@ -49,25 +60,16 @@ func TestPodsSelectedAreThoseThatHaveTheLabels(t *testing.T) {
 		t.Fatal(err)
 	}
 	random := rand.New(rand.NewPCG(1, 1))
-	some := func() map[string]string {
-		out := map[string]string{}
-		for _, key := range []string{"app", "app.kubernetes.io/name", "tier", "a"} {
-			if random.IntN(2) == 0 {
-				out[key] = []string{"x", "y", "", "x\x00"}[random.IntN(4)]
-			}
-		}
-		return out
-	}
 	for range 300 {
 		ns, name := []string{"a", "b"}[random.IntN(2)], fmt.Sprint(random.IntN(20))
-		event := Event{Pods, ns + "/" + name, &Pod{ID: ns + "/" + name, Namespace: ns, Name: name, Labels: some()}}
+		event := Event{Pods, ns + "/" + name, &Pod{ID: ns + "/" + name, Namespace: ns, Name: name, Labels: someLabels(random)}}
 		if random.IntN(5) == 0 {
 			event.Object = nil
 		}
 		if _, err := reg.Apply([]Event{event}); err != nil {
 			t.Fatal(err)
 		}
-		selector := some()
+		selector := someLabels(random)
 		var want []*Pod
 		for p := range reg.Snapshot().PodsIn("a") {
 			if authz.Selects(selector, p.Labels) {
@@ -76,6 +78,48 @@ func TestPodsSelectedAreThoseThatHaveTheLabels(t *testing.T) {
 		}
 		if got := slices.Collect(reg.Snapshot().PodsSelected("a", selector)); !slices.Equal(got, want) {
 			t.Fatalf("%v selects %v, want %v", selector, got, want)
+		}
+	}
+}
+
+// What selects a pod is found by the pod's labels as if all that is in the namespace were looked at, also after selectors have changed.
+func TestPoliciesAndServicesForAPodAreThoseThatSelectIt(t *testing.T) {
+	reg, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	random := rand.New(rand.NewPCG(2, 2))
+	for range 500 {
+		ns, name := []string{"a", "b"}[random.IntN(2)], fmt.Sprint(random.IntN(20))
+		id, selector := ns+"/"+name, someLabels(random)
+		events := []Event{
+			{Policies, id, &Policy{ID: id, Namespace: ns, Policy: authz.Policy{Meta: authz.Meta{Namespace: ns, Name: name}, Selector: selector}}},
+			{Services, id, &Service{ID: id, Namespace: ns, Name: name, Selector: selector}},
+		}
+		if random.IntN(5) == 0 {
+			events[0].Object, events[1].Object = nil, nil
+		}
+		if _, err := reg.Apply(events); err != nil {
+			t.Fatal(err)
+		}
+		labels, now := someLabels(random), reg.Snapshot()
+		var policies []*Policy
+		for p := range now.Policies() {
+			if p.Namespace == "a" && authz.Selects(p.Selector, labels) {
+				policies = append(policies, p)
+			}
+		}
+		var services []*Service
+		for s := range now.ServicesIn("a") {
+			if len(s.Selector) > 0 && authz.Selects(s.Selector, labels) {
+				services = append(services, s)
+			}
+		}
+		if got := now.PoliciesFor("a", labels); !slices.Equal(got, policies) {
+			t.Fatalf("policies for %v are %v, want %v", labels, got, policies)
+		}
+		if got := now.ServicesFor("a", labels); !slices.Equal(got, services) {
+			t.Fatalf("services for %v are %v, want %v", labels, got, services)
 		}
 	}
 }

@@ -19,7 +19,7 @@ var Services = &KindOf[Service]{
 	name:     "service",
 	resource: Resource{GroupVersionResource: core.SchemeGroupVersion.WithResource("services"), Kind: "Service"},
 	source:   typed(trimService, makeService),
-	indexes:  []*memdb.IndexSchema{byNamespace, byEach("ip", "ClusterIPs")},
+	indexes:  []*memdb.IndexSchema{byNamespace, bySelector, byEach("ip", "ClusterIPs")},
 }
 
 // Service is a Kubernetes Service.
@@ -108,6 +108,16 @@ func (s *Snapshot) Service(id string) *Service { return Services.one(s, id) }
 
 // Services returns every service.
 func (s *Snapshot) Services() iter.Seq[*Service] { return Services.all(s, byID.Name) }
+
+// ServicesFor returns the services of a namespace whose selectors find pods with the labels, in the order of their names. A service without
+// a selector finds none.
+func (s *Snapshot) ServicesFor(ns string, labels map[string]string) []*Service {
+	return slices.DeleteFunc(selectingPods(s, Services, ns, labels), func(s *Service) bool { return len(s.Selector) == 0 })
+}
+
+func (s *Service) selects() (id, namespace string, selector map[string]string) {
+	return s.ID, s.Namespace, s.Selector
+}
 
 // ServicesIn returns a namespace's services.
 func (s *Snapshot) ServicesIn(ns string) iter.Seq[*Service] {
