@@ -26,6 +26,20 @@ func newSteps(t *testing.T) *steps {
 	return &steps{t, w, NewStream(w, c), c}
 }
 
+// started is a proxy that has asked for everything, and has the endpoints of a cluster called other.
+func started(t *testing.T) *steps {
+	t.Helper()
+	s := newSteps(t)
+	s.put(EndpointType, "other", "1")
+	s.ask(ClusterType)
+	s.answer(s.says("Cluster"), "")
+	s.ask(EndpointType, "other")
+	s.answer(s.says("ClusterLoadAssignment other"), "")
+	s.ask(ListenerType)
+	s.answer(s.says("Listener"), "")
+	return s
+}
+
 func (s *steps) ask(url string, names ...string) {
 	s.Take(&discovery.DeltaDiscoveryRequest{TypeUrl: url, ResourceNamesSubscribe: names})
 }
@@ -112,13 +126,7 @@ func TestNameWithoutResourceIsAnsweredOnceUntilItIsAskedForAgain(t *testing.T) {
 // A Service that a proxy comes to know is sent in one go: the cluster, the endpoints that it will ask for, and the listener, each before
 // what needs it. Nothing is said again when it asks.
 func TestServiceThatComesIsSentWithoutWaitingForAnswers(t *testing.T) {
-	s := newSteps(t)
-	s.ask(ClusterType)
-	s.answer(s.says("Cluster"), "")
-	s.ask(EndpointType, "other")
-	s.answer(s.says("ClusterLoadAssignment -other"), "")
-	s.ask(ListenerType)
-	s.answer(s.says("Listener"), "")
+	s := started(t)
 	s.put(ListenerType, "c", "1")
 	s.put(EndpointType, "c", "1")
 	s.put(ClusterType, "c", "1")
@@ -136,14 +144,7 @@ func TestServiceThatComesIsSentWithoutWaitingForAnswers(t *testing.T) {
 
 // A cluster whose endpoints are not there, or are waiting for an answer about others, is waited for before a listener is sent.
 func TestListenerWaitsForClustersThatDoNotHaveTheirEndpoints(t *testing.T) {
-	s := newSteps(t)
-	s.put(EndpointType, "other", "1")
-	s.ask(ClusterType)
-	s.answer(s.says("Cluster"), "")
-	s.ask(EndpointType, "other")
-	s.answer(s.says("ClusterLoadAssignment other"), "")
-	s.ask(ListenerType)
-	s.answer(s.says("Listener"), "")
+	s := started(t)
 	s.put(ClusterType, "c", "1")
 	s.put(ListenerType, "c", "1")
 	clusters := s.says("Cluster c")

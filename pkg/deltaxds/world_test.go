@@ -158,12 +158,7 @@ func (p *play) live() []string {
 
 // Whatever happens in whatever order, client and server come to agree, and nobody waits.
 func TestProxyAndServerAgreeInEveryWorld(t *testing.T) {
-	first, n := *seed, 1
-	if first == 0 {
-		first, n = rand.Uint64(), *worlds
-	}
-	for i := range n {
-		s := first + uint64(i)
+	for i, s := range deltaxdstest.Seeds(*seed, *worlds) {
 		p := newPlay(s)
 		if wrong := p.live(); len(wrong) > 0 {
 			t.Fatalf("world %d of seed %d (see it with -seed %[2]d):\n%s\n%s", i, s, strings.Join(p.said, "\n"), strings.Join(wrong, "\n"))
@@ -174,12 +169,7 @@ func TestProxyAndServerAgreeInEveryWorld(t *testing.T) {
 // Where Services come and go whole and nothing is refused, no request ever finds a listener whose cluster is not there: neither a new
 // listener is ahead of its cluster, nor does a cluster go before the listener that refers to it.
 func TestNoListenerIsAheadOfItsClusters(t *testing.T) {
-	first, n := *seed, 1
-	if first == 0 {
-		first, n = rand.Uint64(), *worlds
-	}
-	for i := range n {
-		s := first + uint64(i)
+	for i, s := range deltaxdstest.Seeds(*seed, *worlds) {
 		p := newPlay(s)
 		step := func() bool {
 			moved := p.move()

@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -226,12 +225,7 @@ func (c *chain) compare() (wrong []string) {
 
 // Whatever happens in whatever order, each proxy comes to have what its layers have, Pilot knows it, and never believes it too early.
 func TestProxiesNodeAndPilotAgreeInEveryWorld(t *testing.T) {
-	first, n := *seed, 1
-	if first == 0 {
-		first, n = rand.Uint64(), *worlds
-	}
-	for i := range n {
-		s := first + uint64(i)
+	for i, s := range deltaxdstest.Seeds(*seed, *worlds) {
 		c := newChain(s)
 		if wrong := c.live(); len(wrong) > 0 {
 			t.Fatalf("world %d of seed %d (see it with -seed %[2]d):\n%s\n%s", i, s, strings.Join(c.said, "\n"), strings.Join(wrong, "\n"))

@@ -3,6 +3,7 @@ package deltaxdstest
 import (
 	"encoding/json"
 	"fmt"
+	"iter"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -318,3 +319,19 @@ func (w *World) All(url string) map[string]*deltaxds.Resource { return w.resourc
 
 // Bad says whether a proxy would refuse a resource.
 func (w *World) Bad(url, name string) bool { return w.facts[url][name].Bad }
+
+// Seeds are the worlds to try, numbered: the one of the seed that a failure has named, or, if that is zero, many from a random one on.
+func Seeds(named uint64, many int) iter.Seq2[int, uint64] {
+	return func(yield func(int, uint64) bool) {
+		if named != 0 {
+			yield(0, named)
+			return
+		}
+		first := rand.Uint64()
+		for i := range many {
+			if !yield(i, first+uint64(i)) {
+				return
+			}
+		}
+	}
+}
