@@ -23,8 +23,10 @@ func dataplaneCommand(c *common) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.Pilot, "pilot", o.Pilot, "Pilot's binary")
 	f.StringVar(&o.Agent, "agent", o.Agent, "the node agent's binary, for redirection")
-	f.IntVar(&o.Rounds, "rounds", o.Rounds, "rounds")
+	f.IntVar(&o.Rounds, "rounds", o.Rounds, "rounds, in each of which all configurations take their turn")
 	f.DurationVar(&o.Duration, "duration", o.Duration, "of one configuration in one round")
-	f.IntVar(&o.Connections, "connections", o.Connections, "connections of the load")
+	f.StringSliceVar(&o.Traffic, "traffic", o.Traffic, "kinds of traffic: http1, http2, grpc, stream, tcp, connect; http1/64 is over 64 connections,\nhttp1/16@half at half the rate that Bulwark's configuration can do")
+	f.StringSliceVar(&o.Vary, "vary", o.Vary, "what to take from Bulwark's configuration, one thing, or several with plus signs between, at a time:\n"+dataplane.Variations())
+	f.IntSliceVar(&o.Rules, "rules", o.Rules, "numbers of rules of policies to measure besides a policy with one")
 	return cmd
 }

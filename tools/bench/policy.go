@@ -41,7 +41,7 @@ func policyCommand(c *common) *cobra.Command {
 		Long: "Two pods in the mesh; a client in one's network namespace asks every millisecond while the policy is changed.",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			ctx := cmd.Context()
-			s, err := stage.New(ctx, c.kubeconfig, other)
+			s, err := stage.New(ctx, c.kubeconfig, stage.Reads(stage.Client, other))
 			if err != nil {
 				return err
 			}
@@ -85,7 +85,7 @@ func measurePolicy(ctx context.Context, s *stage.Stage, changes int, interval ti
 			{nobody, allowed, 0, nil}, {stage.Client, allowed, 200, &r.Admitted}, {nobody, allowed, 403, &r.Excluded}, {stage.Client, other, 0, nil},
 		} {
 			began := time.Now()
-			if err := s.Allow(ctx, step.account, step.path); err != nil {
+			if err := s.Allow(ctx, stage.Reads(step.account, step.path)); err != nil {
 				return nil, err
 			}
 			r.Requests = append(r.Requests, time.Since(began))

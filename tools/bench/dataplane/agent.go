@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"sync/atomic"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	metrics "github.com/envoyproxy/go-control-plane/envoy/service/metrics/v3"
@@ -33,8 +32,7 @@ type agent struct {
 	logs.UnimplementedLogsServiceServer
 	metrics.UnimplementedMetricsServiceServer
 	resources
-	Metrics atomic.Int64 // messages of metrics taken
-	server  *grpc.Server
+	server *grpc.Server
 }
 
 func startAgent(socket string, r resources, authority *ca.CA, svid *x509svid.SVID) (*agent, error) {
@@ -109,7 +107,6 @@ func (a *agent) StreamMetrics(rpc metrics.MetricsService_StreamMetricsServer) er
 		if _, err := rpc.Recv(); err != nil {
 			return ended(rpc.Context(), err)
 		}
-		a.Metrics.Add(1)
 	}
 }
 

@@ -24,26 +24,26 @@ const captureWithin = time.Minute
 // resources are what Pilot gives one proxy, by type and name.
 type resources map[string]map[string]*deltaxds.Resource
 
-// capture asks Pilot for the configuration of the two pods, as it is on the wire.
-func capture(ctx context.Context, o Options, authority *ca.CA, pods map[string]*core.Pod) (client, server resources, err error) {
+// capture asks Pilot for the configuration of the two pods, as it is on the wire, and returns it by pod.
+func capture(ctx context.Context, o Options, authority *ca.CA, pods map[string]*core.Pod) (_ map[string]resources, err error) {
 	ctx, cancel := context.WithTimeout(ctx, captureWithin)
 	defer cancel()
 	citadel, err := authority.Serve()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer citadel.Stop()
 	dir, err := os.MkdirTemp("", "bench-pilot")
 	if err != nil {
-		return nil, nil, fmt.Errorf("directory for Pilot: %w", err)
+		return nil, fmt.Errorf("directory for Pilot: %w", err)
 	}
 	defer os.RemoveAll(dir)
 	p, err := pilot.New(pilot.Options{Binary: o.Pilot, Kubeconfig: o.Kubeconfig, Citadel: citadel.Address, Token: citadel.Token, Dir: dir})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := p.Start(ctx); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, p.Stop()) }()
 	var members []fleet.Member
@@ -53,11 +53,11 @@ func capture(ctx context.Context, o Options, authority *ca.CA, pods map[string]*
 	}
 	settings, err := agents.For(authority, p.Address, dir, members)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	relays, err := agents.New(settings)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, relays.Close()) }()
 	relays.Follow()
@@ -78,10 +78,10 @@ func capture(ctx context.Context, o Options, authority *ca.CA, pods map[string]*
 	}
 	defer f.Disconnect()
 	if _, err := f.Connect(ctx); err != nil {
-		return nil, nil, fmt.Errorf("asking Pilot: %w", err)
+		return nil, fmt.Errorf("asking Pilot: %w", err)
 	}
 	if err := f.Quiet(ctx, time.Second); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return all[stage.Client], all[stage.Server], nil
+	return all, nil
 }

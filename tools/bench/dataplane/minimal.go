@@ -13,6 +13,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/tools/bench/stage"
+	"github.com/bulwark-mesh/bulwark/tools/bench/traffic"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/ca"
 )
 
@@ -21,46 +22,49 @@ import (
 var (
 	minimalClient = config(`
   listeners:
-  - address: {socket_address: {address: 127.0.0.1, port_value: {{.ClientPort}}}}
-    filter_chains:
-    - filters:
-      - name: http
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: outbound
-          route_config: {virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: server}}]}]}
-          http_filters: [{name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
-  clusters:
-  - name: server
-    load_assignment: {cluster_name: server, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: {{.ServerIP}}, port_value: 15006}}}}]}]}
+{{range .Ports}}  - address: {socket_address: {address: 127.0.0.1, port_value: {{.Client}}}}
+    filter_chains: [{filters: [{{template "filter" .}}]}]
+{{end}}  clusters:
+{{range .Ports}}  - name: "{{.Application}}"
+    load_assignment: {cluster_name: "{{.Application}}", endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: {{$.ServerIP}}, port_value: {{$.ServerPort}}}}}}]}]}
+    {{template "options" .}}
     transport_socket:
       name: tls
       typed_config:
         "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-        common_tls_context: {{template "tls" .}}
-`)
+        sni: "{{.Application}}"
+        common_tls_context: {{template "tls" $}}
+{{end}}`)
 	minimalServer = config(`
   listeners:
-  - address: {socket_address: {address: 0.0.0.0, port_value: 15006}}
+  - address: {socket_address: {address: 0.0.0.0, port_value: {{.ServerPort}}}}
+    listener_filters: [{name: tls_inspector, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}]
     filter_chains:
-    - transport_socket:
+{{range .Ports}}    - filter_chain_match: {server_names: ["{{.Application}}"]}
+      transport_socket:
         name: tls
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
           require_client_certificate: true
-          common_tls_context: {{template "tls" .}}
-      filters:
-      - name: http
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: inbound
-          route_config: {virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: app}}]}]}
-          http_filters: [{name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
-  clusters:
-  - name: app
-    load_assignment: {cluster_name: app, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: {{.AppPort}}}}}}]}]}
-`)
+          common_tls_context: {{template "tls" $}}
+      filters: [{{template "filter" .}}]
+{{end}}  clusters:
+{{range .Ports}}  - name: "{{.Application}}"
+    load_assignment: {cluster_name: "{{.Application}}", endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: {{.Application}}}}}}]}]}
+    {{template "options" .}}
+{{end}}`)
 )
+
+// parts of both. A request goes on in the protocol that it came in.
+const parts = `{{define "filter"}}{{if .HTTP}}{name: http, typed_config: {
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager,
+          stat_prefix: http,
+          route_config: {virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: "{{.Application}}", timeout: 0s}}]}]},
+          http_filters: [{name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]}}{{else}}{name: tcp, typed_config: {
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: tcp, cluster: "{{.Application}}"}}{{end}}{{end}}
+{{define "options"}}typed_extension_protocol_options: { {{- if .HTTP}}envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {
+      "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions,
+      use_downstream_protocol_config: {http_protocol_options: {}, http2_protocol_options: {}}}{{end -}} }{{end}}`
 
 const tlsContext = `{{define "tls"}}{
           tls_params: {tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3},
@@ -70,7 +74,21 @@ const tlsContext = `{{define "tls"}}{
             match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: {{.Peer}}}}]}}{{end}}`
 
 func config(static string) *template.Template {
-	return template.Must(template.Must(template.New("config").Parse(tlsContext)).Parse("static_resources:" + static))
+	return template.Must(template.Must(template.New("config").Parse(tlsContext + parts)).Parse("static_resources:" + static))
+}
+
+// minimalListener is what the two Envoys have for one port of the application. Clients say in the name of the server which they want, since
+// redirection leaves the server's Envoy one port.
+type minimalListener struct {
+	Application, Client int // ports
+	HTTP                bool
+}
+
+func minimalListeners() (out []minimalListener) {
+	for _, port := range []int{traffic.HTTPPort, traffic.GRPCPort, traffic.TCPPort} {
+		out = append(out, minimalListener{port, minimalPorts + port, port != traffic.TCPPort})
+	}
+	return out
 }
 
 // minimal writes the configuration and the certificates of one side, and returns the arguments of its Envoy.
@@ -81,7 +99,7 @@ func minimal(dir string, t *template.Template, authority *ca.CA, own *x509svid.S
 	}
 	var text bytes.Buffer
 	err = t.Execute(&text, map[string]any{"Dir": dir, "Peer": "spiffe://" + mesh.DefaultTrustDomain + "/ns/" + stage.Namespace + "/sa/" + peer,
-		"ServerIP": serverIP, "ClientPort": minimalPort, "AppPort": appPort})
+		"ServerIP": serverIP, "ServerPort": mesh.InboundPort, "Ports": minimalListeners()})
 	if err != nil {
 		return nil, fmt.Errorf("minimal configuration: %w", err)
 	}

@@ -12,81 +12,96 @@ import (
 
 // Result is what was measured.
 type Result struct {
-	Connections int           `json:"connections"`
-	Duration    time.Duration `json:"durationNs"`
-	Variants    []Variant     `json:"variants"`
+	Duration time.Duration `json:"durationNs"`
+	Patterns []Pattern     `json:"patterns"`
+}
+
+// Pattern is all variants under one pattern of traffic.
+type Pattern struct {
+	Traffic  string    `json:"traffic"`
+	Variants []Variant `json:"variants"`
 }
 
 // Variant is one configuration of the two Envoys.
 type Variant struct {
-	Name         string      `json:"name"`
-	Rounds       []Round     `json:"rounds"`
-	ClientMemory proc.Memory `json:"clientMemory"`
-	ServerMemory proc.Memory `json:"serverMemory"`
+	Name   string        `json:"name"`
+	Rounds []Round       `json:"rounds"`
+	Memory []proc.Memory `json:"memory"` // of the server's Envoy, of the client's
 }
 
-// Round is one variant under load once; CPU is that of a request.
+// Round is one variant under load once.
 type Round struct {
-	Load   traffic.Load  `json:"load"`
-	Client time.Duration `json:"clientCPUNs"`
-	Server time.Duration `json:"serverCPUNs"`
-	User   time.Duration `json:"userCPUNs"` // of both, outside the kernel
+	Load traffic.Load    `json:"load"`
+	CPU  []time.Duration `json:"cpuNs"`     // a unit of the traffic's, of the server's Envoy, of the client's
+	User time.Duration   `json:"userCPUNs"` // of both, outside the kernel
 }
 
-func (r Round) cpu() float64  { return float64(r.Client + r.Server) }
+func (r Round) cpu() (sum float64) {
+	for _, c := range r.CPU {
+		sum += float64(c)
+	}
+	return sum
+}
+
 func (r Round) user() float64 { return float64(r.User) }
-func (r Round) rate() float64 { return float64(r.Load.Requests) / r.Load.Elapsed.Seconds() }
+func (r Round) rate() float64 { return float64(r.Load.Units) / r.Load.Elapsed.Seconds() }
+func (r Round) p50() float64  { return float64(r.Load.P50) }
+func (r Round) p90() float64  { return float64(r.Load.P90) }
+func (r Round) p99() float64  { return float64(r.Load.P99) }
 
-func median[T float64 | time.Duration](rounds []Round, of func(Round) T) T {
-	var all []T
-	for _, r := range rounds {
-		all = append(all, of(r))
+func each(rounds []Round, of func(Round) float64) []float64 {
+	out := make([]float64, len(rounds))
+	for i, r := range rounds {
+		out[i] = of(r)
 	}
-	slices.Sort(all)
-	return all[len(all)/2]
+	return out
 }
 
-// Ratio is the median, over the rounds, of what a request costs compared with the first variant in the same round.
-func (r *Result) Ratio(v Variant, of func(Round) float64) float64 {
-	var all []float64
-	for i, round := range v.Rounds {
-		all = append(all, of(round)/of(r.Variants[0].Rounds[i]))
+func (v Variant) median(of func(Round) float64) float64 { return report.Median(each(v.Rounds, of)) }
+
+// against compares two variants round by round, as what noise there is lasts longer than a round.
+func (v Variant) against(other Variant, compare func(a, b float64) float64, of func(Round) float64) report.Interval {
+	out := each(v.Rounds, of)
+	for i, b := range each(other.Rounds, of) {
+		out[i] = compare(out[i], b)
 	}
-	slices.Sort(all)
-	return all[len(all)/2]
+	return report.Bootstrap(out)
 }
 
-// Least is the same of the cheapest round of each variant: what others take of the machine only adds to a cost.
-func (r *Result) Least(v Variant, of func(Round) float64) float64 {
-	cheapest := func(rounds []Round) float64 {
-		least := of(rounds[0])
-		for _, round := range rounds {
-			least = min(least, of(round))
-		}
-		return least
-	}
-	return cheapest(v.Rounds) / cheapest(r.Variants[0].Rounds)
+func ratio(a, b float64) float64      { return a / b }
+func difference(a, b float64) float64 { return a - b }
+
+func (p Pattern) variant(name string) Variant {
+	return p.Variants[slices.IndexFunc(p.Variants, func(v Variant) bool { return v.Name == name })]
 }
 
-var titles = map[string]string{
-	"minimal": "minimal mTLS, by hand", "redirected": "minimal mTLS, with redirection", "silent": "Bulwark without telemetry", "full": "Bulwark: metrics, audit of denials",
-}
-
-// Table implements report.Tabular.
+// Table implements report.Tabular. What is compared with itself is left out.
 func (r *Result) Table() report.Table {
-	t := report.Table{Columns: []string{"configuration", "client's Envoy a request", "server's Envoy a request", "both, against minimal", "cheapest rounds", "outside the kernel", "requests a second", "p50", "p90", "p99", "memory client, server"}}
-	percent := func(ratio float64) string { return fmt.Sprintf("%+.1f %%", 100*(ratio-1)) }
-	micros := func(d time.Duration) string { return fmt.Sprintf("%.1f µs", float64(d)/1e3) }
-	for _, v := range r.Variants {
-		t.Row(titles[v.Name],
-			micros(median(v.Rounds, func(r Round) time.Duration { return r.Client })),
-			micros(median(v.Rounds, func(r Round) time.Duration { return r.Server })),
-			percent(r.Ratio(v, Round.cpu)), percent(r.Least(v, Round.cpu)), percent(r.Ratio(v, Round.user)),
-			fmt.Sprintf("%.0f", median(v.Rounds, Round.rate)),
-			report.Millis(median(v.Rounds, func(r Round) time.Duration { return r.Load.P50 })),
-			report.Millis(median(v.Rounds, func(r Round) time.Duration { return r.Load.P90 })),
-			report.Millis(median(v.Rounds, func(r Round) time.Duration { return r.Load.P99 })),
-			report.MB(float64(v.ClientMemory.Resident))+", "+report.MB(float64(v.ServerMemory.Resident)))
+	t := report.Table{Columns: []string{"traffic", "configuration", "Envoys a unit: server's, client's", "against " + redirected, "of it outside the kernel", "against " + whole,
+		"units a second", "against " + redirected, "p50, p90, p99", "p99 against " + redirected, "memory: server, client"}}
+	for _, p := range r.Patterns {
+		minimal, bulwark := p.variant(redirected), p.variant(whole)
+		for _, v := range p.Variants {
+			compared := func(with Variant, say func() string) string {
+				if v.Name == with.Name {
+					return ""
+				}
+				return say()
+			}
+			used, cost, user, more, memory := "", "", "", "", ""
+			if len(v.Memory) > 0 {
+				micros := func(i int) float64 { return v.median(func(r Round) float64 { return float64(r.CPU[i]) }) / 1e3 }
+				used = fmt.Sprintf("%.1f, %.1f µs", micros(0), micros(1))
+				cost = compared(minimal, func() string { return v.against(minimal, ratio, Round.cpu).Percent() })
+				user = compared(minimal, func() string { return v.against(minimal, ratio, Round.user).Percent() })
+				more = compared(bulwark, func() string { return v.against(bulwark, ratio, Round.cpu).Percent() })
+				memory = report.MB(float64(v.Memory[0].Resident)) + ", " + report.MB(float64(v.Memory[1].Resident))
+			}
+			t.Row(p.Traffic, v.Name, used, cost, user, more, fmt.Sprintf("%.0f", v.median(Round.rate)),
+				compared(minimal, func() string { return v.against(minimal, ratio, Round.rate).Percent() }),
+				fmt.Sprintf("%.2f, %.2f, %.2f ms", v.median(Round.p50)/1e6, v.median(Round.p90)/1e6, v.median(Round.p99)/1e6),
+				compared(minimal, func() string { return v.against(minimal, difference, Round.p99).Millis() }), memory)
+		}
 	}
 	return t
 }

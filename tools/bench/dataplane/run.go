@@ -1,7 +1,7 @@
 // Package dataplane measures what a request costs on its way through a client's and a server's Envoy, with Bulwark's
-// configuration and with a minimal one, in network namespaces of its own.
+// configuration, with less of it, and with a minimal one, in network namespaces of its own.
 //
-// The configuration is Pilot's, asked for as the two pods' proxies ask, and given unchanged to two Envoys that were started as
+// The configuration is Pilot's, asked for as the two pods' proxies ask, and given to two Envoys that were started as
 // injection says. The pods exist in the API server alone; their addresses are those of the namespaces.
 package dataplane
 
@@ -19,36 +19,38 @@ import (
 	"github.com/bulwark-mesh/bulwark/tools/bench/traffic"
 )
 
-const (
-	clientIP    = "10.252.0.1"
-	serverIP    = "10.252.0.2"
-	appPort     = 8080
-	minimalPort = 18080
-	asked       = "/accounts/1"
-
-	readyWithin = 30 * time.Second
-)
+const readyWithin = 30 * time.Second
 
 // Options of a run.
 type Options struct {
-	Kubeconfig  string
-	Pilot       string // binaries
-	Agent       string
-	Rounds      int
-	Duration    time.Duration // of one variant in one round
-	Connections int
-	Progress    func(format string, args ...any)
+	Kubeconfig string
+	Pilot      string // binaries
+	Agent      string
+	Rounds     int
+	Duration   time.Duration // of one variant in one round
+	Traffic    []string      // patterns
+	Vary       []string      // variations, plus signs between those that are measured together
+	Rules      []int         // of policies to be measured besides the one with one rule
+	Progress   func(format string, args ...any)
 }
 
-// Defaults take about two minutes.
+// Defaults take about three minutes.
 func Defaults() Options {
-	return Options{Pilot: "bin/pilot", Agent: "bin/agent", Rounds: 10, Duration: 4 * time.Second, Connections: 16}
+	return Options{Pilot: "bin/pilot", Agent: "bin/agent", Rounds: 30, Duration: time.Second, Traffic: []string{"http1"}, Vary: []string{"telemetry"}}
 }
 
-// Run measures all variants in turn, round after round.
+// Run measures all variants in turn, round after round, with one pattern after the other.
 func Run(ctx context.Context, o Options) (result *Result, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	var patterns []pattern
+	for _, text := range o.Traffic {
+		p, err := patternOf(text)
+		if err != nil {
+			return nil, err
+		}
+		patterns = append(patterns, p)
+	}
 	o.Progress("making two pods and asking Pilot for their configuration")
 	s, err := newScene(ctx, o)
 	if err != nil {
@@ -65,36 +67,63 @@ func Run(ctx context.Context, o Options) (result *Result, err error) {
 			return nil, err
 		}
 	}
-	result = &Result{Connections: o.Connections, Duration: o.Duration, Variants: make([]Variant, len(variants))}
-	for round := range o.Rounds {
-		o.Progress("round %d of %d", round+1, o.Rounds)
-		for i, v := range variants {
-			r, err := v.round(ctx, s.self, o)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w\n%s", v.name, err, v.logs())
-			}
-			result.Variants[i].Name = v.name
-			result.Variants[i].Rounds = append(result.Variants[i].Rounds, r)
-		}
-	}
-	for i, v := range variants {
-		if result.Variants[i].ClientMemory, err = v.client.cost(); err != nil {
+	result = &Result{Duration: o.Duration}
+	for _, p := range patterns {
+		m, err := measure(ctx, s, variants, p)
+		if err != nil {
 			return nil, err
 		}
-		if result.Variants[i].ServerMemory, err = v.server.cost(); err != nil {
-			return nil, err
-		}
+		result.Patterns = append(result.Patterns, *m)
 	}
 	return result, nil
 }
 
-// variant is two Envoys in namespaces of their own.
+// measure loads all variants in one pattern. Each round begins with another variant, so that none is always behind the same.
+func measure(ctx context.Context, s *scene, variants []*variant, p pattern) (*Pattern, error) {
+	plan := traffic.Plan{Kind: p.kind, Connections: p.connections, Duration: s.Duration}
+	out := &Pattern{Traffic: p.text, Variants: make([]Variant, len(variants))}
+	if p.half {
+		for _, v := range variants {
+			if v.name == whole {
+				l, err := v.load(ctx, s.self, plan)
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w\n%s", v.name, err, v.logs())
+				}
+				plan.Rate = float64(l.Units) / l.Elapsed.Seconds() / 2
+			}
+		}
+	}
+	for round := range s.Rounds {
+		s.Progress("%s: round %d of %d", p.text, round+1, s.Rounds)
+		for i := range variants {
+			i := (i + round) % len(variants)
+			r, err := variants[i].round(ctx, s.self, plan)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w\n%s", variants[i].name, err, variants[i].logs())
+			}
+			out.Variants[i].Rounds = append(out.Variants[i].Rounds, r)
+		}
+	}
+	for i, v := range variants {
+		out.Variants[i].Name = v.name
+		for _, p := range v.envoys {
+			memory, err := p.cost()
+			if err != nil {
+				return nil, err
+			}
+			out.Variants[i].Memory = append(out.Variants[i].Memory, memory)
+		}
+	}
+	return out, nil
+}
+
+// variant is a client and a server in namespaces of their own, with an Envoy each, or without.
 type variant struct {
-	name           string
-	dir            string
-	pair           *netns.Pair
-	client, server program
-	target         traffic.Target
+	name   string
+	dir    string
+	pair   *netns.Pair
+	envoys []program // the server's, the client's
+	at     func(traffic.Kind) string
 }
 
 // awaitReady returns when requests are answered.
@@ -104,7 +133,7 @@ func (v *variant) awaitReady(ctx context.Context, self string) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		_, err := v.load(ctx, self, 1, time.Millisecond)
+		_, err := v.load(ctx, self, traffic.Plan{Kind: traffic.HTTP1, Connections: 1, Duration: time.Millisecond})
 		if err == nil {
 			return nil
 		}
@@ -125,8 +154,9 @@ func (v *variant) logs() []byte {
 	return out
 }
 
-func (v *variant) load(ctx context.Context, self string, connections int, duration time.Duration) (*traffic.Load, error) {
-	args := append([]string{"traffic", "load", "--connections", fmt.Sprint(connections), "--duration", duration.String()}, v.target.Args()...)
+func (v *variant) load(ctx context.Context, self string, p traffic.Plan) (*traffic.Load, error) {
+	target := traffic.Target{Address: v.at(p.Kind), Host: host, Path: asked}
+	args := append(append([]string{"traffic", "load"}, p.Args()...), target.Args()...)
 	cmd := v.pair.Client.Command(ctx, netns.Options{CPU: clientCPU}, self, args...)
 	var failed bytes.Buffer
 	cmd.Stderr = &failed
@@ -142,12 +172,12 @@ func (v *variant) load(ctx context.Context, self string, connections int, durati
 }
 
 // round loads one variant once and reads what it cost its Envoys.
-func (v *variant) round(ctx context.Context, self string, o Options) (Round, error) {
+func (v *variant) round(ctx context.Context, self string, p traffic.Plan) (Round, error) {
 	before, err := v.cpu()
 	if err != nil {
 		return Round{}, err
 	}
-	l, err := v.load(ctx, self, o.Connections, o.Duration)
+	l, err := v.load(ctx, self, p)
 	if err != nil {
 		return Round{}, err
 	}
@@ -155,15 +185,22 @@ func (v *variant) round(ctx context.Context, self string, o Options) (Round, err
 	if err != nil {
 		return Round{}, err
 	}
-	n := time.Duration(max(l.Requests, 1))
-	client, server := after[0].Since(before[0]), after[1].Since(before[1])
-	return Round{Load: *l, Client: client.Sum() / n, Server: server.Sum() / n, User: (client.User + server.User) / n}, nil
+	n := time.Duration(max(l.Units, 1))
+	r := Round{Load: *l}
+	for i := range after {
+		used := after[i].Since(before[i])
+		r.CPU = append(r.CPU, used.Sum()/n)
+		r.User += used.User / n
+	}
+	return r, nil
 }
 
-func (v *variant) cpu() (out [2]proc.Times, err error) {
-	for i, p := range []program{v.client, v.server} {
+func (v *variant) cpu() ([]proc.Times, error) {
+	out := make([]proc.Times, len(v.envoys))
+	for i, p := range v.envoys {
+		var err error
 		if out[i], err = proc.TimesOf(p.cmd.Process.Pid); err != nil {
-			return out, err
+			return nil, err
 		}
 	}
 	return out, nil

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	core "k8s.io/api/core/v1"
 
@@ -26,6 +27,14 @@ const (
 	clientCPU = 1
 )
 
+const (
+	clientIP     = "10.252.0.1"
+	serverIP     = "10.252.0.2"
+	host         = stage.Host
+	asked        = "/accounts/1"
+	minimalPorts = 10000 // and the port of the server is where the minimal client's Envoy listens for it
+)
+
 // scene is what the variants have in common.
 type scene struct {
 	Options
@@ -34,8 +43,8 @@ type scene struct {
 	authority   *ca.CA
 	serviceIP   string
 	pods        map[string]*core.Pod
-	config      map[string]resources
-	cleanup     []func() error // in reverse
+	config      map[int]map[string]resources // by the number of a policy's rules, and by side
+	cleanup     []func() error               // in reverse
 }
 
 func (s *scene) later(f func() error) { s.cleanup = append(s.cleanup, f) }
@@ -49,7 +58,7 @@ func (s *scene) close() error {
 }
 
 func newScene(ctx context.Context, o Options) (*scene, error) {
-	s := &scene{Options: o, pods: map[string]*core.Pod{}, config: map[string]resources{}}
+	s := &scene{Options: o, pods: map[string]*core.Pod{}, config: map[int]map[string]resources{}}
 	if err := s.prepare(ctx); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
@@ -63,7 +72,7 @@ func (s *scene) prepare(ctx context.Context) (err error) {
 	if err := s.programs(ctx); err != nil {
 		return err
 	}
-	st, err := stage.New(ctx, s.Kubeconfig, "/accounts/*")
+	st, err := stage.New(ctx, s.Kubeconfig, rules(1)...)
 	if err != nil {
 		return err
 	}
@@ -80,8 +89,27 @@ func (s *scene) prepare(ctx context.Context) (err error) {
 	if s.authority, err = ca.Load(ctx, st.Kube); err != nil {
 		return err
 	}
-	s.config[stage.Client], s.config[stage.Server], err = capture(ctx, s.Options, s.authority, s.pods)
-	return err
+	for _, n := range append([]int{1}, s.Rules...) {
+		if err := st.Allow(ctx, rules(n)...); err != nil {
+			return err
+		}
+		if s.config[n], err = capture(ctx, s.Options, s.authority, s.pods); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rules are a policy's, n of them about HTTP. The last admits the client, each of the others another identity to another path. The proxy asks
+// them in the order of their names, in which the last is one of the last.
+func rules(n int) []stage.Rule {
+	var out []stage.Rule
+	for i := range n - 1 {
+		out = append(out, stage.From(fmt.Sprintf("other-%d", i), map[string]any{"methods": []any{"GET"}, "paths": []any{fmt.Sprintf("/others/%d", i)}}))
+	}
+	return append(out,
+		stage.From(stage.Client, map[string]any{"ports": []any{fmt.Sprint(traffic.TCPPort)}}),
+		stage.From(stage.Client, map[string]any{"methods": []any{"GET", "POST"}, "paths": []any{"/accounts/*"}}))
 }
 
 // programs puts Envoy where its user may run it.
@@ -123,42 +151,58 @@ func (s *scene) programs(ctx context.Context) error {
 	return errors.Join(err, to.Close())
 }
 
-// variants starts all variants; the first is what the others are compared with.
+// The names of variants that others are compared with.
+const (
+	redirected = "minimal mTLS, with redirection"
+	whole      = "Bulwark"
+)
+
+// variants starts all variants.
 func (s *scene) variants(ctx context.Context) ([]*variant, error) {
-	plain, err := s.start(ctx, "minimal", s.minimal)
-	if err != nil {
-		return nil, err
+	type start struct {
+		name   string
+		envoys func(context.Context, *variant) error
 	}
-	redirected, err := s.start(ctx, "redirected", s.redirected)
-	if err != nil {
-		return nil, err
+	all := []start{{"plain", s.plain}, {"minimal mTLS", s.minimal}, {redirected, s.redirected}, {whole, s.bulwark(s.config[1], nil)}}
+	for _, n := range s.Rules {
+		all = append(all, start{fmt.Sprintf("%s, %d rules", whole, n), s.bulwark(s.config[n], nil)})
 	}
-	quiet := map[string]resources{}
-	for side, r := range s.config {
-		if quiet[side], err = silent(r); err != nil {
+	for _, list := range s.Vary {
+		by, err := named(list)
+		if err != nil {
 			return nil, err
 		}
+		config := map[string]resources{}
+		for side, r := range s.config[1] {
+			if config[side], err = vary(r, by); err != nil {
+				return nil, err
+			}
+		}
+		all = append(all, start{whole + " without " + strings.ReplaceAll(list, "+", ", "), s.bulwark(config, by)})
 	}
-	without, err := s.start(ctx, "silent", s.bulwark(quiet, false))
-	if err != nil {
-		return nil, err
+	var out []*variant
+	for i, a := range all {
+		v, err := s.start(ctx, a.name, fmt.Sprint(i))
+		if err == nil {
+			err = a.envoys(ctx, v)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", a.name, err)
+		}
+		out = append(out, v)
 	}
-	full, err := s.start(ctx, "full", s.bulwark(s.config, true))
-	if err != nil {
-		return nil, err
-	}
-	return []*variant{plain, redirected, without, full}, nil
+	return out, nil
 }
 
 // start makes a variant's namespaces, with the application in them.
-func (s *scene) start(ctx context.Context, name string, envoys func(context.Context, *variant) error) (*variant, error) {
-	v := &variant{name: name, dir: filepath.Join(s.dir, name)}
+func (s *scene) start(ctx context.Context, name, short string) (*variant, error) {
+	v := &variant{name: name, dir: filepath.Join(s.dir, short)}
 	for _, side := range []string{stage.Client, stage.Server} {
 		if err := os.MkdirAll(filepath.Join(v.dir, side), 0o755); err != nil {
 			return nil, err
 		}
 	}
-	pair := "bulwark-bench-" + name
+	pair := "bulwark-bench-" + short
 	if err := netns.Remove(pair); err != nil {
 		return nil, err
 	}
@@ -170,7 +214,7 @@ func (s *scene) start(ctx context.Context, name string, envoys func(context.Cont
 	if _, err := s.run(ctx, v.pair.Server, serverCPU, 0, filepath.Join(v.dir, "app.log"), nil, s.self, "traffic", "serve"); err != nil {
 		return nil, err
 	}
-	return v, envoys(ctx, v)
+	return v, nil
 }
 
 // scratch begins the names of the scenes' directories.
@@ -192,18 +236,23 @@ type side struct {
 	cpu  int
 	ip   string
 	ns   netns.Namespace
-	into *program
 }
 
 func (v *variant) sides() []side {
 	return []side{
-		{stage.Server, stage.Client, serverCPU, serverIP, v.pair.Server, &v.server},
-		{stage.Client, stage.Server, clientCPU, clientIP, v.pair.Client, &v.client},
+		{stage.Server, stage.Client, serverCPU, serverIP, v.pair.Server},
+		{stage.Client, stage.Server, clientCPU, clientIP, v.pair.Client},
 	}
 }
 
+// plain has no Envoys.
+func (s *scene) plain(_ context.Context, v *variant) error {
+	v.at = func(k traffic.Kind) string { return fmt.Sprintf("%s:%d", serverIP, k.Port()) }
+	return nil
+}
+
 func (s *scene) minimal(ctx context.Context, v *variant) error {
-	v.target = traffic.Target{Address: fmt.Sprintf("127.0.0.1:%d", minimalPort), Host: stage.Host, Path: asked}
+	v.at = func(k traffic.Kind) string { return fmt.Sprintf("127.0.0.1:%d", minimalPorts+k.Port()) }
 	for _, e := range v.sides() {
 		svid, err := s.authority.Issue(stage.Namespace, e.name)
 		if err != nil {
@@ -217,9 +266,11 @@ func (s *scene) minimal(ctx context.Context, v *variant) error {
 		if err != nil {
 			return err
 		}
-		if *e.into, err = s.run(ctx, e.ns, e.cpu, mesh.ProxyUID, filepath.Join(v.dir, e.name+".log"), nil, s.envoy, args...); err != nil {
+		p, err := s.run(ctx, e.ns, e.cpu, mesh.ProxyUID, filepath.Join(v.dir, e.name+".log"), nil, s.envoy, args...)
+		if err != nil {
 			return err
 		}
+		v.envoys = append(v.envoys, p)
 	}
 	return nil
 }
@@ -234,42 +285,49 @@ func (s *scene) redirected(ctx context.Context, v *variant) error {
 	return s.minimal(ctx, v)
 }
 
-func (s *scene) bulwark(config map[string]resources, telemetry bool) func(context.Context, *variant) error {
+// bulwark is a captured configuration, without what the variations take away.
+func (s *scene) bulwark(config map[string]resources, by []variation) func(context.Context, *variant) error {
 	return func(ctx context.Context, v *variant) error {
-		v.target = traffic.Target{Address: s.serviceIP + ":80", Host: stage.Host, Path: asked}
+		v.at = func(k traffic.Kind) string { return fmt.Sprintf("%s:%d", s.serviceIP, servicePorts[k.Port()]) }
 		for _, e := range v.sides() {
-			if err := s.sidecar(ctx, v, e, config[e.name], telemetry); err != nil {
+			p, err := s.sidecar(ctx, v, e, config[e.name], by)
+			if err != nil {
 				return err
 			}
+			v.envoys = append(v.envoys, p)
 		}
 		return nil
 	}
 }
 
+// servicePorts are the service's for the server's.
+var servicePorts = map[int]int{traffic.HTTPPort: 80, traffic.GRPCPort: 81, traffic.TCPPort: 82}
+
 // sidecar is one pod's redirection, agent and Envoy.
-func (s *scene) sidecar(ctx context.Context, v *variant, e side, config resources, telemetry bool) error {
+func (s *scene) sidecar(ctx context.Context, v *variant, e side, config resources, by []variation) (program, error) {
 	if err := e.ns.Run(ctx, s.Agent, "redirect"); err != nil {
-		return err
+		return program{}, err
 	}
 	svid, err := s.authority.Issue(stage.Namespace, e.name)
 	if err != nil {
-		return err
+		return program{}, err
 	}
 	socket := filepath.Join(v.dir, e.name, mesh.AgentSocket)
 	a, err := startAgent(socket, config, s.authority, svid)
 	if err != nil {
-		return err
+		return program{}, err
 	}
 	s.later(func() error { a.stop(); return nil })
 	args, env, err := sidecar.Arguments(s.pods[e.name], e.ip, socket)
 	if err != nil {
-		return err
+		return program{}, err
 	}
-	if !telemetry {
-		if err := sidecar.Change(args, func(bootstrap map[string]any) { delete(bootstrap, "statsSinks") }); err != nil {
-			return err
+	for _, change := range by {
+		if change.bootstrap != nil {
+			if err := sidecar.Change(args, change.bootstrap); err != nil {
+				return program{}, err
+			}
 		}
 	}
-	*e.into, err = s.run(ctx, e.ns, e.cpu, mesh.ProxyUID, filepath.Join(v.dir, e.name+".log"), env, s.envoy, args...)
-	return err
+	return s.run(ctx, e.ns, e.cpu, mesh.ProxyUID, filepath.Join(v.dir, e.name+".log"), env, s.envoy, args...)
 }

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/tools/bench/traffic"
 )
 
 // sampleImage is the sample workload's, beside that of the installed Pilot.
@@ -97,11 +98,14 @@ func (s *Stage) PretendPod(ctx context.Context, name, ip string) (*core.Pod, err
 
 // PretendEndpoint puts an address behind the service: controllers leave out pods that are on no node.
 func (s *Stage) PretendEndpoint(ctx context.Context, ip string) error {
-	name, port := "http", int32(8080)
+	var ports []discovery.EndpointPort
+	for name, number := range map[string]int32{"http": traffic.HTTPPort, "grpc": traffic.GRPCPort, "tcp": traffic.TCPPort} {
+		ports = append(ports, discovery.EndpointPort{Name: &name, Port: &number})
+	}
 	_, err := s.Kube.DiscoveryV1().EndpointSlices(Namespace).Create(ctx, &discovery.EndpointSlice{
 		ObjectMeta: meta.ObjectMeta{Name: Server + "-pretended", Labels: map[string]string{
 			discovery.LabelServiceName: Server, discovery.LabelManagedBy: Namespace}},
-		AddressType: discovery.AddressTypeIPv4, Ports: []discovery.EndpointPort{{Name: &name, Port: &port}},
+		AddressType: discovery.AddressTypeIPv4, Ports: ports,
 		Endpoints: []discovery.Endpoint{{Addresses: []string{ip}}},
 	}, meta.CreateOptions{})
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/tools/bench/traffic"
 )
 
 // The cast: a client may ask a server for what its policy says, and nothing else.
@@ -48,12 +49,29 @@ var (
 type Stage struct {
 	Config    *rest.Config
 	Kube      kubernetes.Interface
-	ServiceIP string
+	ServiceIP string // of ports 80 (HTTP), 81 (gRPC) and 82 (TCP)
 	dynamic   dynamic.Interface
 }
 
-// New makes the namespace with accounts, a service, strict mutual TLS, and a policy by which the client may get a path.
-func New(ctx context.Context, kubeconfig, path string) (*Stage, error) {
+// Rule is one of an AuthorizationPolicy.
+type Rule map[string]any
+
+// Reads is a rule by which an account, of which the client's is the only one that there is, may get a path.
+func Reads(account, path string) Rule {
+	return From(account, map[string]any{"methods": []any{"GET"}, "paths": []any{path}})
+}
+
+// From is a rule by which an account may do an operation.
+func From(account string, operation map[string]any) Rule {
+	principal := mesh.DefaultTrustDomain + "/ns/" + Namespace + "/sa/" + account
+	return Rule{
+		"from": []any{map[string]any{"source": map[string]any{"principals": []any{principal}}}},
+		"to":   []any{map[string]any{"operation": operation}},
+	}
+}
+
+// New makes the namespace with accounts, a service, strict mutual TLS, and a policy by which the server's clients may do what the rules say.
+func New(ctx context.Context, kubeconfig string, rules ...Rule) (*Stage, error) {
 	s := &Stage{}
 	var err error
 	if s.Config, err = clientcmd.BuildConfigFromFlags("", kubeconfig); err != nil {
@@ -69,13 +87,13 @@ func New(ctx context.Context, kubeconfig, path string) (*Stage, error) {
 	if err := s.Remove(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.make(ctx, path); err != nil {
+	if err := s.make(ctx, rules); err != nil {
 		return nil, errors.Join(fmt.Errorf("making namespace %s: %w", Namespace, err), s.Remove(ctx))
 	}
 	return s, nil
 }
 
-func (s *Stage) make(ctx context.Context, path string) error {
+func (s *Stage) make(ctx context.Context, rules []Rule) error {
 	ctx, cancel := context.WithTimeout(ctx, callWithin)
 	defer cancel()
 	_, err := s.Kube.CoreV1().Namespaces().Create(ctx, &core.Namespace{ObjectMeta: meta.ObjectMeta{Name: Namespace, Labels: map[string]string{
@@ -92,7 +110,11 @@ func (s *Stage) make(ctx context.Context, path string) error {
 	service, err := s.Kube.CoreV1().Services(Namespace).Create(ctx, &core.Service{
 		ObjectMeta: meta.ObjectMeta{Name: Server},
 		Spec: core.ServiceSpec{Selector: map[string]string{"app": Server},
-			Ports: []core.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromInt32(8080)}}},
+			Ports: []core.ServicePort{
+				{Name: "http", Port: 80, TargetPort: intstr.FromInt32(traffic.HTTPPort)},
+				{Name: "grpc", Port: 81, TargetPort: intstr.FromInt32(traffic.GRPCPort)},
+				{Name: "tcp", Port: 82, TargetPort: intstr.FromInt32(traffic.TCPPort)},
+			}},
 	}, meta.CreateOptions{})
 	if err != nil {
 		return err
@@ -102,15 +124,16 @@ func (s *Stage) make(ctx context.Context, path string) error {
 		return err
 	}
 	return s.create(ctx, authorizationPolicies, "AuthorizationPolicy", Policy, map[string]any{
-		"selector": map[string]any{"matchLabels": map[string]any{"app": Server}}, "action": "ALLOW", "rules": rules(Client, path)})
+		"selector": map[string]any{"matchLabels": map[string]any{"app": Server}}, "action": "ALLOW", "rules": list(rules)})
 }
 
-func rules(account, path string) []any {
-	principal := mesh.DefaultTrustDomain + "/ns/" + Namespace + "/sa/" + account
-	return []any{map[string]any{
-		"from": []any{map[string]any{"source": map[string]any{"principals": []any{principal}}}},
-		"to":   []any{map[string]any{"operation": map[string]any{"methods": []any{"GET"}, "paths": []any{path}}}},
-	}}
+// list is rules as an object of the API server has them.
+func list(rules []Rule) []any {
+	out := make([]any, len(rules))
+	for i, r := range rules {
+		out[i] = map[string]any(r)
+	}
+	return out
 }
 
 func (s *Stage) create(ctx context.Context, gvr schema.GroupVersionResource, kind, name string, spec map[string]any) error {
@@ -122,11 +145,11 @@ func (s *Stage) create(ctx context.Context, gvr schema.GroupVersionResource, kin
 	return err
 }
 
-// Allow changes the policy to an account, of which the client's is the only one that there is, and a path.
-func (s *Stage) Allow(ctx context.Context, account, path string) error {
+// Allow changes the policy's rules.
+func (s *Stage) Allow(ctx context.Context, rules ...Rule) error {
 	ctx, cancel := context.WithTimeout(ctx, callWithin)
 	defer cancel()
-	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"rules": rules(account, path)}})
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"rules": rules}})
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,10 @@ func (t *Target) addFlags(f *pflag.FlagSet) {
 
 const answerWithin = 5 * time.Second
 
+func (t Target) dial(ctx context.Context) (net.Conn, error) {
+	return (&net.Dialer{Timeout: answerWithin}).DialContext(ctx, "tcp", t.Address)
+}
+
 // connection is one kept-alive HTTP/1.1 connection, at as little cost as the measured programs deserve.
 type connection struct {
 	net.Conn
@@ -37,15 +41,15 @@ type connection struct {
 }
 
 func (t Target) connect(ctx context.Context) (*connection, error) {
-	conn, err := (&net.Dialer{Timeout: answerWithin}).DialContext(ctx, "tcp", t.Address)
+	conn, err := t.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return &connection{Conn: conn, reader: bufio.NewReader(conn), request: fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", t.Path, t.Host)}, nil
 }
 
-// ask sends the request and reads the answer, its body into body.
-func (c *connection) ask(body io.Writer) (code int, err error) {
+// get sends the request and reads the answer, its body into body.
+func (c *connection) get(body io.Writer) (code int, err error) {
 	if err := c.SetDeadline(time.Now().Add(answerWithin)); err != nil {
 		return 0, err
 	}

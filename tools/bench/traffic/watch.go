@@ -47,7 +47,7 @@ func watch(ctx context.Context, t Target, every time.Duration, tell func(Verdict
 			}
 		}
 		if conn != nil {
-			if code, err = conn.ask(io.Discard); err != nil {
+			if code, err = conn.get(io.Discard); err != nil {
 				conn.Close()
 				conn, code = nil, 0
 			} else if conn.ended {

@@ -1,0 +1,235 @@
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	rbac "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	httprbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
+	routerfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	netrbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
+	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+)
+
+// variation takes one thing from a captured configuration, so that what it costs can be seen. Each of its functions changes one
+// part of the configuration in place, wherever that part is; nil leaves it as it is.
+type variation struct {
+	name, without string // what is not there any more
+	manager       func(*hcm.HttpConnectionManager)
+	forward       func(*tcpproxy.TcpProxy)
+	listener      func(*listener.Listener)
+	chain         func(*listener.FilterChain)
+	rules         func(filter string, enforced, shadow **rbac.RBAC)
+	bootstrap     func(map[string]any)
+}
+
+var variations = []variation{
+	{name: "telemetry", without: "access loggers and the sink of statistics", bootstrap: noSink,
+		manager:  func(m *hcm.HttpConnectionManager) { m.AccessLog = nil; noAttempts(m) },
+		forward:  func(t *tcpproxy.TcpProxy) { t.AccessLog = nil },
+		listener: func(l *listener.Listener) { l.AccessLog = nil }},
+	{name: "metrics", without: "loggers that count, and the sink of statistics", bootstrap: noSink,
+		manager: func(m *hcm.HttpConnectionManager) { m.AccessLog = loggers(m.AccessLog, false) },
+		forward: func(t *tcpproxy.TcpProxy) { t.AccessLog = loggers(t.AccessLog, false) }},
+	{name: "audit", without: "loggers that audit",
+		manager: func(m *hcm.HttpConnectionManager) { m.AccessLog = loggers(m.AccessLog, true); noAttempts(m) },
+		forward: func(t *tcpproxy.TcpProxy) { t.AccessLog = loggers(t.AccessLog, true) }},
+	{name: "authorization", without: "filters that decide by policies and revocations", manager: noFilters("authorization/", "revocations/"),
+		chain: noNetworkFilters("authorization/", "revocations/")},
+	{name: "revocations", without: "the filter of revocations", manager: noFilters("revocations/"), chain: noNetworkFilters("revocations/")},
+	{name: "audit-filter", without: "the filter of AUDIT policies and of a port's service", manager: noFilters("authorization/http/audit"),
+		chain: noNetworkFilters("authorization/tcp/audit")},
+	{name: "deny-filter", without: "the filter of DENY policies", manager: noFilters("authorization/http/deny"), chain: noNetworkFilters("authorization/tcp/deny")},
+	{name: "allow-filter", without: "the filter of ALLOW policies", manager: noFilters("authorization/http/allow"), chain: noNetworkFilters("authorization/tcp/allow")},
+	{name: "ambiguity", without: "the denial of ambiguous paths", rules: func(_ string, enforced, _ **rbac.RBAC) {
+		delete((*enforced).GetPolicies(), authz.AmbiguousPathRule)
+	}},
+	{name: "authority", without: "the check of what a request's authority is", manager: func(m *hcm.HttpConnectionManager) {
+		for _, h := range m.GetRouteConfig().GetVirtualHosts() {
+			h.Routes = slices.DeleteFunc(h.Routes, func(r *route.Route) bool { return r.GetDirectResponse() != nil })
+		}
+	}},
+	{name: "certificate-header", without: "the client's certificate as a header", manager: func(m *hcm.HttpConnectionManager) {
+		m.ForwardClientCertDetails, m.SetCurrentClientCertDetails = hcm.HttpConnectionManager_SANITIZE, nil
+	}},
+	{name: "request-id", without: "request IDs", manager: func(m *hcm.HttpConnectionManager) { m.GenerateRequestId = wrapperspb.Bool(false) }},
+	{name: "normalization", without: "the normalisation of paths", manager: func(m *hcm.HttpConnectionManager) {
+		m.NormalizePath, m.MergeSlashes, m.PathWithEscapedSlashesAction = wrapperspb.Bool(false), false, hcm.HttpConnectionManager_KEEP_UNCHANGED
+	}},
+	{name: "timers", without: "time limits of streams and headers", manager: func(m *hcm.HttpConnectionManager) {
+		m.RequestHeadersTimeout, m.StreamIdleTimeout = nil, durationpb.New(0)
+	}},
+	{name: "retries", without: "retries", manager: func(m *hcm.HttpConnectionManager) {
+		for _, h := range m.GetRouteConfig().GetVirtualHosts() {
+			for _, r := range h.GetRoutes() {
+				if a := r.GetRoute(); a != nil {
+					a.RetryPolicy = nil
+				}
+			}
+		}
+	}},
+	{name: "serial", without: "the note of a certificate's serial number", chain: noNetworkFilters("envoy.filters.network.set_filter_state")},
+	{name: "statistics", without: "all of Envoy's statistics", bootstrap: func(b map[string]any) {
+		b["statsConfig"] = map[string]any{"statsMatcher": map[string]any{"rejectAll": true}}
+	}},
+}
+
+// Variations say what may be taken away, a line each.
+func Variations() string {
+	var out strings.Builder
+	for _, v := range variations {
+		fmt.Fprintf(&out, "  %-20s %s\n", v.name, v.without)
+	}
+	return out.String()
+}
+
+// named are the variations of a list of names that plus signs join.
+func named(list string) (out []variation, err error) {
+	for name := range strings.SplitSeq(list, "+") {
+		i := slices.IndexFunc(variations, func(v variation) bool { return v.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no variation %q; these are:\n%s", name, Variations())
+		}
+		out = append(out, variations[i])
+	}
+	return out, nil
+}
+
+// vary returns the configuration without what the variations take away.
+func vary(r resources, by []variation) (resources, error) {
+	out := maps.Clone(r)
+	for _, url := range []string{deltaxds.ListenerType, deltaxds.ExtensionConfigType} {
+		out[url] = map[string]*deltaxds.Resource{}
+		for name, res := range r[url] {
+			msg, err := res.Body().UnmarshalNew()
+			if err != nil {
+				return nil, fmt.Errorf("resource %s: %w", name, err)
+			}
+			for _, v := range by {
+				if err := v.apply(name, msg); err != nil {
+					return nil, fmt.Errorf("resource %s: %w", name, err)
+				}
+			}
+			if out[url][name], err = deltaxds.NewResource(name, msg); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
+func (v variation) apply(name string, msg proto.Message) error {
+	switch m := msg.(type) {
+	case *core.TypedExtensionConfig:
+		return v.applyTo(name, m.GetTypedConfig())
+	case *hcm.HttpConnectionManager:
+		do(v.manager, m)
+	case *tcpproxy.TcpProxy:
+		do(v.forward, m)
+	case *httprbac.RBAC:
+		if v.rules != nil {
+			v.rules(name, &m.Rules, &m.ShadowRules)
+		}
+	case *netrbac.RBAC:
+		if v.rules != nil {
+			v.rules(name, &m.Rules, &m.ShadowRules)
+		}
+	case *listener.Listener:
+		do(v.listener, m)
+		chains := m.GetFilterChains()
+		if last := m.GetDefaultFilterChain(); last != nil {
+			chains = append(slices.Clone(chains), last)
+		}
+		for _, chain := range chains {
+			do(v.chain, chain)
+			for _, filter := range chain.GetFilters() {
+				if err := v.applyTo(filter.GetName(), filter.GetTypedConfig()); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// applyTo changes a packed message, and leaves it where it is of no type that any variation knows.
+func (v variation) applyTo(name string, packed *anypb.Any) error {
+	msg, err := packed.UnmarshalNew()
+	switch {
+	case packed == nil || errors.Is(err, protoregistry.NotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	return errors.Join(v.apply(name, msg), packed.MarshalFrom(msg))
+}
+
+func do[T any](f func(T), on T) {
+	if f != nil {
+		f(on)
+	}
+}
+
+func noSink(bootstrap map[string]any) { delete(bootstrap, "statsSinks") }
+
+// loggers keeps those that count, or the others.
+func loggers(all []*accesslog.AccessLog, counting bool) []*accesslog.AccessLog {
+	return slices.DeleteFunc(all, func(l *accesslog.AccessLog) bool { return (l.GetName() == "envoy.access_loggers.stats") != counting })
+}
+
+// noAttempts has the router log no attempts.
+func noAttempts(m *hcm.HttpConnectionManager) {
+	for _, f := range m.GetHttpFilters() {
+		var r routerfilter.Router
+		if config := f.GetTypedConfig(); config.MessageIs(&r) && config.UnmarshalTo(&r) == nil {
+			r.UpstreamLog = nil
+			_ = config.MarshalFrom(&r) // what was read can be written
+		}
+	}
+}
+
+func noFilters(prefixes ...string) func(*hcm.HttpConnectionManager) {
+	return func(m *hcm.HttpConnectionManager) {
+		var gone []string
+		m.HttpFilters = slices.DeleteFunc(m.HttpFilters, func(f *hcm.HttpFilter) bool {
+			is := begins(f.GetName(), prefixes)
+			if is {
+				gone = append(gone, f.GetName())
+			}
+			return is
+		})
+		for _, h := range m.GetRouteConfig().GetVirtualHosts() {
+			for _, r := range h.GetRoutes() {
+				for _, name := range gone {
+					delete(r.TypedPerFilterConfig, name)
+				}
+			}
+		}
+	}
+}
+
+func noNetworkFilters(prefixes ...string) func(*listener.FilterChain) {
+	return func(c *listener.FilterChain) {
+		c.Filters = slices.DeleteFunc(c.Filters, func(f *listener.Filter) bool { return begins(f.GetName(), prefixes) })
+	}
+}
+
+func begins(name string, prefixes []string) bool {
+	return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
+}
