@@ -72,7 +72,7 @@ func (s *scene) prepare(ctx context.Context) (err error) {
 	if err := s.programs(ctx); err != nil {
 		return err
 	}
-	st, err := stage.New(ctx, s.Kubeconfig, rules(1)...)
+	st, err := stage.New(ctx, s.Kubeconfig, admits()...)
 	if err != nil {
 		return err
 	}
@@ -89,10 +89,15 @@ func (s *scene) prepare(ctx context.Context) (err error) {
 	if s.authority, err = ca.Load(ctx, st.Kube); err != nil {
 		return err
 	}
-	for _, n := range append([]int{1}, s.Rules...) {
-		if err := st.Allow(ctx, rules(n)...); err != nil {
-			return err
+	there := 1
+	for _, n := range slices.Sorted(slices.Values(append([]int{1}, s.Rules...))) {
+		for ; there < n; there += ruleLimit {
+			// Of the names of rules, these are before those of the policy that admits the client.
+			if err := st.Also(ctx, fmt.Sprintf("others-%d", there), others(there, min(n, there+ruleLimit))...); err != nil {
+				return err
+			}
 		}
+		there = n
 		if s.config[n], err = capture(ctx, s.Options, s.authority, s.pods); err != nil {
 			return err
 		}
@@ -100,16 +105,23 @@ func (s *scene) prepare(ctx context.Context) (err error) {
 	return nil
 }
 
-// rules are a policy's, n of them about HTTP. The last admits the client, each of the others another identity to another path. The proxy asks
-// them in the order of their names, in which the last is one of the last.
-func rules(n int) []stage.Rule {
-	var out []stage.Rule
-	for i := range n - 1 {
+// ruleLimit is less than the API server takes in one policy.
+const ruleLimit = 500
+
+// admits are the rules by which the client may do what is measured: one about HTTP, one about TCP.
+func admits() []stage.Rule {
+	return []stage.Rule{
+		stage.From(stage.Client, map[string]any{"ports": []any{fmt.Sprint(traffic.TCPPort)}}),
+		stage.From(stage.Client, map[string]any{"methods": []any{"GET", "POST"}, "paths": []any{"/accounts/*"}}),
+	}
+}
+
+// others are rules that admit other identities, each to a path of its own. The proxy asks rules in the order of their names.
+func others(from, to int) (out []stage.Rule) {
+	for i := from; i < to; i++ {
 		out = append(out, stage.From(fmt.Sprintf("other-%d", i), map[string]any{"methods": []any{"GET"}, "paths": []any{fmt.Sprintf("/others/%d", i)}}))
 	}
-	return append(out,
-		stage.From(stage.Client, map[string]any{"ports": []any{fmt.Sprint(traffic.TCPPort)}}),
-		stage.From(stage.Client, map[string]any{"methods": []any{"GET", "POST"}, "paths": []any{"/accounts/*"}}))
+	return out
 }
 
 // programs puts Envoy where its user may run it.

@@ -123,8 +123,22 @@ func (s *Stage) make(ctx context.Context, rules []Rule) error {
 	if err := s.create(ctx, peerAuthentications, "PeerAuthentication", "default", map[string]any{"mtls": map[string]any{"mode": "STRICT"}}); err != nil {
 		return err
 	}
-	return s.create(ctx, authorizationPolicies, "AuthorizationPolicy", Policy, map[string]any{
+	return s.allow(ctx, Policy, rules)
+}
+
+func (s *Stage) allow(ctx context.Context, name string, rules []Rule) error {
+	return s.create(ctx, authorizationPolicies, "AuthorizationPolicy", name, map[string]any{
 		"selector": map[string]any{"matchLabels": map[string]any{"app": Server}}, "action": "ALLOW", "rules": list(rules)})
+}
+
+// Also makes another policy for the server.
+func (s *Stage) Also(ctx context.Context, name string, rules ...Rule) error {
+	ctx, cancel := context.WithTimeout(ctx, callWithin)
+	defer cancel()
+	if err := s.allow(ctx, name, rules); err != nil {
+		return fmt.Errorf("making policy %s: %w", name, err)
+	}
+	return nil
 }
 
 // list is rules as an object of the API server has them.
