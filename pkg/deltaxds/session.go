@@ -23,9 +23,8 @@ const (
 //
 // No two waits may wait for each other, so these are all there are, and each ends after Patience:
 //   - a type waits for the answer to its last response;
-//   - listeners and routes wait for the answer about clusters, which Envoy gives when these have warmed, unless it has been sent
-//     all that they need for it (offer). Envoy asks for clusters first, or, if one warms when it returns, when that has: for this
-//     they wait, too;
+//   - listeners and routes wait for the answer about clusters, which Envoy gives when these have warmed. Envoy asks for clusters first,
+//     or, if one warms when it returns, when that has: for this they wait, too;
 //   - the removal of a resource the client has waits for what may still refer to it. A client that returns has yet to ask for listeners.
 //
 // What Envoy needs to warm, endpoints and secrets and the word that there are none, waits for its own type alone, which
@@ -91,11 +90,9 @@ func (s *session) take(req *discovery.DeltaDiscoveryRequest) heard {
 			}
 			continue
 		}
-		_, told := sub.said[name]
-		offered := told && !sub.names[name] && !sub.wildcard
 		sub.names[name] = true
 		out.added = append(out.added, name)
-		if !out.first && !offered {
+		if !out.first {
 			sub.forget(name) // asked for anew, so it is answered anew
 		}
 		sub.unsaid[name] = true
@@ -112,9 +109,6 @@ func (s *session) take(req *discovery.DeltaDiscoveryRequest) heard {
 		}
 		delete(sub.names, name)
 		out.removed = append(out.removed, name)
-		if sub.offers[name] {
-			continue // it speaks of the cluster that was there before
-		}
 		sub.forget(name)
 		if sub.wildcard { // the client cannot know whether everything includes it
 			sub.said[name], sub.unsaid[name] = unknown, true
@@ -205,15 +199,7 @@ func (s *session) clustersComeFirst(now time.Time) bool {
 	if s.types[ClusterType] == nil {
 		return now.Sub(s.began) < Patience
 	}
-	return s.unanswered(ClusterType, now) && !s.warmed()
-}
-
-// warmed says whether the client has been sent, in the order in which it takes them, all clusters that there are to send and all that the
-// last ones need.
-func (s *session) warmed() bool {
-	clusters, endpoints := s.types[ClusterType], s.types[EndpointType]
-	return len(clusters.unsaid)+len(clusters.again) == 0 && len(clusters.inFlight) == 1 && clusters.inFlight[0].warms &&
-		!slices.ContainsFunc(clusters.inFlight[0].resources, func(r *discovery.Resource) bool { return endpoints.owes(r.GetName()) })
+	return s.unanswered(ClusterType, now)
 }
 
 // referrers are the types whose resources refer to those of a type by name and go on doing so until they are replaced.
@@ -267,21 +253,19 @@ func (s *session) additions(url string, now time.Time) *Response {
 	if s.retry(url, sub, resp); len(resp.Resources) > 0 {
 		return resp
 	}
-	asked := false
+	owed := false
 	if sub.wildcard && !sub.answered {
 		names, known := s.source.Wildcard(url)
 		if known {
-			sub.answered, asked = true, true
+			sub.answered, owed = true, true
 			for _, n := range names {
 				sub.unsaid[n] = true
 			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(sub.unsaid)) {
-		owed := sub.owes(name)
 		delete(sub.unsaid, name)
-		delete(sub.offers, name)
-		if !owed {
+		if !sub.wildcard && !sub.names[name] {
 			continue
 		}
 		r, known := s.source.Resource(url, name)
@@ -301,7 +285,7 @@ func (s *session) additions(url string, now time.Time) *Response {
 		}
 	}
 	sub.settle()
-	if len(resp.Resources)+len(resp.RemovedResources) == 0 && !asked {
+	if len(resp.Resources)+len(resp.RemovedResources) == 0 && !owed {
 		return nil
 	}
 	return resp
@@ -333,7 +317,7 @@ func (s *session) add(url string, resp *Response, r *Resource) {
 	delete(sub.refused, r.Name)
 	resp.add(r)
 	if url == ClusterType {
-		s.offer(r.Name)
+		s.warm(r.Name)
 	}
 }
 
@@ -350,28 +334,14 @@ func (s *session) remove(url string, resp *Response, name string, now time.Time)
 	sub.goneNow(resp, name)
 }
 
-// offer has the endpoints of a cluster sent after it. For a changed one that is needed: Envoy makes it anew, waits for its endpoints and,
-// being subscribed to them for the old one, does not ask. For a new one Envoy would ask, and answer for the cluster when it has them; to
-// be told at once saves both ways, for which a listener that refers to it would wait. Endpoints have the name of their cluster.
-//
-// Before a client has asked for listeners none waits, and it is about to say which endpoints it has. One that has never asked for any would
-// not take them.
-func (s *session) offer(cluster string) {
+// warm has the endpoints of a cluster sent again: Envoy makes a changed cluster anew, waits for its endpoints and, being
+// subscribed to them for the old one, does not ask. Endpoints have the name of their cluster.
+func (s *session) warm(cluster string) {
 	endpoints := s.types[EndpointType]
-	if endpoints == nil || s.types[ListenerType] == nil && !endpoints.names[cluster] {
-		return
+	if endpoints != nil && endpoints.names[cluster] {
+		endpoints.forget(cluster)
+		endpoints.unsaid[cluster] = true
 	}
-	endpoints.forget(cluster)
-	endpoints.unsaid[cluster], endpoints.offers[cluster] = true, true
-}
-
-// warms says whether all that clusters need is offered: one that has no endpoints may need none, or the word that there are none, for
-// which it asks. Whether the client has the secrets is not looked at; a client that has listeners has those that clusters use here.
-func (s *session) warms(clusters []*discovery.Resource) bool {
-	return !slices.ContainsFunc(clusters, func(c *discovery.Resource) bool {
-		endpoints, _ := s.source.Resource(EndpointType, c.GetName())
-		return endpoints == nil || !s.types[EndpointType].owes(c.GetName())
-	})
 }
 
 func (s *session) removals(url string) *Response {
@@ -398,8 +368,7 @@ func (s *session) send(url string, resp *Response, now time.Time) *Response {
 	s.nonce++
 	resp.Nonce = strconv.Itoa(s.nonce)
 	sub := s.types[url]
-	sub.inFlight = append(sub.inFlight, sent{resp.Nonce, now, resp.GetResources(), resp.GetRemovedResources(),
-		url == ClusterType && s.types[EndpointType] != nil && s.warms(resp.GetResources())})
+	sub.inFlight = append(sub.inFlight, sent{resp.Nonce, now, resp.GetResources(), resp.GetRemovedResources()})
 	sub.status.Sent++
 	sub.sayError()
 	return resp

@@ -123,45 +123,39 @@ func TestNameWithoutResourceIsAnsweredOnceUntilItIsAskedForAgain(t *testing.T) {
 	s.says("TypedExtensionConfig 80")
 }
 
-// A Service that a proxy comes to know is sent in one go: the cluster, the endpoints that it will ask for, and the listener, each before
-// what needs it. Nothing is said again when it asks.
-func TestServiceThatComesIsSentWithoutWaitingForAnswers(t *testing.T) {
+// A listener waits for the cluster that comes with it to warm, for which a proxy asks for the endpoints, also when the Service has gone and
+// comes back. Of a changed cluster it does not ask.
+func TestListenerWaitsForTheAnswerAboutItsCluster(t *testing.T) {
 	s := started(t)
-	s.put(ListenerType, "c", "1")
-	s.put(EndpointType, "c", "1")
-	s.put(ClusterType, "c", "1")
-	clusters := s.says("Cluster c")
-	endpoints := s.says("ClusterLoadAssignment c")
-	s.answer(s.says("Listener c"), "")
-	s.Take(&discovery.DeltaDiscoveryRequest{TypeUrl: EndpointType, ResourceNamesSubscribe: []string{"c"}, ResponseNonce: endpoints.GetNonce()})
-	s.answer(clusters, "")
-	s.says("")
-	s.put(EndpointType, "c", "2")
-	s.answer(s.says("ClusterLoadAssignment c"), "")
-	s.ask(EndpointType, "c") // it has forgotten them, and says so
-	s.answer(s.says("ClusterLoadAssignment c"), "")
-}
+	for range 2 {
+		s.put(ListenerType, "c", "1")
+		s.put(EndpointType, "c", "1")
+		s.put(ClusterType, "c", "1")
+		clusters := s.says("Cluster c")
+		s.says("")
+		s.ask(EndpointType, "c")
+		s.answer(s.says("ClusterLoadAssignment c"), "")
+		s.says("")
+		s.answer(clusters, "")
+		s.answer(s.says("Listener c"), "")
 
-// A cluster whose endpoints are not there, or are waiting for an answer about others, is waited for before a listener is sent.
-func TestListenerWaitsForClustersThatDoNotHaveTheirEndpoints(t *testing.T) {
-	s := started(t)
-	s.put(ClusterType, "c", "1")
-	s.put(ListenerType, "c", "1")
-	clusters := s.says("Cluster c")
-	s.says("")
-	s.answer(clusters, "")
-	s.answer(s.says("Listener c"), "")
+		s.put(ListenerType, "c", "2")
+		s.put(ClusterType, "c", "2")
+		clusters = s.says("Cluster c")
+		s.answer(s.says("ClusterLoadAssignment c"), "")
+		s.says("")
+		s.answer(clusters, "")
+		s.answer(s.says("Listener c"), "")
 
-	s.put(EndpointType, "other", "2")
-	others := s.says("ClusterLoadAssignment other")
-	s.put(EndpointType, "d", "1")
-	s.put(ClusterType, "d", "1")
-	s.put(ListenerType, "d", "1")
-	s.says("Cluster d")
-	s.says("")
-	s.answer(others, "")
-	s.says("ClusterLoadAssignment d")
-	s.says("Listener d")
+		s.put(ListenerType, "c", "")
+		s.put(ClusterType, "c", "")
+		s.put(EndpointType, "c", "")
+		s.answer(s.says("ClusterLoadAssignment -c"), "")
+		s.answer(s.says("Listener -c"), "")
+		s.answer(s.says("Cluster -c"), "")
+		s.Take(&discovery.DeltaDiscoveryRequest{TypeUrl: EndpointType, ResourceNamesUnsubscribe: []string{"c"}})
+		s.says("")
+	}
 }
 
 // A proxy that returns while a cluster warms asks for listeners and not for clusters: a listener that has come meanwhile waits for those

@@ -16,7 +16,6 @@ type subscription struct {
 	names    map[string]bool   // subscribed by name
 	said     map[string]string // our last word about a name: its version, or nothing
 	unsaid   map[string]bool   // names to look at when the type may be sent
-	offers   map[string]bool   // those of them that the client is told without having asked
 	gone     map[string]bool   // names the client has that no longer exist, and whose removal waits
 	since    time.Time         // when the first of these began to wait
 	again    [][]string        // names of a refused response, in parts that are sent apart to find who is refused
@@ -31,26 +30,18 @@ type sent struct {
 	at        time.Time
 	resources []*discovery.Resource
 	removed   []string
-	warms     bool // of clusters: each is sent its endpoints next, unasked
 }
 
 func newSubscription() *subscription {
-	return &subscription{names: map[string]bool{}, said: map[string]string{}, unsaid: map[string]bool{}, offers: map[string]bool{},
-		gone: map[string]bool{}, refused: map[string]string{}}
+	return &subscription{names: map[string]bool{}, said: map[string]string{}, unsaid: map[string]bool{}, gone: map[string]bool{}, refused: map[string]string{}}
 }
 
 // forget drops all that was said about a name.
 func (s *subscription) forget(name string) {
 	delete(s.said, name)
 	delete(s.unsaid, name)
-	delete(s.offers, name)
 	delete(s.gone, name)
 	delete(s.refused, name)
-}
-
-// owes says whether the client is to be told of a name that may have changed.
-func (s *subscription) owes(name string) bool {
-	return s.unsaid[name] && (s.wildcard || s.names[name] || s.offers[name])
 }
 
 func (s *subscription) took() {

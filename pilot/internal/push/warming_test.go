@@ -2,7 +2,6 @@ package push
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -30,8 +29,6 @@ type small struct {
 	streams []*deltaxds.Stream
 	asked   [][]string // by stream, the types in the order of the first requests
 	cut     bool       // the stream ends when endpoints are to be sent
-	wire    []string   // what has been said of endpoints, by both
-	offered chan bool  // if there is one, nobody hears the proxy ask for endpoints before some were sent
 }
 
 func newSmall(t *testing.T) *small {
@@ -85,12 +82,9 @@ func (s *small) Wildcard(url string) (names []string, known bool) {
 	return names, true
 }
 
-func (s *small) Subscribed(url string, added, _ []string) {
+func (s *small) Subscribed(url string, _, _ []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if url == deltaxds.EndpointType {
-		s.wire = append(s.wire, fmt.Sprint("asked for ", added))
-	}
 	last := len(s.asked) - 1
 	s.asked[last] = append(s.asked[last], url)
 }
@@ -114,19 +108,6 @@ func (c *cutting) Send(r *discovery.DeltaDiscoveryResponse) error {
 	if cut {
 		c.s.cut = false
 	}
-	if r.GetTypeUrl() == deltaxds.EndpointType {
-		var names []string
-		for _, res := range r.GetResources() {
-			names = append(names, res.GetName())
-		}
-		c.s.wire = append(c.s.wire, fmt.Sprint("sent ", names))
-		if len(names) > 0 {
-			select {
-			case c.s.offered <- true:
-			default:
-			}
-		}
-	}
 	c.s.mu.Unlock()
 	if cut {
 		return errors.New("cut")
@@ -134,22 +115,7 @@ func (c *cutting) Send(r *discovery.DeltaDiscoveryResponse) error {
 	return c.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Send(r)
 }
 
-func (c *cutting) Recv() (*discovery.DeltaDiscoveryRequest, error) {
-	req, err := c.AggregatedDiscoveryService_DeltaAggregatedResourcesServer.Recv()
-	c.s.mu.Lock()
-	offered := c.s.offered
-	c.s.mu.Unlock()
-	if offered != nil && len(req.GetResourceNamesSubscribe()) > 0 {
-		select {
-		case <-offered:
-		case <-time.After(5 * time.Second):
-			return nil, errors.New("nothing was offered")
-		}
-	}
-	return req, err
-}
-
-// settled waits until the n-th stream has asked for clusters and listeners and everything is answered.
+// settled waits until the n-th stream has asked for clusters and everything is answered.
 func (s *small) settled(n int) {
 	s.t.Helper()
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
@@ -162,8 +128,7 @@ func (s *small) settled(n int) {
 		}
 		clusters, ok := status[deltaxds.ClusterType]
 		endpoints := status[deltaxds.EndpointType]
-		_, listens := status[deltaxds.ListenerType]
-		if ok && listens && !clusters.Pending && !endpoints.Pending {
+		if ok && !clusters.Pending && !endpoints.Pending {
 			return
 		}
 		if time.Now().After(end) {
@@ -210,35 +175,6 @@ func TestEnvoyThatReconnectsWhileAClusterWarmsThatIsGone(t *testing.T) {
 	s.put(deltaxds.ClusterType, "c", nil)
 	s.put(deltaxds.EndpointType, "c", nil)
 	s.settled(2)
-}
-
-// The real Envoy takes endpoints that are sent right after the cluster that needs them, before it has asked, and its asking for them
-// afterwards needs no answer. It is so again when the cluster has gone and comes back.
-func TestEnvoyTakesEndpointsThatItIsOffered(t *testing.T) {
-	s := newSmall(t)
-	s.settled(1)
-	s.mu.Lock()
-	s.offered = make(chan bool, 1)
-	s.mu.Unlock()
-	for i := range 20 {
-		s.mu.Lock()
-		s.wire = nil
-		s.mu.Unlock()
-		s.put(deltaxds.EndpointType, "d", &endpoint.ClusterLoadAssignment{ClusterName: "d"})
-		s.put(deltaxds.ClusterType, "d", func() *cluster.Cluster { c := ofEndpoints(time.Second); c.Name = "d"; return c }())
-		s.dirty(deltaxds.ClusterType, "d")
-		s.settled(1)
-		s.mu.Lock()
-		if want := []string{"sent [d]", "asked for [d]"}; !slices.Equal(s.wire, want) {
-			t.Errorf("time %d: %q, want %q", i, s.wire, want)
-		}
-		s.mu.Unlock()
-		s.put(deltaxds.ClusterType, "d", nil)
-		s.put(deltaxds.EndpointType, "d", nil)
-		s.dirty(deltaxds.ClusterType, "d")
-		s.dirty(deltaxds.EndpointType, "d")
-		s.settled(1)
-	}
 }
 
 // A Service that is there for a moment does not freeze the real Envoy, whatever it has come to.
