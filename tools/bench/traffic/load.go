@@ -63,10 +63,11 @@ func loadCommand() *cobra.Command {
 func load(ctx context.Context, t Target, p Plan) (*Load, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	times := make([]report.Durations, p.Connections)
+	shared := transport()
 	began := time.Now()
 	for i := range p.Connections {
 		g.Go(func() error {
-			c, err := p.Kind.open(ctx, t)
+			c, err := p.Kind.open(ctx, t, shared)
 			if err != nil {
 				return err
 			}
