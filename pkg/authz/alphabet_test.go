@@ -338,3 +338,47 @@ func TestTrustDomainAliases(t *testing.T) {
 		}
 	}
 }
+
+// What is compared before an expression is asked must let through to it all that the expression finds.
+func TestAmbiguousTextsHaveASignAndAreNotPlain(t *testing.T) {
+	const alphabet = "/;%2357cCeE0fGT"
+	for _, a := range Ambiguities {
+		found := 0
+		for length := range 5 {
+			text := make([]byte, length)
+			for n := range pow(len(alphabet), length) {
+				for i := range text {
+					text[i] = alphabet[n%len(alphabet)]
+					n /= len(alphabet)
+				}
+				if !a.pattern.Match(text) {
+					continue
+				}
+				found++
+				if !has(string(text), a.Signs) || slices.Contains(a.Plain, string(text)) {
+					t.Fatalf("%s: %q is ambiguous, and is taken for plain before the expression is asked", a.Rule, text)
+				}
+			}
+		}
+		for _, p := range a.Plain {
+			if a.pattern.MatchString(p) {
+				t.Errorf("%s: %q is plain and ambiguous", a.Rule, p)
+			}
+		}
+		if found < 1000 {
+			t.Errorf("%s: %d texts are ambiguous, too few to tell", a.Rule, found)
+		}
+	}
+}
+
+func has(text string, signs []string) bool {
+	return len(signs) == 0 || slices.ContainsFunc(signs, func(s string) bool { return strings.Contains(text, s) })
+}
+
+func pow(base, exponent int) int {
+	out := 1
+	for range exponent {
+		out *= base
+	}
+	return out
+}

@@ -78,6 +78,10 @@ type Ambiguity struct {
 	Rule      string // the name of the rule that denies it
 	Pattern   string // of RE2, anywhere in the text
 	pattern   *regexp.Regexp
+
+	// What is compared without an expression, so that requests that are not suspicious cost next to nothing: a text that the pattern finds
+	// something in has one of the signs, if there are any, and is none of the plain ones.
+	Signs, Plain []string
 }
 
 // Whole is the pattern as a Regexp match.
@@ -87,6 +91,6 @@ func (a Ambiguity) Whole() Match {
 
 // Ambiguities are all there are.
 var Ambiguities = []Ambiguity{
-	{Path, AmbiguousPathRule, AmbiguousPath, ambiguousPath},
-	{Method, AmbiguousMethodRule, AmbiguousMethod, regexp.MustCompile(AmbiguousMethod)},
+	{Path, AmbiguousPathRule, AmbiguousPath, ambiguousPath, []string{";", "%", "//"}, nil},
+	{Method, AmbiguousMethodRule, AmbiguousMethod, regexp.MustCompile(AmbiguousMethod), nil, []string{"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"}},
 }

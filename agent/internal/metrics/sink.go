@@ -112,6 +112,9 @@ func (s *Sink) take(uid string, pushed []*dto.MetricFamily) {
 				if shown, ok = seen[pushedAs]; !ok {
 					shown = unfoldedBy(p.owner, name, m)
 				}
+				if shown.labels == nil {
+					continue
+				}
 			}
 			key := shown.key
 			twin := known[key]

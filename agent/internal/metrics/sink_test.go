@@ -96,11 +96,14 @@ func folded(name string, value float64, labels ...string) *dto.MetricFamily {
 	return counter(mesh.FoldedMetrics+"."+name, value, labels...)
 }
 
+// line is the label of a series: who counts and the service called, "by|called", and what became of it.
+func line(where, outcome string) string { return where + "|||" + outcome }
+
 // A proxy that has not yet said whose it is has no series under another's name or none. Afterwards it has those that it counted before, too.
 func TestFoldedSeriesWaitForTheProxysName(t *testing.T) {
 	s := proxyOf(t)
 	requests := func() *dto.MetricFamily {
-		return folded("requests_total", 3, mesh.FoldedWhere, "c/ledger.finance.svc.cluster.local", mesh.FoldedOutcome, "200 - HTTP/1.1 ")
+		return folded("requests_total", 3, mesh.FoldedLabel, line("c|ledger.finance.svc.cluster.local", "200 - HTTP/1.1 "))
 	}
 	s.take("u", []*dto.MetricFamily{requests()})
 	if got := s.counters("u", 10); len(got) != 0 {
@@ -121,7 +124,7 @@ func TestSeriesOfBothFormsAreOne(t *testing.T) {
 	s := proxyOf(t)
 	said := folded(mesh.FoldedProxy, 1, mesh.FoldedProxyName, "checkout", mesh.FoldedProxyRevision, "v2", mesh.FoldedProxyCluster, "one")
 	fresh := func(value float64) *dto.MetricFamily {
-		return folded("requests_total", value, mesh.FoldedWhere, "p/", mesh.FoldedOutcome, "200 - HTTP/2 0")
+		return folded("requests_total", value, mesh.FoldedLabel, line("p|", "200 - HTTP/2 0"))
 	}
 	s.take("u", []*dto.MetricFamily{said, fresh(0)})
 	var labels []string
@@ -142,19 +145,32 @@ func TestWhereSeriesAreCounted(t *testing.T) {
 	s := proxyOf(t)
 	o := ownerOf(s.proxies["u"].pod, []*dto.LabelPair{{Name: proto.String(mesh.FoldedProxyName), Value: proto.String("checkout")}})
 	for where, want := range map[string]string{
-		"c/PassthroughCluster":               "source PassthroughCluster in unknown: unknown, unknown",
-		"c/":                                 "source unknown in unknown: unknown, unknown",
-		"c/ledger.finance.svc.cluster.local": "source ledger in finance: ledger.finance.svc.cluster.local, unknown",
-		"m/store":                            "destination store in shop: store.shop.svc.cluster.local, mutual_tls",
-		"m/":                                 "destination unknown in shop: unknown, mutual_tls",
-		"p/-":                                "destination unknown in shop: unknown, none",
+		"c|PassthroughCluster":               "source PassthroughCluster in unknown: unknown, unknown",
+		"c|":                                 "source unknown in unknown: unknown, unknown",
+		"c|ledger.finance.svc.cluster.local": "source ledger in finance: ledger.finance.svc.cluster.local, unknown",
+		"m|store":                            "destination store in shop: store.shop.svc.cluster.local, mutual_tls",
+		"m|":                                 "destination unknown in shop: unknown, mutual_tls",
+		"p|-":                                "destination unknown in shop: unknown, none",
 	} {
-		l := byName(o.unfold([]*dto.LabelPair{{Name: proto.String(mesh.FoldedWhere), Value: proto.String(where)}}))
+		l := byName(o.unfold([]*dto.LabelPair{{Name: proto.String(mesh.FoldedLabel), Value: proto.String(line(where, ""))}}))
 		got := strings.Join([]string{l["reporter"], l["destination_service_name"], "in", l["destination_service_namespace"] + ":",
 			l["destination_service"] + ",", l["connection_security_policy"]}, " ")
 		if got != want {
 			t.Errorf("%s: %s, want %s", where, got, want)
 		}
+	}
+}
+
+// Of a series that is written in another way than this agent reads, nothing is shown, rather than something wrong.
+func TestSeriesInAnotherFormAreLeftAlone(t *testing.T) {
+	s := proxyOf(t)
+	push := []*dto.MetricFamily{folded(mesh.FoldedProxy, 1, mesh.FoldedProxyName, "checkout", mesh.FoldedProxyRevision, "v2", mesh.FoldedProxyCluster, "one")}
+	for _, other := range []string{"", "c|ledger", line("c|ledger.finance.svc.cluster.local", "200 - HTTP/1.1 ") + "|more"} {
+		push = append(push, folded("requests_total", 1, mesh.FoldedLabel, other))
+	}
+	s.take("u", append(push, folded("requests_total", 1, "at", "c/ledger.finance.svc.cluster.local")))
+	if got := s.counters("u", 10); len(got) != 0 {
+		t.Errorf("shown: %v", got)
 	}
 }
 
@@ -168,7 +184,7 @@ func TestWhatIsRememberedOfAPush(t *testing.T) {
 		many := []*dto.MetricFamily{said(name)}
 		for i := range maxSeries + 100 { // and each of them a second time, under a label that nobody reads
 			for _, odd := range []string{"a", "b"} {
-				many = append(many, folded("requests_total", 1, mesh.FoldedWhere, fmt.Sprintf("c/s%d.finance.svc.cluster.local", i), "odd", odd))
+				many = append(many, folded("requests_total", 1, mesh.FoldedLabel, line(fmt.Sprintf("c|s%d.finance.svc.cluster.local", i), ""), "odd", odd))
 			}
 		}
 		s.take("u", many)

@@ -30,23 +30,26 @@ func ownerOf(pod *identity.Identity, labels []*dto.LabelPair) *owner {
 	}
 }
 
-// unfold returns the labels of Istio's standard metrics for a series that the owner's proxy counts. A proxy of a server knows nothing of its
-// client but the identity.
+// unfold returns the labels of Istio's standard metrics for a series that the owner's proxy counts, nil for one that is written in another way.
+// A proxy of a server knows nothing of its client but the identity.
 func (o *owner) unfold(labels []*dto.LabelPair) []*dto.LabelPair {
-	folded := byName(labels)
+	fields := strings.Split(byName(labels)[mesh.FoldedLabel], mesh.FoldedSeparator)
+	if len(fields) != mesh.FoldedFields {
+		return nil
+	}
+	by, called, to, peer, outcome := fields[0], fields[1], fields[2], fields[3], fields[4]
 	nobody := workload{unknown, unknown, unknown, unknown}
 	client, server, reporter, security := nobody, nobody, "source", unknown
 	var service, namespace string
-	where, called, _ := strings.Cut(folded[mesh.FoldedWhere], "/")
-	if where == mesh.CountedByClient {
-		client, server = o.workload, workloadOf(folded[mesh.FoldedServer])
-		server.principal = known(folded[mesh.FoldedPeer])
+	if by == mesh.CountedByClient {
+		client, server = o.workload, workloadOf(to)
+		server.principal = known(peer)
 		service, namespace = serviceOf(called)
 	} else {
 		server, reporter, security = o.workload, "destination", "none"
 		namespace, service = o.namespace, called
-		if where == mesh.CountedByServer {
-			client.principal, security = known(folded[mesh.FoldedPeer]), "mutual_tls"
+		if by == mesh.CountedByServer {
+			client.principal, security = known(peer), "mutual_tls"
 		}
 	}
 	host := unknown
@@ -61,7 +64,7 @@ func (o *owner) unfold(labels []*dto.LabelPair) []*dto.LabelPair {
 	out.add("destination_service_name", known(service))
 	out.add("destination_service_namespace", known(namespace))
 	out.add("connection_security_policy", security)
-	out.outcome(folded[mesh.FoldedOutcome])
+	out.outcome(outcome)
 	return out
 }
 

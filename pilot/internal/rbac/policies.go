@@ -148,7 +148,7 @@ func permission(c authz.Clause) *rbac.Permission {
 		all = append(all, orPermission(operations(c, c.Values)))
 	}
 	if len(c.Not) > 0 {
-		all = append(all, &rbac.Permission{Rule: &rbac.Permission_NotRule{NotRule: orPermission(operations(c, c.Not))}})
+		all = append(all, notPermission(orPermission(operations(c, c.Not))))
 	}
 	return andPermission(all)
 }
@@ -171,24 +171,31 @@ func operation(c authz.Clause, m authz.Match) *rbac.Permission {
 			return never()
 		}
 		return &rbac.Permission{Rule: &rbac.Permission_DestinationPort{DestinationPort: uint32(n)}}
+	}
+	return text(c, Text(m, c.Attribute == authz.Host))
+}
+
+// text matches an attribute that is a text.
+func text(c authz.Clause, m *matcher.StringMatcher) *rbac.Permission {
+	switch c.Attribute {
 	case authz.SNI:
-		return &rbac.Permission{Rule: &rbac.Permission_RequestedServerName{RequestedServerName: Text(m, false)}}
+		return &rbac.Permission{Rule: &rbac.Permission_RequestedServerName{RequestedServerName: m}}
 	case authz.Host:
-		return header(":authority", m, true)
+		return header(":authority", m)
 	case authz.Method:
-		return header(":method", m, false)
+		return header(":method", m)
 	case authz.Header:
-		return header(c.Key, m, false)
+		return header(c.Key, m)
 	case authz.Path:
-		return &rbac.Permission{Rule: &rbac.Permission_UrlPath{UrlPath: &matcher.PathMatcher{Rule: &matcher.PathMatcher_Path{Path: Text(m, false)}}}}
+		return &rbac.Permission{Rule: &rbac.Permission_UrlPath{UrlPath: &matcher.PathMatcher{Rule: &matcher.PathMatcher_Path{Path: m}}}}
 	}
 	return never()
 }
 
 // header matches the lines of a header. One that is there but empty is not present, to the evaluator either.
-func header(name string, m authz.Match, ignoreCase bool) *rbac.Permission {
+func header(name string, m *matcher.StringMatcher) *rbac.Permission {
 	return &rbac.Permission{Rule: &rbac.Permission_Header{Header: &route.HeaderMatcher{
-		Name: name, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: Text(m, ignoreCase)}}}}
+		Name: name, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: m}}}}
 }
 
 // Text is a match of a text in Envoy's words.
@@ -213,10 +220,25 @@ func Text(m authz.Match, ignoreCase bool) *matcher.StringMatcher {
 // anyByte is any byte to RE2, valid UTF-8 or not.
 const anyByte = `\C`
 
-// ambiguous denies what different servers read differently.
+// ambiguous denies what different servers read differently. What is cheap to ask comes first.
 func ambiguous(a authz.Ambiguity) *rbac.Policy {
-	return &rbac.Policy{Principals: []*rbac.Principal{anyone()}, Permissions: []*rbac.Permission{
-		operation(authz.Clause{Attribute: a.Attribute}, a.Whole())}}
+	of := authz.Clause{Attribute: a.Attribute}
+	var all []*rbac.Permission
+	if len(a.Signs) > 0 {
+		var signs []*rbac.Permission
+		for _, s := range a.Signs {
+			signs = append(signs, text(of, &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Contains{Contains: s}}))
+		}
+		all = append(all, orPermission(signs))
+	}
+	if len(a.Plain) > 0 {
+		var plain []*rbac.Permission
+		for _, p := range a.Plain {
+			plain = append(plain, text(of, envoy.Exact(p)))
+		}
+		all = append(all, notPermission(orPermission(plain)))
+	}
+	return &rbac.Policy{Principals: []*rbac.Principal{anyone()}, Permissions: []*rbac.Permission{andPermission(append(all, operation(of, a.Whole())))}}
 }
 
 func cidr(v string) *core.CidrRange {
@@ -231,8 +253,10 @@ func anyone() *rbac.Principal { return &rbac.Principal{Identifier: &rbac.Princip
 
 func anything() *rbac.Permission { return &rbac.Permission{Rule: &rbac.Permission_Any{Any: true}} }
 
-func never() *rbac.Permission {
-	return &rbac.Permission{Rule: &rbac.Permission_NotRule{NotRule: anything()}}
+func never() *rbac.Permission { return notPermission(anything()) }
+
+func notPermission(p *rbac.Permission) *rbac.Permission {
+	return &rbac.Permission{Rule: &rbac.Permission_NotRule{NotRule: p}}
 }
 
 func andPrincipal(all []*rbac.Principal) *rbac.Principal {

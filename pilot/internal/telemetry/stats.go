@@ -1,6 +1,8 @@
 package telemetry
 
 import (
+	"strings"
+
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	data "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	stats "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stats/v3"
@@ -33,16 +35,29 @@ type tag struct{ name, format string }
 
 func env(name string) string { return "%ENVIRONMENT(" + name + ")%" }
 
-// clientTags are of what a client's proxy counts of a service, by its host; server is where the server's workload is found.
-func clientTags(service, server string) []tag {
-	return []tag{{mesh.FoldedWhere, mesh.CountedByClient + "/" + service}, {mesh.FoldedServer, server}, {mesh.FoldedPeer, "%UPSTREAM_PEER_URI_SAN%"}}
+// folded is the one tag of what is counted of a service; the fields are format strings.
+func folded(by, service, server, peer, outcome string) []tag {
+	return []tag{{mesh.FoldedLabel, strings.Join([]string{by, service, server, peer, outcome}, mesh.FoldedSeparator)}}
+}
+
+// counted makes the tag of one side for an outcome.
+type counted func(outcome string) []tag
+
+// byClient is what a client's proxy counts of a service, by its host; server is where the server's workload is found.
+func byClient(service, server string) counted {
+	return func(outcome string) []tag {
+		return folded(mesh.CountedByClient, service, server, "%UPSTREAM_PEER_URI_SAN%", outcome)
+	}
 }
 
 // MetadataKey is where the names of endpoints' workloads are.
 const MetadataKey = "bulwark"
 
+// ServerKey is the name under which they are there.
+const ServerKey = "to"
+
 // ChosenServer is the workload of the endpoint that was chosen.
-const ChosenServer = "%UPSTREAM_METADATA(" + MetadataKey + ":" + mesh.FoldedServer + ")%"
+const ChosenServer = "%UPSTREAM_METADATA(" + MetadataKey + ":" + ServerKey + ")%"
 
 // ServerOf is where the server's workload is found of what comes by a service's listener: a pod of a headless service that is called by its
 // own address is known. Names and labels of Kubernetes have no percent sign.
@@ -68,19 +83,21 @@ const (
 	tcpService  = "%DYNAMIC_METADATA(envoy.filters.network.rbac:" + rbac.ServicePrefix + "shadow_effective_policy_id)%"
 )
 
-// serverTags are of what a server's proxy counts. Of the client it knows the verified identity alone; Mixer joins the rest. Service is
+// byServer is what a server's proxy counts. Of the client it knows the verified identity alone; Mixer joins the rest. Service is
 // where the name of the service is found.
-func serverTags(service string, mutual bool) []tag {
-	if !mutual {
-		return []tag{{mesh.FoldedWhere, mesh.CountedByServerPlaintext + "/" + service}}
+func byServer(service string, mutual bool) counted {
+	return func(outcome string) []tag {
+		if !mutual {
+			return folded(mesh.CountedByServerPlaintext, service, "", "", outcome)
+		}
+		return folded(mesh.CountedByServer, service, "", "%DOWNSTREAM_PEER_URI_SAN%", outcome)
 	}
-	return []tag{{mesh.FoldedWhere, mesh.CountedByServer + "/" + service}, {mesh.FoldedPeer, "%DOWNSTREAM_PEER_URI_SAN%"}}
 }
 
 // requestMetrics count requests and time them. The histogram's count is not enough: of histograms Envoy pushes what came since it pushed last, so
 // that what comes while the agent is away would never be counted.
-func requestMetrics(tags []tag) *accesslog.AccessLog {
-	tags = append(tags, tag{mesh.FoldedOutcome, "%RESPONSE_CODE% %RESPONSE_FLAGS% %PROTOCOL% %GRPC_STATUS_NUMBER%"})
+func requestMetrics(by counted) *accesslog.AccessLog {
+	tags := by("%RESPONSE_CODE% %RESPONSE_FLAGS% %PROTOCOL% %GRPC_STATUS_NUMBER%")
 	return statsLogger(nil, &stats.Config{
 		Counters: []*stats.Config_Counter{{Stat: stat("requests_total", tags), ValueFixed: wrapperspb.UInt64(1)}},
 		Histograms: []*stats.Config_Histogram{{Stat: stat("request_duration_milliseconds", tags),
@@ -93,8 +110,8 @@ func requestMetrics(tags []tag) *accesslog.AccessLog {
 const reached = `upstream.address != '' && upstream.transport_failure_reason == ''`
 
 // connectionMetrics count connections, one logger for their beginning and one for their end.
-func connectionMetrics(tags []tag) []*accesslog.AccessLog {
-	tags = append(tags, tag{mesh.FoldedOutcome, "%RESPONSE_FLAGS%"})
+func connectionMetrics(by counted) []*accesslog.AccessLog {
+	tags := by("%RESPONSE_FLAGS%")
 	count := func(name string) *stats.Config_Counter {
 		return &stats.Config_Counter{Stat: stat(name, tags), ValueFixed: wrapperspb.UInt64(1)}
 	}
@@ -116,9 +133,7 @@ func statsLogger(filter *accesslog.AccessLogFilter, c *stats.Config) *accesslog.
 func stat(name string, tags []tag) *stats.Config_Stat {
 	s := &stats.Config_Stat{Name: name}
 	for _, t := range tags {
-		if t.format != "" {
-			s.Tags = append(s.Tags, &stats.Config_Tag{Name: t.name, ValueFormat: t.format})
-		}
+		s.Tags = append(s.Tags, &stats.Config_Tag{Name: t.name, ValueFormat: t.format})
 	}
 	return s
 }

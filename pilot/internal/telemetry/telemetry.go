@@ -17,13 +17,13 @@ import (
 // InboundRequests audit requests to a server that a policy denied or selected, and count all of them. Mutual says whether they come over
 // mutual TLS.
 func InboundRequests(mutual bool) []*accesslog.AccessLog {
-	return []*accesslog.AccessLog{audit(either(audited(), deniedByPolicy()), inboundRequest()), requestMetrics(serverTags(httpService, mutual))}
+	return []*accesslog.AccessLog{audit(either(audited(), deniedByPolicy()), inboundRequest()), requestMetrics(byServer(httpService, mutual))}
 }
 
 // InboundConnections do the same with connections that are not HTTP.
 func InboundConnections(mutual bool) []*accesslog.AccessLog {
 	return append([]*accesslog.AccessLog{audit(atEnd(either(audited(), when(deniedConnection))), inboundConnection(mutual))},
-		connectionMetrics(serverTags(tcpService, mutual))...)
+		connectionMetrics(byServer(tcpService, mutual))...)
 }
 
 // InboundRefused audits connections to a server that no filter saw.
@@ -31,7 +31,7 @@ func InboundRefused() *accesslog.AccessLog { return audit(when(refusedInbound), 
 
 // OutboundRequests counts what clients ask of a service.
 func OutboundRequests(service, server string) *accesslog.AccessLog {
-	return requestMetrics(clientTags(service, server))
+	return requestMetrics(byClient(service, server))
 }
 
 // OutboundAttempts audits, of the attempts to have a request answered, those at a server that is not one of the service's identities, also when
@@ -42,12 +42,12 @@ func OutboundAttempts(service string) *accesslog.AccessLog {
 
 // OutboundConnections audit a server that is not one of the service's identities, and count all connections to the service.
 func OutboundConnections(service, server string) []*accesslog.AccessLog {
-	return append([]*accesslog.AccessLog{audit(atEnd(impostor()), outboundEntry("tcp", service))}, connectionMetrics(clientTags(service, server))...)
+	return append([]*accesslog.AccessLog{audit(atEnd(impostor()), outboundEntry("tcp", service))}, connectionMetrics(byClient(service, server))...)
 }
 
 // PassedThrough count connections that are no service's, under a name for all of them.
 func PassedThrough(name string) []*accesslog.AccessLog {
-	return connectionMetrics(clientTags(name, ""))
+	return connectionMetrics(byClient(name, ""))
 }
 
 // OutOfReachRequests audits requests to what is out of a client's reach; which says what those are, where others are logged at the same place.

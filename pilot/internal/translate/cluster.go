@@ -148,7 +148,7 @@ func lbEndpoint(e compile.Endpoint) *endpoint.LbEndpoint {
 		md.FilterMetadata[transportSocketMatch] = structOf(tlsModeKey, tlsModeDisabled)
 	}
 	if e.Workload != (compile.Labels{}) {
-		md.FilterMetadata[telemetry.MetadataKey] = structOf(mesh.FoldedServer, telemetry.ServerName(e.Workload))
+		md.FilterMetadata[telemetry.MetadataKey] = structOf(telemetry.ServerKey, telemetry.ServerName(e.Workload))
 	}
 	return &endpoint.LbEndpoint{
 		HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: envoy.Address(e.Address, e.Port)}},
