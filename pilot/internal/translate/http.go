@@ -20,7 +20,8 @@ func connectionManager(statPrefix string, filters []*hcm.HttpFilter, logs []*acc
 		UseRemoteAddress: envoy.No(), SkipXffAppend: true, GenerateRequestId: envoy.Yes(),
 		ServerHeaderTransformation: hcm.HttpConnectionManager_PASS_THROUGH,
 		UpgradeConfigs:             []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
-		MaxRequestHeadersKb:        envoy.U32(64), StreamIdleTimeout: envoy.Seconds(3600), RequestHeadersTimeout: envoy.Seconds(60),
+		MaxRequestHeadersKb:        envoy.U32(64), RequestHeadersTimeout: envoy.Seconds(60),
+		StreamIdleTimeout:         envoy.Seconds(0), // a call that says nothing for hours is the application's affair, and a timer would be set anew for each of its parts
 		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxHeadersCount: envoy.U32(200)},
 		Http2ProtocolOptions: &core.Http2ProtocolOptions{
 			MaxConcurrentStreams: envoy.U32(1024), AllowConnect: false,

@@ -96,7 +96,7 @@ func TestConnectionsAreCountedUnderProvenNames(t *testing.T) {
 	if strings.Contains(text, "claimed") {
 		t.Errorf("a name that nobody has proven is a label:\n%s", text)
 	}
-	if want := `at="m/ledger"`; !strings.Contains(text, want) {
+	if want := `s="m|ledger|`; !strings.Contains(text, want) {
 		t.Errorf("no label %s in\n%s", want, text)
 	}
 }
