@@ -140,7 +140,9 @@ var mutations = []mutation{
 	{20, "problems beyond those that are listed do not count", "pkg/authz.TestRuleWithAProblemFailsClosed", []edit{
 		{"pkg/authz/build.go", "	b.count++\n	if len(b.problems) < maxProblems {\n", "	if len(b.problems) < maxProblems {\n		b.count++\n"}}},
 	{20, "methods are compared, however they are spelt", "pilot/internal/translate.TestMethodInAnotherSpellingIsDenied", []edit{
-		{"pkg/authz/attribute.go", "	{Method, AmbiguousMethodRule, AmbiguousMethod, regexp.MustCompile(AmbiguousMethod)},\n", "	{Method, AmbiguousMethodRule, \"^$\", regexp.MustCompile(\"^$\")},\n"}}},
+		{"pkg/authz/attribute.go", "	{Method, AmbiguousMethodRule, AmbiguousMethod, regexp.MustCompile(AmbiguousMethod),", "	{Method, AmbiguousMethodRule, \"^$\", regexp.MustCompile(\"^$\"),"}}},
+	{20, "a path with an escape is plain", "pkg/authz.TestAmbiguousTextsHaveASignAndAreNotPlain", []edit{
+		{"pkg/authz/attribute.go", "[]string{\";\", \"%\", \"//\"}", "[]string{\";\", \"//\"}"}}},
 	{20, "what follows a host does not matter where it admits", "pkg/authz.TestMatchIsWideWhereItDeniesAndNarrowWhereItAdmits", []edit{
 		{"pkg/authz/host.go", "	if !wide || m.Kind", "	if m.Kind"}}},
 	{20, "an authority may have user information", "pilot/internal/translate.TestAuthorityIsAHostAndMaybeAPort", []edit{

@@ -59,19 +59,26 @@ func loadCommand() *cobra.Command {
 	return cmd
 }
 
-// load asks over each connection as planned. An answer that is none ends it: then something else is measured than was meant.
+// load asks over each connection as planned, once all of them are open and have been answered. An answer that is none ends it: then something
+// else is measured than was meant.
 func load(ctx context.Context, t Target, p Plan) (*Load, error) {
+	shared := transport()
+	clients := make([]client, p.Connections)
+	for i := range clients {
+		var err error
+		if clients[i], err = p.Kind.open(ctx, t, shared); err != nil {
+			return nil, fmt.Errorf("loading %s: %w", t.Address, err)
+		}
+		defer clients[i].Close()
+		if err := clients[i].ask(ctx); err != nil {
+			return nil, fmt.Errorf("loading %s: the first of %s: %w", t.Address, p.Kind, err)
+		}
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	times := make([]report.Durations, p.Connections)
-	shared := transport()
 	began := time.Now()
-	for i := range p.Connections {
+	for i, c := range clients {
 		g.Go(func() error {
-			c, err := p.Kind.open(ctx, t, shared)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
 			for next := (turns{p, began, i}); ; {
 				start := next.await(len(times[i]))
 				if start.Sub(began) >= p.Duration || ctx.Err() != nil {
