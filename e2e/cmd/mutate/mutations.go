@@ -146,7 +146,11 @@ var mutations = []mutation{
 	{20, "what follows a host does not matter where it admits", "pkg/authz.TestMatchIsWideWhereItDeniesAndNarrowWhereItAdmits", []edit{
 		{"pkg/authz/host.go", "	if !wide || m.Kind", "	if m.Kind"}}},
 	{20, "an authority may have user information", "pilot/internal/translate.TestAuthorityIsAHostAndMaybeAPort", []edit{
-		{"pilot/internal/translate/route.go", "append([]*route.Route{badAuthority()}, host.Routes...)", "append([]*route.Route{}, host.Routes...)"}}},
+		{"pilot/internal/translate/route.go", "host.Routes = []*route.Route{badAuthority()}", "host.Routes = []*route.Route{}"}}},
+	{20, "a filter that has something to say is left out", "pilot/internal/translate.TestOnlyFiltersWithNothingToSayAreLeftOut", []edit{
+		{"pilot/internal/rbac/policies.go", "return p.Action == action && !p.Ignored }) ||", "return p.Action == action && !p.Ignored && !p.DryRun }) ||"}}},
+	{20, "the first revocation leaves its filter left out", "pilot/internal/featuretest.TestIncrementalEqualsFresh", []edit{
+		{"pilot/internal/catalog/workload.go", "if t.effects.Revocations && anyRevoked(t.was) != anyRevoked(c.snap) {", "if false {"}}},
 	{20, "every URI of the trust domain is an identity", "pilot/internal/translate.TestHandshakeTakesNothingButIdentities", []edit{
 		{"pilot/internal/handshake/peers.go", "envoy.Pattern(spiffe.Pattern(trustDomains...))", "envoy.Pattern(\"spiffe://\" + spiffe.ID{TrustDomain: trustDomains[0]}.TrustDomain + \"/.*\")"}}},
 	{20, "a client says to which cluster its request goes", "pilot/internal/translate.TestClientsDoNotChooseTheCluster", []edit{

@@ -26,7 +26,7 @@ type Resource interface {
 }
 
 // families are all of them. Each is described in a file of its own.
-var families = []family{fixed, outbound, services, revocations, workloads, authorization}
+var families = []family{fixed, outbound, services, revocations, workloads, authorization, inboundRoutes}
 
 // family is a group of resources that come and change together.
 type family struct {
@@ -40,6 +40,7 @@ type family struct {
 type turn struct {
 	effects compile.Effects
 	classes []compiledAnew
+	was     *registry.Snapshot // before it
 }
 
 // moved notes all that there is of a service that others than before may reach.
@@ -99,11 +100,12 @@ func (c *Catalog) Snapshot() *registry.Snapshot { return c.snap }
 // Apply moves on to a snapshot, given what changed since the last. It returns what of layers that a subject has may be another, and the
 // pods whose subjects may be others, which are to follow.
 func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) (out []Touched, following []*registry.Pod) {
+	was := c.snap
 	c.snap = snap
 	if len(c.layers) == 0 {
 		return nil, nil
 	}
-	t := &turn{effects: compile.EffectsOf(snap, c.settings, changes)}
+	t := &turn{was: was, effects: compile.EffectsOf(snap, c.settings, changes)}
 	for id := range t.effects.Reach {
 		if c.reach.renew(c, id) {
 			t.moved(c, id)

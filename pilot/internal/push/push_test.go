@@ -263,10 +263,10 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		p.take(t, short(deltaxds.ExtensionConfigType), 8)
 	}
 	// Shared: clusters, endpoints and listeners of services, four clusters, three listeners, three filters of listeners, two lists of revocations.
-	// Own, of each proxy: a listener, the six configurations of authorization.
+	// Own, of each proxy: a listener, two tables of routes, the six configurations of authorization.
 	shared := services*3 + 4 + 3 + 3 + 2
 	recomputed, marshalled := m.counts()
-	if want := float64(shared + proxies*(1+6)); marshalled != want || recomputed != want {
+	if want := float64(shared + proxies*(1+2+6)); marshalled != want || recomputed != want {
 		t.Fatalf("connecting %d proxies took %v recomputes and %v marshals, want %v of each", proxies, recomputed, marshalled, want)
 	}
 
@@ -282,8 +282,8 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 	if got := connected[3].take(t, "ecds", 2); !slices.Equal(got, []string{"authorization/http/deny", "authorization/tcp/deny"}) {
 		t.Fatalf("sent %v", got)
 	}
-	connected[3].take(t, "lds", 1) // the first policy: new TCP connections wait for the verdict from now on
-	m.expect(t, "a policy of one workload", &recomputed, &marshalled, 7, 7)
+	connected[3].take(t, "lds", 1)                                          // the first policy: new TCP connections wait for the verdict from now on
+	m.expect(t, "a policy of one workload", &recomputed, &marshalled, 9, 9) // and the tables, as its first one
 	m.apply(deny("shop", "q", "s3"))
 	connected[3].take(t, "ecds", 2)
 	m.expect(t, "another policy of the workload", &recomputed, &marshalled, 6, 6)
@@ -305,11 +305,11 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		}
 		p.take(t, "cds", 1)
 		p.take(t, "lds", 1+own)
-		p.take(t, "ecds", 2*own)
+		p.take(t, "ecds", own)
 	}
 	// Made anew to stay as they are: cluster, endpoints and listener of port 80. New: cluster, endpoints and
-	// listener of port 90, for all. Of the workload: its listener, and its authorization, which has the names of services.
-	m.expect(t, "a service's second port", &recomputed, &marshalled, 13, 13)
+	// listener of port 90, for all. Of the workload: its listener, and its tables and authorization, which have the names of services.
+	m.expect(t, "a service's second port", &recomputed, &marshalled, 15, 15)
 
 	m.apply(revoke("one", "s7", "abc"))
 	for _, p := range connected {
@@ -317,7 +317,7 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 			t.Fatalf("sent %v", got)
 		}
 	}
-	m.expect(t, "a revoked certificate, for all proxies", &recomputed, &marshalled, 2, 2)
+	m.expect(t, "the first revoked certificate, whose filter all proxies have to ask from now on", &recomputed, &marshalled, 2+2*proxies, 2+2*proxies)
 	m.apply(revoke("all", "s7", ""))
 	for _, p := range connected {
 		p.take(t, "ecds", 2)

@@ -83,7 +83,7 @@ func (s *Store) Config(proxy string) (map[string][]json.RawMessage, error) {
 	return out, nil
 }
 
-var dumped = []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.ExtensionConfigType}
+var dumped = []string{deltaxds.ClusterType, deltaxds.EndpointType, deltaxds.ListenerType, deltaxds.RouteType, deltaxds.ExtensionConfigType}
 
 // resourcesOf collects what a proxy is to have.
 func (s *Store) resourcesOf(proxy string) (out map[string][]*deltaxds.Resource, ok bool) {

@@ -35,6 +35,12 @@ func Requests(policies []authz.Policy, action authz.Action) (enforced, shadow *r
 	return enforced, shadow
 }
 
+// Speaks says whether a configuration for requests, of the policies of an action, may say anything: enforced, or on trial. One that does not has neither.
+func Speaks(policies []authz.Policy, action authz.Action) bool {
+	return slices.ContainsFunc(policies, func(p authz.Policy) bool { return p.Action == action && !p.Ignored }) ||
+		slices.ContainsFunc(authz.Ambiguities, func(a authz.Ambiguity) bool { return ambiguityHolds(policies, action, a.Attribute) })
+}
+
 // Connections renders them as they hold for connections that are not HTTP.
 func Connections(policies []authz.Policy, action authz.Action) (enforced, shadow *rbac.RBAC) {
 	tcp := make([]authz.Policy, 0, len(policies))

@@ -76,10 +76,10 @@ func ServerName(w compile.Labels) string {
 	return w.Namespace + "/" + w.CanonicalName + "/" + w.CanonicalRevision
 }
 
-// Where the audit filter notes the name of the service by which a port is known (see rbac.ServedBy). Of a TCP connection it is
-// known from the client's first byte on.
+// Where the name of the service is found by which a port is known: requests have a route of its name (see translate.InboundRoutes), and for
+// connections the audit filter notes it (see rbac.ServedBy), from the client's first byte on.
 const (
-	httpService = "%DYNAMIC_METADATA(envoy.filters.http.rbac:" + rbac.ServicePrefix + "shadow_effective_policy_id)%"
+	httpService = "%ROUTE_NAME%"
 	tcpService  = "%DYNAMIC_METADATA(envoy.filters.network.rbac:" + rbac.ServicePrefix + "shadow_effective_policy_id)%"
 )
 

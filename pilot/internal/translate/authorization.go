@@ -23,9 +23,10 @@ import (
 // open already follow a changed policy, no connection is drained for it, and next to nothing is sent. A proxy that has no such
 // configuration yet refuses everything.
 type stage struct {
-	name string
-	http func(*compile.Workload) *httprbac.RBAC
-	tcp  func(*compile.Workload) *netrbac.RBAC
+	name   string
+	action authz.Action // of the policies that hold there
+	http   func(*compile.Workload) *httprbac.RBAC
+	tcp    func(*compile.Workload) *netrbac.RBAC
 }
 
 func (s stage) httpName() string { return "authorization/http/" + s.name }
@@ -34,21 +35,17 @@ func (s stage) tcpName() string { return "authorization/tcp/" + s.name }
 
 // stages are in the order of the filters: what is audited is so whatever the verdict, and a denial outweighs what allows.
 var stages = []stage{
-	{"audit", func(w *compile.Workload) *httprbac.RBAC {
-		filter := requests(w, authz.Audit)
-		filter.ShadowRules, filter.ShadowRulesStatPrefix = rbac.ServedBy(w), rbac.ServicePrefix
-		return filter
-	}, func(w *compile.Workload) *netrbac.RBAC {
+	{"audit", authz.Audit, func(w *compile.Workload) *httprbac.RBAC { return requests(w, authz.Audit) }, func(w *compile.Workload) *netrbac.RBAC {
 		filter := connections(w, authz.Audit)
 		filter.ShadowRules, filter.ShadowRulesStatPrefix = rbac.ServedBy(w), rbac.ServicePrefix
 		return filter
 	}},
-	{"deny", func(w *compile.Workload) *httprbac.RBAC {
+	{"deny", authz.Deny, func(w *compile.Workload) *httprbac.RBAC {
 		filter := requests(w, authz.Deny)
 		filter.Rules = rbac.With(filter.GetRules(), rbac.PlaintextRule, rbac.StrictPorts(w))
 		return filter
 	}, func(w *compile.Workload) *netrbac.RBAC { return connections(w, authz.Deny) }},
-	{"allow", func(w *compile.Workload) *httprbac.RBAC { return requests(w, authz.Allow) }, func(w *compile.Workload) *netrbac.RBAC {
+	{"allow", authz.Allow, func(w *compile.Workload) *httprbac.RBAC { return requests(w, authz.Allow) }, func(w *compile.Workload) *netrbac.RBAC {
 		filter := connections(w, authz.Allow)
 		if filter.ShadowRules == nil {
 			// Which rule let a connection in is told only of shadow rules, so the enforced ones are that, too.
@@ -103,15 +100,38 @@ func httpAuthorizationFilters() []*hcm.HttpFilter {
 	return out
 }
 
+// silentFilters are those that have nothing to say about a workload's requests, over mutual TLS or in plaintext. What is denied in plaintext for
+// being that is not denied over mutual TLS.
+func silentFilters(w *compile.Workload, revoked, mutual bool) (out []string) {
+	if !revoked {
+		out = append(out, httpRevocations)
+	}
+	for _, s := range stages {
+		if !rbac.Speaks(w.Policies, s.action) && (mutual || s.action != authz.Deny || rbac.StrictPorts(w) == nil) {
+			out = append(out, s.httpName())
+		}
+	}
+	return out
+}
+
+// off has filters not be made for a request.
+func off(filters []string) map[string]*anypb.Any {
+	out := map[string]*anypb.Any{}
+	for _, name := range filters {
+		out[name] = envoy.Typed(&route.FilterConfig{Disabled: true})
+	}
+	return out
+}
+
 // badAuthority answers 400 to a request whose authority is none, before any policy is asked: what a server makes of user
 // information or of a second host in it, no rule could know.
 func badAuthority() *route.Route {
-	off := map[string]*anypb.Any{}
+	var all []string
 	for _, f := range httpAuthorizationFilters() {
-		off[f.GetName()] = envoy.Typed(&route.FilterConfig{Disabled: true})
+		all = append(all, f.GetName())
 	}
 	return &route.Route{
-		Name: "bad-authority", TypedPerFilterConfig: off,
+		TypedPerFilterConfig: off(all),
 		Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: "/"}, Headers: []*route.HeaderMatcher{{
 			Name: ":authority", InvertMatch: true, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: envoy.Pattern(authz.Authority)}}}},
 		Action: &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 400}},

@@ -158,8 +158,12 @@ func staticCertificates(t *testing.T, c *listener.FilterChain, ca *envoytest.CA,
 func answer(t *testing.T, c *listener.FilterChain) {
 	repack(t, last(c).GetTypedConfig(), func(m any) {
 		manager := m.(*hcm.HttpConnectionManager)
-		delivering(manager).Action = &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 200}}
 		vh := manager.GetRouteConfig().GetVirtualHosts()[0]
+		for _, r := range vh.GetRoutes() {
+			if r.GetRoute() != nil {
+				r.Action = &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 200}}
+			}
+		}
 		vh.ResponseHeadersToAdd = []*core.HeaderValueOption{{Header: &core.HeaderValue{Key: "x-path", Value: "%REQ(:PATH)%"}}}
 	})
 }

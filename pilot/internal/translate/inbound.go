@@ -8,6 +8,7 @@ import (
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	originaldst "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	tlsinspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
 
@@ -106,7 +107,8 @@ func (c chains) secured(name string, peers []*matcher.StringMatcher, filters []*
 
 func (c chains) http(mutual bool) []*listener.Filter {
 	m := connectionManager("inbound", httpAuthorizationFilters(), telemetry.InboundRequests(mutual))
-	return []*listener.Filter{httpManager(normalized(withRoutes(m, inboundRoutes())))}
+	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{RouteConfigName: inboundTable(mutual), ConfigSource: overADS()}}
+	return []*listener.Filter{notedPort(), httpManager(normalized(m))}
 }
 
 func (c chains) tcp(mutual bool, modes ...tcpMode) []*listener.Filter {

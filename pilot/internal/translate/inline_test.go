@@ -38,7 +38,7 @@ func inboundBetween(t *testing.T, listens, decides *compile.Workload, port uint3
 				f.AccessLog, f.ClusterSpecifier = nil, &tcpproxy.TcpProxy_Cluster{Cluster: applicationBehind(port)}
 			case *hcm.HttpConnectionManager:
 				f.AccessLog = nil
-				delivering(f).GetRoute().ClusterSpecifier = &route.RouteAction_Cluster{Cluster: applicationBehind(port)}
+				deliver(f, applicationBehind(port))
 			}
 		})
 	}
@@ -58,10 +58,13 @@ func inlineShared(l *listener.Listener) {
 	}
 }
 
-// delivering is the route to the application.
-func delivering(m *hcm.HttpConnectionManager) *route.Route {
-	routes := m.GetRouteConfig().GetVirtualHosts()[0].GetRoutes()
-	return routes[len(routes)-1]
+// deliver has the routes to the application go to a cluster.
+func deliver(m *hcm.HttpConnectionManager, cluster string) {
+	for _, r := range m.GetRouteConfig().GetVirtualHosts()[0].GetRoutes() {
+		if to := r.GetRoute(); to != nil {
+			to.ClusterSpecifier = &route.RouteAction_Cluster{Cluster: cluster}
+		}
+	}
 }
 
 func applicationBehind(port uint32) string { return fmt.Sprintf("application-%d", port) }
@@ -88,7 +91,10 @@ func inlineAuthorization(t *testing.T, c *listener.FilterChain, w *compile.Workl
 			continue
 		}
 		repack(t, f.GetTypedConfig(), func(m any) {
-			for _, h := range m.(*hcm.HttpConnectionManager).GetHttpFilters() {
+			manager := m.(*hcm.HttpConnectionManager)
+			manager.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{
+				RouteConfig: translate.InboundRoutes(w, len(revoked) > 0, manager.GetRds().GetRouteConfigName())}
+			for _, h := range manager.GetHttpFilters() {
 				if h.GetConfigDiscovery() != nil {
 					h.ConfigType = &hcm.HttpFilter_TypedConfig{TypedConfig: config(h.GetName()).GetTypedConfig()}
 				}

@@ -1,8 +1,16 @@
 package translate
 
 import (
+	"slices"
+	"strconv"
+
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	netstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
@@ -51,13 +59,61 @@ func retries() *route.RetryPolicy {
 	}
 }
 
-// inboundRoutes hand everything to the application that says properly which host it is for.
-func inboundRoutes() *route.RouteConfiguration {
-	out := routes(compile.Table{Name: InboundCluster, Hosts: []compile.VirtualHost{{
-		Name: "inbound", Domains: []string{"*"}, Rules: []compile.Rule{{Name: "default", Cluster: InboundCluster}}}}})
+// The tables of the requests that come to a workload: over mutual TLS, and in plaintext. They come by themselves (RDS), as what they say follows
+// policies and Services, for which no connection may be drained.
+const (
+	mutualTable    = "inbound-tls"
+	plaintextTable = "inbound-plaintext"
+)
+
+// InboundTables are the names of a workload's tables.
+func InboundTables() []string { return []string{mutualTable, plaintextTable} }
+
+// inboundTable is the name of that which connections over mutual TLS have, or others.
+func inboundTable(mutual bool) string {
+	if mutual {
+		return mutualTable
+	}
+	return plaintextTable
+}
+
+// InboundRoutes hand everything to the application that says properly which host it is for. A route has the name of the service by which the
+// port is known, for metrics, and none if there is no such service. The filters that have nothing to say are not asked, nor even made, for a request;
+// revoked says whether anything is. A filter that a table does not name is asked: a table that is older than a policy only has it hold later.
+func InboundRoutes(w *compile.Workload, revoked bool, table string) *route.RouteConfiguration {
+	out := routes(compile.Table{Name: table, Hosts: []compile.VirtualHost{{
+		Name: "inbound", Domains: []string{"*"}, Rules: []compile.Rule{{Cluster: InboundCluster}}}}})
 	host := out.VirtualHosts[0]
-	host.Routes = append([]*route.Route{badAuthority()}, host.Routes...)
+	host.TypedPerFilterConfig = off(silentFilters(w, revoked, table == mutualTable))
+	application := host.Routes[0]
+	host.Routes = []*route.Route{badAuthority()}
+	for _, p := range w.Ports {
+		if p.ServiceName != "" {
+			known := proto.CloneOf(application)
+			known.Name = p.ServiceName
+			known.Match.FilterState = []*matcher.FilterStateMatcher{{Key: portKey, Matcher: &matcher.FilterStateMatcher_StringMatch{
+				StringMatch: envoy.Exact(strconv.FormatUint(uint64(p.Number), 10))}}}
+			host.Routes = append(host.Routes, known)
+		}
+	}
+	host.Routes = append(host.Routes, application)
 	return out
+}
+
+// SameInboundRoutes reports whether two workloads have the same tables, without making them.
+func SameInboundRoutes(a, b *compile.Workload) bool {
+	return a.Other == b.Other && slices.Equal(a.Ports, b.Ports) && slices.Equal(silentFilters(a, false, true), silentFilters(b, false, true))
+}
+
+// portKey is where a connection's port is noted, by which routes are told apart.
+const portKey = "bulwark.port"
+
+// notedPort notes the port when the connection comes.
+func notedPort() *listener.Filter {
+	return envoy.NetworkFilter("envoy.filters.network.set_filter_state", &netstate.Config{OnNewConnection: []*filterstate.FilterStateValue{{
+		Key: &filterstate.FilterStateValue_ObjectKey{ObjectKey: portKey}, FactoryKey: "envoy.string",
+		Value: &filterstate.FilterStateValue_FormatString{FormatString: envoy.Format("%DOWNSTREAM_LOCAL_PORT%")},
+	}}})
 }
 
 func previousHosts() *route.RetryPolicy_RetryHostPredicate {

@@ -32,6 +32,7 @@ import (
 type variation struct {
 	name, without string // what is not there any more
 	manager       func(*hcm.HttpConnectionManager)
+	routes        func(*route.RouteConfiguration)
 	forward       func(*tcpproxy.TcpProxy)
 	listener      func(*listener.Listener)
 	chain         func(*listener.FilterChain)
@@ -50,18 +51,18 @@ var variations = []variation{
 	{name: "audit", without: "loggers that audit",
 		manager: func(m *hcm.HttpConnectionManager) { m.AccessLog = loggers(m.AccessLog, true); noAttempts(m) },
 		forward: func(t *tcpproxy.TcpProxy) { t.AccessLog = loggers(t.AccessLog, true) }},
-	{name: "authorization", without: "filters that decide by policies and revocations", manager: noFilters("authorization/", "revocations/"),
+	{name: "authorization", without: "filters that decide by policies and revocations", manager: noFilters("authorization/", "revocations/"), routes: unnamed("authorization/", "revocations/"),
 		chain: noNetworkFilters("authorization/", "revocations/")},
-	{name: "revocations", without: "the filter of revocations", manager: noFilters("revocations/"), chain: noNetworkFilters("revocations/")},
-	{name: "audit-filter", without: "the filter of AUDIT policies and of a port's service", manager: noFilters("authorization/http/audit"),
+	{name: "revocations", without: "the filter of revocations", manager: noFilters("revocations/"), routes: unnamed("revocations/"), chain: noNetworkFilters("revocations/")},
+	{name: "audit-filter", without: "the filter of AUDIT policies and of a port's service", manager: noFilters("authorization/http/audit"), routes: unnamed("authorization/http/audit"),
 		chain: noNetworkFilters("authorization/tcp/audit")},
-	{name: "deny-filter", without: "the filter of DENY policies", manager: noFilters("authorization/http/deny"), chain: noNetworkFilters("authorization/tcp/deny")},
-	{name: "allow-filter", without: "the filter of ALLOW policies", manager: noFilters("authorization/http/allow"), chain: noNetworkFilters("authorization/tcp/allow")},
+	{name: "deny-filter", without: "the filter of DENY policies", manager: noFilters("authorization/http/deny"), routes: unnamed("authorization/http/deny"), chain: noNetworkFilters("authorization/tcp/deny")},
+	{name: "allow-filter", without: "the filter of ALLOW policies", manager: noFilters("authorization/http/allow"), routes: unnamed("authorization/http/allow"), chain: noNetworkFilters("authorization/tcp/allow")},
 	{name: "ambiguity", without: "the denial of ambiguous paths", rules: func(_ string, enforced, _ **rbac.RBAC) {
 		delete((*enforced).GetPolicies(), authz.AmbiguousPathRule)
 	}},
-	{name: "authority", without: "the check of what a request's authority is", manager: func(m *hcm.HttpConnectionManager) {
-		for _, h := range m.GetRouteConfig().GetVirtualHosts() {
+	{name: "authority", without: "the check of what a request's authority is", routes: func(rc *route.RouteConfiguration) {
+		for _, h := range rc.GetVirtualHosts() {
 			h.Routes = slices.DeleteFunc(h.Routes, func(r *route.Route) bool { return r.GetDirectResponse() != nil })
 		}
 	}},
@@ -75,8 +76,8 @@ var variations = []variation{
 	{name: "timers", without: "time limits of streams and headers", manager: func(m *hcm.HttpConnectionManager) {
 		m.RequestHeadersTimeout, m.StreamIdleTimeout = nil, durationpb.New(0)
 	}},
-	{name: "retries", without: "retries", manager: func(m *hcm.HttpConnectionManager) {
-		for _, h := range m.GetRouteConfig().GetVirtualHosts() {
+	{name: "retries", without: "retries", routes: func(rc *route.RouteConfiguration) {
+		for _, h := range rc.GetVirtualHosts() {
 			for _, r := range h.GetRoutes() {
 				if a := r.GetRoute(); a != nil {
 					a.RetryPolicy = nil
@@ -114,7 +115,7 @@ func named(list string) (out []variation, err error) {
 // vary returns the configuration without what the variations take away.
 func vary(r resources, by []variation) (resources, error) {
 	out := maps.Clone(r)
-	for _, url := range []string{deltaxds.ListenerType, deltaxds.ExtensionConfigType} {
+	for _, url := range []string{deltaxds.ListenerType, deltaxds.RouteType, deltaxds.ExtensionConfigType} {
 		out[url] = map[string]*deltaxds.Resource{}
 		for name, res := range r[url] {
 			msg, err := res.Body().UnmarshalNew()
@@ -140,6 +141,11 @@ func (v variation) apply(name string, msg proto.Message) error {
 		return v.applyTo(name, m.GetTypedConfig())
 	case *hcm.HttpConnectionManager:
 		do(v.manager, m)
+		if inline := m.GetRouteConfig(); inline != nil {
+			do(v.routes, inline)
+		}
+	case *route.RouteConfiguration:
+		do(v.routes, m)
 	case *tcpproxy.TcpProxy:
 		do(v.forward, m)
 	case *httprbac.RBAC:
@@ -206,19 +212,18 @@ func noAttempts(m *hcm.HttpConnectionManager) {
 
 func noFilters(prefixes ...string) func(*hcm.HttpConnectionManager) {
 	return func(m *hcm.HttpConnectionManager) {
-		var gone []string
-		m.HttpFilters = slices.DeleteFunc(m.HttpFilters, func(f *hcm.HttpFilter) bool {
-			is := begins(f.GetName(), prefixes)
-			if is {
-				gone = append(gone, f.GetName())
-			}
-			return is
-		})
-		for _, h := range m.GetRouteConfig().GetVirtualHosts() {
+		m.HttpFilters = slices.DeleteFunc(m.HttpFilters, func(f *hcm.HttpFilter) bool { return begins(f.GetName(), prefixes) })
+	}
+}
+
+// unnamed has routes say nothing of filters that are not there.
+func unnamed(prefixes ...string) func(*route.RouteConfiguration) {
+	return func(rc *route.RouteConfiguration) {
+		for _, h := range rc.GetVirtualHosts() {
+			gone := func(name string, _ *anypb.Any) bool { return begins(name, prefixes) }
+			maps.DeleteFunc(h.GetTypedPerFilterConfig(), gone)
 			for _, r := range h.GetRoutes() {
-				for _, name := range gone {
-					delete(r.TypedPerFilterConfig, name)
-				}
+				maps.DeleteFunc(r.GetTypedPerFilterConfig(), gone)
 			}
 		}
 	}
