@@ -149,8 +149,8 @@ var mutations = []mutation{
 		{"pilot/internal/translate/route.go", "host.Routes = []*route.Route{badAuthority()}", "host.Routes = []*route.Route{}"}}},
 	{20, "a filter that has something to say is left out", "pilot/internal/translate.TestOnlyFiltersWithNothingToSayAreLeftOut", []edit{
 		{"pilot/internal/rbac/policies.go", "return p.Action == action && !p.Ignored }) ||", "return p.Action == action && !p.Ignored && !p.DryRun }) ||"}}},
-	{20, "the first revocation leaves its filter left out", "pilot/internal/featuretest.TestIncrementalEqualsFresh", []edit{
-		{"pilot/internal/catalog/workload.go", "if t.effects.Revocations && anyRevoked(t.was) != anyRevoked(c.snap) {", "if false {"}}},
+	{20, "the first revocation leaves its filter left out", everyChange, []edit{
+		{families + "workload.go", "if t.effects.Revocations && anyRevoked(t.was) != anyRevoked(c.snap) {", "if false {"}}},
 	{20, "every URI of the trust domain is an identity", "pilot/internal/translate.TestHandshakeTakesNothingButIdentities", []edit{
 		{"pilot/internal/handshake/peers.go", "envoy.Pattern(spiffe.Pattern(trustDomains...))", "envoy.Pattern(\"spiffe://\" + spiffe.ID{TrustDomain: trustDomains[0]}.TrustDomain + \"/.*\")"}}},
 	{20, "a client says to which cluster its request goes", "pilot/internal/translate.TestClientsDoNotChooseTheCluster", []edit{
@@ -166,7 +166,9 @@ var mutations = []mutation{
 	{21, "nobody is told that a service's listener has changed", everyChange, []edit{
 		{families + "service.go", "for at := range t.effects.Frontends {", "for at := range t.effects.Frontends {\n\t\t\t\tbreak"}}},
 	{21, "a class is not told that its inbound listener has changed", everyChange, []edit{
-		{families + "workload.go", "if w.was == nil || !translate", "if false && w.was == nil && !translate"}}},
+		{families + "workload.go", "if w.was == nil || !translate.SameInboundListener", "if false && w.was == nil && !translate.SameInboundListener"}}},
+	{21, "a class is not told that its tables of routes have changed", everyChange, []edit{
+		{families + "workload.go", "if w.was == nil || !translate.SameInboundRoutes", "if false && w.was == nil && !translate.SameInboundRoutes"}}},
 	{21, "a class is not told that its policies have changed", everyChange, []edit{
 		{families + "authorization.go", "			if !same {", "			if false && !same {"}}},
 	{21, "nobody is told that revocations have changed", everyChange, []edit{
