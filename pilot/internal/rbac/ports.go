@@ -13,7 +13,7 @@ import (
 // ServicePrefix is before the names under which the audit filter notes what ServedBy finds.
 const ServicePrefix = "service_"
 
-// ServedBy finds the service by which a port is known, for metrics. It is a set of shadow rules, which decide nothing and
+// ServedBy finds the service by which a port is known, for metrics of connections that are not HTTP. It is a set of shadow rules, which decide nothing and
 // leave the name of the rule that matches.
 func ServedBy(w *compile.Workload) *rbac.RBAC {
 	out := &rbac.RBAC{Action: rbac.RBAC_ALLOW, Policies: map[string]*rbac.Policy{}}

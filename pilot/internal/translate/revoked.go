@@ -42,8 +42,6 @@ func Revocations(set compile.Settings, list []revocation.Revocation, name string
 
 // peerSerial notes the serial number once the handshake is done, for every request of the connection.
 func peerSerial() *listener.Filter {
-	return envoy.NetworkFilter("envoy.filters.network.set_filter_state", &netstate.Config{OnDownstreamTlsHandshake: []*filterstate.FilterStateValue{{
-		Key: &filterstate.FilterStateValue_ObjectKey{ObjectKey: rbac.PeerSerialKey}, FactoryKey: "envoy.string",
-		Value: &filterstate.FilterStateValue_FormatString{FormatString: envoy.Format("%DOWNSTREAM_PEER_SERIAL%")},
-	}}})
+	return envoy.NetworkFilter("envoy.filters.network.set_filter_state", &netstate.Config{
+		OnDownstreamTlsHandshake: []*filterstate.FilterStateValue{noted(rbac.PeerSerialKey, "%DOWNSTREAM_PEER_SERIAL%")}})
 }

@@ -6,8 +6,6 @@ import (
 
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
-	netstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
@@ -110,10 +108,7 @@ const portKey = "bulwark.port"
 
 // notedPort notes the port when the connection comes.
 func notedPort() *listener.Filter {
-	return envoy.NetworkFilter("envoy.filters.network.set_filter_state", &netstate.Config{OnNewConnection: []*filterstate.FilterStateValue{{
-		Key: &filterstate.FilterStateValue_ObjectKey{ObjectKey: portKey}, FactoryKey: "envoy.string",
-		Value: &filterstate.FilterStateValue_FormatString{FormatString: envoy.Format("%DOWNSTREAM_LOCAL_PORT%")},
-	}}})
+	return envoy.NetworkFilter("envoy.filters.network.set_filter_state", connectionState(noted(portKey, "%DOWNSTREAM_LOCAL_PORT%")))
 }
 
 func previousHosts() *route.RetryPolicy_RetryHostPredicate {

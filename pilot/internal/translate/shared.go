@@ -88,6 +88,13 @@ func stateOf(key, format string) *filterstate.FilterStateValue {
 		Value: &filterstate.FilterStateValue_FormatString{FormatString: envoy.Format(format)}}
 }
 
+// noted is a text under a key of our own.
+func noted(key, format string) *filterstate.FilterStateValue {
+	out := stateOf(key, format)
+	out.FactoryKey = "envoy.string"
+	return out
+}
+
 // OutboundManager is the configuration of SharedManager.
 func OutboundManager() *core.TypedExtensionConfig {
 	m := outboundManager("outbound", calledService, telemetry.ChosenServer, compile.DefaultRoutes())

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"time"
 
@@ -78,7 +79,7 @@ func Run(ctx context.Context, o Options) (result *Result, err error) {
 	return result, nil
 }
 
-// measure loads all variants in one pattern. Each round begins with another variant, so that none is always behind the same.
+// measure loads all variants in one pattern. In each round they are in another order, so that none is always behind the same.
 func measure(ctx context.Context, s *scene, variants []*variant, p pattern) (*Pattern, error) {
 	plan := traffic.Plan{Kind: p.kind, Connections: p.connections, Duration: s.Duration}
 	out := &Pattern{Traffic: p.text, Variants: make([]Variant, len(variants))}
@@ -95,8 +96,7 @@ func measure(ctx context.Context, s *scene, variants []*variant, p pattern) (*Pa
 	}
 	for round := range s.Rounds {
 		s.Progress("%s: round %d of %d", p.text, round+1, s.Rounds)
-		for i := range variants {
-			i := (i + round) % len(variants)
+		for _, i := range rand.Perm(len(variants)) {
 			r, err := variants[i].round(ctx, s.self, plan)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w\n%s", variants[i].name, err, variants[i].logs())

@@ -36,7 +36,7 @@ type variation struct {
 	forward       func(*tcpproxy.TcpProxy)
 	listener      func(*listener.Listener)
 	chain         func(*listener.FilterChain)
-	rules         func(filter string, enforced, shadow **rbac.RBAC)
+	rules         func(*rbac.RBAC) // that are enforced, of one filter
 	bootstrap     func(map[string]any)
 }
 
@@ -58,8 +58,8 @@ var variations = []variation{
 		chain: noNetworkFilters("authorization/tcp/audit")},
 	{name: "deny-filter", without: "the filter of DENY policies", manager: noFilters("authorization/http/deny"), routes: unnamed("authorization/http/deny"), chain: noNetworkFilters("authorization/tcp/deny")},
 	{name: "allow-filter", without: "the filter of ALLOW policies", manager: noFilters("authorization/http/allow"), routes: unnamed("authorization/http/allow"), chain: noNetworkFilters("authorization/tcp/allow")},
-	{name: "ambiguity", without: "the denial of ambiguous paths", rules: func(_ string, enforced, _ **rbac.RBAC) {
-		delete((*enforced).GetPolicies(), authz.AmbiguousPathRule)
+	{name: "ambiguity", without: "the denial of ambiguous paths", rules: func(enforced *rbac.RBAC) {
+		delete(enforced.GetPolicies(), authz.AmbiguousPathRule)
 	}},
 	{name: "authority", without: "the check of what a request's authority is", routes: func(rc *route.RouteConfiguration) {
 		for _, h := range rc.GetVirtualHosts() {
@@ -85,7 +85,7 @@ var variations = []variation{
 			}
 		}
 	}},
-	{name: "serial", without: "the note of a certificate's serial number", chain: noNetworkFilters("envoy.filters.network.set_filter_state")},
+	{name: "serial", without: "the notes of a certificate's serial number and of the port", chain: noNetworkFilters("envoy.filters.network.set_filter_state")},
 	{name: "statistics", without: "all of Envoy's statistics", bootstrap: func(b map[string]any) {
 		b["statsConfig"] = map[string]any{"statsMatcher": map[string]any{"rejectAll": true}}
 	}},
@@ -149,13 +149,9 @@ func (v variation) apply(name string, msg proto.Message) error {
 	case *tcpproxy.TcpProxy:
 		do(v.forward, m)
 	case *httprbac.RBAC:
-		if v.rules != nil {
-			v.rules(name, &m.Rules, &m.ShadowRules)
-		}
+		do(v.rules, m.GetRules())
 	case *netrbac.RBAC:
-		if v.rules != nil {
-			v.rules(name, &m.Rules, &m.ShadowRules)
-		}
+		do(v.rules, m.GetRules())
 	case *listener.Listener:
 		do(v.listener, m)
 		chains := m.GetFilterChains()

@@ -28,15 +28,17 @@ func Bootstrap(sample []float64) Interval {
 		for j := range drawn {
 			drawn[j] = sample[random.IntN(len(sample))]
 		}
-		medians[i] = Median(drawn)
+		slices.Sort(drawn)
+		medians[i] = middle(drawn)
 	}
 	slices.Sort(medians)
 	return Interval{medians[int(outside*resamples)], Median(sample), medians[resamples-1-int(outside*resamples)]}
 }
 
 // Median of a sample that is not empty.
-func Median(sample []float64) float64 {
-	sorted := slices.Sorted(slices.Values(sample))
+func Median(sample []float64) float64 { return middle(slices.Sorted(slices.Values(sample))) }
+
+func middle(sorted []float64) float64 {
 	half := len(sorted) / 2
 	if len(sorted)%2 == 1 {
 		return sorted[half]

@@ -141,6 +141,7 @@ func (c *rpc) ask(ctx context.Context) error {
 		defer cancel()
 		return c.Invoke(ctx, getMethod, in, out)
 	}
+	defer time.AfterFunc(answerWithin, c.cancel).Stop()
 	if err := c.stream.SendMsg(in); err != nil {
 		return c.stream.RecvMsg(out) // which says why
 	}
