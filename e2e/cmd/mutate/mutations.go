@@ -15,11 +15,11 @@ var mutations = []mutation{
 	{1, "Secrets are not made", "TestEveryServiceAccountHasItsIdentity", []edit{
 		{"citadel/internal/secrets/sync.go", "	ctx, cancel := context.WithTimeout(ctx, writeTimeout)\n	defer cancel()\n	sa, err :=", "	if len(k.Name) > 9 && k.Name[:9] == \"newcomer-\" {\n		return time.Time{}, nil\n	}\n	ctx, cancel := context.WithTimeout(ctx, writeTimeout)\n	defer cancel()\n	sa, err :="}}},
 	{2, "policies do not reach the proxies", "TestOnlyTheAuditorMayReadAccounts", []edit{
-		{"pilot/internal/rbac/policies.go", "enforced, shadow = rules(policies, action)", "enforced, shadow = rules(nil, action)"}}},
+		{"pilot/internal/rbac/policies.go", "enforced, shadow = rules(rendered, action)", "enforced, shadow = rules(nil, action)"}}},
 	{3, "the proxies speak plaintext", "TestTheWireIsTLS13FromBothSides", []edit{
 		{"pilot/internal/translate/cluster.go", "if p.Mutual {", "if false {"},
 		{"pilot/internal/compile/workload.go", "p.Mode = modes.Mode(number)", "p.Mode = authz.Disable"},
-		{"pilot/internal/rbac/policies.go", "enforced, shadow = rules(policies, action)", "enforced, shadow = rules(nil, action)"}}},
+		{"pilot/internal/rbac/policies.go", "enforced, shadow = rules(rendered, action)", "enforced, shadow = rules(nil, action)"}}},
 	{4, "STRICT takes plaintext, too", "TestStrangersAreRefusedUnderStrict", []edit{
 		{"pilot/internal/compile/workload.go", "p.Mode = modes.Mode(number)", "p.Mode = authz.Permissive"}}},
 	{5, "any mesh identity may serve any name", "TestImpostorBehindServiceAddressIsRefused", []edit{
@@ -149,6 +149,10 @@ var mutations = []mutation{
 		{"pilot/internal/translate/route.go", "host.Routes = []*route.Route{badAuthority()}", "host.Routes = []*route.Route{}"}}},
 	{20, "a filter that has something to say is left out", "pilot/internal/translate.TestOnlyFiltersWithNothingToSayAreLeftOut", []edit{
 		{"pilot/internal/rbac/policies.go", "return p.Action == action && !p.Ignored }) ||", "return p.Action == action && !p.Ignored && !p.DryRun }) ||"}}},
+	{20, "rules for everyone are not among those for a peer that is named", "pkg/authz.TestPartForAPeerDecidesAsTheWhole", []edit{
+		{"pkg/authz/bypeer.go", "			for uri := range out {\n				out[uri] = a.in", "			for uri := range map[string]bool{} {\n				out[uri] = a.in"}}},
+	{20, "who is not found by name is asked nothing", "pilot/internal/translate.TestWhoeverIsNotFoundByNameIsAskedEverything", []edit{
+		{"pilot/internal/translate/authorization.go", "peers, delegated(all)),", "peers, delegated(&httprbac.RBAC{})),"}}},
 	{20, "the first revocation leaves its filter left out", everyChange, []edit{
 		{families + "workload.go", "if t.effects.Revocations && anyRevoked(t.was) != anyRevoked(c.snap) {", "if false {"}}},
 	{20, "every URI of the trust domain is an identity", "pilot/internal/translate.TestHandshakeTakesNothingButIdentities", []edit{

@@ -20,12 +20,13 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
-// Requests renders the policies of one action, as they hold for requests, as one RBAC configuration, and those on trial (dry run)
-// as another. Either is nil when there is no such policy; an ALLOW configuration without rules denies all.
-func Requests(policies []authz.Policy, action authz.Action) (enforced, shadow *rbac.RBAC) {
-	enforced, shadow = rules(policies, action)
+// Requests renders policies of one action, as they hold for requests, as one RBAC configuration, and those on trial (dry run)
+// as another. Either is nil when there is no such policy; an ALLOW configuration without rules denies all. What is ambiguous
+// depends on all policies of the workload, whichever of them are rendered.
+func Requests(all, rendered []authz.Policy, action authz.Action) (enforced, shadow *rbac.RBAC) {
+	enforced, shadow = rules(rendered, action)
 	for _, a := range authz.Ambiguities {
-		if ambiguityHolds(policies, action, a.Attribute) {
+		if ambiguityHolds(all, action, a.Attribute) {
 			if enforced == nil {
 				enforced = &rbac.RBAC{Action: actions[action], Policies: map[string]*rbac.Policy{}}
 			}

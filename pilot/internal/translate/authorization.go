@@ -1,12 +1,17 @@
 package translate
 
 import (
+	xdscore "github.com/cncf/xds/go/xds/core/v3"
+	xds "github.com/cncf/xds/go/xds/type/matcher/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	extension "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
+	composite "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/composite/v3"
 	httprbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	netrbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
+	network "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -24,8 +29,8 @@ import (
 // configuration yet refuses everything.
 type stage struct {
 	name   string
-	action authz.Action // of the policies that hold there
-	http   func(*compile.Workload) *httprbac.RBAC
+	action authz.Action                                                      // of the policies that hold there
+	http   func(w *compile.Workload, policies []authz.Policy) *httprbac.RBAC // by some of the workload's policies
 	tcp    func(*compile.Workload) *netrbac.RBAC
 }
 
@@ -35,17 +40,21 @@ func (s stage) tcpName() string { return "authorization/tcp/" + s.name }
 
 // stages are in the order of the filters: what is audited is so whatever the verdict, and a denial outweighs what allows.
 var stages = []stage{
-	{"audit", authz.Audit, func(w *compile.Workload) *httprbac.RBAC { return requests(w, authz.Audit) }, func(w *compile.Workload) *netrbac.RBAC {
+	{"audit", authz.Audit, func(w *compile.Workload, policies []authz.Policy) *httprbac.RBAC {
+		return requests(w, policies, authz.Audit)
+	}, func(w *compile.Workload) *netrbac.RBAC {
 		filter := connections(w, authz.Audit)
 		filter.ShadowRules, filter.ShadowRulesStatPrefix = rbac.ServedBy(w), rbac.ServicePrefix
 		return filter
 	}},
-	{"deny", authz.Deny, func(w *compile.Workload) *httprbac.RBAC {
-		filter := requests(w, authz.Deny)
+	{"deny", authz.Deny, func(w *compile.Workload, policies []authz.Policy) *httprbac.RBAC {
+		filter := requests(w, policies, authz.Deny)
 		filter.Rules = rbac.With(filter.GetRules(), rbac.PlaintextRule, rbac.StrictPorts(w))
 		return filter
 	}, func(w *compile.Workload) *netrbac.RBAC { return connections(w, authz.Deny) }},
-	{"allow", authz.Allow, func(w *compile.Workload) *httprbac.RBAC { return requests(w, authz.Allow) }, func(w *compile.Workload) *netrbac.RBAC {
+	{"allow", authz.Allow, func(w *compile.Workload, policies []authz.Policy) *httprbac.RBAC {
+		return requests(w, policies, authz.Allow)
+	}, func(w *compile.Workload) *netrbac.RBAC {
 		filter := connections(w, authz.Allow)
 		if filter.ShadowRules == nil {
 			// Which rule let a connection in is told only of shadow rules, so the enforced ones are that, too.
@@ -58,9 +67,9 @@ var stages = []stage{
 // The prefixes tell the results of policies on trial apart, as tools of the Istio ecosystem know them.
 var shadowPrefix = map[authz.Action]string{authz.Deny: "istio_dry_run_deny_", authz.Allow: "istio_dry_run_allow_"}
 
-// requests is the filter by which a workload's policies of one action hold for requests.
-func requests(w *compile.Workload, action authz.Action) *httprbac.RBAC {
-	enforced, shadow := rbac.Requests(w.Policies, action)
+// requests is the filter by which policies of one action, of a workload, hold for requests.
+func requests(w *compile.Workload, policies []authz.Policy, action authz.Action) *httprbac.RBAC {
+	enforced, shadow := rbac.Requests(w.Policies, policies, action)
 	return &httprbac.RBAC{Rules: enforced, ShadowRules: shadow, RulesStatPrefix: rbac.Prefix(action), ShadowRulesStatPrefix: shadowPrefix[action]}
 }
 
@@ -84,7 +93,7 @@ func Authorization(w *compile.Workload, name string) *core.TypedExtensionConfig 
 	for _, s := range stages {
 		switch name {
 		case s.httpName():
-			return envoy.Extension(name, s.http(w))
+			return envoy.Extension(name, s.forRequests(w))
 		case s.tcpName():
 			return envoy.Extension(name, s.tcp(w))
 		}
@@ -92,10 +101,37 @@ func Authorization(w *compile.Workload, name string) *core.TypedExtensionConfig 
 	return nil
 }
 
+// peerKey is where the identity of the client of a connection is noted, nothing in plaintext. Envoy's own input for a certificate's URI says of plaintext that it cannot be
+// told yet, and a filter that is to be found by it is then not asked: nothing would be denied.
+const peerKey = "bulwark.peer"
+
+// forRequests is the stage's filter for HTTP, or, where policies demand much of many peers, one for each of them, and the whole for whoever else there is.
+func (s stage) forRequests(w *compile.Workload) proto.Message {
+	all := s.http(w, w.Policies)
+	parts := authz.ByPeer(w.Policies, s.action)
+	if parts == nil {
+		return all
+	}
+	peers := map[string]*xds.Matcher_OnMatch{}
+	for uri, policies := range parts {
+		peers[uri] = delegated(s.http(w, policies))
+	}
+	return &extension.ExtensionWithMatcher{
+		XdsMatcher:      tree("peer", &network.FilterStateInput{Key: peerKey}, peers, delegated(all)),
+		ExtensionConfig: envoy.Extension("envoy.filters.http.composite", &composite.Composite{}),
+	}
+}
+
+// delegated has another filter do the work.
+func delegated(to *httprbac.RBAC) *xds.Matcher_OnMatch {
+	return &xds.Matcher_OnMatch{OnMatch: &xds.Matcher_OnMatch_Action{Action: &xdscore.TypedExtensionConfig{Name: "composite-action",
+		TypedConfig: envoy.Typed(&composite.ExecuteFilterAction{TypedConfig: envoy.Extension("envoy.filters.http.rbac", to)})}}}
+}
+
 func httpAuthorizationFilters() []*hcm.HttpFilter {
 	out := []*hcm.HttpFilter{{Name: httpRevocations, ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(&httprbac.RBAC{})}}}
 	for _, s := range stages {
-		out = append(out, &hcm.HttpFilter{Name: s.httpName(), ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(&httprbac.RBAC{})}})
+		out = append(out, &hcm.HttpFilter{Name: s.httpName(), ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(&httprbac.RBAC{}, &extension.ExtensionWithMatcher{})}})
 	}
 	return out
 }
@@ -146,9 +182,13 @@ func tcpAuthorizationFilters() []*listener.Filter {
 	return out
 }
 
-// discovered is a filter whose configuration, of the type of kind, comes by itself. The listener waits for it.
-func discovered(kind proto.Message) *core.ExtensionConfigSource {
+// discovered is a filter whose configuration, of the type of one of kinds, comes by itself. The listener waits for it.
+func discovered(kinds ...proto.Message) *core.ExtensionConfigSource {
 	source := overADS()
 	source.InitialFetchTimeout = envoy.Seconds(0)
-	return &core.ExtensionConfigSource{ConfigSource: source, TypeUrls: []string{envoy.Typed(kind).GetTypeUrl()}}
+	out := &core.ExtensionConfigSource{ConfigSource: source}
+	for _, kind := range kinds {
+		out.TypeUrls = append(out.TypeUrls, envoy.Typed(kind).GetTypeUrl())
+	}
+	return out
 }

@@ -48,9 +48,14 @@ func TestEnvoyAndEvaluatorAgree(t *testing.T) {
 	b.DynamicResources, b.StatsSinks = nil, nil
 	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[sets]}
 	server := ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")
-	policies := make([][]authz.Policy, sets)
+	policies, apart := make([][]authz.Policy, sets), 0
 	for i := range sets {
 		policies[i] = g.policies(ports[i])
+		for _, action := range []authz.Action{authz.Allow, authz.Deny} {
+			if authz.ByPeer(policies[i], action) != nil {
+				apart++
+			}
+		}
 		b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t, policies[i], ports[i], ca, server))
 	}
 	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
@@ -77,8 +82,8 @@ func TestEnvoyAndEvaluatorAgree(t *testing.T) {
 			}
 		}
 	}
-	if denied < read/20 || denied > read*19/20 || read < sets*requests/2 {
-		t.Errorf("%d of %d requests were denied, %d were read: the test does not test much", denied, sets*requests, read)
+	if denied < read/20 || denied > read*19/20 || read < sets*requests/2 || apart < sets/10 {
+		t.Errorf("%d of %d requests were denied, %d were read, %d filters differ by peer: the test does not test much", denied, sets*requests, read, apart)
 	}
 }
 
@@ -320,10 +325,14 @@ func (g *generator) ports(port uint32) []string {
 
 func (g *generator) policies(port uint32) []authz.Policy {
 	var out []authz.Policy
+	many := g.maybe()
 	for i := range 1 + g.IntN(3) {
 		spec := &security.AuthorizationPolicy{Action: []security.AuthorizationPolicy_Action{0, 0, 1, 2}[g.IntN(4)]}
 		for range g.IntN(3) {
 			spec.Rules = append(spec.Rules, g.rule(port))
+		}
+		for range map[bool]int{true: 8 + g.IntN(8)}[many] {
+			spec.Rules = append(spec.Rules, g.naming(port))
 		}
 		p, _ := authz.FromAuthorizationPolicy(authz.Meta{Namespace: "finance", Name: fmt.Sprint(i), DryRun: g.IntN(10) == 0}, spec, aliasedOptions)
 		out = append(out, p)
@@ -383,6 +392,19 @@ func (g *generator) rule(port uint32) *security.Rule {
 			c.Values, c.NotValues = g.pick(list), g.pick(list)
 		}
 		r.When = append(r.When, c)
+	}
+	return r
+}
+
+// naming is a rule for a few peers that it names.
+func (g *generator) naming(port uint32) *security.Rule {
+	r := g.rule(port)
+	exact := []string{"cluster.local/ns/finance/sa/a.b", "cluster.local/ns/finance/sa/axb", "old.local/ns/shop/sa/auditor", "other.domain/ns/shop/sa/auditor"}
+	for range 1 + g.IntN(2) {
+		r.From = append(r.From, &security.Rule_From{Source: &security.Source{Principals: []string{g.one(exact...), g.one(exact...)}, NotNamespaces: g.pick("namespaces")}})
+	}
+	for _, from := range r.From[:len(r.From)-1] {
+		from.Source = &security.Source{Principals: []string{g.one(exact...)}, IpBlocks: from.GetSource().GetIpBlocks()}
 	}
 	return r
 }

@@ -100,7 +100,7 @@ func (c chains) tls(name string, filters []*listener.Filter) *listener.FilterCha
 // secured is a chain whose client has to be one of peers. A client that is no proxy is offered the protocols of HTTP; a proxy
 // asks for a protocol of its own, and none is chosen.
 func (c chains) secured(name string, peers []*matcher.StringMatcher, filters []*listener.Filter) *listener.FilterChain {
-	out := chain(name, append([]*listener.Filter{peerSerial()}, filters...))
+	out := chain(name, append([]*listener.Filter{notedPeer()}, filters...))
 	out.TransportSocket = handshake.Downstream(c.w.Class.Delivery, peers, "h2", "http/1.1")
 	return out
 }

@@ -40,8 +40,9 @@ func Revocations(set compile.Settings, list []revocation.Revocation, name string
 	return nil
 }
 
-// peerSerial notes the serial number once the handshake is done, for every request of the connection.
-func peerSerial() *listener.Filter {
+// notedPeer notes who the client is once the handshake is done, and its certificate's serial number, for every request of the connection.
+func notedPeer() *listener.Filter {
 	return envoy.NetworkFilter("envoy.filters.network.set_filter_state", &netstate.Config{
-		OnDownstreamTlsHandshake: []*filterstate.FilterStateValue{noted(rbac.PeerSerialKey, "%DOWNSTREAM_PEER_SERIAL%")}})
+		OnDownstreamTlsHandshake: []*filterstate.FilterStateValue{
+			noted(peerKey, "%DOWNSTREAM_PEER_URI_SAN%"), noted(rbac.PeerSerialKey, "%DOWNSTREAM_PEER_SERIAL%")}})
 }

@@ -22,11 +22,17 @@ import (
 var (
 	minimalClient = config(`
   listeners:
-{{range .Ports}}  - address: {socket_address: {address: 127.0.0.1, port_value: {{.Client}}}}
+{{if .Redirected}}  - address: {socket_address: {address: 0.0.0.0, port_value: {{.OutboundPort}}}}
+    listener_filters: [{name: original_dst, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}}]
+    filter_chains:
+{{range .Ports}}    - filter_chain_match: {destination_port: {{.Service}}}
+      filters: [{{template "filter" .}}]
+{{end}}{{else}}{{range .Ports}}  - address: {socket_address: {address: 127.0.0.1, port_value: {{.Client}}}}
     filter_chains: [{filters: [{{template "filter" .}}]}]
-{{end}}  clusters:
+{{end}}{{end}}  clusters:
 {{range .Ports}}  - name: "{{.Application}}"
-    load_assignment: {cluster_name: "{{.Application}}", endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: {{$.ServerIP}}, port_value: {{$.ServerPort}}}}}}]}]}
+    load_assignment: {cluster_name: "{{.Application}}", endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {
+      address: {{$.ServerIP}}, port_value: {{if $.Redirected}}{{.Application}}{{else}}{{$.InboundPort}}{{end}}}}}}]}]}
     {{template "options" .}}
     transport_socket:
       name: tls
@@ -37,7 +43,7 @@ var (
 {{end}}`)
 	minimalServer = config(`
   listeners:
-  - address: {socket_address: {address: 0.0.0.0, port_value: {{.ServerPort}}}}
+  - address: {socket_address: {address: 0.0.0.0, port_value: {{.InboundPort}}}}
     listener_filters: [{name: tls_inspector, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}]
     filter_chains:
 {{range .Ports}}    - filter_chain_match: {server_names: ["{{.Application}}"]}
@@ -80,26 +86,26 @@ func config(static string) *template.Template {
 // minimalListener is what the two Envoys have for one port of the application. Clients say in the name of the server which they want, since
 // redirection leaves the server's Envoy one port.
 type minimalListener struct {
-	Application, Client int // ports
-	HTTP                bool
+	Application, Service, Client int // ports; that of the client's own Envoy where nothing is redirected
+	HTTP                         bool
 }
 
 func minimalListeners() (out []minimalListener) {
 	for _, port := range []int{traffic.HTTPPort, traffic.GRPCPort, traffic.TCPPort} {
-		out = append(out, minimalListener{port, minimalPorts + port, port != traffic.TCPPort})
+		out = append(out, minimalListener{port, servicePorts[port], minimalPorts + port, port != traffic.TCPPort})
 	}
 	return out
 }
 
-// minimal writes the configuration and the certificates of one side, and returns the arguments of its Envoy.
-func minimal(dir string, t *template.Template, authority *ca.CA, own *x509svid.SVID, peer string) ([]string, error) {
+// minimal writes the configuration and the certificates of one side, and returns the arguments of its Envoy. Redirected are connections that the kernel brings to it.
+func minimal(dir string, t *template.Template, redirected bool, authority *ca.CA, own *x509svid.SVID, peer string) ([]string, error) {
 	key, err := x509.MarshalPKCS8PrivateKey(own.PrivateKey)
 	if err != nil {
 		return nil, fmt.Errorf("encoding the key of %s: %w", own.ID, err)
 	}
 	var text bytes.Buffer
 	err = t.Execute(&text, map[string]any{"Dir": dir, "Peer": "spiffe://" + mesh.DefaultTrustDomain + "/ns/" + stage.Namespace + "/sa/" + peer,
-		"ServerIP": serverIP, "ServerPort": mesh.InboundPort, "Ports": minimalListeners()})
+		"ServerIP": serverIP, "InboundPort": mesh.InboundPort, "OutboundPort": mesh.OutboundPort, "Redirected": redirected, "Ports": minimalListeners()})
 	if err != nil {
 		return nil, fmt.Errorf("minimal configuration: %w", err)
 	}

@@ -265,6 +265,10 @@ func (s *scene) plain(_ context.Context, v *variant) error {
 
 func (s *scene) minimal(ctx context.Context, v *variant) error {
 	v.at = func(k traffic.Kind) string { return fmt.Sprintf("127.0.0.1:%d", minimalPorts+k.Port()) }
+	return s.minimalEnvoys(ctx, v, false)
+}
+
+func (s *scene) minimalEnvoys(ctx context.Context, v *variant, redirected bool) error {
 	for _, e := range v.sides() {
 		svid, err := s.authority.Issue(stage.Namespace, e.name)
 		if err != nil {
@@ -274,7 +278,7 @@ func (s *scene) minimal(ctx context.Context, v *variant) error {
 		if e.name == stage.Server {
 			text = minimalServer
 		}
-		args, err := minimal(filepath.Join(v.dir, e.name), text, s.authority, svid, e.peer)
+		args, err := minimal(filepath.Join(v.dir, e.name), text, redirected, s.authority, svid, e.peer)
 		if err != nil {
 			return err
 		}
@@ -287,20 +291,26 @@ func (s *scene) minimal(ctx context.Context, v *variant) error {
 	return nil
 }
 
-// redirected is minimal where the kernel tracks and redirects connections as it does in a pod of the mesh.
+// redirected is minimal where the client calls the service and the kernel brings its connections to the Envoys, as it does in a pod of the mesh.
 func (s *scene) redirected(ctx context.Context, v *variant) error {
+	v.at = s.ofService
 	for _, e := range v.sides() {
 		if err := e.ns.Run(ctx, s.Agent, "redirect"); err != nil {
 			return err
 		}
 	}
-	return s.minimal(ctx, v)
+	return s.minimalEnvoys(ctx, v, true)
+}
+
+// ofService is the service's address for a kind of traffic.
+func (s *scene) ofService(k traffic.Kind) string {
+	return fmt.Sprintf("%s:%d", s.serviceIP, servicePorts[k.Port()])
 }
 
 // bulwark is a captured configuration, without what the variations take away.
 func (s *scene) bulwark(config map[string]resources, by []variation) func(context.Context, *variant) error {
 	return func(ctx context.Context, v *variant) error {
-		v.at = func(k traffic.Kind) string { return fmt.Sprintf("%s:%d", s.serviceIP, servicePorts[k.Port()]) }
+		v.at = s.ofService
 		for _, e := range v.sides() {
 			p, err := s.sidecar(ctx, v, e, config[e.name], by)
 			if err != nil {
