@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbac "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
@@ -17,6 +18,7 @@ import (
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	netrbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	upstreams "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -37,6 +39,7 @@ type variation struct {
 	listener      func(*listener.Listener)
 	chain         func(*listener.FilterChain)
 	rules         func(*rbac.RBAC) // that are enforced, of one filter
+	cluster       func(*cluster.Cluster)
 	bootstrap     func(map[string]any)
 }
 
@@ -86,6 +89,18 @@ var variations = []variation{
 		}
 	}},
 	{name: "serial", without: "the notes of a certificate's serial number and of the port", chain: noNetworkFilters("envoy.filters.network.set_filter_state")},
+	{name: "http1-between", without: "HTTP/1.1 between the proxies: they speak HTTP/2, and HTTP/1.1 with the application (for HTTP/1.1 alone)", cluster: func(c *cluster.Cluster) {
+		options := &upstreams.HttpProtocolOptions_ExplicitHttpConfig{ProtocolConfig: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{}}
+		if c.GetType() == cluster.Cluster_EDS {
+			options.ProtocolConfig = &upstreams.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{}
+		}
+		for name := range c.GetTypedExtensionProtocolOptions() {
+			packed, err := anypb.New(&upstreams.HttpProtocolOptions{UpstreamProtocolOptions: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: options}})
+			if err == nil { // what is made here can be written
+				c.TypedExtensionProtocolOptions[name] = packed
+			}
+		}
+	}},
 	{name: "statistics", without: "all of Envoy's statistics", bootstrap: func(b map[string]any) {
 		b["statsConfig"] = map[string]any{"statsMatcher": map[string]any{"rejectAll": true}}
 	}},
@@ -115,7 +130,7 @@ func named(list string) (out []variation, err error) {
 // vary returns the configuration without what the variations take away.
 func vary(r resources, by []variation) (resources, error) {
 	out := maps.Clone(r)
-	for _, url := range []string{deltaxds.ListenerType, deltaxds.RouteType, deltaxds.ExtensionConfigType} {
+	for _, url := range []string{deltaxds.ClusterType, deltaxds.ListenerType, deltaxds.RouteType, deltaxds.ExtensionConfigType} {
 		out[url] = map[string]*deltaxds.Resource{}
 		for name, res := range r[url] {
 			msg, err := res.Body().UnmarshalNew()
@@ -144,6 +159,8 @@ func (v variation) apply(name string, msg proto.Message) error {
 		if inline := m.GetRouteConfig(); inline != nil {
 			do(v.routes, inline)
 		}
+	case *cluster.Cluster:
+		do(v.cluster, m)
 	case *route.RouteConfiguration:
 		do(v.routes, m)
 	case *tcpproxy.TcpProxy:
