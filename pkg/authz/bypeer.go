@@ -4,7 +4,7 @@ import "slices"
 
 const (
 	// fewDemands are asked one after the other in no more time than it takes to find those that concern a peer.
-	fewDemands = 32
+	fewDemands = 20
 	// maxGrowth is how many times as large as the policies all their parts together may be.
 	maxGrowth = 4
 )
