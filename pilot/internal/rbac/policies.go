@@ -4,6 +4,7 @@ package rbac
 
 import (
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,21 +26,30 @@ import (
 // depends on all policies of the workload, whichever of them are rendered.
 func Requests(all, rendered []authz.Policy, action authz.Action) (enforced, shadow *rbac.RBAC) {
 	enforced, shadow = rules(rendered, action)
-	for _, a := range authz.Ambiguities {
-		if ambiguityHolds(all, action, a.Attribute) {
-			if enforced == nil {
-				enforced = &rbac.RBAC{Action: actions[action], Policies: map[string]*rbac.Policy{}}
-			}
-			enforced.Policies[a.Rule] = ambiguous(a)
+	suspicions, _ := Suspicions(all, action)
+	for _, a := range suspicions {
+		if enforced == nil {
+			enforced = &rbac.RBAC{Action: actions[action], Policies: map[string]*rbac.Policy{}}
 		}
+		enforced.Policies[a.Rule] = ambiguous(a)
 	}
 	return enforced, shadow
 }
 
 // Speaks says whether a configuration for requests, of the policies of an action, may say anything: enforced, or on trial. One that does not has neither.
 func Speaks(policies []authz.Policy, action authz.Action) bool {
-	return slices.ContainsFunc(policies, func(p authz.Policy) bool { return p.Action == action && !p.Ignored }) ||
-		slices.ContainsFunc(authz.Ambiguities, func(a authz.Ambiguity) bool { return ambiguityHolds(policies, action, a.Attribute) })
+	suspicions, only := Suspicions(policies, action)
+	return !only || len(suspicions) > 0
+}
+
+// Suspicions are the texts that such a configuration looks for as ambiguous. Only is true if it has nothing to say about requests without any.
+func Suspicions(policies []authz.Policy, action authz.Action) (suspicions []authz.Ambiguity, only bool) {
+	for _, a := range authz.Ambiguities {
+		if ambiguityHolds(policies, action, a.Attribute) {
+			suspicions = append(suspicions, a)
+		}
+	}
+	return suspicions, !slices.ContainsFunc(policies, func(p authz.Policy) bool { return p.Action == action && !p.Ignored })
 }
 
 // Connections renders them as they hold for connections that are not HTTP.
@@ -201,8 +211,11 @@ func text(c authz.Clause, m *matcher.StringMatcher) *rbac.Permission {
 
 // header matches the lines of a header. One that is there but empty is not present, to the evaluator either.
 func header(name string, m *matcher.StringMatcher) *rbac.Permission {
-	return &rbac.Permission{Rule: &rbac.Permission_Header{Header: &route.HeaderMatcher{
-		Name: name, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: m}}}}
+	return &rbac.Permission{Rule: &rbac.Permission_Header{Header: line(name, m)}}
+}
+
+func line(name string, m *matcher.StringMatcher) *route.HeaderMatcher {
+	return &route.HeaderMatcher{Name: name, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: m}}
 }
 
 // Text is a match of a text in Envoy's words.
@@ -226,6 +239,25 @@ func Text(m authz.Match, ignoreCase bool) *matcher.StringMatcher {
 
 // anyByte is any byte to RE2, valid UTF-8 or not.
 const anyByte = `\C`
+
+// Suspicious matches the line of a request in which something may be ambiguous, and in few others.
+func Suspicious(a authz.Ambiguity) *route.HeaderMatcher {
+	name := map[authz.Attribute]string{authz.Path: ":path", authz.Method: ":method"}[a.Attribute]
+	if len(a.Signs) == 0 {
+		out := line(name, envoy.Pattern(oneOf(a.Plain)))
+		out.InvertMatch = true
+		return out
+	}
+	return line(name, envoy.Pattern(anyByte+"*(?:"+oneOf(a.Signs)+")"+anyByte+"*"))
+}
+
+func oneOf(texts []string) string {
+	quoted := make([]string, 0, len(texts))
+	for _, t := range texts {
+		quoted = append(quoted, regexp.QuoteMeta(t))
+	}
+	return strings.Join(quoted, "|")
+}
 
 // ambiguous denies what different servers read differently. What is cheap to ask comes first.
 func ambiguous(a authz.Ambiguity) *rbac.Policy {

@@ -143,11 +143,31 @@ func silentFilters(w *compile.Workload, revoked, mutual bool) (out []string) {
 		out = append(out, httpRevocations)
 	}
 	for _, s := range stages {
-		if !rbac.Speaks(w.Policies, s.action) && (mutual || s.action != authz.Deny || rbac.StrictPorts(w) == nil) {
+		if !rbac.Speaks(w.Policies, s.action) && !s.forbidsPlaintext(w, mutual) {
 			out = append(out, s.httpName())
 		}
 	}
 	return out
+}
+
+// suspicious are the lines of requests about which filters have something to say that have nothing to say about others: those filters are quiet.
+func suspicious(w *compile.Workload, mutual bool) (lines []*route.HeaderMatcher, quiet []string) {
+	for _, s := range stages {
+		suspicions, only := rbac.Suspicions(w.Policies, s.action)
+		if !only || len(suspicions) == 0 || s.forbidsPlaintext(w, mutual) {
+			continue
+		}
+		quiet = append(quiet, s.httpName())
+		for _, a := range suspicions {
+			lines = append(lines, rbac.Suspicious(a))
+		}
+	}
+	return lines, quiet
+}
+
+// forbidsPlaintext says whether the stage denies plaintext where it is looked for.
+func (s stage) forbidsPlaintext(w *compile.Workload, mutual bool) bool {
+	return !mutual && s.action == authz.Deny && rbac.StrictPorts(w) != nil
 }
 
 // off has filters not be made for a request.

@@ -85,22 +85,46 @@ func InboundRoutes(w *compile.Workload, revoked bool, table string) *route.Route
 	host.TypedPerFilterConfig = off(silentFilters(w, revoked, table == mutualTable))
 	application := host.Routes[0]
 	host.Routes = []*route.Route{badAuthority()}
+	lines, quiet := suspicious(w, table == mutualTable)
+	if len(w.Ports)*len(lines) > maxSuspicious {
+		lines, quiet = nil, nil
+	}
+	add := func(to *route.Route) {
+		for _, l := range lines {
+			asked := proto.CloneOf(to)
+			asked.Match.Headers = []*route.HeaderMatcher{l}
+			host.Routes = append(host.Routes, asked)
+		}
+		if len(quiet) > 0 {
+			to.TypedPerFilterConfig = off(quiet)
+		}
+		host.Routes = append(host.Routes, to)
+	}
 	for _, p := range w.Ports {
 		if p.ServiceName != "" {
 			known := proto.CloneOf(application)
 			known.Name = p.ServiceName
 			known.Match.FilterState = []*matcher.FilterStateMatcher{{Key: portKey, Matcher: &matcher.FilterStateMatcher_StringMatch{
 				StringMatch: envoy.Exact(strconv.FormatUint(uint64(p.Number), 10))}}}
-			host.Routes = append(host.Routes, known)
+			add(known)
 		}
 	}
-	host.Routes = append(host.Routes, application)
+	add(application)
 	return out
 }
 
+// maxSuspicious bounds the routes for suspicious requests, each of which is tried for a request to the last port; with more it is cheaper to ask the filter.
+const maxSuspicious = 8
+
 // SameInboundRoutes reports whether two workloads have the same tables, without making them.
 func SameInboundRoutes(a, b *compile.Workload) bool {
-	return a.Other == b.Other && slices.Equal(a.Ports, b.Ports) && slices.Equal(silentFilters(a, false, true), silentFilters(b, false, true))
+	return a.Other == b.Other && slices.Equal(a.Ports, b.Ports) && slices.Equal(silentFilters(a, false, true), silentFilters(b, false, true)) && sameSuspicions(a, b)
+}
+
+func sameSuspicions(a, b *compile.Workload) bool {
+	x, quietX := suspicious(a, true)
+	y, quietY := suspicious(b, true)
+	return slices.Equal(quietX, quietY) && slices.EqualFunc(x, y, func(p, q *route.HeaderMatcher) bool { return proto.Equal(p, q) })
 }
 
 // portKey is where a connection's port is noted, by which routes are told apart.

@@ -21,9 +21,10 @@ import (
 // with what these filters are configured to do.
 func TestOnlyFiltersWithNothingToSayAreLeftOut(t *testing.T) {
 	clause := authz.Clause{Attribute: authz.Path, Values: []authz.Match{{Kind: authz.Exact, Value: "/a"}}}
+	method := authz.Clause{Attribute: authz.Method, Values: []authz.Match{{Kind: authz.Exact, Value: "GET"}}}
 	var kinds []authz.Policy
 	for _, action := range []authz.Action{authz.Allow, authz.Deny, authz.Audit} {
-		for _, to := range [][]authz.Clauses{nil, {{clause}}} {
+		for _, to := range [][]authz.Clauses{nil, {{clause}}, {{clause, method}}} {
 			for _, dryRun := range []bool{false, true} {
 				kinds = append(kinds, authz.Policy{Meta: authz.Meta{Name: "p", Namespace: "a", DryRun: dryRun}, Action: action, Rules: []authz.Rule{{To: to}}})
 			}
@@ -31,7 +32,7 @@ func TestOnlyFiltersWithNothingToSayAreLeftOut(t *testing.T) {
 		kinds = append(kinds, authz.Policy{Meta: authz.Meta{Name: "none", Namespace: "a"}, Action: action}, authz.Policy{Meta: authz.Meta{Name: "ignored", Namespace: "a"}, Action: action, Ignored: true, Rules: []authz.Rule{{}}})
 	}
 	list := []revocation.Revocation{{Name: "r", Identity: "spiffe://cluster.local/ns/a/sa/b"}}
-	left := 0
+	left, quiet := 0, 0
 	check := func(w *compile.Workload, revoked []revocation.Revocation) {
 		for _, table := range translate.InboundTables() {
 			routes := translate.InboundRoutes(w, len(revoked) > 0, table)
@@ -47,13 +48,14 @@ func TestOnlyFiltersWithNothingToSayAreLeftOut(t *testing.T) {
 				if does := f.does(table); is && does != "" {
 					t.Errorf("%s leaves out %s, which %s (policies %+v, modes %v)", table, f.name, does, w.Policies, w.Other.Mode)
 				}
+				quiet += checkQuiet(t, f, table, routes.GetVirtualHosts()[0].GetRoutes()[1:])
 			}
 		}
 	}
 	for _, mode := range []authz.TLSMode{authz.Strict, authz.Permissive} {
 		for i := range kinds {
 			for j := range kinds {
-				w := &compile.Workload{Policies: []authz.Policy{kinds[i], kinds[j]}, Other: compile.InboundPort{Mode: mode}}
+				w := &compile.Workload{Policies: []authz.Policy{kinds[i], kinds[j]}, Other: compile.InboundPort{Mode: mode}, Ports: []compile.InboundPort{{Number: 1, ServiceName: "a", Mode: mode}}}
 				check(w, nil)
 				check(w, list)
 			}
@@ -61,13 +63,40 @@ func TestOnlyFiltersWithNothingToSayAreLeftOut(t *testing.T) {
 		none := &compile.Workload{Other: compile.InboundPort{Mode: mode}}
 		check(none, nil)
 	}
-	if left < 500 {
-		t.Errorf("%d filters are left out in all, too few to be of use", left)
+	if left < 500 || quiet < 50 {
+		t.Errorf("%d filters are left out in all, %d more of requests that are not suspicious: too few to be of use", left, quiet)
 	}
 	strict := translate.InboundRoutes(&compile.Workload{Other: compile.InboundPort{Mode: authz.Strict}}, false, "inbound-tls")
 	if n := len(strict.GetVirtualHosts()[0].GetTypedPerFilterConfig()); n != 4 {
 		t.Errorf("%d filters are left out of requests over mutual TLS where there are no policies, want all 4", n)
 	}
+}
+
+// checkQuiet compares what a filter does with the routes to the application that leave it out, and counts them. Where one does, those before it that match what is suspicious
+// do not, and there is nothing else that the filter says.
+func checkQuiet(t *testing.T, f configured, table string, routes []*route.Route) (n int) {
+	t.Helper()
+	asked := map[string]bool{} // by the lines of requests whose routes come first
+	for _, r := range routes {
+		if _, is := r.GetTypedPerFilterConfig()[f.name]; !is {
+			for _, h := range r.GetMatch().GetHeaders() {
+				asked[h.GetName()] = true
+			}
+			continue
+		}
+		n++
+		if len(r.GetMatch().GetHeaders()) > 0 || f.GetShadowRules() != nil || f.GetRules().GetAction() != rbacv3.RBAC_DENY {
+			t.Errorf("%s: route %v leaves out %v", table, r, f)
+		}
+		for name := range f.GetRules().GetPolicies() {
+			line := map[string]string{authz.AmbiguousPathRule: ":path", authz.AmbiguousMethodRule: ":method"}[name]
+			if !asked[line] && (name != rbac.PlaintextRule || table != "inbound-tls") {
+				t.Errorf("%s: a route leaves out %s, which has rule %s, and no route before it asks it", table, f.name, name)
+			}
+		}
+		clear(asked)
+	}
+	return n
 }
 
 type configured struct {
