@@ -148,7 +148,6 @@ var unseen = map[string]string{
 	"keep-alive":        "is of one connection, and never seen by a rule",
 	"proxy-connection":  "is of one connection, and never seen by a rule",
 	"transfer-encoding": "is of one connection, and never seen by a rule",
-	"expect":            "is answered by the proxy, and never seen by a rule",
 	"x-envoy-internal":  "is taken off by the proxy, and never seen by a rule",
 }
 

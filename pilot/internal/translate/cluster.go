@@ -68,15 +68,21 @@ func generous() *cluster.CircuitBreakers {
 }
 
 func explicitHTTP2() *upstreams.HttpProtocolOptions {
-	return &upstreams.HttpProtocolOptions{UpstreamProtocolOptions: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_{
+	return &upstreams.HttpProtocolOptions{CommonHttpProtocolOptions: bounds(), UpstreamProtocolOptions: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_{
 		ExplicitHttpConfig: &upstreams.HttpProtocolOptions_ExplicitHttpConfig{
 			ProtocolConfig: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &core.Http2ProtocolOptions{}}}}}
 }
 
 func sameAsDownstream() *upstreams.HttpProtocolOptions {
-	return &upstreams.HttpProtocolOptions{UpstreamProtocolOptions: &upstreams.HttpProtocolOptions_UseDownstreamProtocolConfig{
-		UseDownstreamProtocolConfig: &upstreams.HttpProtocolOptions_UseDownstreamHttpConfig{
-			HttpProtocolOptions: &core.Http1ProtocolOptions{}, Http2ProtocolOptions: &core.Http2ProtocolOptions{}}}}
+	return &upstreams.HttpProtocolOptions{
+		CommonHttpProtocolOptions: bounds(),
+		UpstreamProtocolOptions: &upstreams.HttpProtocolOptions_UseDownstreamProtocolConfig{UseDownstreamProtocolConfig: &upstreams.HttpProtocolOptions_UseDownstreamHttpConfig{
+			HttpProtocolOptions: &core.Http1ProtocolOptions{EnableTrailers: true, HeaderKeyFormat: asWritten()}, Http2ProtocolOptions: &core.Http2ProtocolOptions{}}}}
+}
+
+// bounds are those of answers.
+func bounds() *core.HttpProtocolOptions {
+	return &core.HttpProtocolOptions{MaxHeadersCount: envoy.U32(maxHeaders), MaxResponseHeadersKb: envoy.U32(maxHeadersKb)}
 }
 
 func structOf(key, value string) *structpb.Struct {

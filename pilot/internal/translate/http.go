@@ -7,6 +7,9 @@ import (
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	preservecase "github.com/envoyproxy/go-control-plane/envoy/extensions/http/header_formatters/preserve_case/v3"
+
+	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 )
@@ -19,18 +22,53 @@ func connectionManager(statPrefix string, filters []*hcm.HttpFilter, logs []*acc
 		HttpFilters:      append(filters, envoy.HTTPFilter("envoy.filters.http.router", &router.Router{SuppressEnvoyHeaders: true, UpstreamLog: attempts})),
 		UseRemoteAddress: envoy.No(), SkipXffAppend: true, GenerateRequestId: envoy.Yes(),
 		ServerHeaderTransformation: hcm.HttpConnectionManager_PASS_THROUGH,
-		UpgradeConfigs:             []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
-		MaxRequestHeadersKb:        envoy.U32(64), RequestHeadersTimeout: envoy.Seconds(60),
+		UpgradeConfigs:             upgrades(),
+		Proxy_100Continue:          true,
+		MaxRequestHeadersKb:        envoy.U32(maxHeadersKb), RequestHeadersTimeout: envoy.Seconds(60),
 		StreamIdleTimeout:         envoy.Seconds(0), // a call that says nothing for hours is the application's affair, and a timer would be set anew for each of its parts
-		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxHeadersCount: envoy.U32(200)},
+		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxHeadersCount: envoy.U32(maxHeaders)},
 		Http2ProtocolOptions: &core.Http2ProtocolOptions{
 			MaxConcurrentStreams: envoy.U32(1024), AllowConnect: false,
 			InitialStreamWindowSize: envoy.U32(1 << 18), InitialConnectionWindowSize: envoy.U32(1 << 20),
 			// A request that is malformed ends itself, not the others of its connection, which a proxy shares among its clients.
 			OverrideStreamErrorOnInvalidHttpMessage: envoy.Yes(),
 		},
-		HttpProtocolOptions: &core.Http1ProtocolOptions{AcceptHttp_10: true, DefaultHostForHttp_10: "unknown"},
+		HttpProtocolOptions: http1(),
 	}
+}
+
+// Applications are sent as much as a server takes by itself, and no more: 96 KB and 1,000 lines, with room for what the proxies add.
+const (
+	maxHeadersKb = 128
+	maxHeaders   = 1024
+)
+
+// http1 passes on what it does not have to know: names as they are written, reasons, trailers. It takes no offer to go on
+// in TLS or in HTTP/2 on the same connection, which a server is free to ignore.
+func http1() *core.Http1ProtocolOptions {
+	return &core.Http1ProtocolOptions{
+		AcceptHttp_10: true, DefaultHostForHttp_10: "unknown", EnableTrailers: true, HeaderKeyFormat: asWritten(),
+		IgnoreHttp_11Upgrade: []*matcher.StringMatcher{ignoringCase(envoy.Prefix("TLS/")), ignoringCase(envoy.Exact("h2c"))},
+	}
+}
+
+func ignoringCase(m *matcher.StringMatcher) *matcher.StringMatcher {
+	m.IgnoreCase = true
+	return m
+}
+
+// asWritten keeps the case of names, and the reason in an answer's first line.
+func asWritten() *core.Http1ProtocolOptions_HeaderKeyFormat {
+	return &core.Http1ProtocolOptions_HeaderKeyFormat{HeaderFormat: &core.Http1ProtocolOptions_HeaderKeyFormat_StatefulFormatter{
+		StatefulFormatter: envoy.Extension("preserve_case", &preservecase.PreserveCaseFormatterConfig{ForwardReasonPhrase: true})}}
+}
+
+// upgrades are what a connection may go on with, as far as proxies have heard of it: Envoy refuses every other.
+func upgrades() (out []*hcm.HttpConnectionManager_UpgradeConfig) {
+	for _, token := range []string{"websocket", "tcp", "SPDY/3.1", "raw", "derp", "tailscale-control-protocol", "ts2021"} {
+		out = append(out, &hcm.HttpConnectionManager_UpgradeConfig{UpgradeType: token})
+	}
+	return out
 }
 
 func withRoutes(m *hcm.HttpConnectionManager, rc *route.RouteConfiguration) *hcm.HttpConnectionManager {
