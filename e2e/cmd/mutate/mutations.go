@@ -154,7 +154,7 @@ var mutations = []mutation{
 	{20, "who is not found by name is asked nothing", "pilot/internal/translate.TestWhoeverIsNotFoundByNameIsAskedEverything", []edit{
 		{"pilot/internal/translate/authorization.go", "peers, delegated(all)),", "peers, delegated(&httprbac.RBAC{})),"}}},
 	{20, "ambiguous paths are not among the requests that are asked about", "pilot/internal/translate.TestOnlyFiltersWithNothingToSayAreLeftOut", []edit{
-		{"pilot/internal/translate/authorization.go", "		for _, a := range suspicions {\n			lines", "		for _, a := range suspicions[1:] {\n			lines"}}},
+		{"pilot/internal/translate/authorization.go", "append(suspicions, of...)", "append(suspicions, of[1:]...)"}}},
 	{20, "the first revocation leaves its filter left out", everyChange, []edit{
 		{families + "workload.go", "if t.effects.Revocations && anyRevoked(t.was) != anyRevoked(c.snap) {", "if false {"}}},
 	{20, "every URI of the trust domain is an identity", "pilot/internal/translate.TestHandshakeTakesNothingButIdentities", []edit{

@@ -150,19 +150,15 @@ func silentFilters(w *compile.Workload, revoked, mutual bool) (out []string) {
 	return out
 }
 
-// suspicious are the lines of requests about which filters have something to say that have nothing to say about others: those filters are quiet.
-func suspicious(w *compile.Workload, mutual bool) (lines []*route.HeaderMatcher, quiet []string) {
+// suspicious is what some filters look for that have nothing to say about requests without it: those filters are quiet.
+func suspicious(w *compile.Workload, mutual bool) (suspicions []authz.Ambiguity, quiet []string) {
 	for _, s := range stages {
-		suspicions, only := rbac.Suspicions(w.Policies, s.action)
-		if !only || len(suspicions) == 0 || s.forbidsPlaintext(w, mutual) {
-			continue
-		}
-		quiet = append(quiet, s.httpName())
-		for _, a := range suspicions {
-			lines = append(lines, rbac.Suspicious(a))
+		of, only := rbac.Suspicions(w.Policies, s.action)
+		if only && len(of) > 0 && !s.forbidsPlaintext(w, mutual) {
+			suspicions, quiet = append(suspicions, of...), append(quiet, s.httpName())
 		}
 	}
-	return lines, quiet
+	return suspicions, quiet
 }
 
 // forbidsPlaintext says whether the stage denies plaintext where it is looked for.

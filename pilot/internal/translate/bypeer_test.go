@@ -1,9 +1,9 @@
 package translate_test
 
 import (
-	"crypto/x509"
 	"fmt"
 	"net/http"
+	"slices"
 	"testing"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -44,13 +44,7 @@ func TestWhoeverIsNotFoundByNameIsAskedEverything(t *testing.T) {
 	server := ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")
 	noting, older := workloadListener(t, policies, ports[0], ca, server), workloadListener(t, policies, ports[1], ca, server)
 	for _, c := range older.GetFilterChains() {
-		var kept []*listener.Filter
-		for _, f := range c.GetFilters() {
-			if f.GetName() != "envoy.filters.network.set_filter_state" {
-				kept = append(kept, f)
-			}
-		}
-		c.Filters = kept
+		c.Filters = slices.DeleteFunc(c.Filters, func(f *listener.Filter) bool { return f.GetName() == "envoy.filters.network.set_filter_state" })
 	}
 	b.StaticResources.Listeners = append(b.StaticResources.Listeners, noting, older)
 	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
@@ -65,7 +59,7 @@ func TestWhoeverIsNotFoundByNameIsAskedEverything(t *testing.T) {
 			t.Errorf("whom no rule names gets %d", got)
 		}
 		for _, uris := range [][]string{{named, web}, {web, named}} {
-			leaf := ca.IssueChanged(t, web, func(c *x509.Certificate) { names(t, uriName(uris[0]), uriName(uris[1]))(c) })
+			leaf := ca.IssueChanged(t, web, names(t, uriName(uris[0]), uriName(uris[1])))
 			if got := askAs(t, port, leaf); got == http.StatusOK {
 				t.Errorf("names %v evade a rule about one of them", uris)
 			}

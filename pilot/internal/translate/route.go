@@ -12,6 +12,8 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
 // routes are a table in Envoy's words.
@@ -85,14 +87,14 @@ func InboundRoutes(w *compile.Workload, revoked bool, table string) *route.Route
 	host.TypedPerFilterConfig = off(silentFilters(w, revoked, table == mutualTable))
 	application := host.Routes[0]
 	host.Routes = []*route.Route{badAuthority()}
-	lines, quiet := suspicious(w, table == mutualTable)
-	if len(w.Ports)*len(lines) > maxSuspicious {
-		lines, quiet = nil, nil
+	suspicions, quiet := suspicious(w, table == mutualTable)
+	if len(w.Ports)*len(suspicions) > maxSuspicious {
+		suspicions, quiet = nil, nil
 	}
 	add := func(to *route.Route) {
-		for _, l := range lines {
+		for _, a := range suspicions {
 			asked := proto.CloneOf(to)
-			asked.Match.Headers = []*route.HeaderMatcher{l}
+			asked.Match.Headers = []*route.HeaderMatcher{rbac.Suspicious(a)}
 			host.Routes = append(host.Routes, asked)
 		}
 		if len(quiet) > 0 {
@@ -124,7 +126,7 @@ func SameInboundRoutes(a, b *compile.Workload) bool {
 func sameSuspicions(a, b *compile.Workload) bool {
 	x, quietX := suspicious(a, true)
 	y, quietY := suspicious(b, true)
-	return slices.Equal(quietX, quietY) && slices.EqualFunc(x, y, func(p, q *route.HeaderMatcher) bool { return proto.Equal(p, q) })
+	return slices.Equal(quietX, quietY) && slices.EqualFunc(x, y, func(p, q authz.Ambiguity) bool { return p.Rule == q.Rule })
 }
 
 // portKey is where a connection's port is noted, by which routes are told apart.

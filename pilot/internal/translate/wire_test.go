@@ -130,9 +130,9 @@ func TestHTTP1ArrivesAsItWasSent(t *testing.T) {
 // wireApplication plays the application's side of the exchange that is on.
 type wireApplication struct {
 	port uint32
-	got  chan string // what it has got, when it has sent all that it has to send
 	mu   sync.Mutex
 	on   exchange
+	got  chan string // what it has got of this exchange, when it has sent all that it has to send
 }
 
 func newWireApplication(t *testing.T) *wireApplication {
@@ -141,7 +141,7 @@ func newWireApplication(t *testing.T) *wireApplication {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &wireApplication{port: uint32(l.Addr().(*net.TCPAddr).Port), got: make(chan string, 1)}
+	a := &wireApplication{port: uint32(l.Addr().(*net.TCPAddr).Port)}
 	var serving sync.WaitGroup
 	t.Cleanup(func() { _ = l.Close(); serving.Wait() })
 	serving.Go(func() {
@@ -166,7 +166,7 @@ func (a *wireApplication) serve(c net.Conn) {
 			return
 		}
 		a.mu.Lock()
-		e := a.on
+		e, got := a.on, a.got
 		a.mu.Unlock()
 		var all strings.Builder
 		for i, answer := range e.answer {
@@ -177,22 +177,23 @@ func (a *wireApplication) serve(c net.Conn) {
 			part, err := readTo(c, r, end)
 			all.WriteString(part)
 			if err != nil {
-				a.got <- all.String() + "! " + err.Error()
+				got <- all.String() + "! " + err.Error()
 				return
 			}
 			if _, err := io.WriteString(c, answer); err != nil {
 				return
 			}
 		}
-		a.got <- all.String()
+		got <- all.String()
 	}
 }
 
 // exchange plays the client's side, and returns what both have got.
 func (a *wireApplication) exchange(t *testing.T, e exchange, port uint32) (arrives, comes string) {
 	t.Helper()
+	got := make(chan string, 1)
 	a.mu.Lock()
-	a.on = e
+	a.on, a.got = e, got
 	a.mu.Unlock()
 	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
@@ -215,7 +216,7 @@ func (a *wireApplication) exchange(t *testing.T, e exchange, port uint32) (arriv
 			t.Fatalf("after %q the client waits for more: %v", all.String(), err)
 		}
 	}
-	return shown(<-a.got), shown(all.String())
+	return shown(<-got), shown(all.String())
 }
 
 // readTo reads what ends so, in whatever case.

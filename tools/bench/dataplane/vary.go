@@ -88,7 +88,7 @@ var variations = []variation{
 			}
 		}
 	}},
-	{name: "serial", without: "the notes of a certificate's serial number and of the port", chain: noNetworkFilters("envoy.filters.network.set_filter_state")},
+	{name: "serial", without: "the notes of the peer, its certificate's serial number and the port", chain: noNetworkFilters("envoy.filters.network.set_filter_state")},
 	{name: "http1-between", without: "HTTP/1.1 between the proxies: they speak HTTP/2, and HTTP/1.1 with the application (for HTTP/1.1 alone)", cluster: func(c *cluster.Cluster) {
 		options := &upstreams.HttpProtocolOptions_ExplicitHttpConfig{ProtocolConfig: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{}}
 		if c.GetType() == cluster.Cluster_EDS {
