@@ -13,14 +13,14 @@ import (
 // What no request can have is refused, and the reason says what to write where there is something.
 func TestValueThatCanNeverMatchIsRefused(t *testing.T) {
 	for _, c := range []struct{ field, value, reason string }{
-		{"paths", "/group%2Fproject", `%2F is decoded before paths are compared; write \"/group/project\"`},
+		{"paths", "/group%2Fproject", `%2F is decoded before paths are compared, or denied as ambiguous; write \"/group/project\"`},
 		{"paths", "/group%2fproject/*", `write \"/group/project/*\"`},
-		{"paths", "//x", `slashes are merged before paths are compared; write \"/x\"`},
+		{"paths", "//x", `slashes are merged before paths are compared, or denied as ambiguous; write \"/x\"`},
 		{"paths", "/x//*", "slashes are merged"},
 		{"paths", "/%7Euser", `write \"/~user\"`},
 		{"paths", "/größe", `write \"/gr%C3%B6%C3%9Fe\"`},
 		{"paths", "/a b", `write \"/a%20b\"`},
-		{"paths", "/a/../b", `dot segments are removed before paths are compared; write \"/b\"`},
+		{"paths", "/a/../b", `dot segments are removed before paths are compared, or denied as ambiguous; write \"/b\"`},
 		{"paths", "/a/./b/*", "dot segments"},
 		{"paths", "*/../x", "dot segments"},
 		{"paths", "/a/..", "dot segments"},
@@ -192,6 +192,7 @@ func TestUsualValuesAreTakenWithoutAWord(t *testing.T) {
 func TestMatchIsWideWhereItDeniesAndNarrowWhereItAdmits(t *testing.T) {
 	hosts := func(h string) Request { return Request{HTTP: true, Method: "GET", Path: "/", Host: h} }
 	paths := func(p string) Request { return Request{HTTP: true, Method: "GET", Path: p, Host: "x"} }
+	normalizedPaths := func(p string) Request { return normalized(paths(p)) }
 	for _, c := range []struct {
 		field, value   string
 		request        func(string) Request
@@ -209,7 +210,8 @@ func TestMatchIsWideWhereItDeniesAndNarrowWhereItAdmits(t *testing.T) {
 		{"hosts", "[::1]", hosts, []string{"[::1]"}, []string{"[::1]:80"}, []string{"[::11]"}},
 		{"hosts", "[::1]:80", hosts, []string{"[::1]:80"}, []string{"[::1]:0080"}, []string{"[::1]"}},
 		{"hosts", "example.com.", hosts, []string{"example.com."}, []string{"example.com", "example.com:80"}, nil},
-		{"paths", "/users/@me", paths, []string{"/users/@me", "//users/./@me", "/users%2F@me"}, []string{"/users/%40me"}, []string{"/users/%2540me", "/users/me"}},
+		{"paths", "/users/@me", normalizedPaths, []string{"/users/@me", "//users/./@me", "/users%2F@me"}, []string{"/users/%40me"}, []string{"/users/%2540me", "/users/me"}},
+		{"paths", "/users/@me", paths, []string{"/users/@me", "/users/@me?x=//%2F"}, []string{"/users/%40me", "//users/@me", "/users/./@me", "/users%2F@me"}, []string{"/users/me"}},
 		{"paths", "/users/%40me", paths, []string{"/users/%40me"}, []string{"/users/@me"}, nil},
 		{"paths", "/a%c3%a9", paths, []string{"/a%C3%A9", "/a%c3%a9"}, nil, []string{"/a%C3"}},
 		{"paths", "/a*b", paths, []string{"/a*b"}, []string{"/a%2Ab", "/a%2ab"}, []string{"/axb"}},
@@ -339,11 +341,11 @@ func TestTrustDomainAliases(t *testing.T) {
 	}
 }
 
-// What is compared before an expression is asked must let through to it all that the expression finds.
-func TestAmbiguousTextsHaveASignAndAreNotPlain(t *testing.T) {
-	const alphabet = "/;%2357cCeE0fGT"
+// What is clear must be nothing that the expressions after it find.
+func TestClearTextsAreNotAmbiguous(t *testing.T) {
+	const alphabet = "/;%2357cCeE0fGT.\\|\xc3?"
 	for _, a := range Ambiguities {
-		found := 0
+		found, clear := 0, regexp.MustCompile("^(?:"+a.Clear+")$")
 		for length := range 5 {
 			text := make([]byte, length)
 			for n := range pow(len(alphabet), length) {
@@ -351,28 +353,45 @@ func TestAmbiguousTextsHaveASignAndAreNotPlain(t *testing.T) {
 					text[i] = alphabet[n%len(alphabet)]
 					n /= len(alphabet)
 				}
-				if !a.pattern.Match(text) {
+				bare, _, _ := strings.Cut(string(text), "?")
+				if !a.Finds(bare) {
 					continue
 				}
 				found++
-				if !has(string(text), a.Signs) || slices.Contains(a.Plain, string(text)) {
-					t.Fatalf("%s: %q is ambiguous, and is taken for plain before the expression is asked", a.Rule, text)
+				if clear.Match(text) {
+					t.Fatalf("%s: %q is ambiguous, and is taken for clear before the expressions are asked", a.Rule, text)
 				}
-			}
-		}
-		for _, p := range a.Plain {
-			if a.pattern.MatchString(p) {
-				t.Errorf("%s: %q is plain and ambiguous", a.Rule, p)
 			}
 		}
 		if found < 1000 {
 			t.Errorf("%s: %d texts are ambiguous, too few to tell", a.Rule, found)
 		}
 	}
+	for text, want := range map[string]bool{"/": true, "/a/b.c/": true, "/a?x=%2F//..": true, "/a~b/@x": true, "": true, "/.a": false, "/a//b": false, "/a%20b": false} {
+		if got := regexp.MustCompile("^(?:" + clearPath + ")$").MatchString(text); got != want {
+			t.Errorf("%q is clear: %v", text, got)
+		}
+	}
 }
 
-func has(text string, signs []string) bool {
-	return len(signs) == 0 || slices.ContainsFunc(signs, func(s string) bool { return strings.Contains(text, s) })
+// A path that normalisation would change is ambiguous, and so denied where a rule looks at paths and the workload does not ask for normalisation.
+func TestWhatNormalisationWouldChangeIsAmbiguous(t *testing.T) {
+	const alphabet = "/%2fFc5e.;a?\\|\xc3\xa9 ~"
+	for length := range 5 {
+		text := make([]byte, length)
+		for n := range pow(len(alphabet), length) {
+			for i := range text {
+				text[i] = alphabet[n%len(alphabet)]
+				n /= len(alphabet)
+			}
+			path := "/" + string(text)
+			normal, ok := NormalizePath(path)
+			sent, readable := seenPath(Request{Path: path})
+			if readable && (!ok || normal != sent) && !IsAmbiguous(sent) {
+				t.Fatalf("%q goes on as it is and would be %q when it is normalised", path, normal)
+			}
+		}
+	}
 }
 
 func pow(base, exponent int) int {

@@ -76,21 +76,36 @@ func literalStar(parse func(string, bool) ([]Match, error)) func(*builder, strin
 type Ambiguity struct {
 	Attribute Attribute
 	Rule      string // the name of the rule that denies it
-	Pattern   string // of RE2, anywhere in the text
-	pattern   *regexp.Regexp
+	Pattern   string // of RE2: what is found in a text makes it ambiguous
+	Alphabet  string // of RE2: a text that is not wholly so is ambiguous, too; empty if any characters will do
+	// Clear is an expression of RE2 for the whole of a text that is certainly not ambiguous, as nearly all are. It is asked first, so that they cost next to nothing.
+	Clear string
 
-	// What is compared without an expression, so that requests that are not suspicious cost next to nothing: a text that the pattern finds
-	// something in has one of the signs, if there are any, and is none of the plain ones.
-	Signs, Plain []string
+	pattern, alphabet *regexp.Regexp
 }
 
-// Whole is the pattern as a Regexp match.
-func (a Ambiguity) Whole() Match {
+// Within is the pattern as a match of whole texts.
+func (a Ambiguity) Within() Match {
 	return Match{Regexp, anyBytes + "(?:" + a.Pattern + ")" + anyBytes}
 }
 
+// Finds reports whether a text is ambiguous.
+func (a Ambiguity) Finds(text string) bool {
+	return a.pattern.MatchString(text) || !a.alphabet.MatchString(text)
+}
+
+func ambiguity(of Attribute, rule, pattern, alphabet, clear string) Ambiguity {
+	whole := alphabet
+	if whole == "" {
+		whole = anyBytes
+	}
+	return Ambiguity{of, rule, pattern, alphabet, clear, regexp.MustCompile(pattern), regexp.MustCompile("^(?:" + whole + ")$")}
+}
+
+var pathAmbiguity = ambiguity(Path, AmbiguousPathRule, AmbiguousPath, pathAlphabet, clearPath)
+
 // Ambiguities are all there are.
 var Ambiguities = []Ambiguity{
-	{Path, AmbiguousPathRule, AmbiguousPath, ambiguousPath, []string{";", "%", "//"}, nil},
-	{Method, AmbiguousMethodRule, AmbiguousMethod, regexp.MustCompile(AmbiguousMethod), nil, []string{"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"}},
+	pathAmbiguity,
+	ambiguity(Method, AmbiguousMethodRule, AmbiguousMethod, "", "GET|POST|PUT|DELETE|PATCH|HEAD|OPTIONS"),
 }

@@ -44,6 +44,11 @@ func request(account, method, path string) Request {
 	return r
 }
 
+func normalized(r Request) Request {
+	r.NormalizesPaths = true
+	return r
+}
+
 const auditor = `{"rules":[{"from":[{"source":{"principals":["cluster.local/ns/finance/sa/account-auditor"]}}],"to":[{"operation":{"methods":["GET"],"paths":["/accounts/*"]}}]}]}`
 
 func TestEvaluate(t *testing.T) {
@@ -58,12 +63,17 @@ func TestEvaluate(t *testing.T) {
 		{"auditor reads accounts", []string{auditor}, request("account-auditor", "GET", "/accounts/1"), true, "ns[finance]-policy[p]-rule[0]"},
 		{"auditor writes", []string{auditor}, request("account-auditor", "POST", "/accounts/1"), false, ""},
 		{"auditor elsewhere", []string{auditor}, request("account-auditor", "GET", "/salaries"), false, ""},
-		{"auditor by dots", []string{auditor}, request("account-auditor", "GET", "/accounts/../salaries"), false, ""},
+		{"auditor by dots", []string{auditor}, request("account-auditor", "GET", "/accounts/../salaries"), false, AmbiguousPathRule},
+		{"auditor by dots, normalised", []string{auditor}, normalized(request("account-auditor", "GET", "/accounts/../salaries")), false, ""},
+		{"auditor by other dots, normalised", []string{auditor}, normalized(request("account-auditor", "GET", "/x/..//accounts/%31")), true, "ns[finance]-policy[p]-rule[0]"},
+		{"a path that no rule looks at", []string{`{"rules":[{"to":[{"operation":{"methods":["GET"]}}]}]}`}, request("a", "GET", "//group%2Fproject;a/.."), true, "ns[finance]-policy[p]-rule[0]"},
 		{"another", []string{auditor}, request("web", "GET", "/accounts/1"), false, ""},
 		{"no certificate", []string{auditor}, request("", "GET", "/accounts/1"), false, ""},
 		{"empty spec allows nothing", []string{`{}`}, request("a", "GET", "/"), false, ""},
 		{"empty rule allows all", []string{`{"rules":[{}]}`}, request("", "GET", "/"), true, "ns[finance]-policy[p]-rule[0]"},
-		{"deny outweighs", []string{`{"rules":[{}]}`, `{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/admin"]}}]}]}`}, request("a", "GET", "/%61dmin"), false, "ns[finance]-policy[p]-rule[0]"},
+		{"deny outweighs", []string{`{"rules":[{}]}`, `{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/admin"]}}]}]}`}, request("a", "GET", "/admin"), false, "ns[finance]-policy[p]-rule[0]"},
+		{"deny outweighs, escaped", []string{`{"rules":[{}]}`, `{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/admin"]}}]}]}`}, request("a", "GET", "/%61dmin"), false, AmbiguousPathRule},
+		{"deny outweighs, normalised", []string{`{"rules":[{}]}`, `{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/admin"]}}]}]}`}, normalized(request("a", "GET", "/%61dmin")), false, "ns[finance]-policy[p]-rule[0]"},
 		{"ambiguous path", []string{auditor}, request("account-auditor", "GET", "/accounts/1;a=b"), false, AmbiguousPathRule},
 		{"audit decides nothing", []string{`{"action":"AUDIT","rules":[{}]}`}, request("a", "GET", "/"), true, ""},
 		{"notPrincipals without certificate", []string{`{"action":"DENY","rules":[{"from":[{"source":{"notPrincipals":["*"]}}]}]}`}, request("", "GET", "/"), false, "ns[finance]-policy[p]-rule[0]"},

@@ -19,8 +19,9 @@ type Request struct {
 	HTTP            bool
 	Host            string // with its port, as in :authority
 	Method          string
-	Path            string              // as sent; Evaluate normalises it
+	Path            string              // as sent
 	Headers         map[string][]string // lower-case names
+	NormalizesPaths bool                // the workload's proxies normalise paths before rules see them
 }
 
 // Decision is the outcome of a set of policies.
@@ -35,7 +36,7 @@ type Decision struct {
 func Evaluate(policies []Policy, req Request) Decision {
 	var d Decision
 	if req.HTTP {
-		path, ok := NormalizePath(req.Path)
+		path, ok := seenPath(req)
 		if !ok || !IsAuthority(req.Host) {
 			d.Reason = "the path or the authority is malformed"
 			return d
@@ -85,10 +86,19 @@ func Evaluate(policies []Policy, req Request) Decision {
 	return d
 }
 
+// seenPath is the path as rules see it, without the query; it is false for one that the proxies refuse to read.
+func seenPath(req Request) (string, bool) {
+	if req.NormalizesPaths {
+		return NormalizePath(req.Path)
+	}
+	path, _, _ := strings.Cut(req.Path, "?")
+	return path, WellFormed(req.Path)
+}
+
 // ambiguities are the rules by which a request is audited or denied since servers read it in different ways.
 func ambiguities(scope []Policy, req *Request) (audits, denies []string) {
 	for _, a := range Ambiguities {
-		if !a.pattern.MatchString(attributes[a.Attribute].of(req, "")[0]) {
+		if !a.Finds(attributes[a.Attribute].of(req, "")[0]) {
 			continue
 		}
 		uses := func(action bool) bool {

@@ -121,7 +121,7 @@ const (
 	SNI             Attribute = "sni"
 	Host            Attribute = "host"
 	Method          Attribute = "method"
-	Path            Attribute = "path" // normalised, without query
+	Path            Attribute = "path" // without query
 	Header          Attribute = "header"
 )
 

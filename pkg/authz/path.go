@@ -10,27 +10,41 @@ import (
 // AmbiguousPathRule is the name under which a request is denied whose path different servers read differently.
 const AmbiguousPathRule = "ns[bulwark-system]-policy[ambiguous-path]-rule[0]"
 
-// AmbiguousPath finds in a normalised path what servers disagree about, so that no rule could know what it lets through:
-// a parameter (;), an escape that is none, one of a byte that normalisation would have decoded, one that decodes to
-// another, control characters, overlong UTF-8, and a path of slashes only, which Envoy does not merge.
-const AmbiguousPath = `^//|(?i:;|%3b|%([^0-9a-f]|$)|%[0-9a-f]([^0-9a-f]|$)|%25[0-9a-f]{2}|%[01][0-9a-f]|%7f|%c[01]|%e0%[89]|%f0%8|%f[89a-f]` +
+// AmbiguousPath finds in a path what servers disagree about, so that no rule could know what it lets through: what one resolves and another does not (two
+// slashes, backslashes, dot segments, escapes of those and of characters that need none), a parameter (;), an escape that is none, one that decodes to
+// another, control characters, overlong UTF-8. Of a path that is normalised, next to nothing of the first kind is left.
+const AmbiguousPath = `//|\\|/\.\.?(?:/|$)|` + ambiguousBytes
+
+const ambiguousBytes = `(?i:;|%3b|%([^0-9a-f]|$)|%[0-9a-f]([^0-9a-f]|$)|%25[0-9a-f]{2}|%[01][0-9a-f]|%7f|%c[01]|%e0%[89]|%f0%8|%f[89a-f]` +
 	`|%2[def]|%3[0-9]|%4[1-9a-f]|%5[0-9acf]|%6[1-9a-f]|%7[0-9ae])`
 
-var ambiguousPath = regexp.MustCompile(AmbiguousPath)
+var ambiguousByte = regexp.MustCompile(ambiguousBytes)
 
-// IsAmbiguous reports whether a normalised path is one that AmbiguousPath finds something in.
-func IsAmbiguous(path string) bool { return ambiguousPath.MatchString(path) }
+// pathAlphabet are the characters that a URI's path may have (RFC 3986, section 3.3, and the brackets, which clients do not escape): of any other, some
+// servers refuse the path and some take it for its escape.
+const pathAlphabet = `[a-zA-Z0-9\-._~!$&'()*+,:=@\[\]/%;]*`
+
+// clearPath is a path, or one with a query, that is certainly not ambiguous: no segment is empty or begins with a dot, and none has an escape or a parameter.
+const clearPath = `(?:/[a-zA-Z0-9\-_~!$&'()*+,:=@\[\]][a-zA-Z0-9\-._~!$&'()*+,:=@\[\]]*)*/?(?:\?` + anyBytes + `)?`
 
 const (
 	pathReserved = "!$&'()*+,:;=@[]" // may stand in a normalised path as they are or escaped
 	pathEscaped  = "\"<>^`{|}"       // are escaped by the proxies
 )
 
-// NormalizePath does to a request's path what the proxies do before any rule sees it: the query is dropped, %2F and %5C and
+// IsAmbiguous reports whether a path, as rules see it, is one that servers read in different ways.
+func IsAmbiguous(path string) bool { return pathAmbiguity.Finds(path) }
+
+// WellFormed reports whether the proxies read a path at all.
+func WellFormed(raw string) bool {
+	return strings.HasPrefix(raw, "/") && !strings.ContainsFunc(raw, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '#' })
+}
+
+// NormalizePath does to a request's path what the proxies of a workload that asks for it do before any rule sees it: the query is dropped, %2F and %5C and
 // backslashes become slashes, escapes of unreserved characters are decoded, characters that a URI cannot hold are escaped,
 // dot segments are removed, slashes merged. It returns false for a path that the proxies refuse to read.
 func NormalizePath(raw string) (string, bool) {
-	if !strings.HasPrefix(raw, "/") || strings.ContainsFunc(raw, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '#' }) {
+	if !WellFormed(raw) {
 		return "", false
 	}
 	raw, _, _ = strings.Cut(raw, "?")
@@ -191,9 +205,9 @@ func notNormal(kind Kind, text string) string {
 		open := first && kind == Suffix || last && kind == Prefix // more of the segment may follow or precede
 		switch {
 		case s == "" && !first && !last:
-			return "slashes are merged before paths are compared"
+			return "two slashes are merged before paths are compared, or denied as ambiguous"
 		case (s == "." || s == "..") && !open:
-			return "dot segments are removed before paths are compared"
+			return "dot segments are removed before paths are compared, or denied as ambiguous"
 		}
 	}
 	for i := 0; i < len(text); i++ {
@@ -203,14 +217,14 @@ func notNormal(kind Kind, text string) string {
 		case c == '%' && !escape:
 			return "it has a % without two hexadecimal digits, and such paths are denied as ambiguous"
 		case escape && (unreserved(b) || b == '/' || b == '\\'):
-			return fmt.Sprintf("%s is decoded before paths are compared", text[i:i+3])
+			return fmt.Sprintf("%s is decoded before paths are compared, or denied as ambiguous", text[i:i+3])
 		case escape && b == 0:
 			return "a path with %00 is refused"
 		case c != '%' && c != '/' && !unreserved(c) && strings.IndexByte(pathReserved, c) < 0:
 			return fmt.Sprintf("%q is not a character of paths, which have it escaped", character(text[i:]))
 		}
 	}
-	if IsAmbiguous(text) {
+	if ambiguousByte.MatchString(text) {
 		return "such a path is denied as ambiguous wherever a rule looks at paths (parameters, twice escaped bytes, control characters)"
 	}
 	return ""

@@ -40,6 +40,15 @@ const (
 	InboundSourceIPv4 = "127.0.0.6" // source address of the proxy's connections to its own application
 )
 
+// What a pod's annotations choose of how its proxy treats requests.
+const (
+	// PathsAnnotation says what happens to the paths of requests to the pod: by default they arrive as they were sent, and what servers read in
+	// different ways is denied where a rule looks at paths; with PathsNormalized all are normalised, rules see them so, and so does the application.
+	PathsAnnotation = "bulwark.dev/paths"
+	PathsNormalized = "normalized"
+	PathsAsSent     = "as-sent"
+)
+
 // UpdateDrain is how long a proxy leaves connections open whose listener or filter chain an update has taken away: a Service
 // that went or speaks another protocol, plaintext that a mode forbids now. It is no part of a pod's end, where the proxy
 // is the last to go.

@@ -22,11 +22,12 @@ type Class struct {
 	Labels         map[string]string
 	Ports          []registry.PodPort
 	Delivery       delivery.Way
+	NormalizePaths bool `json:",omitempty"`
 }
 
 // ClassOf returns the class of a pod.
 func ClassOf(p *registry.Pod) Class {
-	return Class{p.Namespace, p.ServiceAccount, p.Labels, p.Ports, p.Delivery}
+	return Class{p.Namespace, p.ServiceAccount, p.Labels, p.Ports, p.Delivery, p.NormalizePaths}
 }
 
 // Key names the class. Every field is in it: two pods with one key have equal configuration.

@@ -53,6 +53,16 @@ func deliveryOf(pod *core.Pod, namespaceLabels map[string]string) (delivery.Way,
 	return delivery.BySecret, nil
 }
 
+// checkPaths says what is wrong with how the pod wants its paths. Whatever is misspelt would leave them as they were sent, which may deny requests.
+func checkPaths(pod *core.Pod) error {
+	switch got := pod.Annotations[mesh.PathsAnnotation]; got {
+	case "", mesh.PathsAsSent, mesh.PathsNormalized:
+		return nil
+	default:
+		return fmt.Errorf("annotation %s is %q; it may be %s or %s", mesh.PathsAnnotation, got, mesh.PathsAsSent, mesh.PathsNormalized)
+	}
+}
+
 func injected(pod *core.Pod) bool {
 	if pod.Annotations[istiocompat.StatusAnnotation] != "" {
 		return true

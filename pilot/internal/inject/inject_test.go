@@ -196,6 +196,18 @@ func TestHowTheIdentityComesIsThePodsChoiceThenItsNamespaces(t *testing.T) {
 	}
 }
 
+func TestPathsAreThePodsChoice(t *testing.T) {
+	for value, want := range map[string]struct{ normalized, refused bool }{"": {}, "as-sent": {}, "normalized": {normalized: true}, "Normalized": {refused: true}, "true": {refused: true}} {
+		pod := &core.Pod{ObjectMeta: meta.ObjectMeta{Name: "x", Annotations: map[string]string{"bulwark.dev/paths": value}}}
+		if err := checkPaths(pod); (err != nil) != want.refused {
+			t.Errorf("%q: %v", value, err)
+		}
+		if known, err := registry.Pods.Decode(pod, authz.Options{}); err != nil || known.NormalizePaths != want.normalized {
+			t.Errorf("%q: %+v, %v", value, known, err)
+		}
+	}
+}
+
 func TestIdentityAnnotationOfThePodsAuthorIsNotBelieved(t *testing.T) {
 	out := admit(t, []byte(`{"metadata":{"name":"x","annotations":{"bulwark.dev/identity":"secret"}},"spec":{"containers":[{"name":"a"}]}}`), enabled)
 	var p core.Pod

@@ -120,7 +120,7 @@ func proxyContainer(pod *core.Pod, class compile.Class, probes []translate.Probe
 			"--config-yaml", text,
 			"--service-node", "sidecar~$(" + envPodIP + ")~$(POD_NAME).$(" + telemetry.EnvNamespace + ")~$(" + telemetry.EnvNamespace + ").svc." + mesh.ClusterDomain,
 			"--service-cluster", name + "." + namespace,
-			"--concurrency", fmt.Sprint(c.ProxyWorkers), "--log-level", c.ProxyLogLevel,
+			"--concurrency", fmt.Sprint(c.ProxyWorkers), "--log-level", c.ProxyLogLevel, "--component-log-level", "misc:error", // which would say of each listener that it takes any method
 			"--drain-time-s", fmt.Sprint(mesh.UpdateDrain.Seconds()), "--drain-strategy", "immediate", "--disable-hot-restart",
 		},
 		Env: []core.EnvVar{

@@ -38,6 +38,9 @@ func Pods(c Config, labels func(ctx context.Context, namespace string) (map[stri
 		if err != nil {
 			return admission.Deny(err.Error())
 		}
+		if err := checkPaths(&pod); err != nil {
+			return admission.Deny(err.Error())
+		}
 		patch, err := patch(&pod, req.Namespace, delivery, c)
 		if err != nil {
 			return admission.Deny(fmt.Sprintf("adding the proxy: %v", err))

@@ -4,7 +4,6 @@ package rbac
 
 import (
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -242,42 +241,24 @@ const anyByte = `\C`
 
 // Suspicious matches the line of a request in which something may be ambiguous, and in few others.
 func Suspicious(a authz.Ambiguity) *route.HeaderMatcher {
-	name := map[authz.Attribute]string{authz.Path: ":path", authz.Method: ":method"}[a.Attribute]
-	if len(a.Signs) == 0 {
-		out := line(name, envoy.Pattern(oneOf(a.Plain)))
-		out.InvertMatch = true
-		return out
-	}
-	return line(name, envoy.Pattern(anyByte+"*(?:"+oneOf(a.Signs)+")"+anyByte+"*"))
+	out := line(map[authz.Attribute]string{authz.Path: ":path", authz.Method: ":method"}[a.Attribute], whole(a.Clear))
+	out.InvertMatch = true
+	return out
 }
 
-func oneOf(texts []string) string {
-	quoted := make([]string, 0, len(texts))
-	for _, t := range texts {
-		quoted = append(quoted, regexp.QuoteMeta(t))
-	}
-	return strings.Join(quoted, "|")
+func whole(expression string) *matcher.StringMatcher {
+	return Text(authz.Match{Kind: authz.Regexp, Value: expression}, false)
 }
 
 // ambiguous denies what different servers read differently. What is cheap to ask comes first.
 func ambiguous(a authz.Ambiguity) *rbac.Policy {
 	of := authz.Clause{Attribute: a.Attribute}
-	var all []*rbac.Permission
-	if len(a.Signs) > 0 {
-		var signs []*rbac.Permission
-		for _, s := range a.Signs {
-			signs = append(signs, text(of, &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Contains{Contains: s}}))
-		}
-		all = append(all, orPermission(signs))
+	found := []*rbac.Permission{operation(of, a.Within())}
+	if a.Alphabet != "" {
+		found = append(found, notPermission(text(of, whole(a.Alphabet))))
 	}
-	if len(a.Plain) > 0 {
-		var plain []*rbac.Permission
-		for _, p := range a.Plain {
-			plain = append(plain, text(of, envoy.Exact(p)))
-		}
-		all = append(all, notPermission(orPermission(plain)))
-	}
-	return &rbac.Policy{Principals: []*rbac.Principal{anyone()}, Permissions: []*rbac.Permission{andPermission(append(all, operation(of, a.Whole())))}}
+	return &rbac.Policy{Principals: []*rbac.Principal{anyone()}, Permissions: []*rbac.Permission{
+		andPermission([]*rbac.Permission{notPermission(text(of, whole(a.Clear))), orPermission(found)})}}
 }
 
 func cidr(v string) *core.CidrRange {

@@ -35,6 +35,7 @@ type Pod struct {
 	Proxied         bool // label security.istio.io/tlsMode says it has a proxy
 	HostNetwork     bool // its address is its node's
 	Delivery        delivery.Way
+	NormalizePaths  bool // annotation mesh.PathsAnnotation asks for it
 }
 
 // PodPort is a declared container port.
@@ -63,7 +64,8 @@ func makePod(p *core.Pod) *Pod {
 	out := &Pod{
 		ID: IDOf(p), Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), IP: p.Status.PodIP, Node: p.Spec.NodeName,
 		ServiceAccount: p.Spec.ServiceAccountName, Labels: p.Labels, HostNetwork: p.Spec.HostNetwork,
-		Proxied: p.Labels[istiocompat.TLSModeLabel] == istiocompat.TLSModeMutual && !p.Spec.HostNetwork,
+		Proxied:        p.Labels[istiocompat.TLSModeLabel] == istiocompat.TLSModeMutual && !p.Spec.HostNetwork,
+		NormalizePaths: p.Annotations[mesh.PathsAnnotation] == mesh.PathsNormalized,
 	}
 	if p.Annotations[delivery.Label] == string(delivery.BySecret) {
 		out.Delivery = delivery.BySecret

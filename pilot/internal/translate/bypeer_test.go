@@ -42,7 +42,7 @@ func TestWhoeverIsNotFoundByNameIsAskedEverything(t *testing.T) {
 	b.DynamicResources, b.StatsSinks = nil, nil
 	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[2]}
 	server := ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")
-	noting, older := workloadListener(t, policies, ports[0], ca, server), workloadListener(t, policies, ports[1], ca, server)
+	noting, older := workloadListener(t, policies, false, ports[0], ca, server), workloadListener(t, policies, false, ports[1], ca, server)
 	for _, c := range older.GetFilterChains() {
 		c.Filters = slices.DeleteFunc(c.Filters, func(f *listener.Filter) bool { return f.GetName() == "envoy.filters.network.set_filter_state" })
 	}

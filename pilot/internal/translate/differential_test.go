@@ -56,7 +56,7 @@ func TestEnvoyAndEvaluatorAgree(t *testing.T) {
 				apart++
 			}
 		}
-		b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t, policies[i], ports[i], ca, server))
+		b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t, policies[i], i%2 == 0, ports[i], ca, server))
 	}
 	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
 	clients := map[spiffe.ID]envoytest.Leaf{}
@@ -67,6 +67,7 @@ func TestEnvoyAndEvaluatorAgree(t *testing.T) {
 	for i := range sets {
 		for range requests {
 			req := g.request(ports[i])
+			req.NormalizesPaths = i%2 == 0
 			http2 := g.IntN(2) == 0 && (!closesSlowly(req) || g.IntN(50) == 0)
 			want := authz.Evaluate(policies[i], req)
 			status := send(t, ports[i], req, clients, http2)
@@ -113,10 +114,10 @@ func closesSlowly(req authz.Request) bool {
 
 // workloadListener is the inbound listener as Pilot makes it, with certificates in place of SDS and an answer in place of
 // the application.
-func workloadListener(t *testing.T, policies []authz.Policy, port uint32, ca *envoytest.CA, leaf envoytest.Leaf, revoked ...revocation.Revocation) *listener.Listener {
+func workloadListener(t *testing.T, policies []authz.Policy, normalizePaths bool, port uint32, ca *envoytest.CA, leaf envoytest.Leaf, revoked ...revocation.Revocation) *listener.Listener {
 	t.Helper()
 	w := &compile.Workload{
-		Class: compile.Class{Namespace: "finance"}, Policies: policies, Other: compile.InboundPort{Mode: authz.Strict, Protocol: protocol.TCP},
+		Class: compile.Class{Namespace: "finance", NormalizePaths: normalizePaths}, Policies: policies, Other: compile.InboundPort{Mode: authz.Strict, Protocol: protocol.TCP},
 		Ports: []compile.InboundPort{{Number: port, Protocol: protocol.HTTP, Mode: authz.Permissive}},
 	}
 	l := inboundOn(t, w, port, revoked...)

@@ -55,7 +55,7 @@ func TestCertificateThatResemblesAnIdentityIsNotTakenForIt(t *testing.T) {
 	b := translate.Bootstrap()
 	b.DynamicResources, b.StatsSinks = nil, nil
 	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[1]}
-	b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t, allowOnly(auditor), ports[0], ca, ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")))
+	b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t, allowOnly(auditor), false, ports[0], ca, ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")))
 	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
 
 	for name, c := range map[string]struct {
@@ -105,7 +105,7 @@ func TestSessionsWithAProxyAreNotResumed(t *testing.T) {
 	b := translate.Bootstrap()
 	b.DynamicResources, b.StatsSinks = nil, nil
 	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[1]}
-	b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t, allowOnly(auditor), ports[0], ca, ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")))
+	b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t, allowOnly(auditor), false, ports[0], ca, ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")))
 	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
 	config := &tls.Config{ //nolint:gosec // the server's name is not what is tested
 		Certificates: []tls.Certificate{ca.Issue(t, auditor.String()).TLS}, InsecureSkipVerify: true, NextProtos: []string{"istio"},

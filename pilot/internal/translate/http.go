@@ -1,6 +1,11 @@
 package translate
 
 import (
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -8,7 +13,6 @@ import (
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	preservecase "github.com/envoyproxy/go-control-plane/envoy/extensions/http/header_formatters/preserve_case/v3"
-
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
@@ -23,6 +27,7 @@ func connectionManager(statPrefix string, filters []*hcm.HttpFilter, logs []*acc
 		UseRemoteAddress: envoy.No(), SkipXffAppend: true, GenerateRequestId: envoy.Yes(),
 		ServerHeaderTransformation: hcm.HttpConnectionManager_PASS_THROUGH,
 		UpgradeConfigs:             upgrades(),
+		NormalizePath:              envoy.No(),
 		Proxy_100Continue:          true,
 		MaxRequestHeadersKb:        envoy.U32(maxHeadersKb), RequestHeadersTimeout: envoy.Seconds(60),
 		StreamIdleTimeout:         envoy.Seconds(0), // a call that says nothing for hours is the application's affair, and a timer would be set anew for each of its parts
@@ -43,18 +48,12 @@ const (
 	maxHeaders   = 1024
 )
 
-// http1 passes on what it does not have to know: names as they are written, reasons, trailers. It takes no offer to go on
-// in TLS or in HTTP/2 on the same connection, which a server is free to ignore.
+// http1 passes on what it does not have to know: names as they are written, reasons, trailers, methods.
 func http1() *core.Http1ProtocolOptions {
 	return &core.Http1ProtocolOptions{
 		AcceptHttp_10: true, DefaultHostForHttp_10: "unknown", EnableTrailers: true, HeaderKeyFormat: asWritten(),
-		IgnoreHttp_11Upgrade: []*matcher.StringMatcher{ignoringCase(envoy.Prefix("TLS/")), ignoringCase(envoy.Exact("h2c"))},
+		AllowCustomMethods: true, IgnoreHttp_11Upgrade: []*matcher.StringMatcher{envoy.Pattern("(?i:" + anyTextBut(upgradeTokens) + ")")},
 	}
-}
-
-func ignoringCase(m *matcher.StringMatcher) *matcher.StringMatcher {
-	m.IgnoreCase = true
-	return m
 }
 
 // asWritten keeps the case of names, and the reason in an answer's first line.
@@ -63,12 +62,39 @@ func asWritten() *core.Http1ProtocolOptions_HeaderKeyFormat {
 		StatefulFormatter: envoy.Extension("preserve_case", &preservecase.PreserveCaseFormatterConfig{ForwardReasonPhrase: true})}}
 }
 
-// upgrades are what a connection may go on with, as far as proxies have heard of it: Envoy refuses every other.
+// upgradeTokens are what a connection may go on with, as far as proxies have heard of it, in lower case: WebSocket; what kubectl, container engines, tunnels and
+// private networks use. Envoy would refuse all others. They are ignored, as a server is free to do that has not heard of them; so are the offers to go on in
+// TLS or in HTTP/2, of which the proxies could not read what follows.
+var upgradeTokens = []string{"websocket", "tcp", "spdy/3.1", "raw", "derp", "tailscale-control-protocol", "ts2021", "teleport-alpn", "teleport-alpn-ping", "ptth/1.0"}
+
 func upgrades() (out []*hcm.HttpConnectionManager_UpgradeConfig) {
-	for _, token := range []string{"websocket", "tcp", "SPDY/3.1", "raw", "derp", "tailscale-control-protocol", "ts2021"} {
+	for _, token := range upgradeTokens {
 		out = append(out, &hcm.HttpConnectionManager_UpgradeConfig{UpgradeType: token})
 	}
 	return out
+}
+
+// anyTextBut is an expression for all texts but a few. RE2 has no negation: so it has what begins like one of the few and goes on otherwise.
+func anyTextBut(words []string) string {
+	next := map[string][]string{} // what may follow the beginning of a word, as the beginnings of the rest
+	for _, w := range words {
+		if w != "" {
+			next[w[:1]] = append(next[w[:1]], w[1:])
+		}
+	}
+	first, branches := "", ""
+	for _, c := range slices.Sorted(maps.Keys(next)) {
+		first += regexp.QuoteMeta(c)
+		branches += "|" + regexp.QuoteMeta(c) + anyTextBut(next[c])
+	}
+	if first == "" { // only the empty text is a word
+		return ".+"
+	}
+	empty := "|" // the empty text is no word
+	if slices.Contains(words, "") {
+		empty = ""
+	}
+	return "(?:[^" + strings.ReplaceAll(first, "-", `\-`) + "].*" + branches + empty + ")"
 }
 
 func withRoutes(m *hcm.HttpConnectionManager, rc *route.RouteConfiguration) *hcm.HttpConnectionManager {
@@ -76,12 +102,14 @@ func withRoutes(m *hcm.HttpConnectionManager, rc *route.RouteConfiguration) *hcm
 	return m
 }
 
-// normalized makes paths canonical before a policy sees them, and passes on what the policies saw: slashes merged, escaped
-// slashes and dot segments resolved. The client's certificate is told to the application, and no one else's word about it.
-func normalized(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
-	m.NormalizePath = envoy.Yes()
-	m.MergeSlashes = true
-	m.PathWithEscapedSlashesAction = hcm.HttpConnectionManager_UNESCAPE_AND_FORWARD
+// toApplication tells the application the client's certificate, and no one else's word about it. Paths go on as they were sent; where the
+// workload asks for it, they are made canonical before a policy sees them, and go on as the policies saw them.
+func toApplication(m *hcm.HttpConnectionManager, normalize bool) *hcm.HttpConnectionManager {
+	if normalize {
+		m.NormalizePath = envoy.Yes()
+		m.MergeSlashes = true
+		m.PathWithEscapedSlashesAction = hcm.HttpConnectionManager_UNESCAPE_AND_FORWARD
+	}
 	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE_SET
 	m.SetCurrentClientCertDetails = &hcm.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
 	return m

@@ -41,7 +41,7 @@ func proxy(t *testing.T, ca *envoytest.CA, policies ...authz.Policy) uint32 {
 	b.DynamicResources, b.StatsSinks = nil, nil
 	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[1]}
 	b.StaticResources.Listeners = append(b.StaticResources.Listeners,
-		workloadListener(t, policies, ports[0], ca, ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")))
+		workloadListener(t, policies, false, ports[0], ca, ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")))
 	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
 	return ports[0]
 }
@@ -254,7 +254,7 @@ func TestIdentityIsTheSameUnderEachTrustDomain(t *testing.T) {
 	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[1]}
 	b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t,
 		[]authz.Policy{policyOf(t, "p", `{"rules":[{"from":[{"source":{"principals":["old.local/ns/shop/sa/web","cluster.local/ns/shop/sa/thief"]}}]}]}`)},
-		ports[0], ca, ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll"),
+		false, ports[0], ca, ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll"),
 		revocation.Revocation{Name: "r", Identity: "spiffe://cluster.local/ns/shop/sa/thief"}))
 	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
 	for id, want := range map[string]int{

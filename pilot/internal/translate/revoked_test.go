@@ -73,7 +73,7 @@ func TestRevokedIdentitiesAndCertificatesAreDeniedBeforeEveryPolicy(t *testing.T
 	b := translate.Bootstrap()
 	b.DynamicResources, b.StatsSinks = nil, nil
 	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[2]}
-	web := workloadListener(t, allow, ports[0], ca, server, list...)
+	web := workloadListener(t, allow, false, ports[0], ca, server, list...)
 	tellDetails(t, web)
 	raw, target := tcpWorkload(t, allow, ports[1], false, app, ca, server, list...)
 	b.StaticResources.Listeners, b.StaticResources.Clusters = append(b.StaticResources.Listeners, web, raw), append(b.StaticResources.Clusters, target)

@@ -33,7 +33,7 @@ func TestRefusalsNameFieldAndReason(t *testing.T) {
 		{"PeerAuthentication", "bulwark-system", `{"selector":{"matchLabels":{"a":"b"}}}`, "spec.selector: has no effect in the root namespace"},
 		{"PeerAuthentication", "a", `{"selector":{"matchLabels":{"app":"a*"}},"mtls":{"mode":"STRICT"}}`, `spec.selector.matchLabels: "app": "a*" can never match`},
 		{"AuthorizationPolicy", "a", `{"selector":{"matchLabels":{"app":"a b"}}}`, `spec.selector.matchLabels: "app": "a b" can never match`},
-		{"AuthorizationPolicy", "a", `{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/a%2Fb"]}}]}]}`, `spec.rules[0].to[0].operation.paths[0]: "/a%2Fb" can never match: %2F is decoded before paths are compared; write "/a/b"`},
+		{"AuthorizationPolicy", "a", `{"action":"DENY","rules":[{"to":[{"operation":{"paths":["/a%2Fb"]}}]}]}`, `spec.rules[0].to[0].operation.paths[0]: "/a%2Fb" can never match: %2F is decoded before paths are compared, or denied as ambiguous; write "/a/b"`},
 		{"RequestAuthentication", "a", `{"jwtRules":[{"issuer":"x"}]}`, "spec.jwtRules: JWTs are not verified yet"},
 		{"Sidecar", "a", `{"ingress":[{"port":{"number":80}}],"egress":[{"hosts":["./*"]}]}`, "spec.ingress: is not enforced"},
 		{"Sidecar", "a", `{"egress":[{"hosts":["./*"],"port":{"number":80}}]}`, "spec.egress[0].port: is not enforced"},
