@@ -47,6 +47,8 @@ const (
 	PathsAnnotation = "bulwark.dev/paths"
 	PathsNormalized = "normalized"
 	PathsAsSent     = "as-sent"
+	// IdleAnnotation is how long a connection or a stream to the pod may say nothing, as a duration ("30m"); without it as long as its ends like.
+	IdleAnnotation = "bulwark.dev/idle-timeout"
 )
 
 // UpdateDrain is how long a proxy leaves connections open whose listener or filter chain an update has taken away: a Service

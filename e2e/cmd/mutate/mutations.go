@@ -140,9 +140,17 @@ var mutations = []mutation{
 	{20, "problems beyond those that are listed do not count", "pkg/authz.TestRuleWithAProblemFailsClosed", []edit{
 		{"pkg/authz/build.go", "	b.count++\n	if len(b.problems) < maxProblems {\n", "	if len(b.problems) < maxProblems {\n		b.count++\n"}}},
 	{20, "methods are compared, however they are spelt", "pilot/internal/translate.TestMethodInAnotherSpellingIsDenied", []edit{
-		{"pkg/authz/attribute.go", "	{Method, AmbiguousMethodRule, AmbiguousMethod, regexp.MustCompile(AmbiguousMethod),", "	{Method, AmbiguousMethodRule, \"^$\", regexp.MustCompile(\"^$\"),"}}},
-	{20, "a path with an escape is plain", "pkg/authz.TestAmbiguousTextsHaveASignAndAreNotPlain", []edit{
-		{"pkg/authz/attribute.go", "[]string{\";\", \"%\", \"//\"}", "[]string{\";\", \"//\"}"}}},
+		{"pkg/authz/attribute.go", "ambiguity(Method, AmbiguousMethodRule, AmbiguousMethod,", "ambiguity(Method, AmbiguousMethodRule, \"^$\","}}},
+	{2, "the proxy waits for the application to close a connection", "pilot/internal/translate.TestProxyLeavesTheApplicationFirst", []edit{
+		{"pilot/internal/translate/cluster.go", "const applicationIdle = 1500 * time.Millisecond", "const applicationIdle = time.Hour"}}},
+	{2, "connections without a request end after an hour", "pilot/internal/translate.TestNobodyHasToSpeak", []edit{
+		{"pilot/internal/translate/http.go", "envoy.U32(maxHeaders), IdleTimeout: envoy.Seconds(0)}", "envoy.U32(maxHeaders)}"}}},
+	{20, "a path with an escape is clear", "pkg/authz.TestClearTextsAreNotAmbiguous", []edit{
+		{"pkg/authz/path.go", "const clearPath = `(?:/[a-z", "const clearPath = `(?:/[%a-z"}}},
+	{20, "dot segments are not ambiguous", "pkg/authz.TestWhatNormalisationWouldChangeIsAmbiguous", []edit{
+		{"pkg/authz/path.go", "`//|\\\\|/\\.\\.?(?:/|$)|`", "`//|\\\\|`"}}},
+	{20, "a path with characters that no URI has is not ambiguous", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
+		{"pilot/internal/rbac/policies.go", "if a.Alphabet != \"\" {", "if false {"}}},
 	{20, "what follows a host does not matter where it admits", "pkg/authz.TestMatchIsWideWhereItDeniesAndNarrowWhereItAdmits", []edit{
 		{"pkg/authz/host.go", "	if !wide || m.Kind", "	if m.Kind"}}},
 	{20, "an authority may have user information", "pilot/internal/translate.TestAuthorityIsAHostAndMaybeAPort", []edit{

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
@@ -22,12 +23,13 @@ type Class struct {
 	Labels         map[string]string
 	Ports          []registry.PodPort
 	Delivery       delivery.Way
-	NormalizePaths bool `json:",omitempty"`
+	NormalizePaths bool          `json:",omitempty"`
+	IdleTimeout    time.Duration `json:",omitempty"` // of connections and streams to it; none if 0
 }
 
 // ClassOf returns the class of a pod.
 func ClassOf(p *registry.Pod) Class {
-	return Class{p.Namespace, p.ServiceAccount, p.Labels, p.Ports, p.Delivery, p.NormalizePaths}
+	return Class{p.Namespace, p.ServiceAccount, p.Labels, p.Ports, p.Delivery, p.NormalizePaths, p.IdleTimeout}
 }
 
 // Key names the class. Every field is in it: two pods with one key have equal configuration.

@@ -4,6 +4,7 @@ package inject
 import (
 	"cmp"
 	"fmt"
+	"time"
 
 	core "k8s.io/api/core/v1"
 
@@ -53,14 +54,17 @@ func deliveryOf(pod *core.Pod, namespaceLabels map[string]string) (delivery.Way,
 	return delivery.BySecret, nil
 }
 
-// checkPaths says what is wrong with how the pod wants its paths. Whatever is misspelt would leave them as they were sent, which may deny requests.
-func checkPaths(pod *core.Pod) error {
-	switch got := pod.Annotations[mesh.PathsAnnotation]; got {
-	case "", mesh.PathsAsSent, mesh.PathsNormalized:
-		return nil
-	default:
+// checkChoices says what is wrong with what the pod's annotations choose of how its requests are treated. Whatever is misspelt would have no effect.
+func checkChoices(pod *core.Pod) error {
+	if got := pod.Annotations[mesh.PathsAnnotation]; got != "" && got != mesh.PathsAsSent && got != mesh.PathsNormalized {
 		return fmt.Errorf("annotation %s is %q; it may be %s or %s", mesh.PathsAnnotation, got, mesh.PathsAsSent, mesh.PathsNormalized)
 	}
+	if got := pod.Annotations[mesh.IdleAnnotation]; got != "" {
+		if d, err := time.ParseDuration(got); err != nil || d < 0 {
+			return fmt.Errorf("annotation %s is %q; it may be a duration, such as 90s, 30m or 12h", mesh.IdleAnnotation, got)
+		}
+	}
+	return nil
 }
 
 func injected(pod *core.Pod) bool {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	xdsbootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	jsonpatch "github.com/evanphx/json-patch/v5"
@@ -199,10 +200,22 @@ func TestHowTheIdentityComesIsThePodsChoiceThenItsNamespaces(t *testing.T) {
 func TestPathsAreThePodsChoice(t *testing.T) {
 	for value, want := range map[string]struct{ normalized, refused bool }{"": {}, "as-sent": {}, "normalized": {normalized: true}, "Normalized": {refused: true}, "true": {refused: true}} {
 		pod := &core.Pod{ObjectMeta: meta.ObjectMeta{Name: "x", Annotations: map[string]string{"bulwark.dev/paths": value}}}
-		if err := checkPaths(pod); (err != nil) != want.refused {
+		if err := checkChoices(pod); (err != nil) != want.refused {
 			t.Errorf("%q: %v", value, err)
 		}
 		if known, err := registry.Pods.Decode(pod, authz.Options{}); err != nil || known.NormalizePaths != want.normalized {
+			t.Errorf("%q: %+v, %v", value, known, err)
+		}
+	}
+}
+
+func TestIdleTimeoutIsThePodsChoice(t *testing.T) {
+	for value, want := range map[string]time.Duration{"": 0, "0": 0, "30m": 30 * time.Minute, "never": -1, "30": -1, "-1s": -1} {
+		pod := &core.Pod{ObjectMeta: meta.ObjectMeta{Name: "x", Annotations: map[string]string{"bulwark.dev/idle-timeout": value}}}
+		if err := checkChoices(pod); (err != nil) != (want < 0) {
+			t.Errorf("%q: %v", value, err)
+		}
+		if known, err := registry.Pods.Decode(pod, authz.Options{}); err != nil || known.IdleTimeout != max(want, 0) {
 			t.Errorf("%q: %+v, %v", value, known, err)
 		}
 	}

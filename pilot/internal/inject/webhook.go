@@ -38,7 +38,7 @@ func Pods(c Config, labels func(ctx context.Context, namespace string) (map[stri
 		if err != nil {
 			return admission.Deny(err.Error())
 		}
-		if err := checkPaths(&pod); err != nil {
+		if err := checkChoices(&pod); err != nil {
 			return admission.Deny(err.Error())
 		}
 		patch, err := patch(&pod, req.Namespace, delivery, c)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/go-memdb"
 	core "k8s.io/api/core/v1"
@@ -35,7 +36,8 @@ type Pod struct {
 	Proxied         bool // label security.istio.io/tlsMode says it has a proxy
 	HostNetwork     bool // its address is its node's
 	Delivery        delivery.Way
-	NormalizePaths  bool // annotation mesh.PathsAnnotation asks for it
+	NormalizePaths  bool          // annotation mesh.PathsAnnotation asks for it
+	IdleTimeout     time.Duration // of annotation mesh.IdleAnnotation; 0 if it says none
 }
 
 // PodPort is a declared container port.
@@ -66,6 +68,9 @@ func makePod(p *core.Pod) *Pod {
 		ServiceAccount: p.Spec.ServiceAccountName, Labels: p.Labels, HostNetwork: p.Spec.HostNetwork,
 		Proxied:        p.Labels[istiocompat.TLSModeLabel] == istiocompat.TLSModeMutual && !p.Spec.HostNetwork,
 		NormalizePaths: p.Annotations[mesh.PathsAnnotation] == mesh.PathsNormalized,
+	}
+	if d, err := time.ParseDuration(p.Annotations[mesh.IdleAnnotation]); err == nil && d > 0 {
+		out.IdleTimeout = d
 	}
 	if p.Annotations[delivery.Label] == string(delivery.BySecret) {
 		out.Delivery = delivery.BySecret

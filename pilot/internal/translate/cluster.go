@@ -1,11 +1,14 @@
 package translate
 
 import (
+	"time"
+
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	upstreams "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
@@ -40,9 +43,8 @@ func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster 
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_EDS},
 		EdsClusterConfig:     &cluster.Cluster_EdsClusterConfig{EdsConfig: overADS()},
 		CircuitBreakers:      generous(),
-		UpstreamConnectionOptions: &cluster.UpstreamConnectionOptions{TcpKeepalive: &core.TcpKeepalive{
-			KeepaliveProbes: envoy.U32(3), KeepaliveTime: envoy.U32(60), KeepaliveInterval: envoy.U32(10)}},
 	}
+	keptAlive(c)
 	if p.Service.Headless { // the client has chosen a pod by its address
 		d := originalDst(c.Name)
 		c.LbPolicy, c.ClusterDiscoveryType, c.EdsClusterConfig = d.LbPolicy, d.ClusterDiscoveryType, nil
@@ -99,7 +101,7 @@ func originalDst(name string) *cluster.Cluster {
 
 // Passthrough sends what no service takes to where it was going, as it is.
 func Passthrough() *cluster.Cluster {
-	c := originalDst(PassthroughCluster)
+	c := keptAlive(originalDst(PassthroughCluster))
 	c.CircuitBreakers = generous()
 	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(sameAsDownstream())}
 	return c
@@ -112,9 +114,16 @@ func Inbound() *cluster.Cluster {
 	c := originalDst(InboundCluster)
 	c.CircuitBreakers = generous()
 	c.UpstreamBindConfig = fromMesh()
-	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(sameAsDownstream())}
+	options := sameAsDownstream()
+	options.CommonHttpProtocolOptions.IdleTimeout = durationpb.New(applicationIdle)
+	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(options)}
 	return c
 }
+
+// applicationIdle is after how long without a request the proxy closes its connection to the application. Servers close connections that have been idle, after
+// two or five seconds, or sixty, and a request that meets that moment is lost: a client whose own connection it is knows how to avoid that, or tries again, and cannot
+// where the connection is the proxy's. So the proxy is always the first.
+const applicationIdle = 1500 * time.Millisecond
 
 func fromMesh() *core.BindConfig {
 	return &core.BindConfig{SourceAddress: &core.SocketAddress{

@@ -15,6 +15,9 @@ import (
 	preservecase "github.com/envoyproxy/go-control-plane/envoy/extensions/http/header_formatters/preserve_case/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 )
 
@@ -31,7 +34,7 @@ func connectionManager(statPrefix string, filters []*hcm.HttpFilter, logs []*acc
 		Proxy_100Continue:          true,
 		MaxRequestHeadersKb:        envoy.U32(maxHeadersKb), RequestHeadersTimeout: envoy.Seconds(60),
 		StreamIdleTimeout:         envoy.Seconds(0), // a call that says nothing for hours is the application's affair, and a timer would be set anew for each of its parts
-		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxHeadersCount: envoy.U32(maxHeaders)},
+		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxHeadersCount: envoy.U32(maxHeaders), IdleTimeout: envoy.Seconds(0)},
 		Http2ProtocolOptions: &core.Http2ProtocolOptions{
 			MaxConcurrentStreams: envoy.U32(1024), AllowConnect: false,
 			InitialStreamWindowSize: envoy.U32(1 << 18), InitialConnectionWindowSize: envoy.U32(1 << 20),
@@ -104,8 +107,9 @@ func withRoutes(m *hcm.HttpConnectionManager, rc *route.RouteConfiguration) *hcm
 
 // toApplication tells the application the client's certificate, and no one else's word about it. Paths go on as they were sent; where the
 // workload asks for it, they are made canonical before a policy sees them, and go on as the policies saw them.
-func toApplication(m *hcm.HttpConnectionManager, normalize bool) *hcm.HttpConnectionManager {
-	if normalize {
+func toApplication(m *hcm.HttpConnectionManager, c compile.Class) *hcm.HttpConnectionManager {
+	m.StreamIdleTimeout, m.CommonHttpProtocolOptions.IdleTimeout = durationpb.New(c.IdleTimeout), durationpb.New(c.IdleTimeout)
+	if c.NormalizePaths {
 		m.NormalizePath = envoy.Yes()
 		m.MergeSlashes = true
 		m.PathWithEscapedSlashesAction = hcm.HttpConnectionManager_UNESCAPE_AND_FORWARD

@@ -11,6 +11,7 @@ import (
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
@@ -29,7 +30,7 @@ import (
 func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listener {
 	l := &listener.Listener{
 		Name: VirtualInbound, Address: envoy.Address(anyAddress, mesh.InboundPort), TrafficDirection: core.TrafficDirection_INBOUND,
-		PerConnectionBufferLimitBytes: envoy.U32(1 << 20),
+		PerConnectionBufferLimitBytes: envoy.U32(1 << 20), SocketOptions: keepalive(),
 		ListenerFilters: []*listener.ListenerFilter{
 			envoy.ListenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{}),
 			envoy.ListenerFilter("envoy.filters.listener.tls_inspector", &tlsinspector.TlsInspector{}),
@@ -108,11 +109,12 @@ func (c chains) secured(name string, peers []*matcher.StringMatcher, filters []*
 func (c chains) http(mutual bool) []*listener.Filter {
 	m := connectionManager("inbound", httpAuthorizationFilters(), telemetry.InboundRequests(mutual))
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{RouteConfigName: inboundTable(mutual), ConfigSource: overADS()}}
-	return []*listener.Filter{notedPort(), httpManager(toApplication(m, c.w.Class.NormalizePaths))}
+	return []*listener.Filter{notedPort(), httpManager(toApplication(m, c.w.Class))}
 }
 
 func (c chains) tcp(mutual bool, modes ...tcpMode) []*listener.Filter {
 	proxy := forward(InboundCluster, "inbound", telemetry.InboundConnections(mutual))
+	proxy.IdleTimeout = durationpb.New(c.w.Class.IdleTimeout)
 	for _, mode := range modes {
 		proxy = mode(proxy)
 	}

@@ -3,10 +3,12 @@ package translate
 import (
 	"net/netip"
 
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	httpinspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	originaldst "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
+	"golang.org/x/sys/unix"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
@@ -32,7 +34,7 @@ func OutboundListener(ranges []netip.Prefix) *listener.Listener {
 		Name: VirtualOutbound, Address: envoy.Address(anyAddress, mesh.OutboundPort), UseOriginalDst: envoy.Yes(),
 		TrafficDirection:              core.TrafficDirection_OUTBOUND,
 		ListenerFilters:               []*listener.ListenerFilter{envoy.ListenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{})},
-		PerConnectionBufferLimitBytes: envoy.U32(1 << 20),
+		PerConnectionBufferLimitBytes: envoy.U32(1 << 20), SocketOptions: keepalive(),
 		FilterChains: []*listener.FilterChain{{Name: "passthrough",
 			Filters: []*listener.Filter{tcpProxy(forward(PassthroughCluster, PassthroughCluster, telemetry.PassedThrough(PassthroughCluster)))}}},
 	}
@@ -40,6 +42,30 @@ func OutboundListener(ranges []netip.Prefix) *listener.Listener {
 		l.FilterChains = append(l.FilterChains, refused)
 	}
 	return l
+}
+
+// Peers that have gone without a word are found like this, and by nothing else: who is alive may be silent for ever. The first question comes after a minute, which
+// keeps what is between from forgetting the connection, too.
+const (
+	keepaliveTime     = 60
+	keepaliveInterval = 10
+	keepaliveProbes   = 3
+)
+
+// keepalive are the options of a listening socket, which those of its connections inherit.
+func keepalive() (out []*core.SocketOption) {
+	for _, o := range []struct{ level, name, value int64 }{{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepaliveTime},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepaliveInterval}, {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepaliveProbes}} {
+		out = append(out, &core.SocketOption{Level: o.level, Name: o.name, Value: &core.SocketOption_IntValue{IntValue: o.value}, State: core.SocketOption_STATE_PREBIND})
+	}
+	return out
+}
+
+// keptAlive has the connections of a cluster find peers that have gone, too.
+func keptAlive(c *cluster.Cluster) *cluster.Cluster {
+	c.UpstreamConnectionOptions = &cluster.UpstreamConnectionOptions{TcpKeepalive: &core.TcpKeepalive{
+		KeepaliveProbes: envoy.U32(keepaliveProbes), KeepaliveTime: envoy.U32(keepaliveTime), KeepaliveInterval: envoy.U32(keepaliveInterval)}}
+	return c
 }
 
 // ServiceListener takes the connections to one address of a service port. It names nothing but that port, and looks at no

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -42,6 +43,7 @@ type scene struct {
 	leaf      envoytest.Leaf // of both
 	loggers   string         // that are kept, of each listener
 	mode      authz.TLSMode  // of the next inbound ports
+	idle      time.Duration  // after which the workload wants what is silent to end
 	listeners []*listener.Listener
 	clusters  []*cluster.Cluster
 }
@@ -53,7 +55,7 @@ const (
 
 // inbound puts a server's side of a port before an application.
 func (s *scene) inbound(port, app uint32, p protocol.Protocol, name string, policies ...authz.Policy) {
-	w := &compile.Workload{Class: compile.Class{Namespace: "shop"}, Identity: sceneClient, Policies: policies,
+	w := &compile.Workload{Class: compile.Class{Namespace: "shop", IdleTimeout: s.idle}, Identity: sceneClient, Policies: policies,
 		Other: compile.InboundPort{Mode: authz.Strict, Protocol: p},
 		Ports: []compile.InboundPort{{Number: port, Protocol: p, Mode: s.mode, ServiceName: name}}}
 	as := translate.InboundListener(settings, w)
@@ -192,6 +194,8 @@ func webApplication(t *testing.T) uint32 {
 	t.Cleanup(srv.Close)
 	return uint32(srv.Listener.Addr().(*net.TCPAddr).Port)
 }
+
+func port(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
 
 // post makes a request without a body, and returns the status of the answer when all of that has come.
 func post(t *testing.T, client *http.Client, url string, header http.Header) int {

@@ -13,7 +13,7 @@ import (
 func forward(cluster, statPrefix string, logs []*accesslog.AccessLog) *tcpproxy.TcpProxy {
 	return &tcpproxy.TcpProxy{
 		StatPrefix: statPrefix, ClusterSpecifier: &tcpproxy.TcpProxy_Cluster{Cluster: cluster}, AccessLog: logs,
-		IdleTimeout: envoy.Seconds(24 * 3600), MaxConnectAttempts: envoy.U32(3),
+		IdleTimeout: envoy.Seconds(0), MaxConnectAttempts: envoy.U32(3),
 		AccessLogOptions: &tcpproxy.TcpProxy_TcpAccessLogOptions{FlushAccessLogOnConnected: true},
 	}
 }
