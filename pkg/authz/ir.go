@@ -5,6 +5,7 @@ package authz
 
 import (
 	"cmp"
+	"slices"
 	"time"
 
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
@@ -181,6 +182,81 @@ func (p *Policy) TCP() Policy {
 		out.Rules = append(out.Rules, r)
 	}
 	return out
+}
+
+// AdmitsTCP reports whether policies in scope of a workload may let anything through at one of its ports that is not HTTP. It is false only if that is
+// certain: each ALLOW rule asks for something of HTTP, or a DENY rule asks for nothing else. Port 0 is any port that rules do not name.
+func AdmitsTCP(policies []Policy, port uint32) bool {
+	restricted, admitted := false, false
+	for _, p := range policies {
+		if p.Ignored || p.DryRun || p.Action == Audit {
+			continue
+		}
+		restricted = restricted || p.Action == Allow
+		for _, r := range p.TCP().Rules {
+			maybe, certain := r.atPort(port)
+			if p.Action == Deny && certain {
+				return false
+			}
+			admitted = admitted || p.Action == Allow && maybe
+		}
+	}
+	return admitted || !restricted
+}
+
+// atPort says whether a rule for connections may match some that come to a port, and whether it matches all of them.
+func (r Rule) atPort(port uint32) (maybe, certain bool) {
+	if r.Never {
+		return false, false
+	}
+	maybe, certain = true, len(r.From) == 0
+	ports := func(clauses Clauses) (may, sure bool) {
+		may, sure = true, true
+		for _, c := range clauses {
+			if c.Attribute != DestinationPort {
+				sure = false
+				continue
+			}
+			holds := c.holds(&Request{DestinationPort: port})
+			may, sure = may && holds, sure && holds
+		}
+		return may, sure
+	}
+	may, sure := ports(r.When)
+	maybe, certain = maybe && may, certain && sure
+	if len(r.To) > 0 {
+		may, sure = false, false
+		for _, to := range r.To {
+			m, s := ports(to)
+			may, sure = may || m, sure || s
+		}
+		maybe, certain = maybe && may, certain && sure
+	}
+	return maybe, certain
+}
+
+// ByIdentity reports whether who the peer is decides alone, and wholly, about connections that are not HTTP: no DENY policy has a word, and each ALLOW rule
+// asks for one property of the peer's identity, or for nothing.
+func ByIdentity(policies []Policy) bool {
+	for _, p := range policies {
+		if p.Ignored || p.DryRun || p.Action == Audit {
+			continue
+		}
+		for _, r := range p.TCP().Rules {
+			if r.Never {
+				continue
+			}
+			if p.Action == Deny || len(r.When) > 0 || slices.ContainsFunc(r.To, func(to Clauses) bool { return len(to) > 0 }) {
+				return false
+			}
+			for _, from := range r.From {
+				if len(from) != 1 || !from[0].Attribute.Identity() || len(from[0].Not) > 0 {
+					return false
+				}
+			}
+		}
+	}
+	return true
 }
 
 func (r Rule) usesHTTP() bool { return r.uses(Attribute.HTTPOnly) }

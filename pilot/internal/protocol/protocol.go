@@ -20,17 +20,20 @@ func (p Protocol) IsHTTP() bool { return p == HTTP || p == HTTP2 }
 var byName = map[string]Protocol{
 	"http": HTTP, "http2": HTTP2, "h2c": HTTP2, "grpc": HTTP2, "grpc-web": HTTP, "ws": HTTP,
 	"kubernetes.io/h2c": HTTP2, "kubernetes.io/ws": HTTP, "kubernetes.io/wss": TCP,
-	"tcp": TCP, "https": TCP, "tls": TCP, "wss": TCP, "mongo": TCP, "mysql": TCP, "redis": TCP, "postgres": TCP, "postgresql": TCP,
-	"smtp": TCP, "ftp": TCP, "ssh": TCP, "pop3": TCP, "imap": TCP, Greeting: TCP,
+	"tcp": TCP, "https": TCP, "tls": TCP, "wss": TCP, "mongo": TCP, "mongodb": TCP, "mysql": TCP, "mariadb": TCP, "redis": TCP, "postgres": TCP, "postgresql": TCP,
+	"smtp": TCP, "smtps": TCP, "submission": TCP, "lmtp": TCP, "ftp": TCP, "ssh": TCP, "sftp": TCP, "pop3": TCP, "pop3s": TCP, "imap": TCP, "imaps": TCP, "nntp": TCP, "vnc": TCP, "rfb": TCP, "rsync": TCP,
+	"nats": TCP, "amqp": TCP, "amqps": TCP, "mqtt": TCP, "mqtts": TCP, "stomp": TCP, "kafka": TCP, "zookeeper": TCP, "cassandra": TCP, "cql": TCP, "memcache": TCP, "memcached": TCP,
+	"ldap": TCP, "ldaps": TCP, "mssql": TCP, "dns": TCP, "rediss": TCP, "xmpp": TCP, "irc": TCP, "rtsp": TCP, "syslog": TCP, Greeting: TCP,
 }
 
 // Greeting is the appProtocol of a port whose server speaks first in a protocol we have no name for.
 const Greeting = "bulwark.dev/server-first"
 
-var greets = map[string]bool{"mysql": true, "smtp": true, "ftp": true, "ssh": true, "pop3": true, "imap": true, Greeting: true}
+var greets = map[string]bool{"mysql": true, "mariadb": true, "smtp": true, "submission": true, "lmtp": true, "ftp": true, "ssh": true, "sftp": true, "pop3": true, "imap": true, "nntp": true,
+	"vnc": true, "rfb": true, "rsync": true, "nats": true, Greeting: true}
 
 // serverFirst are ports whose servers speak first, so that waiting for the client's first bytes would only delay.
-var serverFirst = map[uint32]bool{21: true, 22: true, 25: true, 110: true, 143: true, 587: true, 3306: true}
+var serverFirst = map[uint32]bool{21: true, 22: true, 25: true, 110: true, 119: true, 143: true, 587: true, 873: true, 3306: true, 4222: true, 5900: true}
 
 // Of finds a port's protocol from appProtocol, the port's name (up to the first "-"), or the well-known number.
 func Of(appProtocol, name string, number uint32) Protocol {

@@ -10,6 +10,7 @@ import (
 	tlsinspector "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	xdstype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/handshake"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -40,14 +42,55 @@ func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listen
 		FilterChainMatcher: inboundMatcher(set, w),
 	}
 	sniff(l)
+	for _, inspector := range l.GetListenerFilters()[1:] {
+		inspector.FilterDisabled = uninspected(w)
+	}
 	return l
+}
+
+// uninspected are the ports whose connections go to the application without a look at them: those of mode DISABLE, where there is neither TLS of the mesh's to find,
+// nor a policy about requests that would not take everything for HTTP.
+func uninspected(w *compile.Workload) *listener.ListenerFilterChainMatchPredicate {
+	var off, on []*listener.ListenerFilterChainMatchPredicate
+	for _, p := range w.Ports {
+		one := &listener.ListenerFilterChainMatchPredicate{Rule: &listener.ListenerFilterChainMatchPredicate_DestinationPortRange{
+			DestinationPortRange: &xdstype.Int32Range{Start: int32(p.Number), End: int32(p.Number) + 1}}}
+		if p.Mode == authz.Disable {
+			off = append(off, one)
+		} else {
+			on = append(on, one)
+		}
+	}
+	switch {
+	case w.Other.Mode != authz.Disable:
+		return anyOf(off)
+	case len(on) == 0:
+		return &listener.ListenerFilterChainMatchPredicate{Rule: &listener.ListenerFilterChainMatchPredicate_AnyMatch{AnyMatch: true}}
+	}
+	return &listener.ListenerFilterChainMatchPredicate{Rule: &listener.ListenerFilterChainMatchPredicate_NotMatch{NotMatch: anyOf(on)}}
+}
+
+func anyOf(all []*listener.ListenerFilterChainMatchPredicate) *listener.ListenerFilterChainMatchPredicate {
+	switch len(all) {
+	case 0:
+		return nil
+	case 1:
+		return all[0]
+	}
+	return &listener.ListenerFilterChainMatchPredicate{Rule: &listener.ListenerFilterChainMatchPredicate_OrMatch{
+		OrMatch: &listener.ListenerFilterChainMatchPredicate_MatchSet{Rules: all}}}
 }
 
 // SameInboundListener reports whether two workloads of one class have the same inbound listener, without making either.
 // Of the policies it holds next to nothing: they reach the proxy as resources of their own.
 func SameInboundListener(set compile.Settings, a, b *compile.Workload) bool {
-	if a.Other != b.Other || !slices.Equal(a.Ports, b.Ports) || enforced(a.Policies) != enforced(b.Policies) {
+	if a.Other != b.Other || !slices.Equal(a.Ports, b.Ports) || enforced(a.Policies) != enforced(b.Policies) || authz.ByIdentity(a.Policies) != authz.ByIdentity(b.Policies) {
 		return false
+	}
+	for _, p := range append(slices.Clone(a.Ports), a.Other) {
+		if nothingButHTTP(a, p) != nothingButHTTP(b, p) {
+			return false
+		}
 	}
 	return slices.EqualFunc(greeted(set, a), greeted(set, b), func(x, y *matcher.StringMatcher) bool { return proto.Equal(x, y) })
 }
@@ -75,9 +118,10 @@ func inboundChains(set compile.Settings, w *compile.Workload) []*listener.Filter
 	return out
 }
 
-// greeted are the peers of the ports whose server speaks first, nil if all of the mesh are.
+// greeted are the peers of the ports whose server may speak first, nil if all of the mesh are.
 func greeted(set compile.Settings, w *compile.Workload) []*matcher.StringMatcher {
-	if !slices.ContainsFunc(w.Ports, func(p compile.InboundPort) bool { return p.ServerFirst }) {
+	identity := authz.ByIdentity(w.Policies)
+	if !slices.ContainsFunc(append(slices.Clone(w.Ports), w.Other), func(p compile.InboundPort) bool { return mayGreet(p, identity) }) {
 		return nil
 	}
 	return handshake.Admitted(w.Policies, set.TrustDomains())

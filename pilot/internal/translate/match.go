@@ -25,7 +25,7 @@ var httpProtocols = []string{"http/1.0", "http/1.1", "h2c"} // as http_inspector
 //	PERMISSIVE  mutual TLS from proxies; plaintext; other TLS, passed on as the application's own
 //	DISABLE     everything as plaintext
 func inboundMatcher(set compile.Settings, w *compile.Workload) *xds.Matcher {
-	m := matching{w: w, restricted: greeted(set, w) != nil, verdict: enforced(w.Policies)}
+	m := matching{w: w, restricted: greeted(set, w) != nil, verdict: enforced(w.Policies), identity: authz.ByIdentity(w.Policies)}
 	ports := map[string]*xds.Matcher_OnMatch{}
 	for _, p := range w.Ports {
 		ports[fmt.Sprint(p.Number)] = m.port(p)
@@ -63,6 +63,7 @@ type matching struct {
 	w          *compile.Workload
 	restricted bool // ports whose server speaks first have a chain of their own
 	verdict    bool // TCP waits for the policies
+	identity   bool // of TCP, the handshake decides all
 }
 
 func (m matching) port(p compile.InboundPort) *xds.Matcher_OnMatch {
@@ -89,7 +90,7 @@ func (m matching) tls(p compile.InboundPort) *xds.Matcher_OnMatch {
 	}
 	proxied, opaque := takenBy(tlsHTTP), takenBy(m.tlsTCP(p))
 	switch {
-	case p.Protocol.IsHTTP(): // whatever a client says, policies about requests hold
+	case p.Protocol.IsHTTP() || nothingButHTTP(m.w, p): // whatever a client says, policies about requests hold
 		opaque = proxied
 	case p.Protocol == protocol.TCP:
 		proxied = opaque
@@ -98,9 +99,20 @@ func (m matching) tls(p compile.InboundPort) *xds.Matcher_OnMatch {
 		quoted(istiocompat.ALPN): proxied, quoted(istiocompat.ALPNOpaque): opaque}, foreign))
 }
 
+// nothingButHTTP reports whether no connection to a port of no declared protocol can be admitted but for its requests. Then each is taken for HTTP: a client that let a
+// moment pass before its request, which its own proxy took for TCP, is heard.
+func nothingButHTTP(w *compile.Workload, p compile.InboundPort) bool {
+	return p.Protocol == protocol.Auto && enforced(w.Policies) && !authz.AdmitsTCP(w.Policies, p.Number)
+}
+
+// mayGreet reports whether a port's server may speak before its client: it is declared to, or nothing is declared and policies need no word of the client's.
+func mayGreet(p compile.InboundPort, identity bool) bool {
+	return p.ServerFirst || p.Protocol == protocol.Auto && identity
+}
+
 func (m matching) tlsTCP(p compile.InboundPort) string {
 	switch {
-	case p.ServerFirst && m.restricted:
+	case mayGreet(p, m.identity) && m.restricted:
 		return tlsGreeting
 	case p.ServerFirst || !m.verdict:
 		return tlsTCP
@@ -111,7 +123,7 @@ func (m matching) tlsTCP(p compile.InboundPort) string {
 func (m matching) plaintext(p compile.InboundPort) *xds.Matcher_OnMatch {
 	http := takenBy(plainHTTP + plaintextGroup(m.w, p))
 	switch {
-	case p.Protocol.IsHTTP():
+	case p.Protocol.IsHTTP() || nothingButHTTP(m.w, p):
 		return http
 	case p.Protocol == protocol.TCP:
 		return m.passed(p)
