@@ -8,6 +8,7 @@ import (
 	istio "istio.io/api/security/v1beta1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 )
@@ -63,6 +64,10 @@ func advisePolicy(p *Policy) []string {
 		if p.Action == authz.Deny && demands(tcp.Rules[i]) < demands(r) {
 			out = append(out, fmt.Sprintf("spec.rules[%d]: on ports that are not HTTP what it asks of HTTP is left out, so it denies more", i))
 		}
+	}
+	if !authz.ByIdentity([]authz.Policy{p.Policy}) {
+		out = append(out, "decided at a client's first bytes: at a port of no declared protocol, a client that waits for the server to speak gets nothing; "+
+			"declare such ports (names such as mysql, smtp, nats or ssh, or appProtocol: "+protocol.Greeting+")")
 	}
 	for _, w := range p.Warnings {
 		out = append(out, w.Error())
