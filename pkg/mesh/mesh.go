@@ -51,6 +51,9 @@ const (
 	IdleAnnotation = "bulwark.dev/idle-timeout"
 )
 
+// ProxyPorts are those of the proxy in each pod.
+var ProxyPorts = []uint32{ProxyAdminPort, OutboundPort, InboundPort, ProxyHealthPort, ProxyStatsPort}
+
 // UpdateDrain is how long a proxy leaves connections open whose listener or filter chain an update has taken away: a Service
 // that went or speaks another protocol, plaintext that a mode forbids now. It is no part of a pod's end, where the proxy
 // is the last to go.

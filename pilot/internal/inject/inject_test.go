@@ -6,16 +6,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	xdsbootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	jsonpatch "github.com/evanphx/json-patch/v5"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 	admissionv1 "k8s.io/api/admission/v1"
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -139,7 +134,7 @@ func TestWhoGetsAProxy(t *testing.T) {
 // kubelet expands nothing else in it.
 func TestProxyStartsWithItsClassAndItsProbes(t *testing.T) {
 	stored := admit(t, []byte(`{"metadata":{"name":"x","namespace":"finance","labels":{"app":"pay"}},"spec":{"serviceAccountName":"payroll","containers":[{"name":"a","ports":[{"containerPort":80}],
-		"readinessProbe":{"httpGet":{"port":80,"path":"/$(POD_NAME)/(the pod's address)"}},"livenessProbe":{"grpc":{"port":70000}},"startupProbe":{"tcpSocket":{"port":8080}}}]}}`), enabled)
+		"readinessProbe":{"httpGet":{"port":80,"path":"/$(POD_NAME)/(x)","httpHeaders":[{"name":"address","value":"(the pod's address)"}]}},"livenessProbe":{"grpc":{"port":70000}},"startupProbe":{"tcpSocket":{"port":8080}}}]}}`), enabled)
 	var p core.Pod
 	if err := json.Unmarshal(stored, &p); err != nil {
 		t.Fatal(err)
@@ -148,25 +143,23 @@ func TestProxyStartsWithItsClassAndItsProbes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := slices.IndexFunc(p.Spec.InitContainers, func(c core.Container) bool { return c.Name == mesh.ProxyContainer })
-	text := p.Spec.InitContainers[i].Args[1]
-	expanded := regexp.MustCompile(`\$\$|\$\(\w+\)`).ReplaceAllStringFunc(text, func(found string) string { // as kubelet does
-		return map[string]string{"$$": "$", "$(POD_IP)": "10.0.0.7", "$(POD_NAME)": "wrong"}[found]
-	})
-	b := &xdsbootstrap.Bootstrap{}
-	if err := protojson.Unmarshal([]byte(expanded), b); err != nil {
-		t.Fatal(err)
-	}
+	b := startedWith(t, &p, "10.0.0.7")
 	if got, want := b.GetNode().GetMetadata().GetFields()[mesh.ClassMetadata].GetStringValue(), catalog.OfClass(compile.ClassOf(known)).String(); got != want {
 		t.Errorf("class %s, want %s", got, want)
 	}
 	want := translate.Bootstrap()
 	port := uint32(8080)
 	translate.AnswerKubelet(want, []translate.Probe{
-		{Container: "a", Name: "readyz", HTTP: &translate.HTTPProbe{Port: 80, Path: "/$(POD_NAME)/(the pod's address)"}},
-		{Container: "a", Name: "startupz", TCP: &port}}, "10.0.0.7")
-	if b.Node = nil; !proto.Equal(b, want) {
-		t.Errorf("starts with %v\nwant %v", b.GetStaticResources(), want.GetStaticResources())
+		{Container: "a", Name: "readyz", Timeout: 6 * time.Second, HTTP: &translate.HTTPProbe{Port: 80, URI: "/$(POD_NAME)/(x)",
+			Headers: []translate.Header{{Name: "Address", Value: "(the pod's address)"}}}},
+		{Container: "a", Name: "startupz", Timeout: 6 * time.Second, TCP: &port}}, "10.0.0.7")
+	b.Node = nil
+	gotText, err := reproducible(b) // bytes of maps within are in any order
+	if err != nil {
+		t.Fatal(err)
+	}
+	if wantText, err := reproducible(want); err != nil || gotText != wantText {
+		t.Errorf("starts with %s\nwant %s, %v", gotText, wantText, err)
 	}
 	if p.Spec.Containers[0].LivenessProbe.GRPC.Port != 70000 {
 		t.Error("a port that the API server would refuse is hidden from it")

@@ -1,6 +1,12 @@
 package inject
 
 import (
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
 	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -9,7 +15,8 @@ import (
 )
 
 // rewriteProbes makes kubelet ask the proxy in place of the application, whose ports take mutual TLS only, and returns
-// what the proxy has to ask. Probes that run a command are left as they are.
+// what the proxy has to ask. What runs a command or sleeps is left as it is, and so is what asks another host than the pod or
+// a port of the proxy's own, and what kubelet or the API server will refuse.
 func rewriteProbes(pod *core.Pod) []translate.Probe {
 	var out []translate.Probe
 	rewrite := func(c *core.Container) {
@@ -17,9 +24,30 @@ func rewriteProbes(pod *core.Pod) []translate.Probe {
 			name  string
 			probe *core.Probe
 		}{{"livez", c.LivenessProbe}, {"readyz", c.ReadinessProbe}, {"startupz", c.StartupProbe}} {
-			if original := original(c, p.name, p.probe); original != nil {
+			if p.probe == nil {
+				continue
+			}
+			if original := original(c, p.probe.ProbeHandler); original != nil {
+				original.Name = p.name
+				original.Timeout = time.Duration(max(p.probe.TimeoutSeconds, 1))*time.Second + grace
+				redirect(&p.probe.ProbeHandler, original)
 				out = append(out, *original)
-				redirect(p.probe, original)
+			}
+		}
+		if c.Lifecycle == nil {
+			return
+		}
+		for _, h := range []struct {
+			name string
+			hook *core.LifecycleHandler
+		}{{"poststart", c.Lifecycle.PostStart}, {"prestop", c.Lifecycle.PreStop}} {
+			if h.hook == nil || h.hook.HTTPGet == nil { // kubelet calls no tcpSocket
+				continue
+			}
+			if original := original(c, core.ProbeHandler{HTTPGet: h.hook.HTTPGet}); original != nil {
+				original.Name, original.HTTP.Hook = h.name, true
+				h.hook.HTTPGet = toProxy(original, h.hook.HTTPGet.HTTPHeaders)
+				out = append(out, *original)
 			}
 		}
 	}
@@ -32,45 +60,42 @@ func rewriteProbes(pod *core.Pod) []translate.Probe {
 	return out
 }
 
-// original describes a probe for the proxy, or returns nil where the proxy has nothing to do with it.
-func original(c *core.Container, name string, probe *core.Probe) *translate.Probe {
-	if probe == nil {
-		return nil
-	}
-	out := &translate.Probe{Container: c.Name, Name: name}
-	switch {
-	case probe.HTTPGet != nil:
-		if probe.HTTPGet.Host != "" { // somewhere else than this pod
+// grace is how much longer than kubelet the proxy waits for an answer, so that it is kubelet who says that there was none.
+const grace = 5 * time.Second
+
+// original describes what kubelet would ask, for the proxy, or returns nil where the proxy has nothing to do with it.
+func original(c *core.Container, handler core.ProbeHandler) *translate.Probe {
+	out := &translate.Probe{Container: c.Name}
+	switch get, tcp, grpc := handler.HTTPGet, handler.TCPSocket, handler.GRPC; {
+	case get != nil:
+		https := strings.EqualFold(string(get.Scheme), "https")
+		port := portNumber(c, get.Port)
+		uri, ok := requestURI(get.Path)
+		if get.Host != "" || port == 0 || !ok {
 			return nil
 		}
-		port := portNumber(c, probe.HTTPGet.Port)
-		path := probe.HTTPGet.Path
-		if path == "" || path[0] != '/' {
-			path = "/" + path
+		out.HTTP = &translate.HTTPProbe{Port: port, URI: uri, HTTPS: https}
+		for _, h := range get.HTTPHeaders {
+			if value := strings.TrimSpace(h.Value); !strings.EqualFold(h.Name, "host") {
+				out.HTTP.Headers = append(out.HTTP.Headers, translate.Header{Name: http.CanonicalHeaderKey(h.Name), Value: value})
+			} else if out.HTTP.Host == "" {
+				out.HTTP.Host = value
+			}
 		}
-		out.HTTP = &translate.HTTPProbe{Port: port, Path: path}
-		if probe.HTTPGet.Scheme == core.URISchemeHTTPS {
-			out.HTTP.Scheme = "HTTPS"
-		}
-		if port == 0 {
-			return nil
-		}
-	case probe.TCPSocket != nil:
-		if probe.TCPSocket.Host != "" {
-			return nil
-		}
-		port := portNumber(c, probe.TCPSocket.Port)
-		if port == 0 {
+	case tcp != nil:
+		port := portNumber(c, tcp.Port)
+		if tcp.Host != "" || port == 0 {
 			return nil
 		}
 		out.TCP = &port
-	case probe.GRPC != nil:
-		if probe.GRPC.Port <= 0 || probe.GRPC.Port > 65535 { // the API server is to see it
+	case grpc != nil:
+		port := portNumber(c, intstr.FromInt32(grpc.Port))
+		if port == 0 {
 			return nil
 		}
-		out.GRPC = &translate.GRPCProbe{Port: uint32(probe.GRPC.Port)}
-		if probe.GRPC.Service != nil {
-			out.GRPC.Service = *probe.GRPC.Service
+		out.GRPC = &translate.GRPCProbe{Port: port}
+		if grpc.Service != nil {
+			out.GRPC.Service = *grpc.Service
 		}
 	default:
 		return nil
@@ -78,25 +103,65 @@ func original(c *core.Container, name string, probe *core.Probe) *translate.Prob
 	return out
 }
 
-func portNumber(c *core.Container, port intstr.IntOrString) uint32 {
-	if port.Type == intstr.Int {
-		if port.IntVal > 0 && port.IntVal < 65536 {
-			return uint32(port.IntVal)
-		}
-		return 0
+// requestURI is what kubelet makes of a declared path: it parses it, and what cannot be parsed is a path.
+func requestURI(path string) (string, bool) {
+	u, err := url.Parse(path)
+	if err != nil {
+		u = &url.URL{Path: path}
 	}
-	for _, p := range c.Ports {
-		if p.Name == port.StrVal {
-			return uint32(p.ContainerPort)
-		}
+	u.Scheme, u.Host = "http", "pod"
+	req, err := http.NewRequest(http.MethodGet, u.String(), nil)
+	if err != nil {
+		return "", false
 	}
-	return 0
+	return req.URL.RequestURI(), true
 }
 
-func redirect(probe *core.Probe, original *translate.Probe) {
-	get := &core.HTTPGetAction{Path: original.Path(), Port: intstr.FromInt32(mesh.ProxyHealthPort), Scheme: core.URISchemeHTTP}
-	if probe.HTTPGet != nil {
-		get.HTTPHeaders = probe.HTTPGet.HTTPHeaders
+// portNumber is the port of a container that kubelet would ask, or 0 if that is none of the application's.
+func portNumber(c *core.Container, port intstr.IntOrString) uint32 {
+	number := port.IntVal
+	if port.Type == intstr.String {
+		number = named(c, port.StrVal)
 	}
-	probe.ProbeHandler = core.ProbeHandler{HTTPGet: get}
+	if number <= 0 || number > 65535 {
+		return 0
+	}
+	for _, own := range mesh.ProxyPorts {
+		if uint32(number) == own {
+			return 0
+		}
+	}
+	return uint32(number)
+}
+
+// named is the port of that name, or the number that the name is; kubelet looks in the same order.
+func named(c *core.Container, name string) int32 {
+	for _, p := range c.Ports {
+		if p.Name == name {
+			return p.ContainerPort
+		}
+	}
+	number, err := strconv.ParseInt(name, 10, 32)
+	if err != nil {
+		return 0
+	}
+	return int32(number)
+}
+
+func redirect(handler *core.ProbeHandler, original *translate.Probe) {
+	if handler.GRPC != nil { // its timeout and the words of its failure are kubelet's own
+		name := original.FullName()
+		handler.GRPC = &core.GRPCAction{Port: mesh.ProxyHealthPort, Service: &name}
+		return
+	}
+	var headers []core.HTTPHeader
+	if handler.HTTPGet != nil {
+		headers = handler.HTTPGet.HTTPHeaders
+	}
+	*handler = core.ProbeHandler{HTTPGet: toProxy(original, headers)}
+}
+
+// toProxy asks for the original. The headers are still kubelet's to send: some it writes in a way of its own.
+func toProxy(original *translate.Probe, headers []core.HTTPHeader) *core.HTTPGetAction {
+	return &core.HTTPGetAction{Path: original.FullName(), Port: intstr.FromInt32(mesh.ProxyHealthPort), Scheme: core.URISchemeHTTP, HTTPHeaders: headers}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 
 	"gomodules.xyz/jsonpatch/v2"
 	admissionv1 "k8s.io/api/admission/v1"
@@ -68,6 +69,11 @@ func patch(pod *core.Pod, namespace string, delivery delivery.Way, c Config) ([]
 	ops, err := jsonpatch.CreatePatch(before, after)
 	if err != nil {
 		return nil, fmt.Errorf("making the patch: %w", err)
+	}
+	for i := range ops { // a service that is not there is encoded as null, and what is not there cannot be replaced
+		if strings.HasSuffix(ops[i].Path, "/grpc/service") {
+			ops[i].Operation = "add"
+		}
 	}
 	slices.SortStableFunc(ops, func(a, b jsonpatch.Operation) int { return cmp.Compare(a.Path, b.Path) })
 	if len(pod.Spec.InitContainers) == 0 {

@@ -87,8 +87,6 @@ func kept() *metrics.StatsMatcher {
 		".ssl.connection_error", ".ssl.handshake", ".upstream_cx_connect_fail", ".no_filter_chain_match"} {
 		list = append(list, envoy.Suffix(s))
 	}
-	// The health_check filter, which answers for TCP probes, reads a cluster's members from its statistics.
-	list = append(list, envoy.Pattern(`cluster\.probe\|.*\.membership_(total|healthy|degraded)`))
 	list = append(list, &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Contains{Contains: "rbac."}})
 	return &metrics.StatsMatcher{StatsMatcher: &metrics.StatsMatcher_InclusionList{InclusionList: &matcher.ListStringMatcher{Patterns: list}}}
 }
