@@ -23,7 +23,7 @@ func main() {
 		return nil
 	}}
 	root.AddCommand(wait, sample.Server(), sample.Get(), sample.Load(), sample.TCP(), sample.TCPLoad(), sample.TLS(), sample.Capture(), sample.RPC(), sample.SVID(),
-		sample.SPIFFE(), sample.Files(), sample.Sockets(), sample.Certs(), wire.Server(), wire.Calls(), wire.Hold())
+		sample.SPIFFE(), sample.Files(), sample.Sockets(), sample.Certs(), wire.Server(), wire.AskedServer(), wire.Calls(), wire.Hold())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "sample:", err)
 		os.Exit(1)
