@@ -80,8 +80,11 @@ func serveAsked(ctx context.Context) error {
 	}
 	for {
 		conn, err := l.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
 		if err != nil {
-			return ctx.Err()
+			return err
 		}
 		go func() {
 			defer conn.Close()
