@@ -252,9 +252,27 @@ var mutations = []mutation{
 		{nodexds + "session.go", "				of.follows = false\n", ""}}},
 	{23, "a proxy sees half of a change", "pkg/deltaxds.TestClientSeesNoHalfOfAChange", []edit{
 		{"pkg/deltaxds/stream.go", "	for _, s := range streams {\n		s.mu.Lock()\n	}\n	for s, news := range change() {", "	all := change()\n	for _, s := range streams {\n		s.mu.Lock()\n	}\n	for s, news := range all {"}}},
+	{17, "who asks at the health port chooses the headers", "pilot/internal/inject.TestStrangersChooseNothingOfWhatIsAsked", []edit{
+		{script, "    headers:remove(name)\n", ""}}},
+	{17, "who asks at the health port may send a body", "pilot/internal/inject.TestStrangersChooseNothingOfWhatIsAsked", []edit{
+		{script, "  elseif handle:body() then\n", "  elseif false then\n"}}},
+	{17, "who asks at the health port may use any method", "pilot/internal/inject.TestStrangersChooseNothingOfWhatIsAsked", []edit{
+		{"pilot/internal/translate/probes.go", "StringMatch: envoy.Exact(method)", "StringMatch: envoy.Pattern(\".*\")"}}},
+	{17, "a gRPC probe asks for any service", "pilot/internal/inject.TestStrangersChooseNothingOfWhatIsAsked", []edit{
+		{script, "if asked == message(c.name) then", "if asked then"}}},
+	{17, "a forged header says where a probe goes", "pilot/internal/inject.TestWithoutTheScriptNobodyIsAsked", []edit{
+		{"pilot/internal/translate/probes.go", "Mutations: without(destination)})", "Mutations: without(\"x-nothing\")})"}}},
+	{24, "redirects are followed to other hosts", "pilot/internal/inject.TestKubeletFindsTheSameWithAndWithoutAProxy", []edit{
+		{script, "url.host ~= address or proxy[url.port]", "proxy[url.port]"}}},
+	{24, "redirects are followed to the proxy's own ports", "pilot/internal/inject.TestKubeletFindsTheSameWithAndWithoutAProxy", []edit{
+		{script, "url.host ~= address or proxy[url.port]", "url.host ~= address"}}},
+	{24, "a hook of a port where nothing listens is a success", "pilot/internal/inject.TestKubeletFindsTheSameWithAndWithoutAProxy", []edit{
+		{"pilot/internal/translate/probes.go", "failed(\"UF\", ", "failed(\"NR\", "}}},
 }
 
 const (
+	script = "pilot/internal/translate/probes.lua"
+
 	session    = "pkg/deltaxds/session.go"
 	everyWorld = "pkg/deltaxds.TestProxyAndServerAgreeInEveryWorld"
 

@@ -295,6 +295,8 @@ func (a *application) handler(plain, secure func() int32) http.Handler {
 			to("/status?n=500")
 		case "/to-nothing":
 			to("http://127.0.0.1:1/")
+		case "/to-the-proxy":
+			to("http://127.0.0.1:15021/app-health/c0/readyz")
 		case "/elsewhere":
 			to("https://shop.example.com/")
 		case "/loop":
@@ -434,6 +436,7 @@ func TestKubeletFindsTheSameWithAndWithoutAProxy(t *testing.T) {
 		{"redirect from HTTPS", http1(secured(get("/to-http", secure))), 1, success, ""},
 		{"redirect to a failure", http1(get("/to-failure", plain)), 1, failure, ""},
 		{"redirect to where nothing listens", http1(get("/to-nothing", plain)), 1, failure, "connection refused"},
+		{"redirect to a port of the proxy's, where kubelet goes by itself", http1(get("/to-the-proxy", plain)), 1, failure, `Get "http://127.0.0.1:15021/app-health/c0/readyz": dial tcp`},
 		{"redirect elsewhere", http1(get("/elsewhere", plain)), 1, warning, ""},
 		{"redirect for ever", http1(get("/loop", plain)), 1, failure, "stopped after 10 redirects"},
 		{"redirect to another scheme", http1(get("/other-scheme", plain)), 1, failure, ""},
