@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"crypto/rand"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -45,7 +46,8 @@ func rewriteProbes(pod *core.Pod) []translate.Probe {
 				continue
 			}
 			if original := original(c, core.ProbeHandler{HTTPGet: h.hook.HTTPGet}); original != nil {
-				original.Name, original.HTTP.Hook = h.name, true
+				// A hook may well end the application, and everybody may ask at the proxy's port: its name is one that only readers of the pod know.
+				original.Name, original.HTTP.Hook = h.name+"/"+rand.Text(), true
 				h.hook.HTTPGet = toProxy(original, h.hook.HTTPGet.HTTPHeaders)
 				out = append(out, *original)
 			}

@@ -77,6 +77,7 @@ func TestStrangersChooseNothingOfWhatIsAsked(t *testing.T) {
 	pod := injectedWith(t, core.Container{Name: "a",
 		ReadinessProbe: probe(core.ProbeHandler{HTTPGet: get("/ready?x=1", port, "X-Declared", "yes")}),
 		LivenessProbe:  probe(core.ProbeHandler{HTTPGet: get("/redirect", port)}),
+		Lifecycle:      &core.Lifecycle{PreStop: &core.LifecycleHandler{HTTPGet: get("/quit", port)}},
 		StartupProbe:   probe(core.ProbeHandler{GRPC: &core.GRPCAction{Port: port, Service: &service}})})
 	health := startProxy(t, pod)
 	asked := fmt.Sprintf("GET 127.0.0.1:%d/ready?x=1 0 map[Accept:[*/*] Connection:[close]", port)
@@ -100,6 +101,7 @@ func TestStrangersChooseNothingOfWhatIsAsked(t *testing.T) {
 		{"a path of the application's, as if redirected to", "GET", "/secret", "", []string{"X-Envoy-Original-Url", "http://x/app-health/a/livez", "X-Envoy-Original-Dst-Host", forged}, 404, ""},
 		{"a path below a probe's", "GET", "/app-health/a/readyz/../../../secret", "", nil, 404, ""},
 		{"what the proxy itself is asked", "GET", "/config_dump", "", nil, 404, ""},
+		{"a hook", "GET", "/app-health/a/prestop", "", nil, 404, ""},
 		{"no gRPC", "POST", "/grpc.health.v1.Health/Check", "x", []string{"X-Envoy-Original-Dst-Host", forged}, 404, ""},
 		{"another method of gRPC", "POST", "/grpc.health.v1.Health/Watch", "x", nil, 404, ""},
 	} {
