@@ -129,13 +129,9 @@ func TestKubeletFindsTheSameWithAndWithoutAProxy(t *testing.T) {
 func probedIn(ctx context.Context, t *testing.T, namespace string) []wire.Asked {
 	t.Helper()
 	address := ""
-	events := func(ctx context.Context, of, text string) error {
+	said := func(list *corev1.EventList, of, text string) error {
 		if text == "" {
 			return nil
-		}
-		list, err := cluster.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=asked"})
-		if err != nil {
-			return err
 		}
 		var others []string
 		for _, e := range list.Items {
@@ -155,6 +151,10 @@ func probedIn(ctx context.Context, t *testing.T, namespace string) []wire.Asked 
 		if err != nil {
 			return err
 		}
+		list, err := cluster.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=asked"})
+		if err != nil {
+			return err
+		}
 		if address = pod.Status.PodIP; address == "" {
 			return fmt.Errorf("the pod in %s has no address", namespace)
 		}
@@ -163,7 +163,7 @@ func probedIn(ctx context.Context, t *testing.T, namespace string) []wire.Asked 
 			if i < 0 || pod.Status.ContainerStatuses[i].Ready != p.ready {
 				return fmt.Errorf("%s in %s: not ready: %v", p.name, namespace, p.ready)
 			}
-			if err := events(ctx, p.name, p.event); err != nil {
+			if err := said(list, p.name, p.event); err != nil {
 				return err
 			}
 		}
