@@ -31,8 +31,9 @@ func routes(t compile.Table) *route.RouteConfiguration {
 
 func rule(r compile.Rule) *route.Route {
 	action := &route.RouteAction{
-		ClusterSpecifier:  &route.RouteAction_Cluster{Cluster: r.Cluster},
-		Timeout:           envoy.Seconds(0), // applications set their own
+		ClusterSpecifier: &route.RouteAction_Cluster{Cluster: r.Cluster},
+		Timeout:          envoy.Seconds(0), // applications set their own
+		// A call's own deadline holds at each proxy, which says so: where the server finds out first it may just reset the stream, of which a proxy makes "unavailable".
 		MaxStreamDuration: &route.RouteAction_MaxStreamDuration{MaxStreamDuration: envoy.Seconds(0), GrpcTimeoutHeaderMax: envoy.Seconds(0)},
 	}
 	if r.Retried {
