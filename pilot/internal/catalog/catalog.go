@@ -40,6 +40,7 @@ type family struct {
 type turn struct {
 	effects compile.Effects
 	classes []compiledAnew
+	spread  spread             // of the services whose endpoints may have changed, what it was
 	was     *registry.Snapshot // before it
 }
 
@@ -74,8 +75,11 @@ type Catalog struct {
 	where    map[Resource][]Layer // of what a subject has
 	reach    *reach               // nil as long as there are no subjects
 	classes  map[string]*class    // of the layers of classes, by what they are of
-	scopes   map[Layer]*scope     // of the layers of those who may know only some services
-	pods     map[string]*followed // of subjects
+	spread   spread               // nil as long as there are no subjects
+	latest   latest
+	places   map[compile.Place]int // where subjects are, and how many
+	scopes   map[Layer]*scope      // of the layers of those who may know only some services
+	pods     map[string]*followed  // of subjects
 }
 
 type class struct {
@@ -91,7 +95,7 @@ type followed struct {
 
 // New returns a catalogue of the snapshot for nobody yet.
 func New(settings compile.Settings, snap *registry.Snapshot) *Catalog {
-	return &Catalog{settings: settings, snap: snap, layers: map[Layer]*layer{}, where: map[Resource][]Layer{}, classes: map[string]*class{}, scopes: map[Layer]*scope{}, pods: map[string]*followed{}}
+	return &Catalog{settings: settings, snap: snap, layers: map[Layer]*layer{}, where: map[Resource][]Layer{}, classes: map[string]*class{}, scopes: map[Layer]*scope{}, places: map[compile.Place]int{}, pods: map[string]*followed{}}
 }
 
 // Snapshot is what the catalogue is made from.
@@ -101,7 +105,7 @@ func (c *Catalog) Snapshot() *registry.Snapshot { return c.snap }
 // pods whose subjects may be others, which are to follow.
 func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) (out []Touched, following []*registry.Pod) {
 	was := c.snap
-	c.snap = snap
+	c.snap, c.latest = snap, latest{}
 	if len(c.layers) == 0 {
 		return nil, nil
 	}
@@ -111,6 +115,7 @@ func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) (out
 			t.moved(c, id)
 		}
 	}
+	t.spread = c.spread.renew(c, t.effects.Endpoints)
 	for _, change := range changes {
 		if change.Kind != registry.Pods || c.pods[change.ID] == nil {
 			continue
@@ -124,6 +129,13 @@ func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) (out
 	if len(t.effects.Sidecars) > 0 { // few changes are of these, and there may be many pods
 		for _, p := range c.pods {
 			if slices.Contains(t.effects.Sidecars, p.Namespace) || slices.Contains(t.effects.Sidecars, "") {
+				following = append(following, p.Pod)
+			}
+		}
+	}
+	if len(t.effects.Nodes) > 0 { // they come, go and change their zones; all else that they say is nobody's affair here
+		for _, p := range c.pods {
+			if t.effects.Nodes[p.Node] {
 				following = append(following, p.Pod)
 			}
 		}

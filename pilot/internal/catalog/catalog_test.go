@@ -58,7 +58,7 @@ func TestALayerOfOnesOwnComesFirst(t *testing.T) {
 		if got := w.Find(s, deltaxds.ClusterType, webCluster); got != want {
 			t.Errorf("%+v has %+v, want %+v", s, got, want)
 		}
-		if got := w.Find(s, deltaxds.EndpointType, webCluster); got != (Endpoints{"a/web", 80}) {
+		if got := w.Find(s, deltaxds.EndpointType, webCluster); got != (Endpoints{Service: "a/web", Port: 80}) {
 			t.Errorf("%+v has the endpoints %+v", s, got)
 		}
 		names := w.Names(s, deltaxds.ClusterType)

@@ -34,20 +34,6 @@ func (r Cluster) make(c *Catalog) proto.Message {
 	return translate.OutboundCluster(compile.PortOf(c.snap, c.settings, c.snap.Service(r.Service), r.Port), r.Delivery)
 }
 
-// Endpoints is the addresses of a port of a Service. They have the name of the cluster.
-type Endpoints struct {
-	Service string // namespace/name
-	Port    uint32
-}
-
-func (r Endpoints) Type() string              { return deltaxds.EndpointType }
-func (r Endpoints) Name() string              { return clusterName(r.Service, r.Port) }
-func (r Endpoints) layers(c *Catalog) []Layer { return layersOfPort(c, r.Service, r.Port) }
-
-func (r Endpoints) make(c *Catalog) proto.Message {
-	return translate.Endpoints(r.Name(), compile.Endpoints(c.snap, c.settings, c.snap.Service(r.Service), r.Port))
-}
-
 // Listener takes what a client sends to an address of a Service, or of a pod behind a headless one.
 type Listener struct{ At compile.Address }
 
@@ -82,13 +68,16 @@ var deliveries = []delivery.Way{delivery.ByAgent, delivery.BySecret}
 
 var services = family{
 	of: func(c *Catalog, l Layer) (out []Resource) {
+		if l.place != (compile.Place{}) {
+			return endpointsAt(c, l)
+		}
 		shared := l.delivery == delivery.ByAgent // only clusters differ
 		for id := range c.reach.in[l.by(delivery.ByAgent)] {
 			s := c.snap.Service(id)
 			for _, p := range s.Ports {
 				out = append(out, Cluster{id, p.Number, l.delivery})
-				if shared {
-					out = append(out, Endpoints{id, p.Number})
+				if shared && c.spread[id].Everywhere() {
+					out = append(out, Endpoints{Service: id, Port: p.Number})
 				}
 			}
 			if !shared {
@@ -112,9 +101,10 @@ var services = family{
 		}
 		for id := range t.effects.Endpoints {
 			for port := range portsOf(c, t, id) {
-				out = append(out, Endpoints{id, port})
+				out = append(out, endpointsOf(c, t, id, port)...)
 			}
 		}
+		out = append(out, endpointsOn(c, t.effects.Nodes)...)
 		for at := range t.effects.Frontends {
 			out = append(out, Listener{at})
 		}

@@ -13,6 +13,8 @@ type Layer struct {
 	kind, of string
 	// delivery is how certificates come to those who have the layer instead of the one without. It has only what depends on that.
 	delivery delivery.Way
+	// place is where those are who have the layer beside the one without. It has only what depends on that.
+	place compile.Place
 }
 
 var (
@@ -35,6 +37,12 @@ func (l Layer) by(d delivery.Way) Layer {
 	return l
 }
 
+// at is the layer of those at a place, beside the layer that they have as all others do.
+func (l Layer) at(p compile.Place) Layer {
+	l.place = p
+	return l
+}
+
 // String names the layer, differently from every other.
 func (l Layer) String() string {
 	out := l.kind
@@ -43,6 +51,9 @@ func (l Layer) String() string {
 	}
 	if l.delivery != delivery.ByAgent {
 		out += " by " + string(l.delivery)
+	}
+	if l.place != (compile.Place{}) {
+		out += " at " + l.place.String()
 	}
 	return out
 }
@@ -58,11 +69,13 @@ type Subject struct {
 	namespace, account string
 	scope              Layer // of the services that it may know; zero if those are all that it may reach
 	delivery           delivery.Way
+	node, zone         compile.Place
 }
 
 // subjectOf is the subject that a pod's proxy is.
 func (c *Catalog) subjectOf(p *registry.Pod) (Subject, *registry.Sidecar) {
-	out := Subject{pod: p.ID, class: compile.ClassOf(p).Key(), namespace: p.Namespace, account: p.ServiceAccount, delivery: p.Delivery}
+	out := Subject{pod: p.ID, class: compile.ClassOf(p).Key(), namespace: p.Namespace, account: p.ServiceAccount, delivery: p.Delivery,
+		node: compile.OnNode(p.Node), zone: compile.InZone(c.snap.ZoneOf(p.Node))}
 	sidecar := compile.SidecarOf(c.snap, c.settings, p.Namespace, p.Labels)
 	if sidecar != nil {
 		out.scope = ofScope(sidecar, p.Namespace, p.ServiceAccount)
@@ -85,6 +98,9 @@ func (s Subject) Layers() []Layer {
 			out = append(out, l.by(s.delivery))
 		}
 	}
+	for _, l := range services {
+		out = append(out, l.at(s.node), l.at(s.zone))
+	}
 	return append(append(out, services...), Mesh)
 }
 
@@ -104,7 +120,7 @@ func (c *Catalog) enter(s Subject, p *registry.Pod, sidecar *registry.Sidecar) {
 		c.classes[s.class] = &class{Class: compile.ClassOf(p)}
 	}
 	if c.reach == nil {
-		c.reach = newReach(c)
+		c.reach, c.spread = newReach(c), newSpread(c)
 	}
 	if sidecar != nil && c.scopes[s.scope] == nil {
 		c.scopes[s.scope] = &scope{sidecar, s.namespace, s.account}
@@ -123,6 +139,9 @@ func (c *Catalog) enter(s Subject, p *registry.Pod, sidecar *registry.Sidecar) {
 			}
 		}
 		l.subjects++
+	}
+	for _, p := range []compile.Place{s.node, s.zone} {
+		c.places[p]++
 	}
 }
 
@@ -153,8 +172,13 @@ func (c *Catalog) Leave(s Subject) (gone []Resource) {
 			}
 		}
 	}
+	for _, p := range []compile.Place{s.node, s.zone} {
+		if c.places[p]--; c.places[p] == 0 {
+			delete(c.places, p)
+		}
+	}
 	if len(c.layers) == 0 {
-		c.reach = nil
+		c.reach, c.spread = nil, nil
 	}
 	return gone
 }

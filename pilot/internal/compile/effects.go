@@ -17,9 +17,10 @@ type Effects struct {
 	Reach     map[string]bool            // services that others than before may reach ("namespace/name")
 	Classes   []ClassSelector
 
-	Sidecars    []string // namespaces whose workloads may know other services than before; "" is every one
-	Revocations bool     // the mesh's list of them
-	Ranges      bool     // of Services' addresses
+	Nodes       map[string]bool // that are in another zone than before
+	Sidecars    []string        // namespaces whose workloads may know other services than before; "" is every one
+	Revocations bool            // the mesh's list of them
+	Ranges      bool            // of Services' addresses
 
 	former map[string]*registry.Service // as they were before the changes
 }
@@ -39,7 +40,7 @@ func (s ClassSelector) Selects(c Class) bool {
 func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change) Effects {
 	e := Effects{
 		Services: map[string]bool{}, Endpoints: map[string]bool{}, Frontends: map[Address]bool{},
-		Ports: map[string]map[uint32]bool{}, Reach: map[string]bool{}, former: map[string]*registry.Service{},
+		Ports: map[string]map[uint32]bool{}, Reach: map[string]bool{}, Nodes: map[string]bool{}, former: map[string]*registry.Service{},
 	}
 	for _, c := range changes {
 		if old, _ := registry.Services.Of(c); old != nil {
@@ -50,6 +51,7 @@ func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change)
 		registry.Services.Each(c, func(s *registry.Service) { e.service(snap, s) })
 		registry.Slices.Each(c, func(s *registry.Slice) { e.slice(snap, s) })
 		registry.Pods.Each(c, func(p *registry.Pod) { e.pod(snap, p) })
+		registry.Nodes.Each(c, func(n *registry.Node) { e.Nodes[n.ID] = true })
 		registry.Policies.Each(c, func(p *registry.Policy) { e.policy(snap, set, p) })
 		registry.JWTRules.Each(c, func(j *registry.JWTRule) { e.class(set, j.Namespace, j.Selector) })
 		registry.PeerAuths.Each(c, func(p *registry.PeerAuth) { e.peer(snap, set, p) })

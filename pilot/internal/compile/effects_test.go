@@ -39,7 +39,7 @@ func (d draw) app() map[string]string {
 func (d draw) event() registry.Event {
 	ns, name := d.one("a", "b"), d.one("1", "2", "3")
 	e := registry.Event{}
-	switch d.IntN(7) {
+	switch d.IntN(8) {
 	case 0:
 		e = d.service(ns, name)
 	case 1:
@@ -69,6 +69,9 @@ func (d draw) event() registry.Event {
 	case 6:
 		r := revocation.Revocation{Name: name, Identity: "spiffe://cluster.local/ns/" + ns + "/sa/" + d.one("s", "t"), Serial: d.one("", "", "ab")}
 		e = registry.Event{Kind: registry.Revocations, ID: name, Object: &registry.Revocation{ID: name, Revocation: r}}
+	case 7:
+		node := d.one("m", "n")
+		e = registry.Event{Kind: registry.Nodes, ID: node, Object: &registry.Node{ID: node, Zone: d.one("e", "w", "")}}
 	}
 	if !d.often() {
 		e.Object = nil
@@ -90,7 +93,7 @@ func (d draw) admitting() (out []authz.Rule) {
 }
 
 func (d draw) service(ns, name string) registry.Event {
-	s := &registry.Service{ID: ns + "/" + name, Namespace: ns, Name: name, Selector: d.app(), Created: time.Unix(d.Int64N(3), 0)}
+	s := &registry.Service{ID: ns + "/" + name, Namespace: ns, Name: name, Local: !d.often(), Selector: d.app(), Created: time.Unix(d.Int64N(3), 0)}
 	if s.Headless = d.IntN(2) == 0; !s.Headless {
 		s.ClusterIPs = []string{d.address()}
 	}
@@ -114,7 +117,15 @@ func (d draw) slice(ns, name string) registry.Event {
 	for range d.IntN(4) {
 		if a := d.address(); !slices.Contains(s.Addresses, a) {
 			s.Addresses = append(s.Addresses, a)
-			s.Endpoints = append(s.Endpoints, registry.Endpoint{Address: a, Ready: d.often()})
+			e := registry.Endpoint{Address: a, Ready: d.often(), Node: d.one("m", "n", "")}
+			e.Leaving = !e.Ready && d.often()
+			if d.often() {
+				e.ForZones = []string{d.one("e", "w")}
+				if d.often() {
+					e.ForNodes = []string{d.one("m", "n")}
+				}
+			}
+			s.Endpoints = append(s.Endpoints, e)
 		}
 	}
 	return registry.Event{Kind: registry.Slices, ID: s.ID, Object: s}
@@ -141,6 +152,9 @@ type meaning struct {
 	revocations         []*registry.Revocation
 }
 
+// places are where clients are, with their node if it matters.
+var places = map[compile.Place]string{{}: "", compile.InZone("e"): "zone e", compile.InZone(""): "no zone", compile.OnNode("m"): "m", compile.OnNode("n"): "n"}
+
 func meaningOf(snap *registry.Snapshot, classes map[string]compile.Class) meaning {
 	m := meaning{services: map[string]any{}, endpoints: map[string]any{}, reach: map[string]any{}, frontends: map[string]any{}, classes: map[string]any{}}
 	for s := range snap.Services() {
@@ -150,14 +164,17 @@ func meaningOf(snap *registry.Snapshot, classes map[string]compile.Class) meanin
 			p.Service = nil // clusters have its name only
 			name := fmt.Sprint(s.ID, " ", p.Number)
 			m.services[name] = p
-			m.endpoints[name] = compile.Endpoints(snap, settings, s, p.Number)
+			candidates := compile.Candidates(snap, settings, s, p.Number)
+			for place, node := range places {
+				m.endpoints[name+" "+node] = fmt.Sprint(compile.SpreadOf(snap, s).Of(place), compile.Nearest(snap, s, candidates, place))
+			}
 		}
 	}
 	for i := range 5 {
 		for _, port := range []uint32{80, 90, 8080, 9090, 9091} {
 			at := compile.Address{IP: fmt.Sprint("10.0.0.", i), Port: port}
 			if f := compile.FrontendAt(snap, settings, at); f != nil {
-				m.frontends[at.String()] = fmt.Sprintf("%s %s %+v", f.Service.Cluster(), f.Service.Protocol, f.Pod) // what listeners are made of
+				m.frontends[at.String()] = fmt.Sprintf("%s %s %v %+v", f.Service.Cluster(), f.Service.Protocol, f.Service.Sticky, f.Pod) // what listeners are made of
 			}
 		}
 	}
@@ -237,7 +254,9 @@ func unnamed(e compile.Effects, before, after meaning, classes map[string]compil
 		}
 	}
 	for _, key := range differing(before.endpoints, after.endpoints) {
-		if !port(e.Endpoints, key) {
+		id, rest, _ := strings.Cut(key, " ")
+		number, node, _ := strings.Cut(rest, " ")
+		if !port(e.Endpoints, id+" "+number) && !e.Nodes[node] {
 			missing = append(missing, "endpoints of "+key)
 		}
 	}
@@ -293,6 +312,7 @@ func TestEffectsNameNothingElse(t *testing.T) {
 		{"a pod", registry.Change{Kind: registry.Pods, ID: "a/x", New: pod("x", "10.0.0.1")},
 			compile.Effects{Services: names{"a/x": true}, Endpoints: names{"a/x": true}, Reach: names{"a/x": true}}},
 		{"a pod without a service", registry.Change{Kind: registry.Pods, ID: "a/z", Old: pod("z", "10.0.0.3")}, compile.Effects{}},
+		{"a node", registry.Change{Kind: registry.Nodes, ID: "n", New: &registry.Node{ID: "n", Zone: "e"}}, compile.Effects{Nodes: names{"n": true}}},
 		{"a namespace", registry.Change{Kind: registry.Namespaces, ID: "a", New: &registry.Namespace{ID: "a"}}, compile.Effects{}},
 		{"a policy", registry.Change{Kind: registry.Policies, ID: "a/p", New: &registry.Policy{ID: "a/p", Namespace: "a", Policy: authz.Policy{Selector: app("x")}}},
 			compile.Effects{Classes: []compile.ClassSelector{{Namespace: "a", Labels: app("x")}}}},

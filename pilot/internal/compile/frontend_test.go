@@ -30,6 +30,8 @@ func world(t *testing.T, objects ...any) *registry.Snapshot {
 			events = append(events, registry.Event{Kind: registry.Pods, ID: x.ID, Object: x})
 		case *registry.PeerAuth:
 			events = append(events, registry.Event{Kind: registry.PeerAuths, ID: x.ID, Object: x})
+		case *registry.Node:
+			events = append(events, registry.Event{Kind: registry.Nodes, ID: x.ID, Object: x})
 		case *registry.Sidecar:
 			events = append(events, registry.Event{Kind: registry.Sidecars, ID: x.ID, Object: x})
 		case *registry.Revocation:

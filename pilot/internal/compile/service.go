@@ -71,6 +71,8 @@ type ServicePort struct {
 	Protocol protocol.Protocol
 	// Mutual says that endpoints are reached by mutual TLS unless marked plain. Without it no endpoint has a proxy.
 	Mutual bool
+	// Sticky says that a client stays with its endpoint.
+	Sticky bool
 	// Identities are the SPIFFE URIs that may serve the service, without those that are revoked. (A single certificate of
 	// one that is revoked still serves: Envoy could refuse it only by a CRL, which is the CA's to sign.) Empty with Mutual set: nobody may.
 	Identities []string
@@ -97,7 +99,7 @@ func ServicePorts(snap *registry.Snapshot, set Settings, s *registry.Service) []
 	n := nameService(snap, set, s)
 	out := make([]ServicePort, 0, len(s.Ports))
 	for _, p := range s.Ports {
-		out = append(out, ServicePort{Service: s, Host: Host(s), Number: p.Number, Protocol: p.Protocol, Mutual: n.mutual, Identities: n.identities})
+		out = append(out, ServicePort{Service: s, Host: Host(s), Number: p.Number, Protocol: p.Protocol, Sticky: s.Affinity != 0 && !s.Headless, Mutual: n.mutual, Identities: n.identities})
 	}
 	return out
 }
@@ -171,8 +173,8 @@ type Labels struct {
 	Workload, Namespace, CanonicalName, CanonicalRevision, Principal string
 }
 
-// Endpoints compiles the addresses of one service port.
-func Endpoints(snap *registry.Snapshot, set Settings, s *registry.Service, port uint32) []Endpoint {
+// Candidates compiles the addresses of one service port, of which Nearest says whom clients are sent to.
+func Candidates(snap *registry.Snapshot, set Settings, s *registry.Service, port uint32) []Candidate {
 	i := slices.IndexFunc(s.Ports, func(p registry.ServicePort) bool { return p.Number == port })
 	if i < 0 {
 		return nil
@@ -180,18 +182,24 @@ func Endpoints(snap *registry.Snapshot, set Settings, s *registry.Service, port 
 	n := nameService(snap, set, s)
 	peers := peerPolicies(snap, set, s.Namespace)
 	modes := map[string]authz.PeerModes{}
-	seen := map[string]bool{}
-	var out []Endpoint
+	seen := map[string]int{}
+	var out []Candidate
 	for slice := range snap.SlicesOf(s.ID) {
 		number := slicePort(slice, s.Ports[i].Name)
 		if number == 0 {
 			continue
 		}
 		for _, e := range slice.Endpoints {
-			if !e.Ready || seen[e.Address] {
+			if !e.Ready && !e.Leaving {
 				continue
 			}
-			seen[e.Address] = true
+			if at, ok := seen[e.Address]; ok { // it moves from one slice to another
+				if e.Ready && !out[at].slice.Ready {
+					out[at].slice = e
+				}
+				continue
+			}
+			seen[e.Address] = len(out)
 			ep := Endpoint{Address: e.Address, Port: number, Plain: !n.mutual}
 			if p := n.pods[e.Address]; p != nil {
 				ep.Workload = LabelsOf(set, p)
@@ -202,10 +210,10 @@ func Endpoints(snap *registry.Snapshot, set Settings, s *registry.Service, port 
 				}
 				ep.Plain = ep.Plain || !p.Proxied || m.Mode(number) == authz.Disable
 			}
-			out = append(out, ep)
+			out = append(out, Candidate{ep, e})
 		}
 	}
-	slices.SortFunc(out, func(a, b Endpoint) int { return cmp.Compare(a.Address, b.Address) })
+	slices.SortFunc(out, func(a, b Candidate) int { return cmp.Compare(a.Address, b.Address) })
 	return out
 }
 

@@ -57,6 +57,8 @@ var (
 		`"*/*"`, `"./*"`, `"~/*"`, `"shop/*"`, `"bank/s0.bank.svc.cluster.local"`, `"*/s1.shop.svc.cluster.local"`, `"*/*.bank.svc.cluster.local"`,
 		`"~bank/*"`, `"not understood"`,
 	}
+	zones  = []string{"east", "west", ""}
+	hosts  = []string{"node-0", "node-1"} // where function placed puts pods
 	ranges = []string{"10.96.0.0/30", "10.96.0.0/29", "203.0.113.0/24", "fd00::/108"}
 )
 
@@ -85,7 +87,7 @@ func (w *world) some(of []string, percent int) []string {
 }
 
 var versions = map[string]string{
-	"Service": "v1", "Pod": "v1", "ConfigMap": "v1", "EndpointSlice": "discovery.k8s.io/v1", "AuthorizationPolicy": "security.istio.io/v1",
+	"Service": "v1", "Pod": "v1", "Node": "v1", "ConfigMap": "v1", "EndpointSlice": "discovery.k8s.io/v1", "AuthorizationPolicy": "security.istio.io/v1",
 	"PeerAuthentication": "security.istio.io/v1", "RequestAuthentication": "security.istio.io/v1", "Sidecar": "networking.istio.io/v1",
 	"ServiceCIDR": "networking.k8s.io/v1",
 }
@@ -161,7 +163,9 @@ func (w *world) change() {
 // try makes a change, or finds that nothing is to be changed.
 func (w *world) try() {
 	namespace, n := one(w, namespaces), w.random.IntN(3)
-	switch k := w.random.IntN(23); {
+	switch k := w.random.IntN(24); {
+	case k == 23:
+		w.node(one(w, hosts))
 	case k < 4:
 		w.service(namespace, fmt.Sprintf("s%d", n))
 	case k < 7:
@@ -215,8 +219,18 @@ func (w *world) service(namespace, name string) {
 	if w.chance(30) {
 		metadata += fmt.Sprintf(", annotations: {networking.istio.io/exportTo: %q}", one(w, exports))
 	}
-	w.set("Service", namespace, name, metadata, fmt.Sprintf("spec: {type: %s, clusterIPs: [%s], selector: %s, ports: [%s]}",
-		kind, quoted(ips), selector, strings.Join(list, ", ")))
+	traffic := one(w, []string{"", "", "", ", internalTrafficPolicy: Local", ", sessionAffinity: ClientIP"})
+	w.set("Service", namespace, name, metadata, fmt.Sprintf("spec: {type: %s, clusterIPs: [%s], selector: %s, ports: [%s]%s}",
+		kind, quoted(ips), selector, strings.Join(list, ", "), traffic))
+}
+
+// node is a node that comes, goes, or is labelled with a zone.
+func (w *world) node(name string) {
+	if w.chance(20) {
+		w.remove("Node", "", name)
+		return
+	}
+	w.set("Node", "", name, fmt.Sprintf("labels: {topology.kubernetes.io/zone: %q}", one(w, zones)), "")
 }
 
 func (w *world) created() string { return fmt.Sprintf("creationTimestamp: %q", one(w, times)) }
@@ -239,8 +253,14 @@ func (w *world) slice(namespace, service string) {
 		service = fmt.Sprintf("s%d", w.random.IntN(3))
 	}
 	var endpoints []string
+	hinted := w.chance(40)
 	for _, a := range w.some(addresses, 35) {
-		endpoints = append(endpoints, fmt.Sprintf("{addresses: [%s], conditions: {ready: %v}}", a, w.chance(80)))
+		hints := ""
+		if hinted && w.chance(95) {
+			hints = fmt.Sprintf(", hints: {forZones: [{name: %q}]%s}", one(w, zones[:2]), one(w, []string{"", fmt.Sprintf(", forNodes: [{name: %s}]", one(w, hosts))}))
+		}
+		endpoints = append(endpoints, fmt.Sprintf("{addresses: [%s], nodeName: %s, conditions: {ready: %v, serving: true, terminating: %v}%s}",
+			a, one(w, hosts), w.chance(70), w.chance(50), hints))
 	}
 	w.set("EndpointSlice", namespace, name, fmt.Sprintf("labels: {kubernetes.io/service-name: %s}", service),
 		fmt.Sprintf("addressType: IPv4\nports: [%s]\nendpoints: [%s]", strings.Join(slicePorts, ", "), strings.Join(endpoints, ", ")))

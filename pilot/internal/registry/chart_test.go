@@ -149,7 +149,7 @@ func TestChartGrantsPilotWhatItsKindsNeed(t *testing.T) {
 }
 
 // review is one thing that a webhook is asked about.
-type review struct{ Group, Version, Resource, Operation, Scope string }
+type review struct{ Group, Version, Resource, Operation, Scope, Failure string }
 
 func TestChartHasEveryPolicyReviewed(t *testing.T) {
 	var got, want []review
@@ -163,7 +163,7 @@ func TestChartHasEveryPolicyReviewed(t *testing.T) {
 					for _, version := range r.APIVersions {
 						for _, resource := range r.Resources {
 							for _, operation := range r.Operations {
-								got = append(got, review{group, version, resource, string(operation), string(*r.Scope)})
+								got = append(got, review{group, version, resource, string(operation), string(*r.Scope), string(*hook.FailurePolicy)})
 							}
 						}
 					}
@@ -172,9 +172,13 @@ func TestChartHasEveryPolicyReviewed(t *testing.T) {
 		}
 	}
 	for _, k := range registry.Kinds() {
-		if r := k.Resource(); k.IsPolicy() {
+		failure := "Fail"
+		if k.IsAdvised() {
+			failure = "Ignore"
+		}
+		if r := k.Resource(); k.IsPolicy() || k.IsAdvised() {
 			// In every version, as all of them are stored as the one that Pilot reads.
-			want = append(want, review{r.Group, "*", r.Resource, "CREATE", "Namespaced"}, review{r.Group, "*", r.Resource, "UPDATE", "Namespaced"})
+			want = append(want, review{r.Group, "*", r.Resource, "CREATE", "Namespaced", failure}, review{r.Group, "*", r.Resource, "UPDATE", "Namespaced", failure})
 		}
 	}
 	if d := diff(want, got); d != "" {

@@ -15,7 +15,7 @@ import (
 )
 
 // kinds are all the kinds of objects that Pilot watches. Each is described in the file that has its objects' type.
-var kinds = []Kind{Services, ServiceCIDRs, Slices, Pods, Namespaces, Policies, PeerAuths, JWTRules, Sidecars, Revocations}
+var kinds = []Kind{Services, ServiceCIDRs, Slices, Pods, Nodes, Namespaces, Policies, PeerAuths, JWTRules, Sidecars, Revocations}
 
 // Kinds returns every kind of objects that Pilot watches.
 func Kinds() []Kind { return kinds }
@@ -42,12 +42,14 @@ type Kind interface {
 	// Event is what an object of the API server, with a Go type of its own or without one, sets in the registry or, if the mesh
 	// has nothing to do with it, removes.
 	Event(object any, options authz.Options) (Event, error)
-	// IsPolicy reports whether admission reviews objects of the kind, and whether what of a stored one cannot be enforced is
-	// written into its status.
+	// IsPolicy reports whether admission refuses objects of the kind that cannot be enforced, and whether what of a stored one cannot
+	// be is written into its status.
 	IsPolicy() bool
+	// IsAdvised reports whether authors of objects are told something, though none is refused.
+	IsAdvised() bool
 	// Verdict says how much of a policy of the registry can be enforced. There is none on nil and on what is no policy.
 	Verdict(object any) (Verdict, bool)
-	// Advice is what to tell the author of a policy that is enforced, but maybe not as its author thinks.
+	// Advice is what to tell an object's author, of what holds, but maybe not as its author thinks.
 	Advice(object any) []string
 
 	table() *memdb.TableSchema
@@ -68,9 +70,8 @@ type KindOf[T any] struct {
 	source[T]
 	indexes []*memdb.IndexSchema // beside the one by ID
 
-	// Of policies only:
-	judge  func(*T) Verdict // without its Kind
-	advise func(*T) []string
+	judge  func(*T) Verdict  // without its Kind; of policies only
+	advise func(*T) []string // of what is reviewed, but maybe never refused
 }
 
 // source is how objects are made from those of the API server. Only revocations, of which one object lists many, have none.
@@ -154,6 +155,8 @@ func (k *KindOf[T]) Event(object any, options authz.Options) (Event, error) {
 }
 
 func (k *KindOf[T]) IsPolicy() bool { return k.judge != nil }
+
+func (k *KindOf[T]) IsAdvised() bool { return k.judge == nil && k.advise != nil }
 
 func (k *KindOf[T]) Verdict(object any) (Verdict, bool) {
 	t, ok := object.(*T)

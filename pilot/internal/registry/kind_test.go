@@ -50,7 +50,8 @@ func whole() []runtime.Object {
 	return []runtime.Object{
 		&core.Namespace{ObjectMeta: meta.ObjectMeta{Name: "a", Labels: named.Labels, Annotations: named.Annotations}},
 		&core.Service{ObjectMeta: named, Spec: core.ServiceSpec{
-			ClusterIPs: []string{"10.96.0.1"}, Selector: named.Labels,
+			ClusterIPs: []string{"10.96.0.1"}, Selector: named.Labels, InternalTrafficPolicy: new(core.ServiceInternalTrafficPolicyLocal),
+			SessionAffinity: core.ServiceAffinityClientIP, SessionAffinityConfig: &core.SessionAffinityConfig{ClientIP: &core.ClientIPConfig{TimeoutSeconds: new(int32(60))}},
 			Ports: []core.ServicePort{{Name: "http", Port: 80, TargetPort: intstr.FromString("web"), AppProtocol: new("http")}, {Port: 53, Protocol: core.ProtocolUDP}},
 		}},
 		&networking.ServiceCIDR{
@@ -58,7 +59,13 @@ func whole() []runtime.Object {
 			Spec:       networking.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/12", "fd00::/108"}},
 		},
 		&discovery.EndpointSlice{ObjectMeta: named, AddressType: discovery.AddressTypeIPv4,
-			Ports: []discovery.EndpointPort{{Name: new("http"), Port: new(int32(80))}}, Endpoints: []discovery.Endpoint{{Addresses: []string{"10.0.0.1"}}}},
+			Ports: []discovery.EndpointPort{{Name: new("http"), Port: new(int32(80))}}, Endpoints: []discovery.Endpoint{{Addresses: []string{"10.0.0.1"}}, {
+				Addresses: []string{"10.0.0.2"}, NodeName: new("n"), Zone: new("z"),
+				Conditions: discovery.EndpointConditions{Ready: new(false), Serving: new(true), Terminating: new(true)},
+				Hints:      &discovery.EndpointHints{ForNodes: []discovery.ForNode{{Name: "n"}}, ForZones: []discovery.ForZone{{Name: "z"}}}}}},
+		&core.Node{ObjectMeta: meta.ObjectMeta{Name: "n", ManagedFields: named.ManagedFields, Labels: map[string]string{core.LabelTopologyZone: "z", "other": "label"}},
+			Spec: core.NodeSpec{PodCIDR: "10.244.0.0/24"}, Status: core.NodeStatus{Phase: core.NodeRunning}},
+		&core.Node{ObjectMeta: meta.ObjectMeta{Name: "m"}},
 		&core.Pod{ObjectMeta: named, Spec: core.PodSpec{
 			NodeName: "n", ServiceAccountName: "s", InitContainers: []core.Container{{Name: "i", Ports: port("one")}},
 			Containers: []core.Container{{Name: "c", Image: "image", Ports: port("two")}},

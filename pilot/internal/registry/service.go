@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"fmt"
 	"iter"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ var Services = &KindOf[Service]{
 	resource: Resource{GroupVersionResource: core.SchemeGroupVersion.WithResource("services"), Kind: "Service"},
 	source:   typed(trimService, makeService),
 	indexes:  []*memdb.IndexSchema{byNamespace, bySelector, byEach("ip", "ClusterIPs")},
+	advise:   adviseService,
 }
 
 // Service is a Kubernetes Service.
@@ -30,7 +32,10 @@ type Service struct {
 	Headless        bool
 	Selector        map[string]string
 	Ports           []ServicePort
-	ExportTo        []string // namespaces to which it is to be known, or ".", "*", "~"; nil: nothing is said
+	Bypassing       []BypassingPort // which no proxy takes
+	Local           bool            // clients have only endpoints of their own node (internalTrafficPolicy)
+	Affinity        time.Duration   // a client stays with its endpoint, until it has been silent for as long (sessionAffinity); zero: it does not
+	ExportTo        []string        // namespaces to which it is to be known, or ".", "*", "~"; nil: nothing is said
 	Created         time.Time
 }
 
@@ -47,6 +52,12 @@ type ServicePort struct {
 	TargetName  string // name of the workload's port, or empty
 	Protocol    protocol.Protocol
 	ServerFirst bool
+}
+
+// BypassingPort is a port of another protocol than TCP.
+type BypassingPort struct {
+	Number   uint32
+	Protocol string
 }
 
 func trimService(s *core.Service) {
@@ -74,7 +85,8 @@ func makeService(s *core.Service) *Service {
 		return nil
 	}
 	out := &Service{ID: IDOf(s), Namespace: s.Namespace, Name: s.Name, Selector: s.Spec.Selector, Created: s.CreationTimestamp.UTC(),
-		ExportTo: exportTo(s.Annotations[istiocompat.ExportToAnnotation])}
+		Affinity: affinity(&s.Spec), ExportTo: exportTo(s.Annotations[istiocompat.ExportToAnnotation])}
+	out.Local = s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == core.ServiceInternalTrafficPolicyLocal
 	for _, ip := range s.Spec.ClusterIPs {
 		if ip == core.ClusterIPNone {
 			out.Headless = true
@@ -84,6 +96,7 @@ func makeService(s *core.Service) *Service {
 	}
 	for _, p := range s.Spec.Ports {
 		if p.Protocol != core.ProtocolTCP && p.Protocol != "" {
+			out.Bypassing = append(out.Bypassing, BypassingPort{uint32(p.Port), string(p.Protocol)})
 			continue
 		}
 		number := uint32(p.Port)
@@ -102,6 +115,34 @@ func makeService(s *core.Service) *Service {
 	}
 	return out
 }
+
+// affinity is how long a client's choice holds. The API server always says it.
+func affinity(s *core.ServiceSpec) time.Duration {
+	if s.SessionAffinity != core.ServiceAffinityClientIP {
+		return 0
+	}
+	seconds := core.DefaultClientIPServiceAffinitySeconds
+	if c := s.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		seconds = *c.ClientIP.TimeoutSeconds
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// adviseService names what of a Service is not as its author may think. (TestEveryFieldOfAServiceIsAccountedFor has all fields.)
+func adviseService(s *Service) (out []string) {
+	for _, p := range s.Bypassing {
+		out = append(out, fmt.Sprintf("port %d is %s, which proxies do not take: between pods of the mesh it works as without them, and is neither encrypted nor subject to policies",
+			p.Number, p.Protocol))
+	}
+	if s.Affinity != 0 && s.Affinity != defaultAffinity && !s.Headless {
+		out = append(out, fmt.Sprintf("spec.sessionAffinityConfig.clientIP.timeoutSeconds is not counted for clients in the mesh: each stays with its endpoint while that is ready, also after %s of silence",
+			s.Affinity))
+	}
+	return out
+}
+
+// defaultAffinity is what the API server writes where nothing is said.
+const defaultAffinity = time.Duration(core.DefaultClientIPServiceAffinitySeconds) * time.Second
 
 // Service returns a service, or nil.
 func (s *Snapshot) Service(id string) *Service { return Services.one(s, id) }

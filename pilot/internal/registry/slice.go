@@ -36,8 +36,12 @@ type SlicePort struct {
 
 // Endpoint is one address of a slice.
 type Endpoint struct {
-	Address string
-	Ready   bool // or it is terminating and still serves, and nothing better is there
+	Address  string
+	Ready    bool
+	Leaving  bool     // it is terminating and still serves, for as long as nothing is ready
+	Node     string   // where it is, or empty
+	ForNodes []string // whose clients it is meant for; none: nothing is said
+	ForZones []string
 }
 
 func makeSlice(s *discovery.EndpointSlice) *Slice {
@@ -57,13 +61,34 @@ func makeSlice(s *discovery.EndpointSlice) *Slice {
 		out.Ports = append(out.Ports, port)
 	}
 	for _, e := range s.Endpoints {
-		ready := e.Conditions.Ready == nil || *e.Conditions.Ready
+		made := makeEndpoint(&e)
 		for _, a := range e.Addresses {
-			out.Endpoints = append(out.Endpoints, Endpoint{a, ready})
+			made.Address = a
+			out.Endpoints = append(out.Endpoints, made)
 			out.Addresses = append(out.Addresses, a)
 		}
 	}
 	slices.SortFunc(out.Endpoints, func(a, b Endpoint) int { return cmp.Compare(a.Address, b.Address) })
+	return out
+}
+
+// makeEndpoint takes what is not said of an endpoint as kube-proxy does.
+func makeEndpoint(e *discovery.Endpoint) Endpoint {
+	var out Endpoint
+	out.Ready = e.Conditions.Ready == nil || *e.Conditions.Ready
+	serving := e.Conditions.Serving == nil || *e.Conditions.Serving
+	out.Leaving = !out.Ready && serving && e.Conditions.Terminating != nil && *e.Conditions.Terminating
+	if e.NodeName != nil {
+		out.Node = *e.NodeName
+	}
+	if e.Hints != nil {
+		for _, n := range e.Hints.ForNodes {
+			out.ForNodes = append(out.ForNodes, n.Name)
+		}
+		for _, z := range e.Hints.ForZones {
+			out.ForZones = append(out.ForZones, z.Name)
+		}
+	}
 	return out
 }
 

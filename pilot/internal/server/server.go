@@ -217,7 +217,7 @@ func (p *Pilot) serveWebhooks(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/inject", admission.Handler(inject.Pods(p.injectConfig(), p.namespaceLabels, p.log), p.log))
-	mux.Handle("/validate", admission.Handler(validate.Policies(p.settings.authz()), p.log))
+	mux.Handle("/validate", admission.Handler(validate.Objects(p.settings.authz()), p.log))
 	srv := &http.Server{
 		Addr: p.settings.Listen.Webhook, Handler: mux, TLSConfig: mtls.ServerWithoutClientCert(p.identity),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 15 * time.Second, IdleTimeout: time.Minute,

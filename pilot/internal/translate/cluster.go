@@ -6,6 +6,10 @@ import (
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	lbcommon "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/common/v3"
+	ringhash "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/ring_hash/v3"
 	upstreams "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -45,6 +49,9 @@ func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster 
 		CircuitBreakers:      generous(),
 	}
 	keptAlive(c)
+	if p.Sticky { // no headless service is
+		c.LbPolicy, c.LoadBalancingPolicy = cluster.Cluster_LOAD_BALANCING_POLICY_CONFIG, sticky()
+	}
 	if p.Service.Headless { // the client has chosen a pod by its address
 		d := originalDst(c.Name)
 		c.LbPolicy, c.ClusterDiscoveryType, c.EdsClusterConfig = d.LbPolicy, d.ClusterDiscoveryType, nil
@@ -61,6 +68,23 @@ func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster 
 		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(sameAsDownstream())}
 	}
 	return c
+}
+
+// clientKey is where a connection's client is noted whom a service is to keep with its endpoint.
+const clientKey = "bulwark.client"
+
+// sticky gives a client always the same endpoint. When an endpoint comes, of many clients few move, all to the new one, and when one goes none but its own.
+func sticky() *cluster.LoadBalancingPolicy {
+	byClient := &route.RouteAction_HashPolicy{PolicySpecifier: &route.RouteAction_HashPolicy_FilterState_{FilterState: &route.RouteAction_HashPolicy_FilterState{Key: clientKey}}}
+	return &cluster.LoadBalancingPolicy{Policies: []*cluster.LoadBalancingPolicy_Policy{{TypedExtensionConfig: envoy.Extension("envoy.load_balancing_policies.ring_hash",
+		&ringhash.RingHash{ConsistentHashingLbConfig: &lbcommon.ConsistentHashingLbConfig{HashPolicy: []*route.RouteAction_HashPolicy{byClient}}})}}}
+}
+
+// notedClient notes by whose address a connection comes, whatever its requests say of where they are from.
+func notedClient() *listener.Filter {
+	client := stateOf(clientKey, "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%")
+	client.FactoryKey = "envoy.hashable_string"
+	return envoy.NetworkFilter("envoy.filters.network.set_filter_state", connectionState(client))
 }
 
 // generous lifts Envoy's defaults (1,024 connections), which are too low for a proxy that must not be noticed.

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"net/netip"
+	"slices"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -93,6 +94,11 @@ func sniff(l *listener.Listener) {
 }
 
 func outbound(f *compile.Frontend, chains ...*listener.FilterChain) *listener.Listener {
+	if f.Service.Sticky {
+		for _, c := range chains {
+			c.Filters = slices.Insert(c.Filters, 0, notedClient())
+		}
+	}
 	return &listener.Listener{
 		Name: f.Address.String(), Address: envoy.Address(f.IP, f.Port), BindToPort: envoy.No(), FilterChains: chains,
 		TrafficDirection: core.TrafficDirection_OUTBOUND, PerConnectionBufferLimitBytes: envoy.U32(1 << 20),

@@ -44,6 +44,7 @@ type scene struct {
 	loggers   string         // that are kept, of each listener
 	mode      authz.TLSMode  // of the next inbound ports
 	idle      time.Duration  // after which the workload wants what is silent to end
+	sticky    bool           // the next services are
 	listeners []*listener.Listener
 	clusters  []*cluster.Cluster
 }
@@ -79,7 +80,7 @@ func (s *scene) inbound(port, app uint32, p protocol.Protocol, name string, poli
 // outbound is a client's side of a service port, at an address of this machine, with these endpoints.
 func (s *scene) outbound(at uint32, p protocol.Protocol, name string, pod *compile.Endpoint, endpoints ...compile.Endpoint) {
 	sp := &compile.ServicePort{Service: &registry.Service{Name: name, Namespace: "finance"}, Host: name + ".finance.svc.cluster.local", Number: at,
-		Protocol: p, Mutual: true, Identities: []string{sceneClient}}
+		Protocol: p, Sticky: s.sticky, Mutual: true, Identities: []string{sceneClient}}
 	c := translate.OutboundCluster(sp, delivery.ByAgent)
 	if pod == nil {
 		c.ClusterDiscoveryType, c.EdsClusterConfig = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}, nil

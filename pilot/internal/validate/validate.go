@@ -1,4 +1,5 @@
-// Package validate refuses policies that could not be enforced as they are written.
+// Package validate refuses policies that could not be enforced as they are written, and tells authors, also of Services, what holds otherwise than
+// they may think.
 package validate
 
 import (
@@ -17,14 +18,18 @@ import (
 // maxAdvice bounds how many warnings one answer has.
 const maxAdvice = 10
 
-// Policies answers reviews of every kind of policies that Pilot knows.
-func Policies(options authz.Options) admission.Func {
+// Objects answers reviews of every kind of objects that Pilot knows. Only policies are ever refused.
+func Objects(options authz.Options) admission.Func {
 	return func(_ context.Context, req *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
 		kind := registry.KindOfObject(req.Kind.Kind)
-		if kind == nil || !kind.IsPolicy() || req.Operation != admissionv1.Create && req.Operation != admissionv1.Update {
+		if kind == nil || !kind.IsPolicy() && !kind.IsAdvised() || req.Operation != admissionv1.Create && req.Operation != admissionv1.Update {
 			return admission.Allow()
 		}
-		// The policy is made into what it would be if it were stored, so that admission refuses just what could not be enforced then.
+		unreadable := unreadable
+		if kind.IsAdvised() {
+			unreadable = func(*admissionv1.AdmissionRequest, error) *admissionv1.AdmissionResponse { return admission.Allow() }
+		}
+		// The object is made into what it would be if it were stored, so that admission refuses just what could not be enforced then.
 		u := &unstructured.Unstructured{}
 		if err := json.Unmarshal(req.Object.Raw, &u.Object); err != nil {
 			return unreadable(req, err)

@@ -18,7 +18,7 @@ func review(t *testing.T, kind, namespace, spec string) *admissionv1.AdmissionRe
 
 func annotated(t *testing.T, kind, namespace, spec, annotations string) *admissionv1.AdmissionResponse {
 	t.Helper()
-	return Policies(authz.Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"})(t.Context(), &admissionv1.AdmissionRequest{
+	return Objects(authz.Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"})(t.Context(), &admissionv1.AdmissionRequest{
 		Operation: admissionv1.Create, Namespace: namespace, Name: "p", Kind: meta.GroupVersionKind{Kind: kind},
 		Object: runtime.RawExtension{Raw: []byte(`{"metadata":{"name":"p","annotations":` + annotations + `},"spec":` + spec + `}`)},
 	})
@@ -86,5 +86,25 @@ func TestDryRunIsTrueOrFalseAndOfAuthorizationPolicies(t *testing.T) {
 	got := annotated(t, "AuthorizationPolicy", "a", `{"action":"AUDIT","rules":[{}]}`, `{"istio.io/dry-run":"true"}`)
 	if !got.Allowed || len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "AUDIT decides nothing") {
 		t.Errorf("a dry run of what decides nothing: %+v", got)
+	}
+}
+
+// A Service is never refused, whatever it is, as its pods can be called without Pilot's word.
+func TestAuthorsOfServicesAreToldWhatHolds(t *testing.T) {
+	for _, c := range []struct{ spec, warning string }{
+		{`{"ports":[{"port":80}],"internalTrafficPolicy":"Local","trafficDistribution":"PreferSameNode","publishNotReadyAddresses":true}`, ""},
+		{`{"ports":[{"port":80},{"port":53,"protocol":"UDP"}]}`, "port 53 is UDP, which proxies do not take"},
+		{`{"ports":[{"port":3868,"protocol":"SCTP"}]}`, "port 3868 is SCTP"},
+		{`{"sessionAffinity":"ClientIP"}`, ""},
+		{`{"sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":10800}}}`, ""},
+		{`{"sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":60}}}`, "also after 1m0s of silence"},
+		{`{"clusterIPs":["None"],"sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":60}}}`, ""},
+		{`{"type":"ExternalName","externalName":"a.example","ports":[{"port":53,"protocol":"UDP"}]}`, ""},
+		{`"nonsense"`, ""},
+	} {
+		got := review(t, "Service", "a", c.spec)
+		if !got.Allowed || !strings.Contains(strings.Join(got.Warnings, " "), c.warning) || c.warning == "" && len(got.Warnings) > 0 {
+			t.Errorf("%s: %+v", c.spec, got)
+		}
 	}
 }
