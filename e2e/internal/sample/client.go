@@ -62,8 +62,10 @@ func Get() *cobra.Command {
 	var method string
 	var http2 bool
 	var count int
+	var timeout time.Duration
 	cmd := &cobra.Command{Use: "get URL", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		c := client(http2, false)
+		c.Timeout = timeout
 		for range count {
 			if err := json.NewEncoder(os.Stdout).Encode(do(cmd.Context(), c, method, args[0])); err != nil {
 				return err
@@ -74,5 +76,6 @@ func Get() *cobra.Command {
 	cmd.Flags().StringVarP(&method, "method", "X", http.MethodGet, "method")
 	cmd.Flags().BoolVar(&http2, "http2", false, "HTTP/2 with prior knowledge")
 	cmd.Flags().IntVar(&count, "count", 1, "how many, each over a connection of its own")
+	cmd.Flags().DurationVar(&timeout, "timeout", requestTimeout, "how long each may take")
 	return cmd
 }

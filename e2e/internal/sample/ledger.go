@@ -18,18 +18,26 @@ type TCPResult struct {
 	Error  string `json:"error,omitempty"`
 }
 
-// TCP returns the subcommand that sends a line to the ledger and reads the answer.
+// TCP returns the subcommand that sends lines to the ledger and prints each answer.
 func TCP() *cobra.Command {
-	return &cobra.Command{Use: "tcp ADDRESS", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		l := ledger{address: args[0]}
-		defer l.hangUp()
-		var out TCPResult
-		var err error
-		if out.Answer, err = l.ask(cmd.Context()); err != nil {
-			out.Error = err.Error()
+	var count int
+	cmd := &cobra.Command{Use: "tcp ADDRESS", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		for range count {
+			l := ledger{address: args[0]}
+			var out TCPResult
+			var err error
+			if out.Answer, err = l.ask(cmd.Context()); err != nil {
+				out.Error = err.Error()
+			}
+			l.hangUp()
+			if err := json.NewEncoder(os.Stdout).Encode(out); err != nil {
+				return err
+			}
 		}
-		return json.NewEncoder(os.Stdout).Encode(out)
+		return nil
 	}}
+	cmd.Flags().IntVar(&count, "count", 1, "how many, each over a connection of its own")
+	return cmd
 }
 
 // ledger is a connection to the ledger, made when it is needed.

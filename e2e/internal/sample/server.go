@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,7 +27,8 @@ type Answer struct {
 }
 
 // Server returns the subcommand that serves HTTP/1.1 and cleartext HTTP/2 on one port, gRPC (the standard health service) on
-// another, and on a third a TCP protocol that answers each line with the server's name and the line.
+// another, and on a third a TCP protocol that answers each line with the server's name and the line. A request for /wait/DURATION is answered after
+// that; a server that is told to end still answers what is on its way.
 func Server() *cobra.Command {
 	var name, httpAddress, tcpAddress, grpcAddress string
 	cmd := &cobra.Command{Use: "server", Short: "Serve accounts and a ledger", RunE: func(cmd *cobra.Command, _ []string) error {
@@ -41,6 +43,13 @@ func Server() *cobra.Command {
 
 func serve(ctx context.Context, name, httpAddress, tcpAddress, grpcAddress string) error {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if wait, ok := strings.CutPrefix(r.URL.Path, "/wait/"); ok {
+			d, _ := time.ParseDuration(wait)
+			select {
+			case <-time.After(d):
+			case <-r.Context().Done():
+			}
+		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(Answer{Server: name, Method: r.Method, Path: r.URL.Path, Proto: r.Proto})
 	})
@@ -56,12 +65,15 @@ func serve(ctx context.Context, name, httpAddress, tcpAddress, grpcAddress strin
 	if err != nil {
 		return err
 	}
+	ended := make(chan struct{})
 	rpc := grpc.NewServer()
 	healthv1.RegisterHealthServer(rpc, health.NewServer())
 	go func() { _ = rpc.Serve(rpcListener) }() // ends with Stop
 	defer context.AfterFunc(ctx, func() {
 		rpc.Stop()
-		_, _ = listener.Close(), server.Close()
+		_ = listener.Close()
+		_ = server.Shutdown(context.WithoutCancel(ctx)) // what is on its way is answered, as far as kubelet gives time
+		close(ended)
 	})()
 	go func() { // ends with the listener
 		for {
@@ -75,6 +87,7 @@ func serve(ctx context.Context, name, httpAddress, tcpAddress, grpcAddress strin
 	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
+	<-ended
 	return nil
 }
 
