@@ -123,6 +123,14 @@ func TestServicesAreServedByWhomKubeProxyWouldChoose(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+	// What docs/services.md tells scripts to wait for.
+	for address, want := range map[string]bool{"plain:9000": true, "unready:9000": false, "unready-published:9000": true} {
+		for _, namespace := range []string{ns, out} {
+			if open, err := lab.ExecJSON[bool](ctx, cluster, namespace, "client", "app", "sample", "open", address); err != nil || open != want {
+				t.Errorf("in %s, a connection to %s is still open after two seconds: %v, want %v; %v", namespace, address, open, want, err)
+			}
+		}
+	}
 }
 
 // wanted are some rows of what kube-proxy does, so that a cluster which does nothing of it proves nothing.

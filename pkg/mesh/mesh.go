@@ -103,7 +103,7 @@ const (
 	RedirectContainer    = "bulwark-init"
 	IdentityVolume       = "bulwark-identity"
 	CSIDriver            = "csi.bulwark.dev"
-	ClassMetadata        = "class" // of a proxy as an xDS node: which of Pilot's layers is that of its pod's class, written by injection
+	ClassMetadata        = "class" // of a proxy as an xDS node: which of Pilot's layers its pods of the same class have, too, written by injection
 	IdentityMountPath    = "/run/bulwark"
 	AgentSocket          = "agent.sock"
 	AgentClusterName     = "bulwark-agent" // the one static cluster of an Envoy bootstrap

@@ -238,7 +238,7 @@ var mutations = []mutation{
 		{"pilot/internal/registry/slice.go", "out.Leaving = !out.Ready && serving", "out.Leaving = false && serving"}}},
 	{24, "the endpoints of one node are everybody's", "pilot/internal/catalog.TestClientsHaveTheEndpointsOfTheirPlace", []edit{
 		{families + "endpoints.go", "		out = append(out, l.at(r.For))\n", "		out = append(out, l)\n"}}},
-	{24, "clients do not follow their node to another zone", everyChange, []edit{
+	{24, "clients do not follow their node to another zone", "pilot/internal/catalog.TestClientsHaveTheEndpointsOfTheirPlace", []edit{
 		{families + "catalog.go", "			if t.effects.Nodes[p.Node] {\n", "			if false && t.effects.Nodes[p.Node] {\n"}}},
 	{24, "what a node has of a zone stays that of the former one", "pilot/internal/catalog.TestClientsHaveTheEndpointsOfTheirPlace", []edit{
 		{families + "service.go", "		out = append(out, endpointsOn(c, t.effects.Nodes)...)\n", ""}}},
@@ -246,6 +246,8 @@ var mutations = []mutation{
 		{families + "endpoints.go", "		if now.Of(p) || was.Of(p) {\n", "		if now.Of(p) {\n"}}},
 	{24, "a client that is to stay with its endpoint has any", "pilot/internal/translate.TestAClientStaysWithItsEndpoint", []edit{
 		{"pilot/internal/translate/outbound.go", "	if f.Service.Sticky {\n", "	if false && f.Service.Sticky {\n"}}},
+	{24, "while Pilot is away, pods of a zone are of no class", "pilot/internal/catalog.TestPodsOfAZoneAreKnownAsTheyWereInjected", []edit{
+		{"pilot/internal/compile/workload.go", "	delete(c.Labels, core.LabelTopologyZone)\n", ""}}},
 	{24, "a Service that cannot be read is refused", "pilot/internal/validate.TestAuthorsOfServicesAreToldWhatHolds", []edit{
 		{"pilot/internal/validate/validate.go", "		if kind.IsAdvised() {\n", "		if false && kind.IsAdvised() {\n"}}},
 	{23, "another node's pod is served", "pilot/internal/push.TestAgentReadsNothingOfAnotherNodesPods", []edit{

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -38,6 +39,23 @@ func TCP() *cobra.Command {
 	}}
 	cmd.Flags().IntVar(&count, "count", 1, "how many, each over a connection of its own")
 	return cmd
+}
+
+// Open returns the subcommand that connects and says whether the connection is still open after two seconds: how to wait for a server of any protocol, since a
+// proxy accepts connections to servers that are not there.
+func Open() *cobra.Command {
+	return &cobra.Command{Use: "open ADDRESS", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		conn, err := (&net.Dialer{Timeout: requestTimeout}).DialContext(cmd.Context(), "tcp", args[0])
+		if err != nil {
+			return json.NewEncoder(os.Stdout).Encode(false)
+		}
+		defer conn.Close()
+		if err := conn.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+			return err
+		}
+		_, err = conn.Read(make([]byte, 1))
+		return json.NewEncoder(os.Stdout).Encode(err == nil || errors.Is(err, os.ErrDeadlineExceeded))
+	}}
 }
 
 // ledger is a connection to the ledger, made when it is needed.

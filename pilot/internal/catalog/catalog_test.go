@@ -104,12 +104,15 @@ func TestNothingIsKeptForWhomThereIsNot(t *testing.T) {
 	}
 }
 
+// but are the layers without the first and the last, which are its class's.
+func but(layers []Layer) []Layer { return layers[1 : len(layers)-1] }
+
 // A pod of other labels is another subject, and takes nothing along that others have.
 func TestWhoBecomesAnotherHasOtherLayers(t *testing.T) {
 	w := newWorld(t)
 	was := w.Join(podOf("one", delivery.ByAgent, nil))
 	now, gone := w.Follow(was, podOf("one", delivery.ByAgent, map[string]string{"app": "web"}))
-	if now.Layers()[0] == was.Layers()[0] || !slices.Equal(now.Layers()[1:], was.Layers()[1:]) {
+	if now.Layers()[0] == was.Layers()[0] || !slices.Equal(but(now.Layers()), but(was.Layers())) {
 		t.Errorf("its layers were %v and are %v", was.Layers(), now.Layers())
 	}
 	if now == was || !slices.Contains(gone, Resource(Inbound{was.class})) || slices.Contains(gone, Resource(Inbound{now.class})) {
@@ -203,5 +206,23 @@ func TestASidecarNarrowsWhatASubjectMayReach(t *testing.T) {
 	w.Leave(free)
 	if len(w.layers)+len(w.where)+len(w.scopes) != 0 {
 		t.Error("something stays")
+	}
+}
+
+// While Pilot is away, a pod is known by what it was injected as. Another on its node that Pilot knows has been given the node's zone as a label since.
+func TestPodsOfAZoneAreKnownAsTheyWereInjected(t *testing.T) {
+	w := newWorld(t)
+	injected := AsInjected(compile.ClassOf(podOf("new", delivery.ByAgent, map[string]string{"app": "web"})))
+	for zone, labels := range map[string]map[string]string{"": {"app": "web"}, "east": {"app": "web", "topology.kubernetes.io/zone": "east", "topology.kubernetes.io/region": "world"}} {
+		s := w.Join(podOf("known"+zone, delivery.ByAgent, labels))
+		if !slices.Contains(s.Layers(), injected) {
+			t.Errorf("in zone %q, a pod has the layers %v", zone, s.Layers())
+		}
+		if len(w.In(injected)) != 0 {
+			t.Errorf("it has %v by it", w.In(injected))
+		}
+	}
+	if other := w.Join(podOf("other", delivery.ByAgent, map[string]string{"app": "other"})); slices.Contains(other.Layers(), injected) {
+		t.Errorf("a pod of another class has the layers %v", other.Layers())
 	}
 }

@@ -29,6 +29,7 @@ const (
 	identityLayer  = "identity"
 	scopeLayer     = "scope"
 	classLayer     = "class"
+	injectedLayer  = "injected"
 )
 
 // by is the layer of those whose certificates come in a way, beside the layer that they have as all others do.
@@ -63,9 +64,13 @@ func OfClass(c compile.Class) Layer { return ofClass(c.Key()) }
 
 func ofClass(key string) Layer { return Layer{kind: classLayer, of: key} }
 
+// AsInjected is the layer by which pods of a node are known to be of one class, as their proxies say it. It has nothing.
+func AsInjected(c compile.Class) Layer { return Layer{kind: injectedLayer, of: c.AsInjected().Key()} }
+
 // Subject is what has a configuration: the proxy of a pod.
 type Subject struct {
 	pod, class         string
+	injected           Layer
 	namespace, account string
 	scope              Layer // of the services that it may know; zero if those are all that it may reach
 	delivery           delivery.Way
@@ -74,7 +79,7 @@ type Subject struct {
 
 // subjectOf is the subject that a pod's proxy is.
 func (c *Catalog) subjectOf(p *registry.Pod) (Subject, *registry.Sidecar) {
-	out := Subject{pod: p.ID, class: compile.ClassOf(p).Key(), namespace: p.Namespace, account: p.ServiceAccount, delivery: p.Delivery,
+	out := Subject{pod: p.ID, class: compile.ClassOf(p).Key(), injected: AsInjected(compile.ClassOf(p)), namespace: p.Namespace, account: p.ServiceAccount, delivery: p.Delivery,
 		node: compile.OnNode(p.Node), zone: compile.InZone(c.snap.ZoneOf(p.Node))}
 	sidecar := compile.SidecarOf(c.snap, c.settings, p.Namespace, p.Labels)
 	if sidecar != nil {
@@ -101,7 +106,7 @@ func (s Subject) Layers() []Layer {
 	for _, l := range services {
 		out = append(out, l.at(s.node), l.at(s.zone))
 	}
-	return append(append(out, services...), Mesh)
+	return append(append(out, services...), Mesh, s.injected)
 }
 
 // Join adds a subject: the proxy of a pod. Each has to leave once.

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	core "k8s.io/api/core/v1"
+
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
@@ -40,6 +42,15 @@ func (c Class) Key() string {
 	}
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:12])
+}
+
+// AsInjected is the class as injection knows it: without the labels that the API server gives a pod that is bound to a node, after the node's. On one
+// node they are the same for all pods.
+func (c Class) AsInjected() Class {
+	c.Labels = maps.Clone(c.Labels)
+	delete(c.Labels, core.LabelTopologyZone)
+	delete(c.Labels, core.LabelTopologyRegion)
+	return c
 }
 
 // Workload is what the inbound side of a class's proxies does.

@@ -64,7 +64,7 @@ func (p *proxy) connect(t *testing.T, to *pilot) {
 
 // serve is what the agent does for the stream of a pod's proxy.
 func serve(agent *nodexds.Node, pod *registry.Pod, rpc deltaxds.RPC) error {
-	source := agent.Proxy(pod.UID, nodeID(pod), catalog.OfClass(compile.ClassOf(pod)).String())
+	source := agent.Proxy(pod.UID, nodeID(pod), catalog.AsInjected(compile.ClassOf(pod)).String())
 	stream := deltaxds.NewStream(source, clock.RealClock{})
 	source.Begin(stream)
 	err := stream.Serve(rpc, nil)

@@ -253,11 +253,14 @@ func (w *world) slice(namespace, service string) {
 		service = fmt.Sprintf("s%d", w.random.IntN(3))
 	}
 	var endpoints []string
-	hinted := w.chance(40)
+	hinted, byNode := w.chance(60), w.chance(40)
 	for _, a := range w.some(addresses, 35) {
 		hints := ""
-		if hinted && w.chance(95) {
-			hints = fmt.Sprintf(", hints: {forZones: [{name: %q}]%s}", one(w, zones[:2]), one(w, []string{"", fmt.Sprintf(", forNodes: [{name: %s}]", one(w, hosts))}))
+		if hinted && w.chance(97) {
+			hints = fmt.Sprintf(", hints: {forZones: [{name: %q}]}", one(w, zones[:2]))
+			if byNode {
+				hints = fmt.Sprintf(", hints: {forZones: [{name: %q}], forNodes: [{name: %s}]}", one(w, zones[:2]), one(w, hosts))
+			}
 		}
 		endpoints = append(endpoints, fmt.Sprintf("{addresses: [%s], nodeName: %s, conditions: {ready: %v, serving: true, terminating: %v}%s}",
 			a, one(w, hosts), w.chance(70), w.chance(50), hints))

@@ -131,7 +131,7 @@ func TestWhoGetsAProxy(t *testing.T) {
 	}
 }
 
-// What the proxy starts with names the class that Pilot finds the stored pod to be of, and asks what kubelet asked, at the address that kubelet sets in;
+// What the proxy starts with names the class that Pilot finds the stored pod to be of, wherever that is bound, and asks what kubelet asked, at the address that kubelet sets in;
 // kubelet expands nothing else in it.
 func TestProxyStartsWithItsClassAndItsProbes(t *testing.T) {
 	stored := admit(t, []byte(`{"metadata":{"name":"x","namespace":"finance","labels":{"app":"pay"}},"spec":{"serviceAccountName":"payroll","containers":[{"name":"a","ports":[{"containerPort":80}],
@@ -140,12 +140,13 @@ func TestProxyStartsWithItsClassAndItsProbes(t *testing.T) {
 	if err := json.Unmarshal(stored, &p); err != nil {
 		t.Fatal(err)
 	}
+	p.Labels[core.LabelTopologyZone], p.Labels[core.LabelTopologyRegion] = "east", "world" // as a pod gets them when it is bound to a node
 	known, err := registry.Pods.Decode(&p, authz.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := startedWith(t, &p, "10.0.0.7")
-	if got, want := b.GetNode().GetMetadata().GetFields()[mesh.ClassMetadata].GetStringValue(), catalog.OfClass(compile.ClassOf(known)).String(); got != want {
+	if got, want := b.GetNode().GetMetadata().GetFields()[mesh.ClassMetadata].GetStringValue(), catalog.AsInjected(compile.ClassOf(known)).String(); got != want {
 		t.Errorf("class %s, want %s", got, want)
 	}
 	want := translate.Bootstrap()

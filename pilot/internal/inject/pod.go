@@ -151,7 +151,7 @@ func accountOf(pod *core.Pod) string { return cmp.Or(pod.Spec.ServiceAccountName
 func bootstrap(class compile.Class, probes []translate.Probe) (string, error) {
 	const address = "(the pod's address)" // which no text of a probe can be taken for: it is looked for in quotes
 	b := translate.Bootstrap()
-	b.Node = &xdscore.Node{Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{mesh.ClassMetadata: structpb.NewStringValue(catalog.OfClass(class).String())}}}
+	b.Node = &xdscore.Node{Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{mesh.ClassMetadata: structpb.NewStringValue(catalog.AsInjected(class).String())}}}
 	translate.AnswerKubelet(b, probes, address)
 	text, err := reproducible(b)
 	if err != nil {
