@@ -47,8 +47,9 @@ spec:
 `
 
 // While there is no Pilot, an Envoy that is killed comes back with its configuration, and a pod starts that Pilot has never spoken of, since its
-// node has another of its class: with its identity, its probes and what it may call.
+// node has another of its class: with its identity, its probes and what it may call. Nodes are in zones, after which Kubernetes labels their pods.
 func TestPodsStartWhilePilotIsAway(t *testing.T) {
+	inZones(t.Context(), t)
 	prove(t, "pilot-away", func(ctx context.Context, s *claims.Scene) (string, error) {
 		auditor, err := s.Pod(ctx, s.Namespace, "account-auditor")
 		if err != nil {
