@@ -95,7 +95,10 @@ type followed struct {
 
 // New returns a catalogue of the snapshot for nobody yet.
 func New(settings compile.Settings, snap *registry.Snapshot) *Catalog {
-	return &Catalog{settings: settings, snap: snap, layers: map[Layer]*layer{}, where: map[Resource][]Layer{}, classes: map[string]*class{}, scopes: map[Layer]*scope{}, places: map[compile.Place]int{}, pods: map[string]*followed{}}
+	return &Catalog{
+		settings: settings, snap: snap, layers: map[Layer]*layer{}, where: map[Resource][]Layer{}, classes: map[string]*class{},
+		scopes: map[Layer]*scope{}, places: map[compile.Place]int{}, pods: map[string]*followed{},
+	}
 }
 
 // Snapshot is what the catalogue is made from.

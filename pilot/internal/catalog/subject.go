@@ -79,8 +79,11 @@ type Subject struct {
 
 // subjectOf is the subject that a pod's proxy is.
 func (c *Catalog) subjectOf(p *registry.Pod) (Subject, *registry.Sidecar) {
-	out := Subject{pod: p.ID, class: compile.ClassOf(p).Key(), injected: AsInjected(compile.ClassOf(p)), namespace: p.Namespace, account: p.ServiceAccount, delivery: p.Delivery,
-		node: compile.OnNode(p.Node), zone: compile.InZone(c.snap.ZoneOf(p.Node))}
+	class := compile.ClassOf(p)
+	out := Subject{
+		pod: p.ID, class: class.Key(), injected: AsInjected(class), namespace: p.Namespace, account: p.ServiceAccount, delivery: p.Delivery,
+		node: compile.OnNode(p.Node), zone: compile.InZone(c.snap.ZoneOf(p.Node)),
+	}
 	sidecar := compile.SidecarOf(c.snap, c.settings, p.Namespace, p.Labels)
 	if sidecar != nil {
 		out.scope = ofScope(sidecar, p.Namespace, p.ServiceAccount)

@@ -46,8 +46,11 @@ func (p Place) String() string {
 // Spread says by what of its clients' place a service's endpoints differ.
 type Spread struct{ kind placeKind }
 
-// SpreadOf returns the spread of a service. For most it is zero: all clients have the same endpoints.
+// SpreadOf returns the spread of a service. For most it is zero: all clients have the same endpoints. Behind a headless service they choose.
 func SpreadOf(snap *registry.Snapshot, s *registry.Service) (out Spread) {
+	if s.Headless {
+		return out
+	}
 	if s.Local {
 		return Spread{onNode}
 	}

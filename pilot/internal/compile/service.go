@@ -99,7 +99,8 @@ func ServicePorts(snap *registry.Snapshot, set Settings, s *registry.Service) []
 	n := nameService(snap, set, s)
 	out := make([]ServicePort, 0, len(s.Ports))
 	for _, p := range s.Ports {
-		out = append(out, ServicePort{Service: s, Host: Host(s), Number: p.Number, Protocol: p.Protocol, Sticky: s.Affinity != 0 && !s.Headless, Mutual: n.mutual, Identities: n.identities})
+		out = append(out, ServicePort{Service: s, Host: Host(s), Number: p.Number, Protocol: p.Protocol,
+			Sticky: s.Affinity != 0 && !s.Headless, Mutual: n.mutual, Identities: n.identities})
 	}
 	return out
 }

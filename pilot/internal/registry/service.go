@@ -131,12 +131,12 @@ func affinity(s *core.ServiceSpec) time.Duration {
 // adviseService names what of a Service is not as its author may think. (TestEveryFieldOfAServiceIsAccountedFor has all fields.)
 func adviseService(s *Service) (out []string) {
 	for _, p := range s.Bypassing {
-		out = append(out, fmt.Sprintf("port %d is %s, which proxies do not take: between pods of the mesh it works as without them, and is neither encrypted nor subject to policies",
-			p.Number, p.Protocol))
+		out = append(out, fmt.Sprintf("port %d is %s, which proxies do not take: between pods of the mesh it works as without them, "+
+			"and is neither encrypted nor subject to policies", p.Number, p.Protocol))
 	}
 	if s.Affinity != 0 && s.Affinity != defaultAffinity && !s.Headless {
-		out = append(out, fmt.Sprintf("spec.sessionAffinityConfig.clientIP.timeoutSeconds is not counted for clients in the mesh: each stays with its endpoint while that is ready, also after %s of silence",
-			s.Affinity))
+		out = append(out, fmt.Sprintf("spec.sessionAffinityConfig.clientIP.timeoutSeconds is not counted for clients in the mesh: "+
+			"each stays with its endpoint while that is ready, also after %s of silence", s.Affinity))
 	}
 	return out
 }

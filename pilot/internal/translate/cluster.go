@@ -73,11 +73,14 @@ func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster 
 // clientKey is where a connection's client is noted whom a service is to keep with its endpoint.
 const clientKey = "bulwark.client"
 
-// sticky gives a client always the same endpoint. When an endpoint comes, of many clients few move, all to the new one, and when one goes none but its own.
+// sticky gives a client always the same endpoint. When an endpoint comes, of many clients few move, all to the new one, and when one goes none
+// but its own.
 func sticky() *cluster.LoadBalancingPolicy {
-	byClient := &route.RouteAction_HashPolicy{PolicySpecifier: &route.RouteAction_HashPolicy_FilterState_{FilterState: &route.RouteAction_HashPolicy_FilterState{Key: clientKey}}}
-	return &cluster.LoadBalancingPolicy{Policies: []*cluster.LoadBalancingPolicy_Policy{{TypedExtensionConfig: envoy.Extension("envoy.load_balancing_policies.ring_hash",
-		&ringhash.RingHash{ConsistentHashingLbConfig: &lbcommon.ConsistentHashingLbConfig{HashPolicy: []*route.RouteAction_HashPolicy{byClient}}})}}}
+	byClient := &route.RouteAction_HashPolicy{PolicySpecifier: &route.RouteAction_HashPolicy_FilterState_{
+		FilterState: &route.RouteAction_HashPolicy_FilterState{Key: clientKey}}}
+	ring := &ringhash.RingHash{ConsistentHashingLbConfig: &lbcommon.ConsistentHashingLbConfig{HashPolicy: []*route.RouteAction_HashPolicy{byClient}}}
+	return &cluster.LoadBalancingPolicy{Policies: []*cluster.LoadBalancingPolicy_Policy{{
+		TypedExtensionConfig: envoy.Extension("envoy.load_balancing_policies.ring_hash", ring)}}}
 }
 
 // notedClient notes by whose address a connection comes, whatever its requests say of where they are from.
