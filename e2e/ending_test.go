@@ -3,7 +3,9 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +22,7 @@ import (
 // ending is a server that goes on serving for a while after it is told to end, and whose successor takes a while to be ready.
 const ending = `
 {apiVersion: apps/v1, kind: Deployment, metadata: {name: single, namespace: NS}, spec: {selector: {matchLabels: {app: single}}, template: {metadata: {labels: {app: single}}, spec: {
-  terminationGracePeriodSeconds: 60, containers: [{name: app, image: "docker.io/bulwark/sample:TAG", args: [server], lifecycle: {preStop: {sleep: {seconds: 20}}},
+  terminationGracePeriodSeconds: 150, containers: [{name: app, image: "docker.io/bulwark/sample:TAG", args: [server], lifecycle: {preStop: {sleep: {seconds: 120}}},
   readinessProbe: {tcpSocket: {port: 8080}, initialDelaySeconds: 8, periodSeconds: 1}}]}}}}
 ---
 {apiVersion: apps/v1, kind: Deployment, metadata: {name: client, namespace: NS}, spec: {selector: {matchLabels: {app: client}}, template: {metadata: {labels: {app: client}}, spec: {
@@ -54,14 +56,22 @@ func TestThePodThatEndsServesUntilItsSuccessorIsReady(t *testing.T) {
 	}
 	results := make([]sample.LoadResult, len(loads))
 	began := make(chan struct{}, len(loads))
+	stdin := make([]io.Reader, len(loads)) // of which the end is the load's
+	var ends []io.Closer
+	for i := range loads {
+		r, w := io.Pipe()
+		stdin[i], ends = r, append(ends, w)
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	for i, command := range loads {
 		g.Go(func() error {
-			text, err := cluster.ExecNoted(gctx, func() { began <- struct{}{} }, ns, "client", "app", append(command, "--duration", "35s", "--interval", "50ms")...)
-			if err != nil {
+			out := &attended{began: began}
+			command = append(command, "--attended", "--duration", "3m", "--interval", "50ms")
+			if err := cluster.ExecAttended(gctx, stdin[i], out, ns, "client", "app", command...); err != nil {
 				return err
 			}
-			return json.Unmarshal(text, &results[i])
+			lines := strings.Split(strings.TrimSpace(out.text.String()), "\n") // changes, and then the result
+			return json.Unmarshal([]byte(lines[len(lines)-1]), &results[i])
 		})
 	}
 	for range loads {
@@ -75,12 +85,24 @@ func TestThePodThatEndsServesUntilItsSuccessorIsReady(t *testing.T) {
 	if err == nil {
 		err = cluster.CoreV1().Pods(ns).Delete(ctx, pod.Name, metav1.DeleteOptions{})
 	}
-	if err != nil {
+	if err == nil {
+		err = lab.PollFor(ctx, 2*time.Minute, func(ctx context.Context) error {
+			if successor, err := cluster.Pod(ctx, ns, "single"); err != nil || successor.UID == pod.UID {
+				return fmt.Errorf("the pod has no successor: %w", err)
+			}
+			return reachable(ctx, ns, time.Second)
+		})
+	}
+	if err == nil { // as long as the old pod is there, it is no matter whom a proxy calls that is late
+		_, err = cluster.CoreV1().Pods(ns).Get(ctx, pod.Name, metav1.GetOptions{})
+	}
+	for _, end := range ends {
+		err = errors.Join(err, end.Close())
+	}
+	if err = errors.Join(err, g.Wait()); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Wait(); err != nil {
-		t.Fatal(err)
-	}
+	_ = cluster.CoreV1().Pods(ns).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(1))}) // nobody needs it any more
 	for i, r := range results {
 		if r.Requests == 0 || r.Outcomes["200"] != r.Requests {
 			t.Errorf("%s: %d requests: %v %q, changes %v", strings.Join(loads[i], " "), r.Requests, r.Outcomes, r.Errors, r.Changes)
@@ -88,6 +110,19 @@ func TestThePodThatEndsServesUntilItsSuccessorIsReady(t *testing.T) {
 			t.Logf("%s: %d requests, %v", strings.Join(loads[i], " "), r.Requests, r.Outcomes)
 		}
 	}
+}
+
+// attended is what a load says, which has begun with its first word.
+type attended struct {
+	began chan<- struct{}
+	text  strings.Builder
+}
+
+func (a *attended) Write(p []byte) (int, error) {
+	if a.text.Len() == 0 {
+		a.began <- struct{}{}
+	}
+	return a.text.Write(p)
 }
 
 // once is a server, and a job that calls it with the first thing that it does: in an init container and in its own. The job's pod ends when that does.
