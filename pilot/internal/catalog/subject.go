@@ -59,9 +59,7 @@ func (l Layer) String() string {
 	return out
 }
 
-// OfClass is the layer of a class of pods.
-func OfClass(c compile.Class) Layer { return ofClass(c.Key()) }
-
+// ofClass is the layer of a class of pods, by its key.
 func ofClass(key string) Layer { return Layer{kind: classLayer, of: key} }
 
 // AsInjected is the layer by which pods of a node are known to be of one class, as their proxies say it. It has nothing.
