@@ -1,5 +1,5 @@
 // Command agent runs on each node and holds the identities of its pods. `agent redirect` sends a pod's traffic through
-// its proxy; `agent cleanup` removes what the agent keeps on a node.
+// its proxy; `agent prove` finds out that somebody else has; `agent cleanup` removes what the agent keeps on a node.
 package main
 
 import (
@@ -14,7 +14,8 @@ import (
 
 func main() {
 	cmd := config.Command("agent", "Node agent of the mesh", run.Defaults(), run.Run)
-	cmd.AddCommand(config.Command("redirect", "Send the traffic of this network namespace through the proxy", redirect.Settings{}, redirect.Run))
+	cmd.AddCommand(config.Command("redirect", "Send the traffic of this network namespace through the proxy", redirect.Defaults(), redirect.Run))
+	cmd.AddCommand(config.Command("prove", "Prove that the traffic of this network namespace goes through the proxy, and fail if it does not", redirect.ProveSettings{}, redirect.Prove))
 	cmd.AddCommand(config.Command("cleanup", "Remove what the agent keeps on this node", cleanup.Defaults(), cleanup.Run))
 	if cmd.ExecuteContext(context.Background()) != nil {
 		os.Exit(1)

@@ -4,12 +4,15 @@
 //	prerouting: TCP from outside ─► 15006
 //
 // Both families are redirected. One the proxy does not listen on is then refused rather than let past it.
+//
+// The node's CNI plugin applies the rules, or an init container of the pod that has the privilege.
 package redirect
 
 import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -19,19 +22,17 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
-// Options say what is left alone, besides the proxy itself.
-type Options struct {
-	ExcludeInboundPorts  []uint16
-	ExcludeOutboundPorts []uint16
-	ExcludeOutbound      []netip.Prefix
-}
-
 // ownPorts are the proxy's: kubelet and Prometheus reach them directly, and no rule may send the proxy's traffic to itself.
 var ownPorts = []uint16{mesh.ProxyHealthPort, mesh.ProxyStatsPort}
 
 const table = "bulwark"
 
-// Apply puts the rules into the network namespace of this process, replacing those of an earlier call in one
+// Proofs are addresses of documentation, where nobody is: what an application sends there comes to the proxy's port whatever
+// the pod excludes. Whoever has no privilege to look at the rules finds out so that they are there, all of them: they came in
+// one transaction.
+var Proofs = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+
+// Apply puts the rules into the network namespace of this thread, replacing those of an earlier call in one
 // transaction.
 func Apply(o Options) error {
 	c, err := nftables.New()
@@ -46,11 +47,24 @@ func Apply(o Options) error {
 	addPrerouting(c, t, o)
 	if err := c.Flush(); err != nil {
 		if errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("nftables: %w (the container needs NET_ADMIN)", err)
+			return fmt.Errorf("nftables: %w (it takes NET_ADMIN)", err)
 		}
 		return fmt.Errorf("nftables: %w", err)
 	}
 	return nil
+}
+
+// Applied says whether the network namespace of this thread has the rules.
+func Applied() (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("nftables: %w", err)
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("nftables: %w", err)
+	}
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == table }), nil
 }
 
 // Remove takes the rules out.
@@ -90,6 +104,9 @@ func addOutput(c *nftables.Conn, t *nftables.Table, o Options) {
 	}
 	// Between containers of the pod over localhost, and by the pod's own address.
 	add(tcp(), toLoopbackDevice(), accept())
+	for _, proof := range Proofs {
+		add(tcp(), destination(netip.PrefixFrom(proof, proof.BitLen())), redirect(mesh.OutboundPort))
+	}
 	for _, p := range o.ExcludeOutboundPorts {
 		add(tcp(), port(p), accept())
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"reflect"
 	"runtime"
 	"strings"
 	"syscall"
@@ -124,7 +125,7 @@ const (
 func TestTrafficGoesWhereItShould(t *testing.T) {
 	inNamespace(t, func() {
 		for range 2 { // a restarted init container applies them again
-			if err := Apply(Options{ExcludeOutboundPorts: []uint16{9200}, ExcludeOutbound: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")}}); err != nil {
+			if err := Apply(Options{ExcludeOutboundPorts: []uint16{9200}, ExcludeOutbound: []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16"), netip.MustParsePrefix("192.0.2.0/24")}}); err != nil {
 				t.Error(err)
 				return
 			}
@@ -137,17 +138,19 @@ func TestTrafficGoesWhereItShould(t *testing.T) {
 			from, to string
 			want     string
 		}{
-			"application to the world":                       {application, "", "93.184.216.34:443", "15001"},
-			"application to the world, IPv6":                 {application, "", "[2001:db8::1]:443", "15001"},
-			"root's process to the world":                    {0, "", "93.184.216.34:443", "15001"},
-			"application to a port that is the proxy's name": {application, "", "93.184.216.34:15001", "15001"},
-			"between containers over localhost":              {application, "", "127.0.0.1:8080", "8080"},
-			"between containers over localhost, IPv6":        {application, "", "[::1]:8080", "8080"},
-			"proxy to its application":                       {proxy, "127.0.0.6", "10.9.9.9:8080", "8080"},
-			"proxy to its application over localhost":        {proxy, "", "127.0.0.1:8080", "8080"},
-			"own service: proxy to the pod itself":           {proxy, "", "10.9.9.9:8080", "15006"},
-			"own service: proxy to the pod itself, IPv6":     {proxy, "", "[fd09::9]:8080", "15006"},
-			"excluded port":                                  {application, "", "10.9.9.9:9200", "9200"},
+			"application to the world":                         {application, "", "93.184.216.34:443", "15001"},
+			"application to the world, IPv6":                   {application, "", "[2001:db8::1]:443", "15001"},
+			"root's process to the world":                      {0, "", "93.184.216.34:443", "15001"},
+			"application to a port that is the proxy's name":   {application, "", "93.184.216.34:15001", "15001"},
+			"between containers over localhost":                {application, "", "127.0.0.1:8080", "8080"},
+			"between containers over localhost, IPv6":          {application, "", "[::1]:8080", "8080"},
+			"proxy to its application":                         {proxy, "127.0.0.6", "10.9.9.9:8080", "8080"},
+			"proxy to its application over localhost":          {proxy, "", "127.0.0.1:8080", "8080"},
+			"own service: proxy to the pod itself":             {proxy, "", "10.9.9.9:8080", "15006"},
+			"own service: proxy to the pod itself, IPv6":       {proxy, "", "[fd09::9]:8080", "15006"},
+			"excluded port":                                    {application, "", "10.9.9.9:9200", "9200"},
+			"proof on an excluded port of an excluded network": {application, "", "192.0.2.1:9200", "15001"},
+			"proof of IPv6":                                    {application, "", "[2001:db8::1]:9200", "15001"},
 		} {
 			if got := reached(c.uid, c.from, c.to); got != c.want {
 				t.Errorf("%s: %s:%s reached %q, want %q", name, c.from, c.to, got, c.want)
@@ -160,8 +163,14 @@ func TestTrafficGoesWhereItShould(t *testing.T) {
 		if got := reached(application, "", "10.77.1.1:443"); got == "15001" {
 			t.Errorf("an excluded network was redirected")
 		}
+		if there, err := Applied(); err != nil || !there {
+			t.Errorf("the rules are there: %v, %v", there, err)
+		}
 		if err := Remove(); err != nil {
 			t.Error(err)
+		}
+		if there, err := Applied(); err != nil || there {
+			t.Errorf("the rules are there after removal: %v, %v", there, err)
 		}
 		if got := reached(application, "", "10.9.9.9:8080"); got != "8080" {
 			t.Errorf("after removal: reached %q", got)
@@ -222,16 +231,35 @@ func TestInboundTrafficGoesToTheProxy(t *testing.T) {
 	})
 }
 
-func TestSettingsAreChecked(t *testing.T) {
-	for _, bad := range []Settings{
-		{ExcludeInboundPorts: []string{"http"}}, {ExcludeOutboundPorts: []string{"70000"}}, {ExcludeInboundPorts: []string{"0"}}, {ExcludeOutboundCIDRs: []string{"10.0.0.0"}},
-	} {
-		if bad.Validate() == nil {
-			t.Errorf("%+v passed", bad)
+func TestOptionsAreReadAsTheyWereWrittenAndNothingElseIs(t *testing.T) {
+	for _, o := range []Options{{}, {
+		ExcludeInboundPorts: []uint16{22}, ExcludeOutboundPorts: []uint16{9200},
+		ExcludeOutbound: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")},
+	}} {
+		if got, err := Parse(o.String()); err != nil || !reflect.DeepEqual(got, o) {
+			t.Errorf("%s: %+v, %v", o, got, err)
 		}
 	}
-	o, err := Settings{ExcludeInboundPorts: []string{"22"}, ExcludeOutboundCIDRs: []string{"10.0.0.0/8", "fd00::/8"}}.options()
-	if err != nil || len(o.ExcludeInboundPorts) != 1 || len(o.ExcludeOutbound) != 2 {
-		t.Fatalf("%+v, %v", o, err)
+	for _, bad := range []string{
+		``, `[]`, `{} {}`, `{"excludeInbound":[1]}`, `{"excludeInboundPorts":["http"]}`, `{"excludeOutboundPorts":[70000]}`, `{"excludeInboundPorts":[0]}`,
+		`{"excludeOutboundCIDRs":["10.0.0.0"]}`, `{"excludeOutboundCIDRs":[""]}`, `{"excludeOutboundCIDRs":["::ffff:10.0.0.0/104"]}`,
+		`{"excludeInboundPorts":[` + strings.Repeat("1,", maxEntries) + `1]}`, `{}` + strings.Repeat(" ", maxText),
+	} {
+		if o, err := Parse(bad); err == nil {
+			t.Errorf("%.60s is read as %+v", bad, o)
+		}
 	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(`{"excludeInboundPorts":[22],"excludeOutboundCIDRs":["10.0.0.0/8"]}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		o, err := Parse(text)
+		if err != nil {
+			return
+		}
+		if again, err := Parse(o.String()); err != nil || again.String() != o.String() {
+			t.Errorf("%q is read as %s, and that as %s, %v", text, o, again, err)
+		}
+	})
 }
