@@ -37,6 +37,7 @@ const (
 	ProxyStatsPort    = 15090
 	ProxyUID          = 1337
 	ProxyGID          = 1337
+	ProverUID         = 1338        // who proves that traffic is redirected: anybody but the proxy, whose own is not
 	InboundSourceIPv4 = "127.0.0.6" // source address of the proxy's connections to its own application
 )
 
@@ -101,8 +102,10 @@ const (
 	PartOfValue          = "bulwark"
 	ProxyContainer       = "istio-proxy"
 	RedirectContainer    = "bulwark-init"
+	RedirectAnnotation   = "bulwark.dev/redirect" // on a pod whose node's CNI plugin redirects it: redirect.Options, written by injection
 	IdentityVolume       = "bulwark-identity"
 	CSIDriver            = "csi.bulwark.dev"
+	RedirectAttribute    = "redirect" // of a pod's volume; RedirectByCNI has the pod wait for its node's CNI plugin
 	ClassMetadata        = "class" // of a proxy as an xDS node: which of Pilot's layers its pods of the same class have, too, written by injection
 	IdentityMountPath    = "/run/bulwark"
 	AgentSocket          = "agent.sock"
@@ -111,6 +114,13 @@ const (
 	RootCASecretName     = "ROOTCA"        // SDS name of the trust bundle
 	FieldManager         = "bulwark"
 	WebhookConfiguration = "bulwark" // name of both webhook configurations
+)
+
+// The node's CNI plugin: how a CNI configuration calls it, which is the name of its program, and the socket of the node where
+// one may ask whether it is in the node's CNI configuration.
+const (
+	CNIPlugin = "bulwark-cni"
+	CNISocket = "/run/bulwark-cni/ready.sock"
 )
 
 // ServiceHost returns the DNS name of a service of the control plane.

@@ -31,7 +31,7 @@ import (
 var config = Config{
 	TrustDomain: "cluster.local", ProxyImage: "bulwark/proxy:test", AgentImage: "bulwark/agent:test", PullPolicy: "IfNotPresent",
 	ProxyCPU: "50m", ProxyMemory: "64Mi", ProxyMemoryMax: "256Mi", ProxyLogLevel: "warning", ClusterName: "Kubernetes",
-	ProxyWorkers: 2, RedirectCommand: []string{"redirect"},
+	ProxyWorkers: 2,
 }
 
 var enabled = map[string]string{"istio-injection": "enabled"}
@@ -39,9 +39,21 @@ var enabled = map[string]string{"istio-injection": "enabled"}
 // admit sends a pod through the webhook and returns it as the API server would store it.
 func admit(t *testing.T, pod []byte, namespaceLabels map[string]string) []byte {
 	t.Helper()
+	return admitTo(t, config, pod, namespaceLabels)
+}
+
+// review is the webhook's answer.
+func review(t *testing.T, c Config, pod []byte, namespaceLabels map[string]string) *admissionv1.AdmissionResponse {
+	t.Helper()
 	labels := func(context.Context, string) (map[string]string, error) { return namespaceLabels, nil }
-	resp := Pods(config, labels, slog.New(slog.DiscardHandler))(t.Context(), &admissionv1.AdmissionRequest{
+	return Pods(c, labels, slog.New(slog.DiscardHandler))(t.Context(), &admissionv1.AdmissionRequest{
 		Operation: admissionv1.Create, Namespace: "finance", Kind: meta.GroupVersionKind{Kind: "Pod"}, Object: runtime.RawExtension{Raw: pod}})
+}
+
+// admitTo is admit of an installation.
+func admitTo(t *testing.T, c Config, pod []byte, namespaceLabels map[string]string) []byte {
+	t.Helper()
+	resp := review(t, c, pod, namespaceLabels)
 	if !resp.Allowed {
 		t.Fatalf("refused: %+v", resp.Result)
 	}
@@ -74,8 +86,10 @@ func TestGolden(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			stored := admit(t, pod, enabled)
-			if again := admit(t, stored, enabled); string(again) != string(stored) {
+			c := config
+			c.CNI = strings.HasPrefix(filepath.Base(in), "cni")
+			stored := admitTo(t, c, pod, enabled)
+			if again := admitTo(t, c, stored, enabled); string(again) != string(stored) {
 				t.Error("a pod that has a proxy is changed again")
 			}
 			got, err := yaml.JSONToYAML(shorten(t, stored))

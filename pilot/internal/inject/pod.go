@@ -30,17 +30,17 @@ import (
 
 // Config is what an installation chooses.
 type Config struct {
-	TrustDomain     string
-	ProxyImage      string // Envoy
-	AgentImage      string // for the init container that sets up redirection
-	PullPolicy      string
-	ProxyCPU        string // request
-	ProxyMemory     string // request
-	ProxyMemoryMax  string // limit
-	ProxyLogLevel   string
-	ClusterName     string // label of metrics
-	ProxyWorkers    int
-	RedirectCommand []string // arguments of the agent's image
+	TrustDomain    string
+	ProxyImage     string // Envoy
+	AgentImage     string // for the init container of redirection
+	PullPolicy     string
+	ProxyCPU       string // request
+	ProxyMemory    string // request
+	ProxyMemoryMax string // limit
+	ProxyLogLevel  string
+	ClusterName    string // label of metrics
+	ProxyWorkers   int
+	CNI            bool // the nodes' CNI plugin redirects, and the init container proves it; else the init container does it, with a privilege
 }
 
 // apply returns a copy of the pod as it is in the mesh, and the init containers that go before its own: redirection, and
@@ -52,8 +52,9 @@ func apply(in *core.Pod, namespace string, way delivery.Way, c Config) (*core.Po
 	if err := annotate(pod); err != nil {
 		return nil, nil, err
 	}
-	pod.Spec.Volumes = append(pod.Spec.Volumes, core.Volume{Name: mesh.IdentityVolume, VolumeSource: core.VolumeSource{
-		CSI: &core.CSIVolumeSource{Driver: mesh.CSIDriver, ReadOnly: ptr(true)}}})
+	volume := &core.CSIVolumeSource{Driver: mesh.CSIDriver, ReadOnly: ptr(true)}
+	pod.Spec.Volumes = append(pod.Spec.Volumes, core.Volume{Name: mesh.IdentityVolume, VolumeSource: core.VolumeSource{CSI: volume}})
+	init := redirectContainer(pod, volume, c)
 	delete(pod.Annotations, delivery.Label) // only what injection writes is believed
 	class, err := classOf(pod, namespace, way)
 	if err != nil {
@@ -68,7 +69,7 @@ func apply(in *core.Pod, namespace string, way delivery.Way, c Config) (*core.Po
 			return nil, nil, err
 		}
 	}
-	return pod, []core.Container{redirectContainer(c), proxy}, nil
+	return pod, []core.Container{init, proxy}, nil
 }
 
 // classOf is the class that the pod will be of, unless somebody changes it after us.
@@ -84,20 +85,6 @@ func classOf(pod *core.Pod, namespace string, way delivery.Way) (compile.Class, 
 }
 
 func ptr[T any](v T) *T { return &v }
-
-// redirectContainer sets up redirection in the pod's network namespace and ends.
-func redirectContainer(c Config) core.Container {
-	return core.Container{
-		Name: mesh.RedirectContainer, Image: c.AgentImage, ImagePullPolicy: core.PullPolicy(c.PullPolicy), Args: c.RedirectCommand,
-		Resources: resources("10m", "16Mi", "64Mi"),
-		SecurityContext: &core.SecurityContext{
-			RunAsUser: ptr(int64(0)), RunAsGroup: ptr(int64(0)), RunAsNonRoot: ptr(false), Privileged: ptr(false),
-			AllowPrivilegeEscalation: ptr(false), ReadOnlyRootFilesystem: ptr(true),
-			Capabilities:   &core.Capabilities{Drop: []core.Capability{"ALL"}, Add: []core.Capability{"NET_ADMIN"}},
-			SeccompProfile: &core.SeccompProfile{Type: core.SeccompProfileTypeRuntimeDefault},
-		},
-	}
-}
 
 // proxyContainer is Envoy as a native sidecar: it starts before the application and ends after it.
 func proxyContainer(pod *core.Pod, class compile.Class, probes []translate.Probe, namespace string, c Config) (core.Container, error) {
@@ -131,17 +118,12 @@ func proxyContainer(pod *core.Pod, class compile.Class, probes []translate.Probe
 		},
 		Ports: []core.ContainerPort{
 			{Name: "http-envoy-prom", ContainerPort: mesh.ProxyStatsPort, Protocol: core.ProtocolTCP}},
-		RestartPolicy:  ptr(core.ContainerRestartPolicyAlways),
-		StartupProbe:   probe(1, 600),
-		ReadinessProbe: probe(10, 4),
-		Resources:      resources(c.ProxyCPU, c.ProxyMemory, c.ProxyMemoryMax),
-		VolumeMounts:   []core.VolumeMount{{Name: mesh.IdentityVolume, MountPath: mesh.IdentityMountPath, ReadOnly: true}},
-		SecurityContext: &core.SecurityContext{
-			RunAsUser: ptr(int64(mesh.ProxyUID)), RunAsGroup: ptr(int64(mesh.ProxyGID)), RunAsNonRoot: ptr(true), Privileged: ptr(false),
-			AllowPrivilegeEscalation: ptr(false), ReadOnlyRootFilesystem: ptr(true),
-			Capabilities:   &core.Capabilities{Drop: []core.Capability{"ALL"}},
-			SeccompProfile: &core.SeccompProfile{Type: core.SeccompProfileTypeRuntimeDefault},
-		},
+		RestartPolicy:   ptr(core.ContainerRestartPolicyAlways),
+		StartupProbe:    probe(1, 600),
+		ReadinessProbe:  probe(10, 4),
+		Resources:       resources(c.ProxyCPU, c.ProxyMemory, c.ProxyMemoryMax),
+		VolumeMounts:    []core.VolumeMount{{Name: mesh.IdentityVolume, MountPath: mesh.IdentityMountPath, ReadOnly: true}},
+		SecurityContext: unprivileged(mesh.ProxyUID),
 	}, nil
 }
 

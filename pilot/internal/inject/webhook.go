@@ -42,6 +42,9 @@ func Pods(c Config, labels func(ctx context.Context, namespace string) (map[stri
 		if err := checkChoices(&pod); err != nil {
 			return admission.Deny(err.Error())
 		}
+		if why := runsAsProxy(&pod); why != "" {
+			return admission.Deny(why)
+		}
 		patch, err := patch(&pod, req.Namespace, delivery, c)
 		if err != nil {
 			return admission.Deny(fmt.Sprintf("adding the proxy: %v", err))

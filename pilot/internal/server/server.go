@@ -250,7 +250,7 @@ func (p *Pilot) injectConfig() inject.Config {
 	return inject.Config{
 		TrustDomain: p.settings.TrustDomain, ProxyImage: i.ProxyImage, AgentImage: i.AgentImage, PullPolicy: i.PullPolicy,
 		ProxyCPU: i.CPU, ProxyMemory: i.Memory, ProxyMemoryMax: i.MemoryLimit, ProxyLogLevel: i.ProxyLogLevel,
-		ClusterName: p.settings.ClusterName, ProxyWorkers: i.Workers, RedirectCommand: []string{"redirect"},
+		ClusterName: p.settings.ClusterName, ProxyWorkers: i.Workers, CNI: i.CNI,
 	}
 }
 

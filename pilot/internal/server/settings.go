@@ -37,13 +37,14 @@ type Listen struct {
 // Inject says what pods are given.
 type Inject struct {
 	ProxyImage    string `mapstructure:"proxyImage" usage:"image of the proxy (Envoy)"`
-	AgentImage    string `mapstructure:"agentImage" usage:"image of the init container that redirects traffic"`
+	AgentImage    string `mapstructure:"agentImage" usage:"image of the init container of redirection"`
 	PullPolicy    string `mapstructure:"pullPolicy" usage:"imagePullPolicy of both"`
 	CPU           string `mapstructure:"cpu" usage:"CPU a proxy requests"`
 	Memory        string `mapstructure:"memory" usage:"memory a proxy requests"`
 	MemoryLimit   string `mapstructure:"memoryLimit" usage:"memory a proxy may use"`
 	ProxyLogLevel string `mapstructure:"proxyLogLevel" usage:"log level of Envoy"`
 	Workers       int    `mapstructure:"workers" usage:"worker threads of a proxy"`
+	CNI           bool   `mapstructure:"cni" usage:"the nodes' CNI plugin redirects traffic, and the init container proves it; otherwise the init container redirects, which takes NET_ADMIN"`
 }
 
 // Defaults suit an installation by meshctl.
