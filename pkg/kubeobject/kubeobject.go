@@ -4,6 +4,7 @@ package kubeobject
 import (
 	"context"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -25,6 +26,11 @@ func WatchSecret(ctx context.Context, client kubernetes.Interface, namespace, na
 // WatchConfigMap does for a ConfigMap what WatchSecret does for a Secret.
 func WatchConfigMap(ctx context.Context, client kubernetes.Interface, namespace, name string, see func(*corev1.ConfigMap)) {
 	watchOne(ctx, client, client.CoreV1().ConfigMaps(namespace), name, see)
+}
+
+// WatchDaemonSet does for a DaemonSet what WatchSecret does for a Secret.
+func WatchDaemonSet(ctx context.Context, client kubernetes.Interface, namespace, name string, see func(*appsv1.DaemonSet)) {
+	watchOne(ctx, client, client.AppsV1().DaemonSets(namespace), name, see)
 }
 
 // objects is a typed client of one resource.
