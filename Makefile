@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/bin:$(PATH)
 VERSION ?= dev
 COMMIT := $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/bulwark-mesh/bulwark/pkg/version.Version=$(VERSION) -X github.com/bulwark-mesh/bulwark/pkg/version.Commit=$(COMMIT)
-MODULES := pkg pilot citadel mixer agent meshctl manifests e2e tools
+MODULES := pkg pilot citadel mixer agent cni meshctl manifests e2e tools
 BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 CLUSTER ?= local
 
@@ -18,7 +18,7 @@ need = command -v $(1) >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=non
 ##@ Building
 .PHONY: build tools images generate
 build: generate ## build every binary into bin/
-	$(BUILD) -o bin/ ./pilot/cmd/pilot ./citadel/cmd/citadel ./mixer/cmd/mixer ./agent/cmd/agent ./meshctl/cmd/meshctl ./e2e/cmd/sample ./e2e/cmd/demo ./tools/cmd/images
+	$(BUILD) -o bin/ ./pilot/cmd/pilot ./citadel/cmd/citadel ./mixer/cmd/mixer ./agent/cmd/agent ./cni/cmd/cni ./meshctl/cmd/meshctl ./e2e/cmd/sample ./e2e/cmd/demo ./tools/cmd/images
 
 CRDS := manifests/charts/bulwark/crds/istio.yaml
 generate: $(CRDS) ## take the CRDs that Bulwark has to do with from the Istio API's module
@@ -39,7 +39,7 @@ proto-check: proto ## fail when generated code is not what the definitions gener
 
 # A tag says what is in the image: with the version "dev" it is made of the binaries, so that what was built anew is
 # rolled out anew.
-PROGRAMS := bin/pilot bin/citadel bin/mixer bin/agent bin/sample
+PROGRAMS := bin/pilot bin/citadel bin/mixer bin/agent bin/cni bin/sample
 images: build ## build the images as OCI archives in bin/oci, without a container engine
 	@if [ "$(VERSION)" = dev ]; then echo "dev-$$(cat $(PROGRAMS) | sha256sum | cut -c1-12)"; else echo "$(VERSION)"; fi > bin/tag
 	@[ -n "$${BULWARK_ENVOY:-}" ] || $(call need,pip3,python3-pip)

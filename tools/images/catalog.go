@@ -22,13 +22,14 @@ type kind struct {
 	uid  int
 }
 
-// The node agent is root: it mounts into other pods' directories and programs their network namespaces. The proxy has
-// the user that traffic redirection exempts.
+// The node agent and the keeper of the CNI plugin are root, as the directories of the node are root's. The proxy has the user that
+// traffic redirection exempts.
 var catalog = []kind{
 	{"pilot", 65532},
 	{"citadel", 65532},
 	{"mixer", 65532},
 	{"agent", 0},
+	{"cni", 0},
 	{"proxy", 1337},
 	{"sample", 65532},
 }

@@ -2,6 +2,7 @@ package csi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -28,7 +29,11 @@ type recorded struct {
 	expires time.Time
 	gone    []string
 	answer  error
+	begun   bool
+	plugin  error // why the node's CNI plugin is not in force
 }
+
+func (r *recorded) Begun(string) bool { return r.begun }
 
 func (r *recorded) Publish(v pods.Volume, token string, expires time.Time) error {
 	r.volume, r.token, r.expires = v, token, expires
@@ -66,6 +71,7 @@ func newDriverIn(dir string) (*Driver, *recorded) {
 	r := &recorded{}
 	return New(r, Config{
 		Node: "node1", PodsDir: "/var/lib/kubelet/pods", Socket: filepath.Join(dir, "csi.sock"), Endpoint: "/host/csi.sock", RegistrationSocket: filepath.Join(dir, "reg.sock"),
+		PluginReady: func(context.Context) error { return r.plugin },
 	}, slog.New(slog.NewTextHandler(io.Discard, nil))), r
 }
 
@@ -100,6 +106,38 @@ func TestFilesAreWaitedForByKubelet(t *testing.T) {
 	}
 	if want := (files.Spec{Volume: "certs", Mode: 0o400, UID: 1000, GID: 1001}); r.volume.Files != want {
 		t.Fatalf("%+v", r.volume.Files)
+	}
+}
+
+// Kubelet makes a pod's network when it has the pod's volumes, and not again: who gets one before the plugin is there would never
+// be redirected. A pod that runs is not disturbed.
+func TestAPodWaitsForTheCNIPlugin(t *testing.T) {
+	d, r := newDriver()
+	r.plugin = errors.New("not in force")
+	if _, err := d.NodePublishVolume(t.Context(), request()); err != nil {
+		t.Errorf("a pod that is redirected otherwise: %v", err)
+	}
+	r.volume = pods.Volume{}
+	req := request()
+	req.VolumeContext["redirect"] = "cni"
+	_, err := d.NodePublishVolume(t.Context(), req)
+	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "not in force") || !strings.Contains(err.Error(), "get daemonset bulwark-cni") {
+		t.Errorf("without the plugin: %v", err)
+	}
+	if r.volume.ID != "" {
+		t.Error("the pod has its volume without the plugin")
+	}
+	r.plugin = nil
+	if _, err := d.NodePublishVolume(t.Context(), req); err != nil || r.volume.ID == "" {
+		t.Errorf("with the plugin: %v", err)
+	}
+	r.plugin, r.begun = errors.New("away"), true
+	if _, err := d.NodePublishVolume(t.Context(), req); err != nil {
+		t.Errorf("a pod that runs: %v", err)
+	}
+	req.VolumeContext["redirect"] = "otherwise"
+	if _, err := d.NodePublishVolume(t.Context(), req); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("another way: %v", err)
 	}
 }
 

@@ -36,6 +36,7 @@ import (
 // Pods is what volumes are made for.
 type Pods interface {
 	Publish(v pods.Volume, token string, expires time.Time) error
+	Begun(uid string) bool
 	Unpublish(volumeID, target string) error
 }
 
@@ -56,6 +57,9 @@ type Config struct {
 	Socket             string // where the driver listens
 	Endpoint           string // the same place as kubelet sees it
 	RegistrationSocket string // where kubelet learns of the driver
+	// PluginReady returns why the node's CNI plugin is not in force, nil if it is. A pod whose volume asks for it gets its
+	// volume, which kubelet waits for, before it gets a network: so no such pod has a network that the plugin had no part in.
+	PluginReady func(context.Context) error
 }
 
 // New returns a driver.
@@ -119,7 +123,7 @@ func (d *Driver) NodeGetCapabilities(context.Context, *csiapi.NodeGetCapabilitie
 
 // NodePublishVolume implements csi.NodeServer. Kubelet calls it again every minute or so (requiresRepublish), with the
 // pod's token as it is then.
-func (d *Driver) NodePublishVolume(_ context.Context, r *csiapi.NodePublishVolumeRequest) (*csiapi.NodePublishVolumeResponse, error) {
+func (d *Driver) NodePublishVolume(ctx context.Context, r *csiapi.NodePublishVolumeRequest) (*csiapi.NodePublishVolumeResponse, error) {
 	v, err := d.volume(r)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
@@ -127,6 +131,12 @@ func (d *Driver) NodePublishVolume(_ context.Context, r *csiapi.NodePublishVolum
 	token, expires, err := tokenOf(r)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if r.GetVolumeContext()[mesh.RedirectAttribute] == mesh.RedirectByCNI && !d.pods.Begun(v.Facts.UID) {
+		if err := d.config.PluginReady(ctx); err != nil {
+			return nil, status.Errorf(codes.Unavailable, "the pod waits for %s, which is to redirect its traffic on node %s (kubectl -n %s get daemonset %s): %v",
+				mesh.CNIPlugin, d.config.Node, mesh.Namespace, mesh.CNIPlugin, err)
+		}
 	}
 	err = d.pods.Publish(v, token, expires)
 	if errors.Is(err, files.ErrNotWritten) {
@@ -179,6 +189,8 @@ func (d *Driver) volume(r *csiapi.NodePublishVolumeRequest) (pods.Volume, error)
 		return v, errors.New("the volume must be readOnly: true")
 	case attr[accessAttribute] != "" && attr[accessAttribute] != "any" && attr[accessAttribute] != "proxy":
 		return v, fmt.Errorf("volume attribute access is %q; use proxy or any", attr[accessAttribute])
+	case attr[mesh.RedirectAttribute] != "" && attr[mesh.RedirectAttribute] != mesh.RedirectByCNI:
+		return v, fmt.Errorf("volume attribute %s is %q; injection writes %s", mesh.RedirectAttribute, attr[mesh.RedirectAttribute], mesh.RedirectByCNI)
 	case badFiles != nil:
 		return v, badFiles
 	case f.Namespace == "" || f.Pod == "" || f.UID == "" || f.ServiceAccount == "":
@@ -192,8 +204,8 @@ func (d *Driver) volume(r *csiapi.NodePublishVolumeRequest) (pods.Volume, error)
 // kubeletPrefix begins the attributes that kubelet sets itself.
 const kubeletPrefix = "csi.storage.k8s.io/"
 
-// attributes are those that a pod's author may set.
-var attributes = []string{accessAttribute, files.VolumeAttribute, files.ModeAttribute, files.UIDAttribute, files.GIDAttribute}
+// attributes are those that a pod's author, or injection, may set.
+var attributes = []string{accessAttribute, mesh.RedirectAttribute, files.VolumeAttribute, files.ModeAttribute, files.UIDAttribute, files.GIDAttribute}
 
 const accessAttribute = "access"
 

@@ -128,6 +128,13 @@ func (p *Identity) JWT(ctx context.Context, audience []string) (string, error) {
 	return p.issuer.Requester.JWT(ctx, p.tokens(), current, audience, p.issuer.Clock.Now())
 }
 
+// HasToken says whether the pod's token is known.
+func (p *Identity) HasToken() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.token != ""
+}
+
 // SetToken takes the pod's token, which kubelet renews, and says whether it is another than before.
 func (p *Identity) SetToken(token string, expires time.Time) (news bool) {
 	p.mu.Lock()

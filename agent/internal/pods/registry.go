@@ -104,6 +104,15 @@ func (r *Registry) Restore() error {
 	return err
 }
 
+// Begun says whether a pod has had a volume of this driver since the node was started: its token is known, and tokens do not
+// outlive the node's memory.
+func (r *Registry) Begun(uid string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.pods[uid]
+	return p != nil && p.identity.HasToken()
+}
+
 // Publish gives a pod its socket, or renews its token. It does not wait for Citadel, and returns files.ErrNotWritten as
 // long as a pod that wants files has none: it is called again, and the pod does not start without them.
 func (r *Registry) Publish(v Volume, token string, expires time.Time) error {

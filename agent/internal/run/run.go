@@ -32,6 +32,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/agent/internal/workloadapi"
 	identityv1 "github.com/bulwark-mesh/bulwark/pkg/api/identity/v1"
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
+	"github.com/bulwark-mesh/bulwark/pkg/cniready"
 	"github.com/bulwark-mesh/bulwark/pkg/health"
 	"github.com/bulwark-mesh/bulwark/pkg/logging"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
@@ -112,6 +113,7 @@ func Run(ctx context.Context, s Settings) (err error) {
 
 	driver := csi.New(node, csi.Config{
 		Node: s.NodeName, PodsDir: s.PodsDir, Socket: s.CSISocket, Endpoint: s.CSIEndpoint, RegistrationSocket: s.RegistrationSocket,
+		PluginReady: func(ctx context.Context) error { return cniready.Ask(ctx, mesh.CNISocket) },
 	}, log)
 	monitor := health.New(prometheus.Gatherers{registry, counters})
 	monitor.AddLive("CSI driver", driver.Alive)

@@ -36,6 +36,8 @@ const (
 	temporary = ".bulwark-cni-"
 	listEnd   = ".conflist"
 	maxConfig = 1 << 20
+
+	programMode = os.FileMode(0o755)
 )
 
 // Install brings the node to have the plugin in force, and says whether it had to change anything.
@@ -62,7 +64,7 @@ func (n Node) Install() (changed bool, err error) {
 
 // Installed returns nil if the plugin is in force, and otherwise why it is not. It changes nothing.
 func (n Node) Installed() error {
-	if !sameFile(n.Program, n.target()) {
+	if !sameProgram(n.Program, n.target()) {
 		return fmt.Errorf("the plugin's program is not in the node's %s as it should be", mesh.CNIPlugin)
 	}
 	first, err := n.first()
@@ -236,39 +238,55 @@ func (n Node) target() string { return filepath.Join(n.BinDir, mesh.CNIPlugin) }
 
 // copyProgram says whether it had to.
 func (n Node) copyProgram() (bool, error) {
-	if sameFile(n.Program, n.target()) {
+	if sameProgram(n.Program, n.target()) {
 		return false, nil
-	}
-	info, err := os.Stat(n.Program)
-	if err != nil {
-		return false, fmt.Errorf("the plugin's program: %w", err)
 	}
 	in, err := os.Open(n.Program)
 	if err != nil {
 		return false, fmt.Errorf("the plugin's program: %w", err)
 	}
 	defer in.Close()
-	err = write(n.target(), 0o755, func(out *os.File) error {
+	err = write(n.target(), programMode, func(out *os.File) error {
 		_, err := io.Copy(out, in)
 		return err
 	})
-	if err == nil {
-		err = os.Chtimes(n.target(), info.ModTime(), info.ModTime())
-	}
 	if err != nil {
 		return false, fmt.Errorf("copying the plugin's program: %w", err)
 	}
 	return true, nil
 }
 
-// sameFile compares size, mode and time, as reading both programs whenever something is asked would cost too much.
-func sameFile(from, to string) bool {
-	a, err := os.Stat(from)
+// sameProgram compares the content: images are made without times, and two versions may have the same size.
+func sameProgram(from, to string) bool {
+	info, err := os.Stat(to)
+	if err != nil || info.Mode() != programMode {
+		return false
+	}
+	a, err := os.Open(from)
 	if err != nil {
 		return false
 	}
-	b, err := os.Stat(to)
-	return err == nil && b.Mode() == 0o755 && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+	defer a.Close()
+	b, err := os.Open(to)
+	if err != nil {
+		return false
+	}
+	defer b.Close()
+	if is, err := a.Stat(); err != nil || is.Size() != info.Size() {
+		return false
+	}
+	here, there := make([]byte, 256<<10), make([]byte, 256<<10)
+	for {
+		n, endHere := io.ReadFull(a, here)
+		m, endThere := io.ReadFull(b, there)
+		if n != m || !bytes.Equal(here[:n], there[:m]) {
+			return false
+		}
+		if endHere != nil || endThere != nil {
+			ended := func(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
+			return ended(endHere) && ended(endThere)
+		}
+	}
 }
 
 // clean removes what was not finished.

@@ -133,9 +133,15 @@ func Defaults() (map[string]any, error) {
 	return chrt.Values, nil
 }
 
+// Everything returns every object that the chart can have.
+func Everything() ([]*unstructured.Unstructured, error) {
+	return Render(map[string]any{"mtls": "strict", "cni": "on"})
+}
+
 // All returns every object of an installation in the order in which they are applied: the namespace, definitions, and the rest.
-func All(values map[string]any) ([]*unstructured.Unstructured, error) {
-	objects, err := Render(values)
+// It remembers the values, and is rendered with what has been decided where they leave a choice.
+func All(values, decided map[string]any) ([]*unstructured.Unstructured, error) {
+	objects, err := Render(loader.MergeMaps(runtime.DeepCopyJSON(nonNil(values)), decided))
 	if err != nil {
 		return nil, err
 	}

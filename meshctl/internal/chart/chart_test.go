@@ -99,7 +99,7 @@ func TestSettingsThatComponentsRefuseAreRefusedHere(t *testing.T) {
 	} {
 		values, err := Values(nil, nil, []string{set}, nil)
 		if err == nil {
-			_, err = All(values)
+			_, err = All(values, nil)
 		}
 		if err == nil || !strings.Contains(err.Error(), names) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("--set %s: got %v, want one line that names %s", set, err, names)
@@ -141,7 +141,7 @@ func TestSettingsStayUntilTheyAreChanged(t *testing.T) {
 		if err != nil || fmt.Sprint(got) != c.want {
 			t.Errorf("%s: %v, %v; want %s", name, got, err, c.want)
 		}
-		if _, err := All(got); err != nil {
+		if _, err := All(got, nil); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -156,7 +156,7 @@ func TestEachObjectComesAfterWhatItNeeds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	objects, err := All(values)
+	objects, err := All(values, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/pmezard/go-difflib/difflib"
@@ -13,16 +14,13 @@ import (
 )
 
 // showDiff shows what an install would change, setting by setting and line by line.
-func (a *app) showDiff(ctx context.Context, client *kube.Client, before *installation, values map[string]any, objects []*unstructured.Unstructured) error {
+func (a *app) showDiff(ctx context.Context, client *kube.Client, before *installation, values map[string]any, objects, gone []*unstructured.Unstructured) error {
 	for _, line := range before.changes(values) {
 		a.out.Line("# %s", line)
 	}
-	if before.prunes(objects) {
-		objects = append(objects, nil)
-	}
 	changed := 0
-	for _, object := range objects {
-		was, now, err := outcome(ctx, client, object)
+	for i, object := range append(slices.Clone(objects), gone...) {
+		was, now, err := outcome(ctx, client, object, i >= len(objects))
 		if err != nil {
 			return err
 		}
@@ -30,9 +28,9 @@ func (a *app) showDiff(ctx context.Context, client *kube.Client, before *install
 			continue
 		}
 		changed++
-		name := "PeerAuthentication, deleted"
-		if object != nil {
-			name = kube.Describe(object)
+		name := kube.Describe(object)
+		if i >= len(objects) {
+			name += ", deleted"
 		}
 		text, err := difflib.GetUnifiedDiffString(difflib.UnifiedDiff{
 			A: difflib.SplitLines(was), B: difflib.SplitLines(now), FromFile: name + " now", ToFile: name + " then", Context: 3,
@@ -50,12 +48,9 @@ func (a *app) showDiff(ctx context.Context, client *kube.Client, before *install
 	return a.out.Err()
 }
 
-// outcome returns an object as it is and as it would be, as YAML; nil stands for the policy that would be deleted.
-func outcome(ctx context.Context, client *kube.Client, object *unstructured.Unstructured) (was, now string, err error) {
-	live := meshPolicy()
-	if object != nil {
-		live = object.DeepCopy()
-	}
+// outcome returns an object as it is and as it would be, as YAML: nothing, if it is to be gone.
+func outcome(ctx context.Context, client *kube.Client, object *unstructured.Unstructured, gone bool) (was, now string, err error) {
+	live := object.DeepCopy()
 	switch err := client.Get(ctx, live); {
 	case err == nil:
 		if was, err = shownAs(live); err != nil {
@@ -64,7 +59,7 @@ func outcome(ctx context.Context, client *kube.Client, object *unstructured.Unst
 	case kube.FailureOf(err) != kube.NotFound:
 		return "", "", err
 	}
-	if object == nil {
+	if gone {
 		return was, "", nil
 	}
 	then, err := client.Outcome(ctx, object)

@@ -21,7 +21,7 @@ import (
 
 // components in the order in which they become ready.
 var components = []struct{ name, kind string }{
-	{"citadel", "Deployment"}, {"pilot", "Deployment"}, {"mixer", "Deployment"}, {"agent", "DaemonSet"},
+	{"citadel", "Deployment"}, {"pilot", "Deployment"}, {"mixer", "Deployment"}, {"agent", "DaemonSet"}, {"cni", "DaemonSet"},
 }
 
 type installOptions struct {
@@ -70,7 +70,11 @@ func (a *app) runInstall(ctx context.Context, in io.Reader, o installOptions) er
 	if err != nil {
 		return err
 	}
-	objects, err := chart.All(values)
+	redirection, err := redirectionBy(ctx, client, values)
+	if err != nil {
+		return err
+	}
+	objects, err := chart.All(values, map[string]any{"cni": redirection.cni})
 	if err != nil {
 		return err
 	}
@@ -83,8 +87,12 @@ func (a *app) runInstall(ctx context.Context, in io.Reader, o installOptions) er
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	p := &progress{out: a.out, start: time.Now()}
+	gone, err := before.superfluous(objects)
+	if err != nil {
+		return err
+	}
 	if o.diff {
-		return a.showDiff(ctx, client, before, values, objects)
+		return a.showDiff(ctx, client, before, values, objects, gone)
 	}
 	if err := p.step("checking the cluster", func() error { return check(ctx, client, values) }); err != nil {
 		return err
@@ -92,6 +100,7 @@ func (a *app) runInstall(ctx context.Context, in io.Reader, o installOptions) er
 	for _, line := range before.changes(values) {
 		a.out.Line("  %s", line)
 	}
+	a.out.Line("  %s", redirection)
 	var crds, workloads, hooks, policies []*unstructured.Unstructured
 	for _, object := range objects {
 		switch object.GetKind() {
@@ -111,6 +120,9 @@ func (a *app) runInstall(ctx context.Context, in io.Reader, o installOptions) er
 		{"webhooks", func() error { return applyAll(ctx, client, hooks) }},
 	}
 	for _, component := range components {
+		if component.name == "cni" && redirection.cni != "on" {
+			continue
+		}
 		steps = append(steps, step{component.name, func() error {
 			return kube.Poll(ctx, func(ctx context.Context) (string, error) {
 				return client.Rollout(ctx, component.kind, "bulwark-"+component.name)
@@ -119,7 +131,7 @@ func (a *app) runInstall(ctx context.Context, in io.Reader, o installOptions) er
 	}
 	steps = append(steps,
 		step{"injection and validation", func() error { return webhooksAnswer(ctx, client) }},
-		step{"mesh-wide policy", func() error { return errors.Join(applyAll(ctx, client, policies), before.prune(ctx, client, objects)) }})
+		step{"mesh-wide policy", func() error { return errors.Join(applyAll(ctx, client, policies), deleteAll(ctx, client, gone)) }})
 	if err := p.all(steps); err != nil {
 		return unfinished(err)
 	}

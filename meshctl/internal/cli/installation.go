@@ -156,14 +156,21 @@ func flatten(prefix string, values map[string]any, into map[string]string) {
 	}
 }
 
-// prune deletes what the installation had and is not to have any longer.
-func (i *installation) prune(ctx context.Context, client *kube.Client, objects []*unstructured.Unstructured) error {
-	if !i.prunes(objects) {
-		return nil
+// superfluous are the objects that the installation may have and is not to have any longer.
+func (i *installation) superfluous(objects []*unstructured.Unstructured) ([]*unstructured.Unstructured, error) {
+	if i == nil {
+		return nil, nil
 	}
-	return client.Delete(ctx, meshPolicy())
-}
-
-func (i *installation) prunes(objects []*unstructured.Unstructured) bool {
-	return i != nil && i.strict && !slices.ContainsFunc(objects, func(o *unstructured.Unstructured) bool { return o.GetKind() == "PeerAuthentication" })
+	everything, err := chart.Everything()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(everything, func(o *unstructured.Unstructured) bool {
+		if o.GetKind() == "PeerAuthentication" && !i.strict {
+			return true // of this name there may be a user's own
+		}
+		return slices.ContainsFunc(objects, func(wanted *unstructured.Unstructured) bool {
+			return wanted.GetKind() == o.GetKind() && wanted.GetName() == o.GetName() && wanted.GetNamespace() == o.GetNamespace()
+		})
+	}), nil
 }

@@ -2,10 +2,13 @@ package cli
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/chart"
 )
 
 func TestWhatAnInstallChangesIsSaid(t *testing.T) {
@@ -74,20 +77,34 @@ func TestSettingsThatCannotBeReadAreNotGuessed(t *testing.T) {
 	}
 }
 
-func TestOnlyThePolicyThatIsGoneIsPruned(t *testing.T) {
-	policy := meshPolicy()
+func TestWhatTheInstallationNoLongerHasIsDeletedAndNothingElse(t *testing.T) {
+	render := func(values map[string]any) []*unstructured.Unstructured {
+		objects, err := chart.Render(values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return objects
+	}
+	const plugin = "DaemonSet Role RoleBinding ServiceAccount"
 	for name, c := range map[string]struct {
-		before  *installation
-		objects []*unstructured.Unstructured
-		want    bool
+		before *installation
+		values map[string]any
+		want   string
 	}{
-		"a new mesh":       {nil, nil, false},
-		"strict stays":     {&installation{strict: true}, []*unstructured.Unstructured{policy}, false},
-		"strict goes":      {&installation{strict: true}, nil, true},
-		"a user's own one": {&installation{}, nil, false},
+		"a new mesh":       {nil, map[string]any{"cni": "off"}, ""},
+		"all stays":        {&installation{strict: true}, map[string]any{"mtls": "strict", "cni": "on"}, ""},
+		"strict goes":      {&installation{strict: true}, map[string]any{"cni": "on"}, "PeerAuthentication"},
+		"a user's own one": {&installation{}, map[string]any{"cni": "on"}, ""},
+		"the plugin goes":  {&installation{}, map[string]any{"cni": "off"}, plugin},
 	} {
-		if got := c.before.prunes(c.objects); got != c.want {
-			t.Errorf("%s: %v", name, got)
+		gone, err := c.before.superfluous(render(c.values))
+		var kinds []string
+		for _, o := range gone {
+			kinds = append(kinds, o.GetKind())
+		}
+		slices.Sort(kinds)
+		if got := strings.Join(kinds, " "); err != nil || got != c.want {
+			t.Errorf("%s: %s, %v; want %s", name, got, err, c.want)
 		}
 	}
 }

@@ -51,52 +51,77 @@ func membersEnding(ctx context.Context, client *kube.Client) (string, error) {
 	return "", nil
 }
 
-// leaves are the agent's volumes in which it leaves something.
-var leaves = []string{"state", "run", "plugin"}
+// remains is what a component keeps on a node: how its own program removes it, and in which of its volumes it is.
+type remains struct {
+	component, command string
+	volumes            []string
+}
 
-// cleaners are pods that remove what the agents keep, one for each node that has an agent.
-func cleaners(ctx context.Context, client *kube.Client) ([]*corev1.Pod, error) {
-	agents, err := client.CoreV1().Pods(mesh.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=agent"})
+// onNodes is what is on nodes. The keeper of the CNI plugin removes that itself when its DaemonSet is deleted, unless it could not.
+var onNodes = []remains{{"agent", "cleanup", []string{"state", "run", "plugin"}}, {"cni", "remove", []string{"conf", "bin", "run"}}}
+
+func (r remains) pods(ctx context.Context, client *kube.Client) ([]corev1.Pod, error) {
+	pods, err := client.CoreV1().Pods(mesh.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + r.component})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("listing the pods of %s: %w", r.component, err)
 	}
+	return pods.Items, nil
+}
+
+// cleaners are pods that remove what components keep on nodes, one for each component and node that has it.
+func cleaners(ctx context.Context, client *kube.Client) ([]*corev1.Pod, error) {
 	var out []*corev1.Pod
-	seen := map[string]bool{"": true}
-	for _, agent := range agents.Items {
-		if seen[agent.Spec.NodeName] { // an agent that ends, beside the one that replaces it; or one that has no node yet
-			continue
+	for _, r := range onNodes {
+		pods, err := r.pods(ctx, client)
+		if err != nil {
+			return nil, err
 		}
-		seen[agent.Spec.NodeName] = true
-		container := agent.Spec.Containers[0]
-		container.Args = []string{"cleanup"}
-		container.StartupProbe, container.LivenessProbe, container.ReadinessProbe, container.Ports = nil, nil, nil, nil
-		container.VolumeMounts = slices.DeleteFunc(slices.Clone(container.VolumeMounts), func(m corev1.VolumeMount) bool { return !slices.Contains(leaves, m.Name) })
-		out = append(out, &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Name: "bulwark-cleanup-" + agent.Spec.NodeName, Namespace: mesh.Namespace, Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue}},
-			Spec: corev1.PodSpec{
-				NodeName: agent.Spec.NodeName, RestartPolicy: corev1.RestartPolicyNever, Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
-				AutomountServiceAccountToken: new(bool), Containers: []corev1.Container{container},
-				Volumes: slices.DeleteFunc(slices.Clone(agent.Spec.Volumes), func(v corev1.Volume) bool { return !slices.Contains(leaves, v.Name) }),
-			},
-		})
+		seen := map[string]bool{"": true}
+		for _, pod := range pods {
+			if seen[pod.Spec.NodeName] { // one that ends, beside the one that replaces it; or one that has no node yet
+				continue
+			}
+			seen[pod.Spec.NodeName] = true
+			out = append(out, r.cleaner(pod))
+		}
 	}
 	return out, nil
 }
 
-// cleanLimit is short: where the agent's image could not be run, it has left nothing either.
+// cleaner is a pod that does it on the node of a pod of the component.
+func (r remains) cleaner(of corev1.Pod) *corev1.Pod {
+	container := of.Spec.Containers[0]
+	container.Args = []string{r.command}
+	container.StartupProbe, container.LivenessProbe, container.ReadinessProbe, container.Ports = nil, nil, nil, nil
+	container.VolumeMounts = slices.DeleteFunc(slices.Clone(container.VolumeMounts), func(m corev1.VolumeMount) bool { return !slices.Contains(r.volumes, m.Name) })
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: "bulwark-cleanup-" + r.component + "-" + of.Spec.NodeName, Namespace: mesh.Namespace, Labels: map[string]string{mesh.PartOfLabel: mesh.PartOfValue},
+		},
+		Spec: corev1.PodSpec{
+			NodeName: of.Spec.NodeName, RestartPolicy: corev1.RestartPolicyNever, Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
+			HostNetwork: of.Spec.HostNetwork, AutomountServiceAccountToken: new(bool), Containers: []corev1.Container{container},
+			Volumes: slices.DeleteFunc(slices.Clone(of.Spec.Volumes), func(v corev1.Volume) bool { return !slices.Contains(r.volumes, v.Name) }),
+		},
+	}
+}
+
+// cleanLimit is short: where the image of a component could not be run, it has left nothing either.
 const cleanLimit = 30 * time.Second
 
-// clean waits until the agents are gone, which would write again, and runs the cleaners.
+// clean waits until those are gone who would write again, and runs the cleaners.
 func clean(ctx context.Context, client *kube.Client, cleaners []*corev1.Pod) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanLimit)
 	defer cancel()
 	pods := client.CoreV1().Pods(mesh.Namespace)
 	err := kube.Poll(ctx, func(ctx context.Context) (string, error) {
-		agents, err := pods.List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=agent"})
-		if err != nil || len(agents.Items) == 0 {
-			return "", err
+		for _, r := range onNodes {
+			running, err := r.pods(ctx, client)
+			if err != nil || len(running) > 0 {
+				return fmt.Sprintf("%d pods of %s are still running", len(running), r.component), err
+			}
 		}
-		return fmt.Sprintf("%d agents are still running", len(agents.Items)), nil
+		return "", nil
 	})
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"maps"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -12,16 +13,22 @@ import (
 )
 
 // While an agent is being replaced there are two on its node, which is cleaned once all the same.
-func TestANodeIsCleanedOnce(t *testing.T) {
-	agent := func(name, node string) *corev1.Pod {
+func TestANodeIsCleanedOnceOfEachComponent(t *testing.T) {
+	pod := func(component, name, node string) *corev1.Pod {
 		return &corev1.Pod{
-			ObjectMeta: metav1.ObjectMeta{Namespace: mesh.Namespace, Name: name, Labels: map[string]string{"app.kubernetes.io/name": "agent"}},
-			Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "agent"}}},
+			ObjectMeta: metav1.ObjectMeta{Namespace: mesh.Namespace, Name: name, Labels: map[string]string{"app.kubernetes.io/name": component}},
+			Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: component}}},
 		}
 	}
-	client := &kube.Client{Interface: fake.NewClientset(agent("ends", "node1"), agent("comes", "node1"), agent("other", "node2"), agent("waits", ""))}
+	client := &kube.Client{Interface: fake.NewClientset(pod("agent", "ends", "node1"), pod("agent", "comes", "node1"), pod("agent", "other", "node2"), pod("agent", "waits", ""),
+		pod("cni", "plugin", "node1"))}
 	pods, err := cleaners(t.Context(), client)
-	if err != nil || len(pods) != 2 || pods[0].Name == pods[1].Name {
-		t.Fatalf("%d pods clean two nodes: %v", len(pods), err)
+	names := map[string]string{}
+	for _, p := range pods {
+		names[p.Name] = p.Spec.Containers[0].Args[0]
+	}
+	want := map[string]string{"bulwark-cleanup-agent-node1": "cleanup", "bulwark-cleanup-agent-node2": "cleanup", "bulwark-cleanup-cni-node1": "remove"}
+	if err != nil || len(pods) != len(want) || !maps.Equal(names, want) {
+		t.Fatalf("%v, %v; want %v", names, err, want)
 	}
 }

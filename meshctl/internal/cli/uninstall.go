@@ -63,7 +63,7 @@ func (a *app) runUninstall(ctx context.Context, in io.Reader, o uninstallOptions
 			return err
 		}
 	}
-	objects, err := chart.Render(map[string]any{"mtls": "strict"}) // with every object the chart can have
+	objects, err := chart.Everything()
 	if err != nil {
 		return err
 	}

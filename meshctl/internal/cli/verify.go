@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -89,6 +90,9 @@ func verify(ctx context.Context, client *kube.Client) []finding {
 		add("CRD "+crd.GetName(), missing, err, again)
 	}
 	for _, component := range components {
+		if component.name == "cni" && !usesCNI(ctx, client) {
+			continue
+		}
 		missing, err := client.Rollout(ctx, component.kind, "bulwark-"+component.name)
 		add(component.name, missing, err, again+"; logs: kubectl -n "+mesh.Namespace+" logs -l app.kubernetes.io/name="+component.name)
 	}
@@ -98,6 +102,12 @@ func verify(ctx context.Context, client *kube.Client) []finding {
 	missing, err := withoutSecret(ctx, client)
 	add("workload Secrets", missing, err, "see the logs of citadel")
 	return out
+}
+
+// usesCNI says whether pods are injected for the nodes' CNI plugin. If that cannot be found out, what is wrong is found elsewhere.
+func usesCNI(ctx context.Context, client *kube.Client) bool {
+	pilot, err := client.AppsV1().Deployments(mesh.Namespace).Get(ctx, mesh.PilotAccount, metav1.GetOptions{})
+	return err == nil && slices.ContainsFunc(pilot.Spec.Template.Spec.Containers, func(c corev1.Container) bool { return slices.Contains(c.Args, "--inject.cni=true") })
 }
 
 func webhooksOnce(ctx context.Context, client *kube.Client) error {

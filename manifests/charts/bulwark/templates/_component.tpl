@@ -72,3 +72,7 @@ prometheus.io/path: /metrics
 - --upstreamRoots={{ .roots }}
 {{- end }}
 {{- end }}
+{{- /* Whether the nodes' CNI plugin redirects: on or off. YAML takes the words for booleans where they are not quoted. */}}
+{{- define "bulwark.cni" -}}
+{{- if has (toString .Values.cni) (list "off" "false") }}off{{ else }}on{{ end }}
+{{- end }}
