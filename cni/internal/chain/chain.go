@@ -179,16 +179,17 @@ func elements(d *json.Decoder, text []byte) ([]part, error) {
 		return nil, errors.New("the plugins are no list")
 	}
 	var out []part
+	gap := int(d.InputOffset())
 	for d.More() {
-		p := part{gap: int(d.InputOffset())}
 		if len(out) > 0 { // the decoder has not passed the comma
-			p.gap += bytes.IndexByte(text[p.gap:], ',') + 1
+			gap += bytes.IndexByte(text[gap:], ',') + 1
 		}
+		p := part{gap: gap}
 		if err := d.Decode(&p.text); err != nil {
 			return nil, err
 		}
 		p.end = int(d.InputOffset())
-		p.start = p.end - len(p.text)
+		p.start, gap = p.end-len(p.text), p.end
 		out = append(out, p)
 	}
 	_, err = d.Token()
