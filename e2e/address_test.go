@@ -27,8 +27,9 @@ spec:
     metadata: {labels: {app: %[2]s%[3]s}}
     spec:
       terminationGracePeriodSeconds: 1
+      securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
       containers:
-        - {name: app, image: "docker.io/bulwark/sample:%[4]s", imagePullPolicy: IfNotPresent, args: [anything, --port, "8080,8081,8082,8083"], readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}}
+        - {name: app, image: "docker.io/bulwark/sample:%[4]s", imagePullPolicy: IfNotPresent, securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}, args: [anything, --port, "8080,8081,8082,8083"], readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}}
 ---
 `, namespace, name, strings.Join(append([]string{""}, labels...), ", "), *tag)
 }

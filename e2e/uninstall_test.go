@@ -25,6 +25,7 @@ import (
 func TestUninstallLeavesNothingAndAFailedInstallCanBeRunAgain(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
+	dirs := openDirs(t, cluster)
 	scene, err := claims.Deploy(ctx, cluster, "e2e-uninstall")
 	if err != nil {
 		t.Fatal(err)
@@ -38,6 +39,11 @@ func TestUninstallLeavesNothingAndAFailedInstallCanBeRunAgain(t *testing.T) {
 	}
 	if out, err := cluster.Meshctl(ctx, "uninstall", "--yes"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, d := range dirs {
+		if err := d.clean(); err != nil {
+			t.Errorf("on a node: %v", err)
+		}
 	}
 	err = lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
 		left, err := leftovers(ctx)
@@ -164,8 +170,14 @@ func TestHelm(t *testing.T) {
 	if out, err := helm(block, "--set mtls=strict,citadel.workloadTTL=1h --timeout 2m"); err != nil {
 		t.Fatalf("as the documentation says: %v\n%s", err, out)
 	}
+	dirs := openDirs(t, cluster)
 	defer func() {
 		out, err := helm("helm uninstall bulwark --namespace bulwark-system --wait #", "")
+		for _, d := range dirs {
+			if err == nil { // the keepers end a little later than their DaemonSet
+				err = lab.PollFor(ctx, time.Minute, func(context.Context) error { return d.clean() })
+			}
+		}
 		if err == nil {
 			_, err = cluster.Meshctl(ctx, "uninstall", "--yes")
 		}

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/sample"
@@ -67,6 +68,33 @@ func OnlyTheAuditorMayRead(ctx context.Context, s *Scene) (string, error) {
 	return fmt.Sprintf("%d requests, each with the verdict that the policy says", tried), nil
 }
 
+// enforce is the label by which a namespace refuses pods with privileges.
+const enforce = "pod-security.kubernetes.io/enforce"
+
+// tap adds an eavesdropper to a pod. It needs NET_RAW, which the namespace does not let anybody have: whoever listens there has to
+// be who may change that, too.
+func (s *Scene) tap(ctx context.Context, pod *corev1.Pod) error {
+	namespace, err := s.CoreV1().Namespaces().Get(ctx, s.Namespace, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	set := func(ctx context.Context, level string) error {
+		patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%q}}}`, enforce, level)
+		_, err := s.CoreV1().Namespaces().Patch(ctx, s.Namespace, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+		return err
+	}
+	if level := namespace.Labels[enforce]; level != "" {
+		if err := set(ctx, "privileged"); err != nil {
+			return err
+		}
+		defer func() { _ = set(context.WithoutCancel(ctx), level) }()
+	}
+	return lab.PollFor(ctx, 10*time.Second, func(ctx context.Context) error { // until the API server has seen the label
+		_, err := s.CoreV1().Pods(s.Namespace).UpdateEphemeralContainers(ctx, pod.Name, pod, metav1.UpdateOptions{})
+		return err
+	})
+}
+
 // TheWireIsTLS13 is claim 3.
 func TheWireIsTLS13(ctx context.Context, s *Scene) (string, error) {
 	pod, err := s.Pod(ctx, s.Namespace, "payroll")
@@ -83,7 +111,7 @@ func TheWireIsTLS13(ctx context.Context, s *Scene) (string, error) {
 			Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_RAW"}},
 		},
 	}})
-	if _, err := s.CoreV1().Pods(s.Namespace).UpdateEphemeralContainers(ctx, pod.Name, pod, metav1.UpdateOptions{}); err != nil {
+	if err := s.tap(ctx, pod); err != nil {
 		return "", fmt.Errorf("putting a tap into payroll's pod: %w", err)
 	}
 	status := func(ctx context.Context) (*corev1.ContainerState, error) {
@@ -293,12 +321,14 @@ spec:
     spec:
       serviceAccountName: impostor
       terminationGracePeriodSeconds: 2
+      securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
       containers:
         - name: impostor
           image: docker.io/bulwark/sample:dev
           imagePullPolicy: IfNotPresent
           args: [server, --name=impostor]
           readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+          securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
 `
 
 const rogueSlice = `

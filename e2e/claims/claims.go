@@ -5,6 +5,7 @@ package claims
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,7 +57,11 @@ func Deploy(ctx context.Context, l *lab.Lab, namespace string, labels ...string)
 	}
 	s := &Scene{Lab: l, Namespace: namespace, Outside: namespace + "-outside"}
 	const own = "istio-injection: enabled"
-	manifest := strings.Replace(string(content), own, strings.Join(append([]string{own}, labels...), ", "), 1)
+	manifest := string(content)
+	if slices.ContainsFunc(labels, func(l string) bool { return strings.HasPrefix(l, enforce) }) {
+		manifest = strings.Replace(manifest, ", "+enforce+": restricted", "", 1)
+	}
+	manifest = strings.Replace(manifest, own, strings.Join(append([]string{own}, labels...), ", "), 1)
 	// What claims add for a while, a run that was killed has left. Nothing else of the namespaces is touched: they may be a
 	// user's.
 	for _, added := range []string{impostor, fmt.Sprintf(rogueSlice, "192.0.2.1"), webMayRead} {

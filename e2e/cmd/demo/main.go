@@ -13,8 +13,12 @@ import (
 	"text/tabwriter"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/bulwark-mesh/bulwark/e2e/claims"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 // namespace of the demo's sample, as its manifest has it.
@@ -61,7 +65,12 @@ func demo(ctx context.Context, l *lab.Lab, registry string) error {
 	}
 	fmt.Printf("sample, in namespace %s\n", namespace)
 	deployed := time.Now()
-	scene, err := claims.Deploy(ctx, l, namespace)
+	var labels []string
+	if _, err := l.AppsV1().DaemonSets(mesh.Namespace).Get(ctx, mesh.CNIPlugin, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		fmt.Println("  without the CNI plugin (see above) pods need NET_ADMIN, so the namespace does not enforce the profile restricted")
+		labels = append(labels, "pod-security.kubernetes.io/enforce: privileged")
+	}
+	scene, err := claims.Deploy(ctx, l, namespace, labels...)
 	if err != nil {
 		return err
 	}
