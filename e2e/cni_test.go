@@ -251,6 +251,7 @@ func affinity(ctx context.Context, l *lab.Lab, json string) error {
 // nodeDirs are a node's directories of CNI, as this machine sees them; they can be looked at when nothing of Bulwark is there.
 type nodeDirs struct{ conf, bin *os.Root }
 
+// openDirs returns those of all nodes, none on a cluster whose containers do not run on this machine.
 func openDirs(t *testing.T, l *lab.Lab) []nodeDirs {
 	t.Helper()
 	keepers, err := l.Component(t.Context(), "cni")
@@ -261,7 +262,7 @@ func openDirs(t *testing.T, l *lab.Lab) []nodeDirs {
 	for _, keeper := range keepers {
 		root, err := l.ContainerRoot(&keeper, "cni")
 		if errors.Is(err, lab.ErrElsewhere) {
-			t.Skip(err)
+			return nil
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -340,6 +341,9 @@ func (d nodeDirs) chained(ctx context.Context, name string) (string, error) {
 // What the cluster's own network program does: it writes its configuration anew, or another becomes the first.
 func TestAReplacedCNIConfigurationIsChainedAgain(t *testing.T) {
 	dirs := openDirs(t, cluster)
+	if len(dirs) == 0 {
+		t.Skip(lab.ErrElsewhere)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	entries, err := fs.Glob(dirs[0].conf.FS(), "*.conflist")
