@@ -105,6 +105,7 @@ spec:
 // without a proxy start. A pod that has got past that proves by itself that nobody redirects it, and ends.
 func TestAPodWithoutThePluginDoesNotStart(t *testing.T) {
 	prove(t, "waiting", func(ctx context.Context, s *claims.Scene) (string, error) {
+		dirs := openDirs(t, s.Lab)
 		keepers, err := s.Component(ctx, "cni")
 		if err != nil {
 			return "", err
@@ -114,6 +115,11 @@ func TestAPodWithoutThePluginDoesNotStart(t *testing.T) {
 			return "", err
 		}
 		defer func() { _ = withKeepers(context.WithoutCancel(ctx), s.Lab) }()
+		for _, d := range dirs { // as in an upgrade, where a keeper ends and its DaemonSet is there
+			if err := d.clean(); err == nil {
+				return "", errors.New("a keeper that ends has taken the plugin off its node")
+			}
+		}
 		client := func(namespace, name string, labels map[string]string) error {
 			yes, no := true, false
 			_, err := s.CoreV1().Pods(namespace).Create(ctx, &corev1.Pod{

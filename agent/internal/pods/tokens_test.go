@@ -116,6 +116,32 @@ func TestRestartedAgentHasThePodsIdentityBeforeKubeletCalls(t *testing.T) {
 	}
 }
 
+// A pod that the agent has served since the node was started has its network; after a reboot, it gets another.
+func TestAPodHasBegunUntilTheNodeRestarts(t *testing.T) {
+	n, _ := newKeeping(t)
+	v := n.volume("p1", "payroll")
+	begun := func(when string, want bool) {
+		t.Helper()
+		if got := n.registry.Begun(v.Facts.UID); got != want {
+			t.Errorf("%s: begun %v", when, got)
+		}
+	}
+	begun("before its volume", false)
+	n.publish(v, "token1")
+	begun("with its volume", true)
+	n.restart()
+	begun("after the agent's restart", true)
+	n.registry.Close()
+	names, _ := n.kept()
+	for _, name := range names { // what is in memory goes with the node
+		if err := os.Remove(filepath.Join(n.tokens, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.restart()
+	begun("after the node's restart", false)
+}
+
 func TestAllPodsOfANodeHaveTheirSVIDsSoonAfterARestart(t *testing.T) {
 	const count = 100
 	n, _ := newKeeping(t)

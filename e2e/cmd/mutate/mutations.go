@@ -288,6 +288,29 @@ var mutations = []mutation{
 		{script, "url.host ~= address or proxy[url.port]", "url.host ~= address"}}},
 	{24, "a hook of a port where nothing listens is a success", "pilot/internal/inject.TestKubeletFindsTheSameWithAndWithoutAProxy", []edit{
 		{"pilot/internal/translate/probes.go", "failed(\"UF\", ", "failed(\"NR\", "}}},
+	{25, "the plugin redirects nobody", "cni/internal/plugin.TestARuntimeHasPodsRedirected", []edit{
+		{"cni/internal/plugin/plugin.go", "	if o != nil {\n", "	if false && o != nil {\n"}}},
+	{25, "options that are not understood are passed over", "pkg/redirect.TestOptionsAreReadAsTheyWereWrittenAndNothingElseIs", []edit{
+		{"pkg/redirect/options.go", "	d.DisallowUnknownFields()\n", ""}}},
+	{25, "the proof is happy with anything", "agent/internal/redirect.TestProof", []edit{
+		{"agent/internal/redirect/prove.go", "	proven := false\n", "	proven := true\n"},
+		{"agent/internal/redirect/prove.go", "		case noRoute(err):\n", "		case noRoute(err) || err != nil:\n"}}},
+	{25, "a pod does not wait for the plugin", "agent/internal/csi.TestAPodWaitsForTheCNIPlugin", []edit{
+		{"agent/internal/csi/server.go", "&& !d.pods.Begun(v.Facts.UID) {", "&& !d.pods.Begun(v.Facts.UID) && false {"}}},
+	{25, "a pod that had its network before the node restarted does not wait for the plugin", "agent/internal/pods.TestAPodHasBegunUntilTheNodeRestarts", []edit{
+		{"agent/internal/pods/registry.go", "	return p != nil && p.identity.HasToken()\n", "	return p != nil\n"}}},
+	{25, "what a pod's author says to the plugin is believed", "pilot/internal/inject.TestOnlyInjectionTellsThePlugin", []edit{
+		{"pilot/internal/inject/redirect.go", "	delete(pod.Annotations, mesh.RedirectAnnotation) // only what injection writes is believed\n", ""}}},
+	{25, "an application may run as the proxy's user", "pilot/internal/inject.TestWhoWouldRunAsTheProxyIsRefused", []edit{
+		{"pilot/internal/inject/webhook.go", "if why := runsAsProxy(&pod); why != \"\" {", "if why := runsAsProxy(&pod); false && why != \"\" {"}}},
+	{25, "the program is removed while configurations name it", "cni/internal/node.TestKilledAtAnyMoment", []edit{
+		{"cni/internal/node/node.go", "	if _, err := n.takeOut(func(string) bool { return false }); err != nil {\n", "	_ = os.Remove(n.target())\n	if _, err := n.takeOut(func(string) bool { return false }); err != nil {\n"}}},
+	{25, "pods start while another program takes the plugin out again", "cni/internal/node.TestAFightIsSaid", []edit{
+		{"cni/internal/node/keeper.go", "	if time.Since(k.changed) >= settle {\n", "	if time.Since(k.changed) >= 0 {\n"}}},
+	{25, "an upgrade takes the plugin off the node", "TestAPodWithoutThePluginDoesNotStart", []edit{
+		{"cni/internal/run/run.go", "	if unwanted.Load() {\n", "	if !unwanted.Load() || true {\n"}}},
+	{25, "a keeper that ends for good leaves the plugin", "TestTheInitContainersWayAndBack", []edit{
+		{"cni/internal/run/run.go", "	if unwanted.Load() {\n", "	if false && unwanted.Load() {\n"}}},
 }
 
 const (
