@@ -125,7 +125,11 @@ func (a *app) runInstall(ctx context.Context, in io.Reader, o installOptions) er
 		}
 		steps = append(steps, step{component.name, func() error {
 			return kube.Poll(ctx, func(ctx context.Context) (string, error) {
-				return client.Rollout(ctx, component.kind, "bulwark-"+component.name)
+				missing, err := client.Rollout(ctx, component.kind, "bulwark-"+component.name)
+				if missing != "" && component.name == "cni" {
+					missing += "; why: kubectl -n " + mesh.Namespace + " logs -l app.kubernetes.io/name=cni; other directories: --set cniDirs.conf=DIR,cniDirs.bin=DIR; without it: --set cni=off"
+				}
+				return missing, err
 			})
 		}})
 	}

@@ -10,12 +10,14 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// elsewhere are platforms whose nodes have their CNI files in other directories, by what their kubelet or image says of itself.
-var elsewhere = []struct{ name, kubelet, image, conf, bin string }{
-	{"k3s", "+k3s", "", "/var/lib/rancher/k3s/agent/etc/cni/net.d", "/var/lib/rancher/k3s/data/cni"},
-	{"GKE", "-gke.", "", "/etc/cni/net.d", "/home/kubernetes/bin"},
-	{"OpenShift", "", "Red Hat Enterprise Linux CoreOS", "/etc/cni/multus/net.d", "/var/lib/cni/bin"},
+// elsewhere are platforms whose nodes have their CNI files in other directories, by what their kubelet says of itself.
+var elsewhere = []struct{ name, kubelet, conf, bin string }{
+	{"k3s", "+k3s", "/var/lib/rancher/k3s/agent/etc/cni/net.d", "/var/lib/rancher/k3s/data/cni"},
+	{"GKE", "-gke.", "/etc/cni/net.d", "/home/kubernetes/bin"},
 }
+
+// untried is how the image of OpenShift's nodes begins: Multus hands no annotations on, and SELinux guards the directories.
+const untried = "Red Hat Enterprise Linux CoreOS"
 
 // CNI returns why the nodes cannot have the CNI plugin, empty if they can. Whoever has chosen the directories knows them.
 func CNI(ctx context.Context, c kubernetes.Interface, chosenDirs bool) (obstacle string, err error) {
@@ -39,9 +41,11 @@ func obstacleOn(node corev1.NodeSystemInfo, chosenDirs bool) string {
 	if runtime != "containerd" && runtime != "cri-o" { // of old, as old as what Kubernetes 1.33 runs with
 		return fmt.Sprintf("runs %s; containerd and cri-o are known to hand pods' annotations over to CNI plugins", node.ContainerRuntimeVersion)
 	}
+	if strings.HasPrefix(node.OSImage, untried) && !chosenDirs {
+		return "is of OpenShift, where the plugin has not been tried"
+	}
 	for _, p := range elsewhere {
-		is := p.kubelet != "" && strings.Contains(node.KubeletVersion, p.kubelet) || p.image != "" && strings.HasPrefix(node.OSImage, p.image)
-		if is && !chosenDirs {
+		if strings.Contains(node.KubeletVersion, p.kubelet) && !chosenDirs {
 			return fmt.Sprintf("is of %s, which has its CNI files elsewhere; to have it there: --set cni=on,cniDirs.conf=%s,cniDirs.bin=%s", p.name, p.conf, p.bin)
 		}
 	}

@@ -25,6 +25,7 @@ func TestWhereTheCNIPluginCannotBe(t *testing.T) {
 		"k3s":                    {node("containerd://2.1.4-k3s1", "v1.34.1+k3s1", "Alpine", "linux"), false, "cniDirs.conf=/var/lib/rancher/k3s"},
 		"k3s, directories given": {node("containerd://2.1.4-k3s1", "v1.34.1+k3s1", "Alpine", "linux"), true, ""},
 		"GKE":                    {node("containerd://2.0.6", "v1.34.1-gke.1829001", "Container-Optimized OS", "linux"), false, "/home/kubernetes/bin"},
+		"OpenShift":              {node("cri-o://1.34.1", "v1.34.1", "Red Hat Enterprise Linux CoreOS 9.6", "linux"), false, "OpenShift"},
 		"Windows":                {node("docker://28.0.1", "v1.33.0", "Windows Server", "windows"), false, ""},
 	} {
 		got, err := CNI(t.Context(), fake.NewClientset(c.node), c.chosen)
