@@ -15,7 +15,7 @@ import (
 func main() {
 	cmd := config.Command("agent", "Node agent of the mesh", run.Defaults(), run.Run)
 	cmd.AddCommand(config.Command("redirect", "Send the traffic of this network namespace through the proxy", redirect.Defaults(), redirect.Run))
-	cmd.AddCommand(config.Command("prove", "Prove that the traffic of this network namespace goes through the proxy, and fail if it does not", redirect.ProveSettings{}, redirect.Prove))
+	cmd.AddCommand(config.Command("prove", "Prove that the traffic of this network namespace is redirected", redirect.ProveSettings{}, redirect.Prove))
 	cmd.AddCommand(config.Command("cleanup", "Remove what the agent keeps on this node", cleanup.Defaults(), cleanup.Run))
 	if cmd.ExecuteContext(context.Background()) != nil {
 		os.Exit(1)

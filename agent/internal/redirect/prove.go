@@ -43,7 +43,8 @@ func Prove(ctx context.Context, _ ProveSettings) error {
 }
 
 var errNotRedirected = errors.New("the node's CNI plugin bulwark-cni has not redirected this pod's traffic to its proxy, so the pod does not start: " +
-	"delete the pod, so that its network is made again; if that does not help, look at the node's pod of `kubectl -n " + mesh.Namespace + " get daemonset bulwark-cni` (docs/cni.md)")
+	"delete the pod, so that its network is made again; if that does not help, look at the node's pod of " +
+	"`kubectl -n " + mesh.Namespace + " get daemonset bulwark-cni` (docs/cni.md)")
 
 func noRoute(err error) bool {
 	return errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT)

@@ -129,7 +129,8 @@ func (k *Keeper) Ready() error {
 		return nil
 	}
 	if k.repairs > 3 {
-		return errors.New("another program of the node takes the plugin out of the CNI configuration again and again (Cilium does unless it is installed with cni.exclusive=false)")
+		return errors.New("another program of the node takes the plugin out of the CNI configuration again and again " +
+			"(Cilium does unless it is installed with cni.exclusive=false)")
 	}
 	return errors.New("the plugin has just been put into the node's CNI configuration, which the container runtime still has to read")
 }

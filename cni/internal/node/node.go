@@ -123,7 +123,8 @@ func (n Node) first() (configuration, error) {
 		}
 		refused = append(refused, fmt.Errorf("%s cannot be used: %w", filepath.Base(path), err))
 	}
-	return configuration{}, errors.Join(append([]error{errors.New("the node has no CNI configuration where it is looked for (setting cniDirs.conf)")}, refused...)...)
+	none := errors.New("the node has no CNI configuration where it is looked for (setting cniDirs.conf)")
+	return configuration{}, errors.Join(append([]error{none}, refused...)...)
 }
 
 // listError is an error if the text is no list, not if it is one that the plugin cannot be put into.
@@ -159,7 +160,8 @@ func (n Node) put(c configuration) (changed bool, err error) {
 	// of the way.
 	list := listOf(c.path)
 	if other, err := read(list); err == nil && !chain.Has(other) {
-		return false, fmt.Errorf("%s is in force, and the list that it had to become, %s, is there already: remove the one that is not used", filepath.Base(c.path), filepath.Base(list))
+		return false, fmt.Errorf("%s is in force, and the list that it had to become, %s, is there already: remove the one that is not used",
+			filepath.Base(c.path), filepath.Base(list))
 	} else if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return false, err
 	}

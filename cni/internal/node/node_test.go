@@ -16,7 +16,15 @@ import (
 )
 
 const (
-	calico  = "{\n  \"name\": \"k8s-pod-network\",\n  \"cniVersion\": \"1.0.0\",\n  \"plugins\": [\n    {\"type\": \"calico\", \"mtu\": 0},\n    {\"type\": \"portmap\"}\n  ]\n}\n"
+	calico = `{
+  "name": "k8s-pod-network",
+  "cniVersion": "1.0.0",
+  "plugins": [
+    {"type": "calico", "mtu": 0},
+    {"type": "portmap"}
+  ]
+}
+`
 	flannel = `{"name":"cbr0","cniVersion":"0.3.1","plugins":[{"type":"flannel"}]}`
 	multus  = "{\n  \"name\": \"multus\", \"cniVersion\": \"0.3.1\", \"type\": \"multus\"\n}\n"
 )
@@ -88,22 +96,26 @@ func inForce(n Node) (file, plugins string, err error) {
 	}
 	slices.Sort(files)
 	for _, file := range files {
-		var list *libcni.NetworkConfigList
-		if strings.HasSuffix(file, ".conflist") {
-			list, err = libcni.ConfListFromFile(file)
-		} else if conf, e := libcni.ConfFromFile(file); e == nil {
-			list, err = libcni.ConfListFromConf(conf)
+		var types []string
+		text, e := os.ReadFile(file)
+		if e != nil {
+			return "", "", e
+		}
+		if !strings.HasSuffix(file, ".conflist") {
+			var single *libcni.PluginConfig
+			if single, err = libcni.NetworkPluginConfFromBytes(text); err == nil {
+				types = []string{single.Network.Type}
+			}
+		} else if list, e := libcni.NetworkConfFromBytes(text); e == nil {
+			for _, p := range list.Plugins {
+				types = append(types, p.Network.Type)
+			}
 		} else {
 			err = e
 		}
-		if err != nil {
-			continue
+		if err == nil {
+			return filepath.Base(file), strings.Join(types, " "), nil
 		}
-		var types []string
-		for _, p := range list.Plugins {
-			types = append(types, p.Network.Type)
-		}
-		return filepath.Base(file), strings.Join(types, " "), nil
 	}
 	return "", "", fmt.Errorf("the node has no network: %w", err)
 }
