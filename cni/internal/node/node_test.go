@@ -101,17 +101,18 @@ func inForce(n Node) (file, plugins string, err error) {
 		if e != nil {
 			return "", "", e
 		}
-		if !strings.HasSuffix(file, ".conflist") {
+		if strings.HasSuffix(file, ".conflist") {
+			var list *libcni.NetworkConfigList
+			if list, err = libcni.NetworkConfFromBytes(text); err == nil {
+				for _, p := range list.Plugins {
+					types = append(types, p.Network.Type)
+				}
+			}
+		} else {
 			var single *libcni.PluginConfig
 			if single, err = libcni.NetworkPluginConfFromBytes(text); err == nil {
 				types = []string{single.Network.Type}
 			}
-		} else if list, e := libcni.NetworkConfFromBytes(text); e == nil {
-			for _, p := range list.Plugins {
-				types = append(types, p.Network.Type)
-			}
-		} else {
-			err = e
 		}
 		if err == nil {
 			return filepath.Base(file), strings.Join(types, " "), nil
