@@ -100,40 +100,31 @@ func pod(namespace string, annotations map[string]string) *libcni.RuntimeConf {
 
 func TestARuntimeHasPodsRedirected(t *testing.T) {
 	ctx := context.Background()
+	const proxied = "a pod with a proxy"
 	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
 		runtime, list := aRuntime(t, version)
-		for name, c := range map[string]struct {
-			annotations map[string]string
-			want        bool
-		}{
-			"a pod with a proxy":                          {map[string]string{"bulwark.dev/redirect": `{"excludeInboundPorts":[22]}`, "x": "y"}, true},
-			"a pod without one":                           {map[string]string{"x": "y"}, false},
-			"a runtime that hands over no annotations":    {nil, false},
-			"an annotation that is only nearly of a name": {map[string]string{"Bulwark.dev/redirect": `{}`}, false},
+		for name, annotations := range map[string]map[string]string{
+			proxied:             {"bulwark.dev/redirect": `{"excludeInboundPorts":[22]}`, "x": "y"},
+			"a pod without one": {"x": "y"},
+			"a runtime that hands over no annotations":    nil,
+			"an annotation that is only nearly of a name": {"Bulwark.dev/redirect": `{}`},
 		} {
-			conf := pod(aNamespace(t), c.annotations)
+			if name != proxied && version != "1.0.0" {
+				continue // one version is enough to see who is left alone
+			}
+			conf := pod(aNamespace(t), annotations)
 			result, err := runtime.AddNetworkList(ctx, list, conf)
 			if err != nil {
 				t.Fatalf("CNI %s, %s: %v", version, name, err)
 			}
-			if text := fmt.Sprint(result); !strings.Contains(text, "10.1.2.3/24") && !strings.Contains(text, "10.1.2.3") || !strings.Contains(text, "of the first") {
+			if text := fmt.Sprint(result); !strings.Contains(text, "10.1.2.3") || !strings.Contains(text, "of the first") {
 				t.Errorf("CNI %s, %s: what the first plugin said is not passed on: %s", version, name, text)
 			}
-			if got := redirected(t, conf.NetNS); got != c.want {
+			if got := redirected(t, conf.NetNS); got != (name == proxied) {
 				t.Errorf("CNI %s, %s: redirected %v", version, name, got)
 			}
 			if version != "0.3.1" { // which has no CHECK
-				if err := runtime.CheckNetworkList(ctx, list, conf); err != nil {
-					t.Errorf("CNI %s, %s: %v", version, name, err)
-				}
-				if c.want {
-					if err := ns.WithNetNSPath(conf.NetNS, func(ns.NetNS) error { return redirect.Remove() }); err != nil {
-						t.Fatal(err)
-					}
-					if err := runtime.CheckNetworkList(ctx, list, conf); err == nil || !strings.Contains(err.Error(), "not redirected") {
-						t.Errorf("CNI %s, %s: without the rules: %v", version, name, err)
-					}
-				}
+				checked(t, runtime, list, conf, name == proxied)
 			}
 			for range 2 { // also for a namespace that is gone
 				if err := runtime.DelNetworkList(ctx, list, conf); err != nil {
@@ -142,6 +133,23 @@ func TestARuntimeHasPodsRedirected(t *testing.T) {
 				conf.NetNS = ""
 			}
 		}
+	}
+}
+
+// checked has the runtime look at a pod that is as it should be, and at one whose rules are gone.
+func checked(t *testing.T, runtime *libcni.CNIConfig, list *libcni.NetworkConfigList, conf *libcni.RuntimeConf, proxied bool) {
+	t.Helper()
+	if err := runtime.CheckNetworkList(t.Context(), list, conf); err != nil {
+		t.Errorf("CHECK: %v", err)
+	}
+	if !proxied {
+		return
+	}
+	if err := ns.WithNetNSPath(conf.NetNS, func(ns.NetNS) error { return redirect.Remove() }); err != nil {
+		t.Fatal(err)
+	}
+	if err := runtime.CheckNetworkList(t.Context(), list, conf); err == nil || !strings.Contains(err.Error(), "not redirected") {
+		t.Errorf("CHECK without the rules: %v", err)
 	}
 }
 
