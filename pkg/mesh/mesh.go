@@ -102,10 +102,12 @@ const (
 	PartOfValue          = "bulwark"
 	ProxyContainer       = "istio-proxy"
 	RedirectContainer    = "bulwark-init"
-	RedirectAnnotation   = "bulwark.dev/redirect" // on a pod whose node's CNI plugin redirects it: redirect.Options, written by injection
+	RedirectAnnotation   = "bulwark.dev/redirect"   // on a pod whose node's CNI plugin redirects it: redirect.Options, written by injection
+	RedirectedAnnotation = "bulwark.dev/redirected" // on a pod whose init container redirects it otherwise than all: the same, for Pilot
 	IdentityVolume       = "bulwark-identity"
 	CSIDriver            = "csi.bulwark.dev"
 	RedirectAttribute    = "redirect" // of a pod's volume; RedirectByCNI has the pod wait for its node's CNI plugin
+	RedirectByCNI        = "cni"
 	ClassMetadata        = "class" // of a proxy as an xDS node: which of Pilot's layers its pods of the same class have, too, written by injection
 	IdentityMountPath    = "/run/bulwark"
 	AgentSocket          = "agent.sock"

@@ -15,6 +15,20 @@ type Options struct {
 	ExcludeInboundPorts  []uint16       `json:"excludeInboundPorts,omitempty"`
 	ExcludeOutboundPorts []uint16       `json:"excludeOutboundPorts,omitempty"`
 	ExcludeOutbound      []netip.Prefix `json:"excludeOutboundCIDRs,omitempty"`
+
+	// What alone is redirected, where that is not everything: nil is everything, an empty list is nothing. IncludeOutboundPorts are redirected whatever their
+	// address, beside what the networks say.
+	IncludeInboundPorts  []uint16       `json:"includeInboundPorts,omitzero"`
+	IncludeOutbound      []netip.Prefix `json:"includeOutboundCIDRs,omitzero"`
+	IncludeOutboundPorts []uint16       `json:"includeOutboundPorts,omitempty"`
+}
+
+// Inbound reports whether connections to a port of the pod come to its proxy.
+func (o Options) Inbound(port uint16) bool {
+	if o.IncludeInboundPorts != nil {
+		return slices.Contains(o.IncludeInboundPorts, port)
+	}
+	return !slices.Contains(o.ExcludeInboundPorts, port)
 }
 
 // The bounds keep a list that somebody else wrote from being more rules than the kernel takes in one transaction.
@@ -38,16 +52,27 @@ func Parse(text string) (Options, error) {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return Options{}, errors.New("options of redirection: there is more than one JSON value")
 	}
-	if len(o.ExcludeInboundPorts) > maxEntries || len(o.ExcludeOutboundPorts) > maxEntries || len(o.ExcludeOutbound) > maxEntries {
-		return Options{}, fmt.Errorf("options of redirection: a list has more than %d entries", maxEntries)
+	return o, o.check()
+}
+
+func (o Options) check() error {
+	for _, ports := range [][]uint16{o.ExcludeInboundPorts, o.ExcludeOutboundPorts, o.IncludeInboundPorts, o.IncludeOutboundPorts} {
+		if len(ports) > maxEntries {
+			return fmt.Errorf("options of redirection: a list has more than %d entries", maxEntries)
+		}
+		if slices.Contains(ports, 0) {
+			return errors.New("options of redirection: 0 is no port")
+		}
 	}
-	if slices.Contains(o.ExcludeInboundPorts, 0) || slices.Contains(o.ExcludeOutboundPorts, 0) {
-		return Options{}, errors.New("options of redirection: 0 is no port")
+	for _, networks := range [][]netip.Prefix{o.ExcludeOutbound, o.IncludeOutbound} {
+		if len(networks) > maxEntries {
+			return fmt.Errorf("options of redirection: a list has more than %d entries", maxEntries)
+		}
+		if slices.ContainsFunc(networks, func(p netip.Prefix) bool { return !p.IsValid() || p.Addr().Is4In6() }) {
+			return errors.New("options of redirection: an entry of a list of CIDRs is no network of IPv4 or IPv6")
+		}
 	}
-	if slices.ContainsFunc(o.ExcludeOutbound, func(p netip.Prefix) bool { return !p.IsValid() || p.Addr().Is4In6() }) {
-		return Options{}, errors.New("options of redirection: an entry of excludeOutboundCIDRs is no network of IPv4 or IPv6")
-	}
-	return o, nil
+	return nil
 }
 
 // String is what Parse reads.

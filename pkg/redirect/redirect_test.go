@@ -182,6 +182,37 @@ func TestTrafficGoesWhereItShould(t *testing.T) {
 }
 
 // A peer in another namespace stands for the network.
+// Where something is included, nothing else is redirected; but a port that is included is, whatever its address.
+func TestOnlyWhatIsIncludedIsRedirected(t *testing.T) {
+	inNamespace(t, func() {
+		if err := Apply(Options{IncludeOutbound: []netip.Prefix{netip.MustParsePrefix("10.9.10.0/24")}, IncludeOutboundPorts: []uint16{9300}, ExcludeOutboundPorts: []uint16{9200},
+			IncludeInboundPorts: []uint16{}}); err != nil {
+			t.Error(err)
+			return
+		}
+		for _, p := range []string{"15001", "15006", "8080"} {
+			listen(t, ":"+p)
+		}
+		for name, c := range map[string]struct {
+			uid  uint32
+			to   string
+			want string
+		}{
+			"a network that is included":               {application, "10.9.10.7:443", "15001"},
+			"an excluded port of that network":         {application, "10.9.10.7:9200", ""},
+			"another network":                          {application, "93.184.216.34:443", ""},
+			"a port that is included, anywhere":        {application, "93.184.216.34:9300", "15001"},
+			"an address of proof":                      {application, "192.0.2.1:443", "15001"},
+			"between containers over localhost":        {application, "127.0.0.1:8080", "8080"},
+			"the proxy's own, to a network of the two": {proxy, "10.9.10.7:443", ""},
+		} {
+			if got := reached(c.uid, "", c.to); got != c.want && !(c.want == "" && (got == "no answer" || strings.Contains(got, "unreachable") || strings.Contains(got, "no route"))) {
+				t.Errorf("%s: %s reached %q, want %q", name, c.to, got, c.want)
+			}
+		}
+	})
+}
+
 func TestInboundTrafficGoesToTheProxy(t *testing.T) {
 	inNamespace(t, func() {
 		run := func(args string) {
@@ -226,6 +257,15 @@ func TestInboundTrafficGoesToTheProxy(t *testing.T) {
 			got := inside("timeout", "5", "bash", "-c", "cat < /dev/tcp/"+to)
 			if got != want {
 				t.Errorf("%s reached %q, want %q", to, got, want)
+			}
+		}
+		if err := Apply(Options{IncludeInboundPorts: []uint16{8080}, ExcludeInboundPorts: []uint16{8080}}); err != nil {
+			t.Error(err)
+			return
+		}
+		for to, want := range map[string]string{"10.8.8.1/8080": "15006", "10.8.8.1/9200": "9200", "10.8.8.1/15021": "15021"} {
+			if got := inside("timeout", "5", "bash", "-c", "cat < /dev/tcp/"+to); got != want {
+				t.Errorf("where only 8080 is included, %s reached %q, want %q", to, got, want)
 			}
 		}
 	})

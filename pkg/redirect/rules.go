@@ -110,6 +110,15 @@ func addOutput(c *nftables.Conn, t *nftables.Table, o Options) {
 	for _, p := range o.ExcludeOutboundPorts {
 		add(tcp(), port(p), accept())
 	}
+	for _, p := range o.IncludeOutboundPorts {
+		add(tcp(), port(p), redirect(mesh.OutboundPort))
+	}
+	if o.IncludeOutbound != nil {
+		for _, prefix := range o.IncludeOutbound {
+			add(tcp(), destination(prefix), redirect(mesh.OutboundPort))
+		}
+		return
+	}
 	for _, prefix := range o.ExcludeOutbound {
 		add(tcp(), destination(prefix), accept())
 	}
@@ -121,7 +130,16 @@ func addPrerouting(c *nftables.Conn, t *nftables.Table, o Options) {
 		Name: "prerouting", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
 	})
 	add := func(parts ...[]expr.Any) { c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: join(parts...)}) }
-	for _, p := range append(append([]uint16{}, ownPorts...), o.ExcludeInboundPorts...) {
+	for _, p := range ownPorts {
+		add(tcp(), port(p), accept())
+	}
+	if o.IncludeInboundPorts != nil {
+		for _, p := range o.IncludeInboundPorts {
+			add(tcp(), port(p), redirect(mesh.InboundPort))
+		}
+		return
+	}
+	for _, p := range o.ExcludeInboundPorts {
 		add(tcp(), port(p), accept())
 	}
 	add(tcp(), redirect(mesh.InboundPort))

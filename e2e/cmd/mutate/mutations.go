@@ -311,6 +311,12 @@ var mutations = []mutation{
 		{"cni/internal/run/run.go", "	if unwanted.Load() {\n", "	if !unwanted.Load() || true {\n"}}},
 	{25, "a keeper that ends for good leaves the plugin", "TestTheInitContainersWayAndBack", []edit{
 		{"cni/internal/run/run.go", "	if unwanted.Load() {\n", "	if false && unwanted.Load() {\n"}}},
+	{26, "LimitRanges are not kept to", "pilot/internal/inject.TestResourcesKeepToLimitRangesAndToTheClassOfThePod", []edit{
+		{"pilot/internal/inject/resources.go", "		if item.Type != core.LimitTypeContainer {\n", "		if true {\n"}}},
+	{26, "an annotation of Istio's is silently ignored", "pilot/internal/inject.TestNoAnnotationOfIstiosIsSilent", []edit{
+		{"pilot/internal/inject/annotations.go", "		case a.set == nil:\n			c.advise(", "		case a.set == nil && false:\n			c.advise("}}},
+	{26, "other pods speak mutual TLS to ports that the proxy does not have", "pilot/internal/compile.TestPortsThatAreLeftOutAreCalledInPlaintext", []edit{
+		{"pilot/internal/compile/service.go", "!p.Serves(number)", "!p.Proxied"}}},
 }
 
 const (

@@ -106,7 +106,7 @@ func standsBehind(snap *registry.Snapshot, s *registry.Service, address string) 
 // podEndpoint is a pod as what is called directly, by its own facts.
 func podEndpoint(snap *registry.Snapshot, set Settings, p *registry.Pod, port uint32) *Endpoint {
 	modes := authz.ComposePeer(peerPolicies(snap, set, p.Namespace), set.RootNamespace, p.Namespace, p.Labels)
-	return &Endpoint{Address: p.IP, Port: port, Workload: LabelsOf(set, p), Plain: !p.Proxied || modes.Mode(port) == authz.Disable}
+	return &Endpoint{Address: p.IP, Port: port, Workload: LabelsOf(set, p), Plain: !p.Serves(port) || modes.Mode(port) == authz.Disable}
 }
 
 // Frontends lists where clients reach a service. At some of these addresses another service may be older.

@@ -8,6 +8,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/redirect"
 )
 
 // world has the objects that are given, by kind and name.
@@ -101,6 +102,26 @@ func TestFrontendIsWhoseTheAddressIs(t *testing.T) {
 			t.Errorf("%s: is %s's, want %q", c.what, f.Service.Service.Name, c.service)
 		case f != nil && (f.Pod != nil && f.Pod.Plain) != c.plain:
 			t.Errorf("%s: in plaintext: %v", c.what, f.Pod.Plain)
+		}
+	}
+}
+
+// A port that a pod's proxy does not have is the application's own: other proxies speak plaintext to it, behind a Service and at the pod's own address.
+func TestPortsThatAreLeftOutAreCalledInPlaintext(t *testing.T) {
+	db := map[string]string{"app": "db"}
+	set := compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
+	for options, plain := range map[string]bool{"{}": false, `{"excludeInboundPorts":[15432]}`: true, `{"excludeInboundPorts":[80]}`: false, `{"includeInboundPorts":[80]}`: true} {
+		o, err := redirect.Parse(options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := headless("a/db", "a", "db", 1, db)
+		snap := world(t, s, sliceOf("a/db", "a", "10.0.0.1"), &registry.Pod{ID: "a/db-0", Namespace: "a", Name: "db-0", IP: "10.0.0.1", ServiceAccount: "db", Labels: db, Proxied: true, Redirect: o})
+		if f := compile.FrontendAt(snap, set, compile.Address{IP: "10.0.0.1", Port: 15432}); f == nil || f.Pod.Plain != plain {
+			t.Errorf("%s: at the pod's address: %+v", options, f)
+		}
+		if c := compile.Candidates(snap, set, s, 5432); len(c) != 1 || c[0].Plain != plain {
+			t.Errorf("%s: behind the Service: %+v", options, c)
 		}
 	}
 }

@@ -209,7 +209,7 @@ func Candidates(snap *registry.Snapshot, set Settings, s *registry.Service, port
 					m = authz.ComposePeer(peers, set.RootNamespace, p.Namespace, p.Labels)
 					modes[p.ID] = m
 				}
-				ep.Plain = ep.Plain || !p.Proxied || m.Mode(number) == authz.Disable
+				ep.Plain = ep.Plain || !p.Serves(number) || m.Mode(number) == authz.Disable
 			}
 			out = append(out, Candidate{ep, e})
 		}

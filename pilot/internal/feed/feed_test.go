@@ -115,6 +115,7 @@ func TestEveryKindIsWatched(t *testing.T) {
 	for _, o := range []runtime.Object{
 		&core.ConfigMap{ObjectMeta: meta.ObjectMeta{Namespace: mesh.Namespace, Name: mesh.RevocationsConfig}, Data: map[string]string{revocation.ConfigKey: list}},
 		&core.Service{ObjectMeta: named("s")}, &core.Namespace{ObjectMeta: meta.ObjectMeta{Name: "a"}},
+		&core.LimitRange{ObjectMeta: named("l")},
 		&networking.ServiceCIDR{ObjectMeta: meta.ObjectMeta{Name: "kubernetes"}}, &core.Node{ObjectMeta: meta.ObjectMeta{Name: "n"}},
 		&discovery.EndpointSlice{ObjectMeta: meta.ObjectMeta{Namespace: "a", Name: "s", Labels: map[string]string{discovery.LabelServiceName: "s"}}},
 		&core.Pod{ObjectMeta: named("p"), Spec: core.PodSpec{Containers: []core.Container{{Name: "c", Image: "i"}}}},

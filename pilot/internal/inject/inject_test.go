@@ -30,7 +30,7 @@ import (
 
 var config = Config{
 	TrustDomain: "cluster.local", ProxyImage: "bulwark/proxy:test", AgentImage: "bulwark/agent:test", PullPolicy: "IfNotPresent",
-	ProxyCPU: "50m", ProxyMemory: "64Mi", ProxyMemoryMax: "256Mi", ProxyLogLevel: "warning", ClusterName: "Kubernetes",
+	ProxyCPU: "50m", ProxyCPUMax: "2", ProxyMemory: "64Mi", ProxyMemoryMax: "256Mi", ProxyLogLevel: "warning", ClusterName: "Kubernetes",
 	ProxyWorkers: 2,
 }
 
@@ -46,7 +46,7 @@ func admit(t *testing.T, pod []byte, namespaceLabels map[string]string) []byte {
 func review(t *testing.T, c Config, pod []byte, namespaceLabels map[string]string) *admissionv1.AdmissionResponse {
 	t.Helper()
 	labels := func(context.Context, string) (map[string]string, error) { return namespaceLabels, nil }
-	return Pods(c, labels, slog.New(slog.DiscardHandler))(t.Context(), &admissionv1.AdmissionRequest{
+	return Pods(c, labels, func(string) []core.LimitRangeItem { return nil }, slog.New(slog.DiscardHandler))(t.Context(), &admissionv1.AdmissionRequest{
 		Operation: admissionv1.Create, Namespace: "finance", Kind: meta.GroupVersionKind{Kind: "Pod"}, Object: runtime.RawExtension{Raw: pod}})
 }
 

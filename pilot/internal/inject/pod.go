@@ -13,7 +13,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 	core "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/catalog"
@@ -35,6 +34,7 @@ type Config struct {
 	AgentImage     string // for the init container of redirection
 	PullPolicy     string
 	ProxyCPU       string // request
+	ProxyCPUMax    string // limit
 	ProxyMemory    string // request
 	ProxyMemoryMax string // limit
 	ProxyLogLevel  string
@@ -45,22 +45,28 @@ type Config struct {
 
 // apply returns a copy of the pod as it is in the mesh, and the init containers that go before its own: redirection, and
 // the proxy. They are first so that the application's own init containers are in the mesh, too.
-func apply(in *core.Pod, namespace string, way delivery.Way, c Config) (*core.Pod, []core.Container, error) {
+func apply(in *core.Pod, namespace string, way delivery.Way, ch choices, ranges []core.LimitRangeItem, c Config) (*core.Pod, []core.Container, error) {
 	pod := in.DeepCopy()
-	probes := rewriteProbes(pod)
+	var asked []translate.Probe
+	if !ch.keepProbes {
+		asked = rewriteProbes(pod)
+	}
+	if metrics := ownMetrics(pod); metrics != nil && !ch.keepMetrics {
+		asked = append(asked, *metrics)
+	}
 	label(pod)
 	if err := annotate(pod); err != nil {
 		return nil, nil, err
 	}
 	volume := &core.CSIVolumeSource{Driver: mesh.CSIDriver, ReadOnly: ptr(true)}
 	pod.Spec.Volumes = append(pod.Spec.Volumes, core.Volume{Name: mesh.IdentityVolume, VolumeSource: core.VolumeSource{CSI: volume}})
-	init := redirectContainer(pod, volume, c)
+	init := redirectContainer(pod, volume, ch.redirect, initResources(in, ranges), c)
 	delete(pod.Annotations, delivery.Label) // only what injection writes is believed
 	class, err := classOf(pod, namespace, way)
 	if err != nil {
 		return nil, nil, err
 	}
-	proxy, err := proxyContainer(pod, class, probes, namespace, c)
+	proxy, err := proxyContainer(pod, class, asked, namespace, proxyResources(in, c, ch, ranges), ch, c)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -87,7 +93,7 @@ func classOf(pod *core.Pod, namespace string, way delivery.Way) (compile.Class, 
 func ptr[T any](v T) *T { return &v }
 
 // proxyContainer is Envoy as a native sidecar: it starts before the application and ends after it.
-func proxyContainer(pod *core.Pod, class compile.Class, probes []translate.Probe, namespace string, c Config) (core.Container, error) {
+func proxyContainer(pod *core.Pod, class compile.Class, probes []translate.Probe, namespace string, resources core.ResourceRequirements, ch choices, c Config) (core.Container, error) {
 	text, err := bootstrap(class, probes)
 	if err != nil {
 		return core.Container{}, err
@@ -101,14 +107,20 @@ func proxyContainer(pod *core.Pod, class compile.Class, probes []translate.Probe
 		return &core.Probe{PeriodSeconds: period, FailureThreshold: failures, TimeoutSeconds: 3, ProbeHandler: core.ProbeHandler{
 			HTTPGet: &core.HTTPGetAction{Path: "/healthz/ready", Port: intstr.FromInt32(mesh.ProxyHealthPort)}}}
 	}
+	ready := probe(cmp.Or(ch.period, 10), cmp.Or(ch.failures, 4))
+	ready.InitialDelaySeconds = ch.initialDelay
+	componentLogLevel := "misc:error" // which would say of each listener that it takes any method
+	if ch.componentLogLevel != "" {
+		componentLogLevel = ch.componentLogLevel
+	}
 	return core.Container{
-		Name: mesh.ProxyContainer, Image: c.ProxyImage, ImagePullPolicy: core.PullPolicy(c.PullPolicy),
+		Name: mesh.ProxyContainer, Image: cmp.Or(ch.image, c.ProxyImage), ImagePullPolicy: core.PullPolicy(c.PullPolicy),
 		Args: []string{
 			"--config-yaml", text,
 			"--service-node", "sidecar~$(" + envPodIP + ")~$(POD_NAME).$(" + telemetry.EnvNamespace + ")~$(" + telemetry.EnvNamespace + ").svc." + mesh.ClusterDomain,
 			"--service-cluster", name + "." + namespace,
-			"--concurrency", fmt.Sprint(c.ProxyWorkers), "--log-level", c.ProxyLogLevel, "--component-log-level", "misc:error", // which would say of each listener that it takes any method
-			"--drain-time-s", fmt.Sprint(mesh.UpdateDrain.Seconds()), "--drain-strategy", "immediate", "--disable-hot-restart",
+			"--concurrency", fmt.Sprint(workers(c, ch, resources.Limits[core.ResourceCPU])), "--log-level", cmp.Or(ch.logLevel, c.ProxyLogLevel), "--component-log-level", componentLogLevel,
+			"--drain-time-s", fmt.Sprint(int(cmp.Or(ch.drain, mesh.UpdateDrain).Seconds())), "--drain-strategy", "immediate", "--disable-hot-restart",
 		},
 		Env: []core.EnvVar{
 			field(envPodIP, "status.podIP"), field("POD_NAME", "metadata.name"), field(telemetry.EnvNamespace, "metadata.namespace"),
@@ -120,8 +132,8 @@ func proxyContainer(pod *core.Pod, class compile.Class, probes []translate.Probe
 			{Name: "http-envoy-prom", ContainerPort: mesh.ProxyStatsPort, Protocol: core.ProtocolTCP}},
 		RestartPolicy:   ptr(core.ContainerRestartPolicyAlways),
 		StartupProbe:    probe(1, 600),
-		ReadinessProbe:  probe(10, 4),
-		Resources:       resources(c.ProxyCPU, c.ProxyMemory, c.ProxyMemoryMax),
+		ReadinessProbe:  ready,
+		Resources:       resources,
 		VolumeMounts:    []core.VolumeMount{{Name: mesh.IdentityVolume, MountPath: mesh.IdentityMountPath, ReadOnly: true}},
 		SecurityContext: unprivileged(mesh.ProxyUID),
 	}, nil
@@ -162,13 +174,6 @@ func reproducible(m proto.Message) (string, error) {
 
 func field(name, fieldPath string) core.EnvVar {
 	return core.EnvVar{Name: name, ValueFrom: &core.EnvVarSource{FieldRef: &core.ObjectFieldSelector{APIVersion: "v1", FieldPath: fieldPath}}}
-}
-
-func resources(cpu, memory, memoryMax string) core.ResourceRequirements {
-	return core.ResourceRequirements{
-		Requests: core.ResourceList{core.ResourceCPU: resource.MustParse(cpu), core.ResourceMemory: resource.MustParse(memory)},
-		Limits:   core.ResourceList{core.ResourceMemory: resource.MustParse(memoryMax)},
-	}
 }
 
 // generatedName guesses a workload's name from its pod's: the controllers add hashes to it.
@@ -212,10 +217,10 @@ func annotate(pod *core.Pod) error {
 		return fmt.Errorf("status annotation: %w", err)
 	}
 	pod.Annotations[istiocompat.StatusAnnotation] = string(status)
-	if slices.Contains([]string{"", "true"}, pod.Annotations["prometheus.io/scrape"]) && pod.Annotations["prometheus.io/port"] == "" {
-		pod.Annotations["prometheus.io/scrape"] = "true"
-		pod.Annotations["prometheus.io/port"] = fmt.Sprint(mesh.ProxyStatsPort)
-		pod.Annotations["prometheus.io/path"] = "/stats/prometheus"
+	if slices.Contains([]string{"", "true"}, pod.Annotations[scrape]) && pod.Annotations[scrapePort] == "" && pod.Annotations[scrapePath] == "" {
+		pod.Annotations[scrape] = "true"
+		pod.Annotations[scrapePort] = fmt.Sprint(mesh.ProxyStatsPort)
+		pod.Annotations[scrapePath] = "/stats/prometheus"
 	}
 	return nil
 }

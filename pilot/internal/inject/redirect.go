@@ -14,11 +14,11 @@ import (
 // redirectContainer is the first container of the pod. Where the node's CNI plugin redirects the pod, it has no privilege and
 // proves that this was done; pod and volume, of the agent's, then say so to the plugin and to the agent. Otherwise it redirects
 // the pod itself.
-func redirectContainer(pod *core.Pod, volume *core.CSIVolumeSource, c Config) core.Container {
-	var o redirection.Options
+func redirectContainer(pod *core.Pod, volume *core.CSIVolumeSource, o redirection.Options, resources core.ResourceRequirements, c Config) core.Container {
 	delete(pod.Annotations, mesh.RedirectAnnotation) // only what injection writes is believed
+	delete(pod.Annotations, mesh.RedirectedAnnotation)
 	container := core.Container{
-		Name: mesh.RedirectContainer, Image: c.AgentImage, ImagePullPolicy: core.PullPolicy(c.PullPolicy), Resources: resources("10m", "16Mi", "64Mi"),
+		Name: mesh.RedirectContainer, Image: c.AgentImage, ImagePullPolicy: core.PullPolicy(c.PullPolicy), Resources: resources,
 		// The reason of a failure is in the pod's status, for `kubectl describe`.
 		TerminationMessagePolicy: core.TerminationMessageFallbackToLogsOnError,
 	}
@@ -29,6 +29,9 @@ func redirectContainer(pod *core.Pod, volume *core.CSIVolumeSource, c Config) co
 		return container
 	}
 	container.Args = []string{"redirect", "--options=" + o.String()}
+	if o.String() != "{}" {
+		pod.Annotations[mesh.RedirectedAnnotation] = o.String()
+	}
 	container.SecurityContext = unprivileged(0)
 	container.SecurityContext.RunAsNonRoot = ptr(false)
 	container.SecurityContext.Capabilities.Add = []core.Capability{"NET_ADMIN"}

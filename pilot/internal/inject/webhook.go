@@ -17,8 +17,8 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 )
 
-// Pods answers reviews of pods that are created. labels returns a namespace's labels.
-func Pods(c Config, labels func(ctx context.Context, namespace string) (map[string]string, error), log *slog.Logger) admission.Func {
+// Pods answers reviews of pods that are created. labels returns a namespace's labels, ranges what its LimitRanges demand.
+func Pods(c Config, labels func(ctx context.Context, namespace string) (map[string]string, error), ranges func(namespace string) []core.LimitRangeItem, log *slog.Logger) admission.Func {
 	return func(ctx context.Context, req *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
 		if req.Operation != admissionv1.Create || req.Kind.Kind != "Pod" || req.SubResource != "" {
 			return admission.Allow()
@@ -45,19 +45,23 @@ func Pods(c Config, labels func(ctx context.Context, namespace string) (map[stri
 		if why := runsAsProxy(&pod); why != "" {
 			return admission.Deny(why)
 		}
-		patch, err := patch(&pod, req.Namespace, delivery, c)
+		ch, err := choose(&pod)
+		if err != nil {
+			return admission.Deny(err.Error())
+		}
+		patch, err := patch(&pod, req.Namespace, delivery, ch, ranges(req.Namespace), c)
 		if err != nil {
 			return admission.Deny(fmt.Sprintf("adding the proxy: %v", err))
 		}
 		kind := admissionv1.PatchTypeJSONPatch
-		return &admissionv1.AdmissionResponse{Allowed: true, Patch: patch, PatchType: &kind}
+		return &admissionv1.AdmissionResponse{Allowed: true, Patch: patch, PatchType: &kind, Warnings: ch.advice}
 	}
 }
 
 // patch is what makes the pod as it was sent into the pod with its proxy. Fields that this version of the API does not know
 // are left alone: the difference is that of two encodings of what is known, and containers are added, not moved.
-func patch(pod *core.Pod, namespace string, delivery delivery.Way, c Config) ([]byte, error) {
-	with, first, err := apply(pod, namespace, delivery, c)
+func patch(pod *core.Pod, namespace string, delivery delivery.Way, ch choices, ranges []core.LimitRangeItem, c Config) ([]byte, error) {
+	with, first, err := apply(pod, namespace, delivery, ch, ranges, c)
 	if err != nil {
 		return nil, err
 	}

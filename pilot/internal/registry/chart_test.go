@@ -155,7 +155,10 @@ func TestChartHasEveryPolicyReviewed(t *testing.T) {
 	var got, want []review
 	for _, config := range of[admission.ValidatingWebhookConfiguration](t, render(t), "ValidatingWebhookConfiguration") {
 		for _, hook := range config.Webhooks {
-			if path := *hook.ClientConfig.Service.Path; path != "/validate" {
+			switch path := *hook.ClientConfig.Service.Path; {
+			case path == "/advise" && *hook.FailurePolicy == admission.Ignore: // of templates of pods, which are of no kind of Pilot's
+				continue
+			case path != "/validate":
 				t.Errorf("webhook %s asks %s", hook.Name, path)
 			}
 			for _, r := range hook.Rules {

@@ -15,7 +15,7 @@ import (
 )
 
 // kinds are all the kinds of objects that Pilot watches. Each is described in the file that has its objects' type.
-var kinds = []Kind{Services, ServiceCIDRs, Slices, Pods, Nodes, Namespaces, Policies, PeerAuths, JWTRules, Sidecars, Revocations}
+var kinds = []Kind{Services, ServiceCIDRs, Slices, Pods, Nodes, Namespaces, LimitRanges, Policies, PeerAuths, JWTRules, Sidecars, Revocations}
 
 // Kinds returns every kind of objects that Pilot watches.
 func Kinds() []Kind { return kinds }

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/redirect"
 )
 
 // Pods are the pods that have not ended.
@@ -36,8 +38,9 @@ type Pod struct {
 	Proxied         bool // label security.istio.io/tlsMode says it has a proxy
 	HostNetwork     bool // its address is its node's
 	Delivery        delivery.Way
-	NormalizePaths  bool          // annotation mesh.PathsAnnotation asks for it
-	IdleTimeout     time.Duration // of annotation mesh.IdleAnnotation; 0 if it says none
+	NormalizePaths  bool             // annotation mesh.PathsAnnotation asks for it
+	IdleTimeout     time.Duration    // of annotation mesh.IdleAnnotation; 0 if it says none
+	Redirect        redirect.Options // what of its traffic its proxy has
 }
 
 // PodPort is a declared container port.
@@ -69,6 +72,9 @@ func makePod(p *core.Pod) *Pod {
 		Proxied:        p.Labels[istiocompat.TLSModeLabel] == istiocompat.TLSModeMutual && !p.Spec.HostNetwork,
 		NormalizePaths: p.Annotations[mesh.PathsAnnotation] == mesh.PathsNormalized,
 	}
+	if o, err := redirect.Parse(cmp.Or(p.Annotations[mesh.RedirectAnnotation], p.Annotations[mesh.RedirectedAnnotation])); err == nil {
+		out.Redirect = o
+	}
 	if d, err := time.ParseDuration(p.Annotations[mesh.IdleAnnotation]); err == nil && d > 0 {
 		out.IdleTimeout = d
 	}
@@ -90,6 +96,9 @@ func makePod(p *core.Pod) *Pod {
 	}
 	return out
 }
+
+// Serves reports whether the pod's proxy has the connections that come to a port; otherwise the application has them, in plaintext.
+func (p *Pod) Serves(port uint32) bool { return p.Proxied && p.Redirect.Inbound(uint16(port)) }
 
 // Pod returns a pod, or nil.
 func (s *Snapshot) Pod(id string) *Pod { return Pods.one(s, id) }

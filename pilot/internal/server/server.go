@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -216,7 +217,8 @@ func (p *Pilot) serveWebhooks(ctx context.Context) error {
 		return ended(ctx, err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/inject", admission.Handler(inject.Pods(p.injectConfig(), p.namespaceLabels, p.log), p.log))
+	mux.Handle("/inject", admission.Handler(inject.Pods(p.injectConfig(), p.namespaceLabels, func(ns string) []corev1.LimitRangeItem { return p.registry.Snapshot().LimitsIn(ns) }, p.log), p.log))
+	mux.Handle("/advise", admission.Handler(inject.Templates(p.namespaceLabels), p.log))
 	mux.Handle("/validate", admission.Handler(validate.Objects(p.settings.authz()), p.log))
 	srv := &http.Server{
 		Addr: p.settings.Listen.Webhook, Handler: mux, TLSConfig: mtls.ServerWithoutClientCert(p.identity),
@@ -249,7 +251,7 @@ func (p *Pilot) injectConfig() inject.Config {
 	i := p.settings.Inject
 	return inject.Config{
 		TrustDomain: p.settings.TrustDomain, ProxyImage: i.ProxyImage, AgentImage: i.AgentImage, PullPolicy: i.PullPolicy,
-		ProxyCPU: i.CPU, ProxyMemory: i.Memory, ProxyMemoryMax: i.MemoryLimit, ProxyLogLevel: i.ProxyLogLevel,
+		ProxyCPU: i.CPU, ProxyCPUMax: i.CPULimit, ProxyMemory: i.Memory, ProxyMemoryMax: i.MemoryLimit, ProxyLogLevel: i.ProxyLogLevel,
 		ClusterName: p.settings.ClusterName, ProxyWorkers: i.Workers, CNI: i.CNI,
 	}
 }

@@ -40,6 +40,7 @@ type Inject struct {
 	AgentImage    string `mapstructure:"agentImage" usage:"image of the init container of redirection"`
 	PullPolicy    string `mapstructure:"pullPolicy" usage:"imagePullPolicy of both"`
 	CPU           string `mapstructure:"cpu" usage:"CPU a proxy requests"`
+	CPULimit      string `mapstructure:"cpuLimit" usage:"CPU a proxy may use"`
 	Memory        string `mapstructure:"memory" usage:"memory a proxy requests"`
 	MemoryLimit   string `mapstructure:"memoryLimit" usage:"memory a proxy may use"`
 	ProxyLogLevel string `mapstructure:"proxyLogLevel" usage:"log level of Envoy"`
@@ -56,7 +57,7 @@ func Defaults() Settings {
 			XDS: port(mesh.XDSPort), Webhook: port(mesh.WebhookPort), Monitoring: port(mesh.MonitoringPort), Operator: port(mesh.OperatorPort)},
 		Inject: Inject{
 			ProxyImage: "bulwark/proxy:dev", AgentImage: "bulwark/agent:dev", PullPolicy: "IfNotPresent",
-			CPU: "50m", Memory: "64Mi", MemoryLimit: "512Mi", ProxyLogLevel: "warning", Workers: 2},
+			CPU: "50m", CPULimit: "2", Memory: "64Mi", MemoryLimit: "512Mi", ProxyLogLevel: "warning", Workers: 2},
 	}
 }
 
@@ -85,7 +86,7 @@ func (s Settings) Validate() error {
 	if s.Inject.Workers <= 0 {
 		errs = append(errs, errors.New("inject.workers must be positive"))
 	}
-	for name, q := range map[string]string{"inject.cpu": s.Inject.CPU, "inject.memory": s.Inject.Memory, "inject.memoryLimit": s.Inject.MemoryLimit} {
+	for name, q := range map[string]string{"inject.cpu": s.Inject.CPU, "inject.cpuLimit": s.Inject.CPULimit, "inject.memory": s.Inject.Memory, "inject.memoryLimit": s.Inject.MemoryLimit} {
 		if _, err := resource.ParseQuantity(q); err != nil {
 			errs = append(errs, fmt.Errorf("%s %q: %w", name, q, err))
 		}
