@@ -134,7 +134,7 @@ var mutations = []mutation{
 	{19, "what is missing in one list goes at once", "pilot/internal/feed.TestWhatIsMissingInAListGoesUnlessItIsSeen", []edit{
 		{"pilot/internal/feed/feed.go", "f.suspect(registry.Event{", "f.put(registry.Event{"}}},
 	{19, "Pilot may read Secrets", "pilot/internal/registry.TestChartGrantsPilotWhatItsKindsNeed", []edit{
-		{"manifests/charts/bulwark/templates/pilot.yaml", "resources: [services, pods, nodes, namespaces]", "resources: [services, pods, nodes, namespaces, secrets]"}}},
+		{"manifests/charts/bulwark/templates/pilot.yaml", "resources: [services, pods, nodes, namespaces, limitranges]", "resources: [services, pods, nodes, namespaces, secrets]"}}},
 	{20, "a rule without a field is anyone's once the policy has another problem", "pkg/authz.TestRuleWithAProblemFailsClosed", []edit{
 		{"pkg/authz/build.go", "	if s != nil && len(c) == 0 && b.count == before {", "	if s != nil && len(c) == 0 && before == 0 {"}}},
 	{20, "problems beyond those that are listed do not count", "pkg/authz.TestRuleWithAProblemFailsClosed", []edit{
@@ -230,25 +230,25 @@ var mutations = []mutation{
 		{"pilot/internal/registry/sidecar.go", "		if !slices.Contains(enforced, f.JSONName()) {\n", "		if false && !slices.Contains(enforced, f.JSONName()) {\n"}}},
 	{22, "a refusal by the client's proxy is no denial", "agent/internal/als.TestOutOfReachIsDeniedByTheClientsProxy", []edit{
 		{"agent/internal/als/convert.go", "	if r.tag(\"out_of_reach\") != \"\" {\n", "	if false && r.tag(\"out_of_reach\") != \"\" {\n"}}},
-	{24, "clients of every node have the endpoints of a Service that is local", "pilot/internal/compile.TestNearestEndpointsAreKubeProxys", []edit{
+	{27, "clients of every node have the endpoints of a Service that is local", "pilot/internal/compile.TestNearestEndpointsAreKubeProxys", []edit{
 		{"pilot/internal/compile/nearest.go", "	if s.Local {\n		candidates =", "	if false && s.Local {\n		candidates ="}}},
-	{24, "an endpoint that is meant for nobody in particular is left out", "pilot/internal/compile.TestNearestEndpointsAreKubeProxys", []edit{
+	{27, "an endpoint that is meant for nobody in particular is left out", "pilot/internal/compile.TestNearestEndpointsAreKubeProxys", []edit{
 		{"pilot/internal/compile/nearest.go", "		if len(named) == 0 {\n			return nil\n", "		if len(named) == 0 {\n			continue\n"}}},
-	{24, "who ends and still serves is not called", "pilot/internal/featuretest.TestGolden", []edit{
+	{27, "who ends and still serves is not called", "pilot/internal/featuretest.TestGolden", []edit{
 		{"pilot/internal/registry/slice.go", "out.Leaving = !out.Ready && serving", "out.Leaving = false && serving"}}},
-	{24, "the endpoints of one node are everybody's", "pilot/internal/catalog.TestClientsHaveTheEndpointsOfTheirPlace", []edit{
+	{27, "the endpoints of one node are everybody's", "pilot/internal/catalog.TestClientsHaveTheEndpointsOfTheirPlace", []edit{
 		{families + "endpoints.go", "		out = append(out, l.at(r.For))\n", "		out = append(out, l)\n"}}},
-	{24, "clients do not follow their node to another zone", "pilot/internal/catalog.TestClientsHaveTheEndpointsOfTheirPlace", []edit{
+	{27, "clients do not follow their node to another zone", "pilot/internal/catalog.TestClientsHaveTheEndpointsOfTheirPlace", []edit{
 		{families + "catalog.go", "			if t.effects.Nodes[p.Node] {\n", "			if false && t.effects.Nodes[p.Node] {\n"}}},
-	{24, "what a node has of a zone stays that of the former one", "pilot/internal/catalog.TestClientsHaveTheEndpointsOfTheirPlace", []edit{
+	{27, "what a node has of a zone stays that of the former one", "pilot/internal/catalog.TestClientsHaveTheEndpointsOfTheirPlace", []edit{
 		{families + "service.go", "		out = append(out, endpointsOn(c, t.effects.Nodes)...)\n", ""}}},
-	{24, "what a service was spread by stays", everyChange, []edit{
+	{27, "what a service was spread by stays", everyChange, []edit{
 		{families + "endpoints.go", "		if now.Of(p) || was.Of(p) {\n", "		if now.Of(p) {\n"}}},
-	{24, "a client that is to stay with its endpoint has any", "pilot/internal/translate.TestAClientStaysWithItsEndpoint", []edit{
+	{27, "a client that is to stay with its endpoint has any", "pilot/internal/translate.TestAClientStaysWithItsEndpoint", []edit{
 		{"pilot/internal/translate/outbound.go", "	if f.Service.Sticky {\n", "	if false && f.Service.Sticky {\n"}}},
-	{24, "while Pilot is away, pods of a zone are of no class", "pilot/internal/catalog.TestPodsOfAZoneAreKnownAsTheyWereInjected", []edit{
+	{27, "while Pilot is away, pods of a zone are of no class", "pilot/internal/catalog.TestPodsOfAZoneAreKnownAsTheyWereInjected", []edit{
 		{"pilot/internal/compile/workload.go", "	delete(c.Labels, core.LabelTopologyZone)\n", ""}}},
-	{24, "a Service that cannot be read is refused", "pilot/internal/validate.TestAuthorsOfServicesAreToldWhatHolds", []edit{
+	{27, "a Service that cannot be read is refused", "pilot/internal/validate.TestAuthorsOfServicesAreToldWhatHolds", []edit{
 		{"pilot/internal/validate/validate.go", "		if kind.IsAdvised() {\n", "		if false && kind.IsAdvised() {\n"}}},
 	{23, "another node's pod is served", "pilot/internal/push.TestAgentReadsNothingOfAnotherNodesPods", []edit{
 		{"pilot/internal/push/agent.go", "	case now.Node != p.agent.pod.Node:\n", "	case false:\n"}}},
