@@ -118,6 +118,9 @@ func choose(pod *core.Pod) (choices, error) {
 			}
 		}
 	}
+	if c.keepProbes {
+		c.advise("annotation sidecar.istio.io/rewriteAppHTTPProbers: kubelet asks the application itself, in plaintext, which a port of mode STRICT refuses")
+	}
 	if p := c.redirect.ExcludeInboundPorts; len(p) > 0 && c.redirect.IncludeInboundPorts == nil {
 		c.advise("annotation %sexcludeInboundPorts: neither mutual TLS nor policies hold at the ports %s", prefixRedirect, list(p))
 	}

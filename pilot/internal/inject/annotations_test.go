@@ -112,7 +112,7 @@ func TestAnnotationsAreHonoured(t *testing.T) {
 	if pod.Annotations[scrapePort] != "15021" || pod.Annotations[scrapePath] != "/app-health/prometheus/metrics" || !strings.Contains(args, "/my-metrics") {
 		t.Errorf("Prometheus is sent to %s%s", pod.Annotations[scrapePort], pod.Annotations[scrapePath])
 	}
-	if len(warnings) != 1 || !strings.Contains(warnings[0], "neither mutual TLS nor policies hold at the ports 8081, 9000") {
+	if len(warnings) != 2 || !strings.Contains(warnings[0], "kubelet asks the application itself") || !strings.Contains(warnings[1], "neither mutual TLS nor policies hold at the ports 8081, 9000") {
 		t.Errorf("warnings %q", warnings)
 	}
 }
