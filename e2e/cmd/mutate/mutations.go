@@ -145,6 +145,15 @@ var mutations = []mutation{
 		{"pilot/internal/translate/cluster.go", "const applicationIdle = 1500 * time.Millisecond", "const applicationIdle = time.Hour"}}},
 	{2, "connections without a request end after an hour", "pilot/internal/translate.TestNobodyHasToSpeak", []edit{
 		{"pilot/internal/translate/http.go", "envoy.U32(maxHeaders), IdleTimeout: envoy.Seconds(0)}", "envoy.U32(maxHeaders)}"}}},
+	{20, "a late request is judged as a connection", "pilot/internal/translate.TestUndeclaredPortsTakeWhatComes", []edit{
+		{"pilot/internal/translate/match.go", "return p.Protocol == protocol.Auto && enforced(w.Policies)", "return false && enforced(w.Policies)"}}},
+	{20, "no server of an undeclared port may speak first", "pilot/internal/translate.TestUndeclaredPortsTakeWhatComes", []edit{
+		{"pilot/internal/translate/match.go", "return p.ServerFirst || p.Protocol == protocol.Auto && identity", "return p.ServerFirst"}}},
+	{20, "a server greets whom nobody admits", "pilot/internal/translate.TestUndeclaredPortsTakeWhatComes", []edit{
+		{"pilot/internal/translate/match.go", "	case mayGreet(p, m.identity) && m.restricted:", "	case p.ServerFirst && m.restricted:"},
+		{"pilot/internal/translate/match.go", "	case p.ServerFirst || !m.verdict:", "	case mayGreet(p, m.identity) || !m.verdict:"}}},
+	{2, "ports of mode DISABLE are looked at", "pilot/internal/translate.TestPortsWithoutMutualTLSAreForwardedAtOnce", []edit{
+		{"pilot/internal/translate/inbound.go", "inspector.FilterDisabled = uninspected(w)", "_, _ = inspector, uninspected(w)"}}},
 	{20, "a path with an escape is clear", "pkg/authz.TestClearTextsAreNotAmbiguous", []edit{
 		{"pkg/authz/path.go", "const clearPath = `(?:/[a-z", "const clearPath = `(?:/[%a-z"}}},
 	{20, "dot segments are not ambiguous", "pkg/authz.TestWhatNormalisationWouldChangeIsAmbiguous", []edit{
@@ -272,21 +281,21 @@ var mutations = []mutation{
 		{nodexds + "session.go", "				of.follows = false\n", ""}}},
 	{23, "a proxy sees half of a change", "pkg/deltaxds.TestClientSeesNoHalfOfAChange", []edit{
 		{"pkg/deltaxds/stream.go", "	for _, s := range streams {\n		s.mu.Lock()\n	}\n	for s, news := range change() {", "	all := change()\n	for _, s := range streams {\n		s.mu.Lock()\n	}\n	for s, news := range all {"}}},
-	{17, "who asks at the health port chooses the headers", "pilot/internal/inject.TestStrangersChooseNothingOfWhatIsAsked", []edit{
+	{17, "who asks at the health port chooses the headers", "pilot/inject.TestStrangersChooseNothingOfWhatIsAsked", []edit{
 		{script, "    headers:remove(name)\n", ""}}},
-	{17, "who asks at the health port may send a body", "pilot/internal/inject.TestStrangersChooseNothingOfWhatIsAsked", []edit{
+	{17, "who asks at the health port may send a body", "pilot/inject.TestStrangersChooseNothingOfWhatIsAsked", []edit{
 		{script, "  elseif handle:body() then\n", "  elseif false then\n"}}},
-	{17, "who asks at the health port may use any method", "pilot/internal/inject.TestStrangersChooseNothingOfWhatIsAsked", []edit{
+	{17, "who asks at the health port may use any method", "pilot/inject.TestStrangersChooseNothingOfWhatIsAsked", []edit{
 		{"pilot/internal/translate/probes.go", "StringMatch: envoy.Exact(method)", "StringMatch: envoy.Pattern(\".*\")"}}},
-	{17, "a gRPC probe asks for any service", "pilot/internal/inject.TestStrangersChooseNothingOfWhatIsAsked", []edit{
+	{17, "a gRPC probe asks for any service", "pilot/inject.TestStrangersChooseNothingOfWhatIsAsked", []edit{
 		{script, "if asked == message(c.name) then", "if asked then"}}},
-	{17, "a forged header says where a probe goes", "pilot/internal/inject.TestWithoutTheScriptNobodyIsAsked", []edit{
+	{17, "a forged header says where a probe goes", "pilot/inject.TestWithoutTheScriptNobodyIsAsked", []edit{
 		{"pilot/internal/translate/probes.go", "Mutations: without(destination)})", "Mutations: without(\"x-nothing\")})"}}},
-	{24, "redirects are followed to other hosts", "pilot/internal/inject.TestKubeletFindsTheSameWithAndWithoutAProxy", []edit{
+	{24, "redirects are followed to other hosts", "pilot/inject.TestKubeletFindsTheSameWithAndWithoutAProxy", []edit{
 		{script, "url.host ~= address or proxy[url.port]", "proxy[url.port]"}}},
-	{24, "redirects are followed to the proxy's own ports", "pilot/internal/inject.TestKubeletFindsTheSameWithAndWithoutAProxy", []edit{
+	{24, "redirects are followed to the proxy's own ports", "pilot/inject.TestKubeletFindsTheSameWithAndWithoutAProxy", []edit{
 		{script, "url.host ~= address or proxy[url.port]", "url.host ~= address"}}},
-	{24, "a hook of a port where nothing listens is a success", "pilot/internal/inject.TestKubeletFindsTheSameWithAndWithoutAProxy", []edit{
+	{24, "a hook of a port where nothing listens is a success", "pilot/inject.TestKubeletFindsTheSameWithAndWithoutAProxy", []edit{
 		{"pilot/internal/translate/probes.go", "failed(\"UF\", ", "failed(\"NR\", "}}},
 	{25, "the plugin redirects nobody", "cni/internal/plugin.TestARuntimeHasPodsRedirected", []edit{
 		{"cni/internal/plugin/plugin.go", "	if o != nil {\n", "	if false && o != nil {\n"}}},
@@ -299,10 +308,10 @@ var mutations = []mutation{
 		{"agent/internal/csi/server.go", "&& !d.pods.Begun(v.Facts.UID) {", "&& !d.pods.Begun(v.Facts.UID) && false {"}}},
 	{25, "a pod that had its network before the node restarted does not wait for the plugin", "agent/internal/pods.TestAPodHasBegunUntilTheNodeRestarts", []edit{
 		{"agent/internal/pods/registry.go", "	return p != nil && p.identity.HasToken()\n", "	return p != nil\n"}}},
-	{25, "what a pod's author says to the plugin is believed", "pilot/internal/inject.TestOnlyInjectionTellsThePlugin", []edit{
-		{"pilot/internal/inject/redirect.go", "	delete(pod.Annotations, mesh.RedirectAnnotation) // only what injection writes is believed\n", ""}}},
-	{25, "an application may run as the proxy's user", "pilot/internal/inject.TestWhoWouldRunAsTheProxyIsRefused", []edit{
-		{"pilot/internal/inject/webhook.go", "if why := runsAsProxy(&pod); why != \"\" {", "if why := runsAsProxy(&pod); false && why != \"\" {"}}},
+	{25, "what a pod's author says to the plugin is believed", "pilot/inject.TestOnlyInjectionTellsThePlugin", []edit{
+		{"pilot/inject/redirect.go", "	delete(pod.Annotations, mesh.RedirectAnnotation) // only what injection writes is believed\n", ""}}},
+	{25, "an application may run as the proxy's user", "pilot/inject.TestWhoWouldRunAsTheProxyIsRefused", []edit{
+		{"pilot/inject/webhook.go", "if why := runsAsProxy(&pod); why != \"\" {", "if why := runsAsProxy(&pod); false && why != \"\" {"}}},
 	{25, "the program is removed while configurations name it", "cni/internal/node.TestKilledAtAnyMoment", []edit{
 		{"cni/internal/node/node.go", "	if _, err := n.takeOut(func(string) bool { return false }); err != nil {\n", "	_ = os.Remove(n.target())\n	if _, err := n.takeOut(func(string) bool { return false }); err != nil {\n"}}},
 	{25, "pods start while another program takes the plugin out again", "cni/internal/node.TestAFightIsSaid", []edit{
@@ -311,10 +320,10 @@ var mutations = []mutation{
 		{"cni/internal/run/run.go", "	if unwanted.Load() {\n", "	if !unwanted.Load() || true {\n"}}},
 	{25, "a keeper that ends for good leaves the plugin", "TestTheInitContainersWayAndBack", []edit{
 		{"cni/internal/run/run.go", "	if unwanted.Load() {\n", "	if false && unwanted.Load() {\n"}}},
-	{26, "LimitRanges are not kept to", "pilot/internal/inject.TestResourcesKeepToLimitRangesAndToTheClassOfThePod", []edit{
-		{"pilot/internal/inject/resources.go", "		if item.Type != core.LimitTypeContainer {\n", "		if true {\n"}}},
-	{26, "an annotation of Istio's is silently ignored", "pilot/internal/inject.TestNoAnnotationOfIstiosIsSilent", []edit{
-		{"pilot/internal/inject/annotations.go", "		case a.set == nil:\n			c.advise(", "		case a.set == nil && false:\n			c.advise("}}},
+	{26, "LimitRanges are not kept to", "pilot/inject.TestResourcesKeepToLimitRangesAndToTheClassOfThePod", []edit{
+		{"pilot/inject/resources.go", "		if item.Type != core.LimitTypeContainer {\n", "		if true {\n"}}},
+	{26, "an annotation of Istio's is silently ignored", "pilot/inject.TestNoAnnotationOfIstiosIsSilent", []edit{
+		{"pilot/inject/annotations.go", "		case a.set == nil:\n			c.advise(", "		case a.set == nil && false:\n			c.advise("}}},
 	{26, "other pods speak mutual TLS to ports that the proxy does not have", "pilot/internal/compile.TestPortsThatAreLeftOutAreCalledInPlaintext", []edit{
 		{"pilot/internal/compile/service.go", "!p.Serves(number)", "!p.Proxied"}}},
 }

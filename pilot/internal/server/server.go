@@ -24,10 +24,10 @@ import (
 	k8sevents "k8s.io/client-go/tools/events"
 	"k8s.io/utils/clock"
 
+	"github.com/bulwark-mesh/bulwark/pilot/inject"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/admission"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/feed"
-	"github.com/bulwark-mesh/bulwark/pilot/internal/inject"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/push"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/status"
@@ -218,7 +218,7 @@ func (p *Pilot) serveWebhooks(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/inject", admission.Handler(inject.Pods(p.injectConfig(), p.namespaceLabels, func(ns string) []corev1.LimitRangeItem { return p.registry.Snapshot().LimitsIn(ns) }, p.log), p.log))
-	mux.Handle("/advise", admission.Handler(inject.Templates(p.namespaceLabels), p.log))
+	mux.Handle("/advise", admission.Handler(inject.Templates(p.injectConfig(), p.namespaceLabels), p.log))
 	mux.Handle("/validate", admission.Handler(validate.Objects(p.settings.authz()), p.log))
 	srv := &http.Server{
 		Addr: p.settings.Listen.Webhook, Handler: mux, TLSConfig: mtls.ServerWithoutClientCert(p.identity),

@@ -7,6 +7,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/bulwark-mesh/bulwark/pilot/inject"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
@@ -57,7 +58,8 @@ func Defaults() Settings {
 			XDS: port(mesh.XDSPort), Webhook: port(mesh.WebhookPort), Monitoring: port(mesh.MonitoringPort), Operator: port(mesh.OperatorPort)},
 		Inject: Inject{
 			ProxyImage: "bulwark/proxy:dev", AgentImage: "bulwark/agent:dev", PullPolicy: "IfNotPresent",
-			CPU: "50m", CPULimit: "2", Memory: "64Mi", MemoryLimit: "512Mi", ProxyLogLevel: "warning", Workers: 2},
+			CPU: inject.Defaults.ProxyCPU, CPULimit: inject.Defaults.ProxyCPUMax, Memory: inject.Defaults.ProxyMemory, MemoryLimit: inject.Defaults.ProxyMemoryMax,
+			ProxyLogLevel: inject.Defaults.ProxyLogLevel, Workers: inject.Defaults.ProxyWorkers},
 	}
 }
 

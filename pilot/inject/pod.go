@@ -43,6 +43,12 @@ type Config struct {
 	CNI            bool // the nodes' CNI plugin redirects, and the init container proves it; else the init container does it, with a privilege
 }
 
+// Defaults are what an installation has that chooses nothing, but for the images.
+var Defaults = Config{
+	TrustDomain: mesh.DefaultTrustDomain, PullPolicy: "IfNotPresent", ProxyCPU: "50m", ProxyCPUMax: "2", ProxyMemory: "64Mi", ProxyMemoryMax: "512Mi",
+	ProxyLogLevel: "warning", ClusterName: "Kubernetes", ProxyWorkers: 2,
+}
+
 // apply returns a copy of the pod as it is in the mesh, and the init containers that go before its own: redirection, and
 // the proxy. They are first so that the application's own init containers are in the mesh, too.
 func apply(in *core.Pod, namespace string, way delivery.Way, ch choices, ranges []core.LimitRangeItem, c Config) (*core.Pod, []core.Container, error) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	jsonpatch "github.com/evanphx/json-patch/v5"
 	istio "istio.io/api/annotation"
 	admissionv1 "k8s.io/api/admission/v1"
 	core "k8s.io/api/core/v1"
@@ -22,7 +23,7 @@ import (
 
 // Each annotation that Istio's API has for pods is honoured, or named with the reason, and docs/annotations.md says which.
 func TestNoAnnotationOfIstiosIsSilent(t *testing.T) {
-	doc, err := os.ReadFile("../../../docs/annotations.md")
+	doc, err := os.ReadFile("../../docs/annotations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +201,7 @@ func TestAuthorsOfTemplatesAreTold(t *testing.T) {
 		`{"spec":{"template":7}}`:                                            "",
 		`{}`:                                                                 "",
 	} {
-		got := Templates(func(context.Context, string) (map[string]string, error) { return enabled, nil })(t.Context(), &admissionv1.AdmissionRequest{
+		got := Templates(config, func(context.Context, string) (map[string]string, error) { return enabled, nil })(t.Context(), &admissionv1.AdmissionRequest{
 			Operation: admissionv1.Create, Namespace: "finance", Object: runtime.RawExtension{Raw: []byte(object)}})
 		if all := strings.Join(got.Warnings, "; "); !got.Allowed || !strings.Contains(all, want) || want == "" && all != "" {
 			t.Errorf("%s: allowed %v, %q", object, got.Allowed, all)
@@ -214,5 +215,35 @@ func TestRedirectionOfAllButSomeIsRead(t *testing.T) {
 		if err != nil || o.Inbound(8080) != want || o.String() != text {
 			t.Errorf("%s: %v, %v, %s", text, o.Inbound(8080), err, o)
 		}
+	}
+}
+
+// Whoever injects without the webhook gets what the webhook makes, of a pod and of the pods of a controller.
+func TestObjectIsWhatTheWebhookMakesOfIt(t *testing.T) {
+	ns := Namespace{Name: "finance", Labels: enabled}
+	for _, pod := range []string{
+		`{"kind":"Pod","metadata":{"name":"x"},"spec":{"containers":[{"name":"a","ofTheFuture":1,"readinessProbe":{"grpc":{"port":7000}}}]}}`,
+		`{"kind":"Pod","metadata":{"name":"x","labels":{"app":"b"}},"spec":{"initContainers":[{"name":"i"}],"containers":[{"name":"a","livenessProbe":{"httpGet":{"port":80,"path":"/x"}}}]}}`,
+		`{"kind":"Pod","metadata":{"name":"x","labels":{"sidecar.istio.io/inject":"false"}},"spec":{"containers":[{"name":"a"}]}}`,
+	} {
+		got, v, err := Object([]byte(pod), ns, config)
+		if err != nil || v.Refused != "" {
+			t.Fatalf("%s: %+v, %v", pod, v, err)
+		}
+		if want := admit(t, []byte(pod), enabled); !jsonpatch.Equal(got, want) {
+			t.Errorf("%s becomes\n%s\nthe webhook makes\n%s", pod, got, want)
+		}
+		for _, controller := range []string{`{"kind":"Deployment","spec":{"replicas":2,"template":%s}}`, `{"kind":"CronJob","spec":{"jobTemplate":{"spec":{"template":%s}}}}`} {
+			of, _, err := Object(fmt.Appendf(nil, controller, pod), ns, config)
+			if want := fmt.Appendf(nil, controller, got); err != nil || !jsonpatch.Equal(of, want) {
+				t.Errorf("%s: %v\n%s\nwant\n%s", controller, err, of, want)
+			}
+		}
+	}
+	if _, v, err := Object([]byte(`{"kind":"Deployment","spec":{"template":{"spec":{"securityContext":{"runAsUser":1337},"containers":[{"name":"a"}]}}}}`), ns, config); err != nil || v.Refused == "" {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if out, v, err := Object([]byte(`{"kind":"Service","spec":{}}`), ns, config); err != nil || v.LeftAlone == "" || string(out) != `{"kind":"Service","spec":{}}` {
+		t.Errorf("%s, %+v, %v", out, v, err)
 	}
 }

@@ -27,35 +27,63 @@ func Pods(c Config, labels func(ctx context.Context, namespace string) (map[stri
 		if err := json.Unmarshal(req.Object.Raw, &pod); err != nil {
 			return admission.Deny(fmt.Sprintf("decoding the pod: %v", err))
 		}
-		namespace, err := labels(ctx, req.Namespace)
+		known, err := labels(ctx, req.Namespace)
 		if err != nil {
 			return admission.Deny(err.Error())
 		}
-		if why := skipReason(&pod, req.Namespace, namespace); why != "" {
-			log.Debug("pod gets no proxy", "namespace", req.Namespace, "pod", pod.Name+pod.GenerateName, "reason", why)
+		switch v := decide(&pod, Namespace{req.Namespace, known, ranges(req.Namespace)}, c); {
+		case v.LeftAlone != "":
+			log.Debug("pod gets no proxy", "namespace", req.Namespace, "pod", pod.Name+pod.GenerateName, "reason", v.LeftAlone)
 			return admission.Allow()
+		case v.Refused != "":
+			return admission.Deny(v.Refused)
+		default:
+			kind := admissionv1.PatchTypeJSONPatch
+			return &admissionv1.AdmissionResponse{Allowed: true, Patch: v.patch, PatchType: &kind, Warnings: v.Advice}
 		}
-		delivery, err := deliveryOf(&pod, namespace)
-		if err != nil {
-			return admission.Deny(err.Error())
-		}
-		if err := checkChoices(&pod); err != nil {
-			return admission.Deny(err.Error())
-		}
-		if why := runsAsProxy(&pod); why != "" {
-			return admission.Deny(why)
-		}
-		ch, err := choose(&pod)
-		if err != nil {
-			return admission.Deny(err.Error())
-		}
-		patch, err := patch(&pod, req.Namespace, delivery, ch, ranges(req.Namespace), c)
-		if err != nil {
-			return admission.Deny(fmt.Sprintf("adding the proxy: %v", err))
-		}
-		kind := admissionv1.PatchTypeJSONPatch
-		return &admissionv1.AdmissionResponse{Allowed: true, Patch: patch, PatchType: &kind, Warnings: ch.advice}
 	}
+}
+
+// Namespace is what of a pod's namespace matters.
+type Namespace struct {
+	Name   string
+	Labels map[string]string
+	Ranges []core.LimitRangeItem // what its LimitRanges demand
+}
+
+// Verdict is what injection does with a pod. If neither LeftAlone nor Refused says why not, the pod gets a proxy.
+type Verdict struct {
+	LeftAlone string   `json:"leftAlone,omitempty"`
+	Refused   string   `json:"refused,omitempty"`
+	Advice    []string `json:"advice,omitempty"` // what its author is told
+	patch     []byte
+}
+
+// decide is injection, of a pod as it was sent.
+func decide(pod *core.Pod, ns Namespace, c Config) Verdict {
+	if why := skipReason(pod, ns.Name, ns.Labels); why != "" {
+		return Verdict{LeftAlone: why}
+	}
+	refused := func(why string) Verdict { return Verdict{Refused: why} }
+	way, err := deliveryOf(pod, ns.Labels)
+	if err != nil {
+		return refused(err.Error())
+	}
+	if err := checkChoices(pod); err != nil {
+		return refused(err.Error())
+	}
+	if why := runsAsProxy(pod); why != "" {
+		return refused(why)
+	}
+	ch, err := choose(pod)
+	if err != nil {
+		return refused(err.Error())
+	}
+	patch, err := patch(pod, ns.Name, way, ch, ns.Ranges, c)
+	if err != nil {
+		return refused(fmt.Sprintf("adding the proxy: %v", err))
+	}
+	return Verdict{Advice: ch.advice, patch: patch}
 }
 
 // patch is what makes the pod as it was sent into the pod with its proxy. Fields that this version of the API does not know
