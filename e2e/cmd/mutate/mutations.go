@@ -311,7 +311,7 @@ var mutations = []mutation{
 	{25, "what a pod's author says to the plugin is believed", "pilot/inject.TestOnlyInjectionTellsThePlugin", []edit{
 		{"pilot/inject/redirect.go", "	delete(pod.Annotations, mesh.RedirectAnnotation) // only what injection writes is believed\n", ""}}},
 	{25, "an application may run as the proxy's user", "pilot/inject.TestWhoWouldRunAsTheProxyIsRefused", []edit{
-		{"pilot/inject/webhook.go", "if why := runsAsProxy(&pod); why != \"\" {", "if why := runsAsProxy(&pod); false && why != \"\" {"}}},
+		{"pilot/inject/webhook.go", "if why := runsAsProxy(pod); why != \"\" {", "if why := runsAsProxy(pod); false && why != \"\" {"}}},
 	{25, "the program is removed while configurations name it", "cni/internal/node.TestKilledAtAnyMoment", []edit{
 		{"cni/internal/node/node.go", "	if _, err := n.takeOut(func(string) bool { return false }); err != nil {\n", "	_ = os.Remove(n.target())\n	if _, err := n.takeOut(func(string) bool { return false }); err != nil {\n"}}},
 	{25, "pods start while another program takes the plugin out again", "cni/internal/node.TestAFightIsSaid", []edit{
