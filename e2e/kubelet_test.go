@@ -85,6 +85,7 @@ func TestKubeletFindsTheSameWithAndWithoutAProxy(t *testing.T) {
 `, with, without)+probedPod(with)+"---\n"+probedPod(without)); err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now()
 	asked := map[string][]wire.Asked{}
 	for _, namespace := range []string{without, with} {
 		asked[namespace] = probedIn(ctx, t, namespace)
@@ -97,8 +98,10 @@ func TestKubeletFindsTheSameWithAndWithoutAProxy(t *testing.T) {
 		}
 		return n
 	}
-	if got, want := tcp(with), tcp(without); got != want || want != 1 {
-		t.Errorf("a probe of TCP each minute: %d connections, %d without a proxy", got, want)
+	for _, namespace := range []string{with, without} {
+		if n, most := tcp(namespace), 2+int(time.Since(began)/time.Minute); n < 1 || n > most {
+			t.Errorf("%s: a probe of TCP each minute made %d connections, want 1 to %d", namespace, n, most)
+		}
 	}
 	distinct := func(all []wire.Asked) (out []string) {
 		for _, a := range all {
