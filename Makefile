@@ -99,7 +99,7 @@ test: images ## unit, golden and integration tests with the race detector
 
 e2e: images cluster bin/helm ## the claims, on a real cluster with real proxies
 	bin/cluster load bin/oci/*.tar
-	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 30m . -tag "$$(cat ../bin/tag)"
+	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 45m . -tag "$$(cat ../bin/tag)"
 	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --reset --set image.tag="$$(cat bin/tag)"
 	BULWARK_TEST_KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -count=1 -run 'RealAPIServer|StoredBadPolicy' ./citadel/internal/origin ./citadel/internal/issue ./pilot/internal/status
 
