@@ -68,14 +68,15 @@ func serveAsked(ctx context.Context) error {
 			go func() { _ = server.Serve(l) }()
 		}
 	}
-	l, err := open(AskedGRPC)
+	calls, err := open(AskedGRPC)
 	if err != nil {
 		return err
 	}
 	rpc := grpc.NewServer()
 	healthv1.RegisterHealthServer(rpc, askedHealth{log: log})
-	go func() { _ = rpc.Serve(l) }()
-	if l, err = open(AskedTCP); err != nil {
+	go func() { _ = rpc.Serve(calls) }()
+	l, err := open(AskedTCP)
+	if err != nil {
 		return err
 	}
 	for {
