@@ -6,7 +6,7 @@ local REDIRECTS = {["301"] = true, ["302"] = true, ["303"] = true, ["307"] = tru
 local MAX_REQUESTS = 10 -- kubelet's: the first and nine redirects
 
 -- What kubelet's clients send by themselves, but for their name.
-local OWN = {accept = "*/*", ["accept-encoding"] = "gzip", te = "trailers", ["content-type"] = "application/grpc"}
+local OWN = {accept = "*/*", ["accept-encoding"] = "gzip", te = "trailers", ["content-type"] = "application/grpc", ["grpc-accept-encoding"] = "gzip"}
 
 local function declared(probe)
   local values = {}
