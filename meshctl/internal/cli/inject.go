@@ -15,7 +15,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"sigs.k8s.io/yaml"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/chart"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
@@ -86,16 +85,18 @@ func (a *app) injectManifests(in io.Reader, file, namespace string, values map[s
 			return fmt.Errorf("%s would be refused: %s", what(o), v.Refused)
 		}
 		for _, advice := range v.Advice {
-			fmt.Fprintf(a.notes.Plain(), "%s: %s\n", what(o), advice)
+			a.notes.Line("%s: %s", what(o), advice)
 		}
-		shown, err := yaml.JSONToYAML(out)
-		if err != nil {
+		var shown map[string]any
+		if err := json.Unmarshal(out, &shown); err != nil {
 			return fmt.Errorf("%s: %w", what(o), err)
 		}
 		if i > 0 {
-			fmt.Fprintln(a.out.Plain(), "---")
+			a.out.Line("---")
 		}
-		fmt.Fprint(a.out.Plain(), string(shown))
+		if err := a.out.YAML(shown); err != nil {
+			return fmt.Errorf("%s: %w", what(o), err)
+		}
 	}
 	return nil
 }
@@ -212,23 +213,22 @@ func (a *app) checkInjection(ctx context.Context, namespace, name string) (check
 }
 
 func showChecked(out *printer.Printer, c checked) {
-	line := func(format string, args ...any) { fmt.Fprintf(out.Plain(), format+"\n", args...) }
 	switch v := c.Verdict; {
 	case v.LeftAlone != "" && c.HasProxy:
-		line("%s has a proxy", c.Object)
+		out.Line("%s has a proxy", c.Object)
 	case v.LeftAlone != "":
-		line("%s gets no proxy: %s", c.Object, v.LeftAlone)
+		out.Line("%s gets no proxy: %s", c.Object, v.LeftAlone)
 	case v.Refused != "":
-		line("%s: new pods will be refused: %s", c.Object, v.Refused)
+		out.Line("%s: new pods will be refused: %s", c.Object, v.Refused)
 	case c.HasProxy:
-		line("%s has a proxy, and new pods get one", c.Object)
+		out.Line("%s has a proxy, and new pods get one", c.Object)
 	default:
-		line("%s has no proxy, and new pods get one: it was made before its namespace or its pod asked for a proxy; restart it", c.Object)
+		out.Line("%s has no proxy, and new pods get one: it was made before its namespace or its pod asked for a proxy; restart it", c.Object)
 	}
 	for _, advice := range c.Verdict.Advice {
-		line("  %s", advice)
+		out.Line("  %s", advice)
 	}
 	if c.Webhook != "" {
-		line("  %s", c.Webhook)
+		out.Line("  %s", c.Webhook)
 	}
 }
