@@ -118,6 +118,14 @@ func TestAnnotationsAreHonoured(t *testing.T) {
 	}
 }
 
+// Who wants no merging has Prometheus go where it was told to go, and no way to the metrics through the proxy.
+func TestMetricsAreLeftWhereTheyAreIfThePodSaysSo(t *testing.T) {
+	pod, _ := annotated(t, config, map[string]string{"prometheus.istio.io/merge-metrics": "false", scrape: "true", scrapePort: "8080", scrapePath: "/my-metrics"})
+	if pod.Annotations[scrapePort] != "8080" || pod.Annotations[scrapePath] != "/my-metrics" || strings.Contains(strings.Join(pod.Spec.InitContainers[1].Args, " "), "/my-metrics") {
+		t.Errorf("Prometheus is sent to %s%s", pod.Annotations[scrapePort], pod.Annotations[scrapePath])
+	}
+}
+
 func TestWhatAnAnnotationCannotMeanIsRefusedOrSaid(t *testing.T) {
 	for _, c := range []struct{ name, value, refused, advice string }{
 		{"traffic.sidecar.istio.io/excludeInboundPorts", "http", `"http" is no port`, ""},

@@ -57,8 +57,10 @@ func apply(in *core.Pod, namespace string, way delivery.Way, ch choices, ranges 
 	if !ch.keepProbes {
 		asked = rewriteProbes(pod)
 	}
-	if metrics := ownMetrics(pod); metrics != nil && !ch.keepMetrics {
-		asked = append(asked, *metrics)
+	if !ch.keepMetrics {
+		if metrics := ownMetrics(pod); metrics != nil {
+			asked = append(asked, *metrics)
+		}
 	}
 	label(pod)
 	if err := annotate(pod); err != nil {
