@@ -27,7 +27,7 @@ func ownMetrics(pod *core.Pod) *translate.Probe {
 	}
 	port, err := strconv.ParseUint(cmp.Or(pod.Annotations[scrapePort], firstPort(pod)), 10, 16)
 	uri, ok := requestURI(cmp.Or(pod.Annotations[scrapePath], "/metrics"))
-	if err != nil || port == 0 || !ok || portNumberIsProxys(uint32(port)) {
+	if err != nil || port == 0 || !ok || ofProxy(uint32(port)) {
 		return nil
 	}
 	out := &translate.Probe{Container: "prometheus", Name: "metrics", HTTP: &translate.HTTPProbe{
@@ -46,13 +46,4 @@ func firstPort(pod *core.Pod) string {
 		}
 	}
 	return "80"
-}
-
-func portNumberIsProxys(port uint32) bool {
-	for _, own := range mesh.ProxyPorts {
-		if port == own {
-			return true
-		}
-	}
-	return false
 }

@@ -117,17 +117,14 @@ func proxyContainer(pod *core.Pod, class compile.Class, probes []translate.Probe
 	}
 	ready := probe(cmp.Or(ch.period, 10), cmp.Or(ch.failures, 4))
 	ready.InitialDelaySeconds = ch.initialDelay
-	componentLogLevel := "misc:error" // which would say of each listener that it takes any method
-	if ch.componentLogLevel != "" {
-		componentLogLevel = ch.componentLogLevel
-	}
+	const quiet = "misc:error" // which would say of each listener that it takes any method
 	return core.Container{
 		Name: mesh.ProxyContainer, Image: cmp.Or(ch.image, c.ProxyImage), ImagePullPolicy: core.PullPolicy(c.PullPolicy),
 		Args: []string{
 			"--config-yaml", text,
 			"--service-node", "sidecar~$(" + envPodIP + ")~$(POD_NAME).$(" + telemetry.EnvNamespace + ")~$(" + telemetry.EnvNamespace + ").svc." + mesh.ClusterDomain,
 			"--service-cluster", name + "." + namespace,
-			"--concurrency", fmt.Sprint(workers(c, ch, resources.Limits[core.ResourceCPU])), "--log-level", cmp.Or(ch.logLevel, c.ProxyLogLevel), "--component-log-level", componentLogLevel,
+			"--concurrency", fmt.Sprint(workers(c, ch, resources.Limits[core.ResourceCPU])), "--log-level", cmp.Or(ch.logLevel, c.ProxyLogLevel), "--component-log-level", cmp.Or(ch.componentLogLevel, quiet),
 			"--drain-time-s", fmt.Sprint(int(cmp.Or(ch.drain, mesh.UpdateDrain).Seconds())), "--drain-strategy", "immediate", "--disable-hot-restart",
 		},
 		Env: []core.EnvVar{

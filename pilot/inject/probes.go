@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -128,13 +129,14 @@ func portNumber(c *core.Container, port intstr.IntOrString) uint32 {
 	if number <= 0 || number > 65535 {
 		return 0
 	}
-	for _, own := range mesh.ProxyPorts {
-		if uint32(number) == own {
-			return 0
-		}
+	if ofProxy(uint32(number)) {
+		return 0
 	}
 	return uint32(number)
 }
+
+// ofProxy reports whether a port is the proxy's own, of which nothing can be asked in an application's name.
+func ofProxy(port uint32) bool { return slices.Contains(mesh.ProxyPorts, port) }
 
 // named is the port of that name, or the number that the name is; kubelet looks in the same order.
 func named(c *core.Container, name string) int32 {

@@ -63,6 +63,9 @@ type Workload struct {
 	Policies []authz.Policy // in scope, in the order of namespace and name
 }
 
+// EveryPort returns the ports that are named, and then what stands for every other.
+func (w *Workload) EveryPort() []InboundPort { return append(slices.Clone(w.Ports), w.Other) }
+
 // InboundPort is one port of a workload.
 type InboundPort struct {
 	Number      uint32

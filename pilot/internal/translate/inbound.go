@@ -87,7 +87,7 @@ func SameInboundListener(set compile.Settings, a, b *compile.Workload) bool {
 	if a.Other != b.Other || !slices.Equal(a.Ports, b.Ports) || enforced(a.Policies) != enforced(b.Policies) || authz.ByIdentity(a.Policies) != authz.ByIdentity(b.Policies) {
 		return false
 	}
-	for _, p := range append(slices.Clone(a.Ports), a.Other) {
+	for _, p := range a.EveryPort() {
 		if nothingButHTTP(a, p) != nothingButHTTP(b, p) {
 			return false
 		}
@@ -121,7 +121,7 @@ func inboundChains(set compile.Settings, w *compile.Workload) []*listener.Filter
 // greeted are the peers of the ports whose server may speak first, nil if all of the mesh are.
 func greeted(set compile.Settings, w *compile.Workload) []*matcher.StringMatcher {
 	identity := authz.ByIdentity(w.Policies)
-	if !slices.ContainsFunc(append(slices.Clone(w.Ports), w.Other), func(p compile.InboundPort) bool { return mayGreet(p, identity) }) {
+	if !slices.ContainsFunc(w.EveryPort(), func(p compile.InboundPort) bool { return mayGreet(p, identity) }) {
 		return nil
 	}
 	return handshake.Admitted(w.Policies, set.TrustDomains())

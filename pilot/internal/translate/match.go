@@ -41,7 +41,7 @@ func inboundMatcher(set compile.Settings, w *compile.Workload) *xds.Matcher {
 // for each port that takes plaintext by a mode of its own while the workload does not, so that they end with that mode.
 func plaintextGroups(w *compile.Workload) []string {
 	var out []string
-	for _, p := range append(slices.Clone(w.Ports), w.Other) {
+	for _, p := range w.EveryPort() {
 		if group := plaintextGroup(w, p); p.Mode != authz.Strict && !slices.Contains(out, group) {
 			out = append(out, group)
 		}
