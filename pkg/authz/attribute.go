@@ -3,6 +3,7 @@ package authz
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -29,7 +30,7 @@ var attributes = map[Attribute]attribute{
 	}},
 	SNI:    {parse: plain(parseSNI), of: func(r *Request, _ string) []string { return []string{strings.ToLower(r.SNI)} }},
 	Host:   {parse: either(parseHost), of: func(r *Request, _ string) []string { return []string{r.Host} }, http: true},
-	Method: {parse: plain(parseMethod), of: func(r *Request, _ string) []string { return []string{r.Method} }, http: true},
+	Method: {parse: tunnelled(parseMethod), of: func(r *Request, _ string) []string { return []string{r.Method} }, http: true},
 	Path:   {parse: literalStar(parsePath), of: func(r *Request, _ string) []string { return []string{r.Path} }, http: true},
 	// As Envoy does since CVE-2026-26308: a header that is sent twice matches if either line does.
 	Header: {parse: literalStar(parseHeader), of: func(r *Request, key string) []string { return r.Headers[key] }, http: true},
@@ -48,6 +49,16 @@ func narrow(parse func(*builder, string) ([]Match, error)) func(*builder, string
 
 func plain(parse func(string) ([]Match, error)) func(*builder, string, bool) ([]Match, error) {
 	return func(_ *builder, v string, _ bool) ([]Match, error) { return parse(v) }
+}
+
+// tunnelled warns of a rule that is to let CONNECT pass, which a rule about methods cannot.
+func tunnelled(parse func(string) ([]Match, error)) func(*builder, string, bool) ([]Match, error) {
+	return func(b *builder, v string, wide bool) ([]Match, error) {
+		if v == "CONNECT" && !wide {
+			b.warn("CONNECT is denied where a rule looks at requests, as nothing sees what follows it; admit who may use a forward proxy by identity, address and port alone")
+		}
+		return parse(v)
+	}
 }
 
 func either(parse func(string, bool) ([]Match, error)) func(*builder, string, bool) ([]Match, error) {
@@ -71,11 +82,13 @@ func literalStar(parse func(string, bool) ([]Match, error)) func(*builder, strin
 	}
 }
 
-// Ambiguity is a text of an attribute that servers read in different ways. Where a rule looks at the attribute, it is
-// denied: no rule could know what it lets through.
+// Ambiguity is a text of an attribute of which no rule could know what it lets through, as servers read it in different ways. Where a rule looks at what it
+// makes uncertain, it is denied.
 type Ambiguity struct {
 	Attribute Attribute
 	Rule      string // the name of the rule that denies it
+	Reason    string // why it is denied
+	Exact     string // the one text that is ambiguous; where there is one, there is nothing below
 	Pattern   string // of RE2: what is found in a text makes it ambiguous
 	Alphabet  string // of RE2: a text that is not wholly so is ambiguous, too; empty if any characters will do
 	// Clear is an expression of RE2 for the whole of a text that is certainly not ambiguous, as nearly all are. It is asked first, so that they cost next to nothing.
@@ -84,13 +97,19 @@ type Ambiguity struct {
 	pattern, alphabet *regexp.Regexp
 }
 
-// Within is the pattern as a match of whole texts.
+// Within is what is ambiguous, but for characters outside of the alphabet, as a match of whole texts.
 func (a Ambiguity) Within() Match {
+	if a.Exact != "" {
+		return Match{Exact, a.Exact}
+	}
 	return Match{Regexp, anyBytes + "(?:" + a.Pattern + ")" + anyBytes}
 }
 
 // Finds reports whether a text is ambiguous.
 func (a Ambiguity) Finds(text string) bool {
+	if a.Exact != "" {
+		return text == a.Exact
+	}
 	return a.pattern.MatchString(text) || !a.alphabet.MatchString(text)
 }
 
@@ -99,7 +118,8 @@ func ambiguity(of Attribute, rule, pattern, alphabet, clear string) Ambiguity {
 	if whole == "" {
 		whole = anyBytes
 	}
-	return Ambiguity{of, rule, pattern, alphabet, clear, regexp.MustCompile(pattern), regexp.MustCompile("^(?:" + whole + ")$")}
+	return Ambiguity{Attribute: of, Rule: rule, Reason: fmt.Sprintf("servers read the %s in different ways, and a rule depends on it", of), Pattern: pattern, Alphabet: alphabet, Clear: clear,
+		pattern: regexp.MustCompile(pattern), alphabet: regexp.MustCompile("^(?:" + whole + ")$")}
 }
 
 var pathAmbiguity = ambiguity(Path, AmbiguousPathRule, AmbiguousPath, pathAlphabet, clearPath)
@@ -108,4 +128,12 @@ var pathAmbiguity = ambiguity(Path, AmbiguousPathRule, AmbiguousPath, pathAlphab
 var Ambiguities = []Ambiguity{
 	pathAmbiguity,
 	ambiguity(Method, AmbiguousMethodRule, AmbiguousMethod, "", "GET|POST|PUT|DELETE|PATCH|HEAD|OPTIONS"),
+	{Attribute: Method, Rule: TunnelRule, Exact: "CONNECT", Reason: "what follows CONNECT is read by no rule, and a rule depends on requests"},
+}
+
+// Concerns reports whether a rule of a policy looks at what the ambiguity makes uncertain: at the attribute, or, of a tunnel, at anything that requests have.
+func (a Ambiguity) Concerns(p Policy) bool {
+	return slices.ContainsFunc(p.Rules, func(r Rule) bool {
+		return r.uses(func(of Attribute) bool { return of == a.Attribute || a.Rule == TunnelRule && attributes[of].http })
+	})
 }

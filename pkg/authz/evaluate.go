@@ -61,7 +61,7 @@ func Evaluate(policies []Policy, req Request) Decision {
 		}
 	}
 	if len(decides) > 0 {
-		d.Policy, d.Reason = decides[0], "servers read the path or the method in different ways, and a rule depends on it"
+		d.Policy, d.Reason = decides[0].Rule, decides[0].Reason
 		return d
 	}
 	for _, p := range scope {
@@ -86,8 +86,11 @@ func Evaluate(policies []Policy, req Request) Decision {
 	return d
 }
 
-// seenPath is the path as rules see it, without the query; it is false for one that the proxies refuse to read.
+// seenPath is the path as rules see it, without the query; it is false for one that the proxies refuse to read. CONNECT has none.
 func seenPath(req Request) (string, bool) {
+	if req.Method == "CONNECT" {
+		return "", req.Path == ""
+	}
 	if req.NormalizesPaths {
 		return NormalizePath(req.Path)
 	}
@@ -96,19 +99,19 @@ func seenPath(req Request) (string, bool) {
 }
 
 // ambiguities are the rules by which a request is audited or denied since servers read it in different ways.
-func ambiguities(scope []Policy, req *Request) (audits, denies []string) {
+func ambiguities(scope []Policy, req *Request) (audits []string, denies []Ambiguity) {
 	for _, a := range Ambiguities {
 		if !a.Finds(attributes[a.Attribute].of(req, "")[0]) {
 			continue
 		}
 		uses := func(action bool) bool {
-			return slices.ContainsFunc(scope, func(p Policy) bool { return (p.Action == Audit) == action && p.Uses(a.Attribute) })
+			return slices.ContainsFunc(scope, func(p Policy) bool { return (p.Action == Audit) == action && a.Concerns(p) })
 		}
 		if uses(true) {
 			audits = append(audits, a.Rule)
 		}
 		if uses(false) {
-			denies = append(denies, a.Rule)
+			denies = append(denies, a)
 		}
 	}
 	return audits, denies

@@ -273,17 +273,6 @@ func (r Rule) uses(is func(Attribute) bool) bool {
 	return false
 }
 
-// Uses reports whether a rule that decides looks at the attribute. Where one looks at paths or methods, spellings that
-// servers read in different ways are refused.
-func (p *Policy) Uses(attr Attribute) bool {
-	for _, r := range p.Rules {
-		if r.uses(func(a Attribute) bool { return a == attr }) {
-			return true
-		}
-	}
-	return false
-}
-
 func withoutHTTP(alternatives []Clauses) []Clauses {
 	var out []Clauses
 	for _, a := range alternatives {

@@ -103,6 +103,10 @@ const AmbiguousMethodRule = "ns[bulwark-system]-policy[ambiguous-method]-rule[0]
 // case, but applications that fold them serve "delete" as DELETE.
 const AmbiguousMethod = `[^A-Z0-9!#$%&'+.^_|~\x60-]`
 
+// TunnelRule is the name under which CONNECT is denied. A proxy that takes it passes on whatever bytes come, and a server that is none but answers with 200 reads them as
+// requests, which nobody has judged.
+const TunnelRule = "ns[bulwark-system]-policy[tunnel]-rule[0]"
+
 var methodText = regexp.MustCompile(`^[A-Z0-9!#$%&'+.^_|~\x60-]+$`)
 
 func parseMethod(v string) ([]Match, error) {

@@ -141,6 +141,12 @@ var mutations = []mutation{
 		{"pkg/authz/build.go", "	b.count++\n	if len(b.problems) < maxProblems {\n", "	if len(b.problems) < maxProblems {\n		b.count++\n"}}},
 	{20, "methods are compared, however they are spelt", "pilot/internal/translate.TestMethodInAnotherSpellingIsDenied", []edit{
 		{"pkg/authz/attribute.go", "ambiguity(Method, AmbiguousMethodRule, AmbiguousMethod,", "ambiguity(Method, AmbiguousMethodRule, \"^$\","}}},
+	{20, "CONNECT is let through where rules look at hosts or headers", "pkg/authz.TestTunnelsAreDeniedWhereARuleLooksAtRequests", []edit{
+		{"pkg/authz/attribute.go", "return of == a.Attribute || a.Rule == TunnelRule && attributes[of].http", "return of == a.Attribute"}}},
+	{20, "Envoy lets through by CONNECT what the evaluator denies", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
+		{"pilot/internal/translate/route.go", "if len(quiet) > 0 && !tunnel {", "if len(quiet) > 0 {"}}},
+	{20, "clients say in which form their targets are", "pilot/internal/translate.TestHTTP1ArrivesAsItWasSent", []edit{
+		{"pilot/internal/translate/route.go", "overwritten(formHeader, \"%PROTOCOL%%REQ(:SCHEME)%\")", "overwritten(\"x-other\", \"%PROTOCOL%%REQ(:SCHEME)%\")"}}},
 	{2, "the proxy waits for the application to close a connection", "pilot/internal/translate.TestProxyLeavesTheApplicationFirst", []edit{
 		{"pilot/internal/translate/cluster.go", "const applicationIdle = 1500 * time.Millisecond", "const applicationIdle = time.Hour"}}},
 	{2, "connections without a request end after an hour", "pilot/internal/translate.TestNobodyHasToSpeak", []edit{

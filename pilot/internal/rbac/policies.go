@@ -44,7 +44,7 @@ func Speaks(policies []authz.Policy, action authz.Action) bool {
 // Suspicions are the texts that such a configuration looks for as ambiguous. Only is true if it has nothing to say about requests without any.
 func Suspicions(policies []authz.Policy, action authz.Action) (suspicions []authz.Ambiguity, only bool) {
 	for _, a := range authz.Ambiguities {
-		if ambiguityHolds(policies, action, a.Attribute) {
+		if ambiguityHolds(policies, action, a) {
 			suspicions = append(suspicions, a)
 		}
 	}
@@ -60,11 +60,11 @@ func Connections(policies []authz.Policy, action authz.Action) (enforced, shadow
 	return rules(tcp, action)
 }
 
-// ambiguityHolds reports whether the filter of an action looks for ambiguous texts of an attribute: the one that denies does
-// if any rule that decides looks at the attribute, the one that audits if a rule of its own does.
-func ambiguityHolds(policies []authz.Policy, action authz.Action, attribute authz.Attribute) bool {
+// ambiguityHolds reports whether the filter of an action looks for an ambiguity: the one that denies does if it concerns any policy that decides, the one that
+// audits if it concerns one that audits.
+func ambiguityHolds(policies []authz.Policy, action authz.Action, a authz.Ambiguity) bool {
 	return action != authz.Allow && slices.ContainsFunc(policies, func(p authz.Policy) bool {
-		return !p.Ignored && !p.DryRun && (p.Action == authz.Audit) == (action == authz.Audit) && p.Uses(attribute)
+		return !p.Ignored && !p.DryRun && (p.Action == authz.Audit) == (action == authz.Audit) && a.Concerns(p)
 	})
 }
 
@@ -257,8 +257,11 @@ func ambiguous(a authz.Ambiguity) *rbac.Policy {
 	if a.Alphabet != "" {
 		found = append(found, notPermission(text(of, whole(a.Alphabet))))
 	}
-	return &rbac.Policy{Principals: []*rbac.Principal{anyone()}, Permissions: []*rbac.Permission{
-		andPermission([]*rbac.Permission{notPermission(text(of, whole(a.Clear))), orPermission(found)})}}
+	all := []*rbac.Permission{orPermission(found)}
+	if a.Clear != "" {
+		all = slices.Insert(all, 0, notPermission(text(of, whole(a.Clear))))
+	}
+	return &rbac.Policy{Principals: []*rbac.Principal{anyone()}, Permissions: []*rbac.Permission{andPermission(all)}}
 }
 
 func cidr(v string) *core.CidrRange {

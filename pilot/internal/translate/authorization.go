@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"slices"
+
 	xdscore "github.com/cncf/xds/go/xds/core/v3"
 	xds "github.com/cncf/xds/go/xds/type/matcher/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -150,11 +152,12 @@ func silentFilters(w *compile.Workload, revoked, mutual bool) (out []string) {
 	return out
 }
 
-// suspicious is what some filters look for that have nothing to say about requests without it: those filters are quiet.
+// suspicious is what some filters look for that have nothing to say about requests without it: those filters are quiet. CONNECT has routes of its own, which ask all.
 func suspicious(w *compile.Workload, mutual bool) (suspicions []authz.Ambiguity, quiet []string) {
 	for _, s := range stages {
 		of, only := rbac.Suspicions(w.Policies, s.action)
 		if only && len(of) > 0 && !s.forbidsPlaintext(w, mutual) {
+			of = slices.DeleteFunc(of, func(a authz.Ambiguity) bool { return a.Rule == authz.TunnelRule })
 			suspicions, quiet = append(suspicions, of...), append(quiet, s.httpName())
 		}
 	}
@@ -175,17 +178,17 @@ func off(filters []string) map[string]*anypb.Any {
 	return out
 }
 
-// badAuthority answers 400 to a request whose authority is none, before any policy is asked: what a server makes of user
+// badAuthority answers 400 to what has no proper authority, before any policy is asked: what a server makes of user
 // information or of a second host in it, no rule could know.
-func badAuthority() *route.Route {
+func badAuthority(of *route.RouteMatch) *route.Route {
 	var all []string
 	for _, f := range httpAuthorizationFilters() {
 		all = append(all, f.GetName())
 	}
+	of.Headers = []*route.HeaderMatcher{{
+		Name: ":authority", InvertMatch: true, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: envoy.Pattern(authz.Authority)}}}
 	return &route.Route{
-		TypedPerFilterConfig: off(all),
-		Match: &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: "/"}, Headers: []*route.HeaderMatcher{{
-			Name: ":authority", InvertMatch: true, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: envoy.Pattern(authz.Authority)}}}},
+		TypedPerFilterConfig: off(all), Match: of,
 		Action: &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 400}},
 	}
 }

@@ -95,12 +95,15 @@ func malformed(req authz.Request) bool {
 
 // unread reports whether Envoy may refuse to read a request, which lets nothing through.
 func unread(req authz.Request, http2 bool) bool {
-	known := slices.Contains([]string{"GET", "POST", "PUT", "DELETE", "PATCH", "PROPFIND", "PURGE"}, req.Method)
+	known := slices.Contains([]string{"CONNECT", "GET", "POST", "PUT", "DELETE", "PATCH", "PROPFIND", "PURGE"}, req.Method)
 	if http2 {
 		return malformed(req) || req.Host == "" || !token.MatchString(req.Method)
 	}
-	return malformed(req) || !known || !ascii(req.Path)
+	return req.Method == "CONNECT" && !authority.MatchString(req.Host) || malformed(req) || !known || !ascii(req.Path)
 }
+
+// authority is what a request by CONNECT in HTTP/1.1 has to have.
+var authority = regexp.MustCompile(`^[^.].*:[1-9][0-9]*$`)
 
 var token = regexp.MustCompile("^[0-9A-Za-z!#$%&'*+.^_`|~-]+$")
 
@@ -108,7 +111,7 @@ var token = regexp.MustCompile("^[0-9A-Za-z!#$%&'*+.^_`|~-]+$")
 func closesSlowly(req authz.Request) bool {
 	bad := func(r rune) bool { return r <= ' ' || r == 0x7f }
 	odd := func(r rune) bool { return bad(r) || r >= 0x80 || strings.ContainsRune("\"#/<>?\\^`{|}", r) }
-	return !token.MatchString(req.Method) || !strings.HasPrefix(req.Path, "/") || strings.ContainsFunc(req.Path, bad) ||
+	return !token.MatchString(req.Method) || !strings.HasPrefix(req.Path, "/") && req.Method != "CONNECT" || strings.ContainsFunc(req.Path, bad) ||
 		strings.Contains(req.Path, "#") || req.Host == "" || strings.ContainsFunc(req.Host, odd)
 }
 
@@ -203,7 +206,11 @@ func send(t *testing.T, port uint32, req authz.Request, clients map[spiffe.ID]en
 		return status
 	}
 	var sb strings.Builder
-	fmt.Fprintf(&sb, "%s %s HTTP/1.1\r\nHost: %s\r\n", req.Method, req.Path, req.Host)
+	target := req.Path
+	if req.Method == "CONNECT" {
+		target = req.Host
+	}
+	fmt.Fprintf(&sb, "%s %s HTTP/1.1\r\nHost: %s\r\n", req.Method, target, req.Host)
 	for name, values := range req.Headers {
 		for _, v := range values {
 			fmt.Fprintf(&sb, "%s: %s\r\n", name, v)
@@ -228,8 +235,10 @@ func sendHTTP2(t *testing.T, conn net.Conn, req authz.Request, more ...hpack.Hea
 	t.Helper()
 	var block bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
-	fields := []hpack.HeaderField{{Name: ":method", Value: req.Method}, {Name: ":scheme", Value: "http"},
-		{Name: ":path", Value: req.Path}, {Name: ":authority", Value: req.Host}}
+	fields := []hpack.HeaderField{{Name: ":method", Value: req.Method}, {Name: ":authority", Value: req.Host}}
+	if req.Method != "CONNECT" { // RFC 9113, section 8.5
+		fields = append(fields, hpack.HeaderField{Name: ":scheme", Value: "http"}, hpack.HeaderField{Name: ":path", Value: req.Path})
+	}
 	for name, values := range req.Headers {
 		for _, v := range values {
 			fields = append(fields, hpack.HeaderField{Name: name, Value: v})
@@ -423,6 +432,9 @@ func (g *generator) request(port uint32) authz.Request {
 	}
 	if g.IntN(8) == 0 {
 		req.Host = g.one("payroll:x", "payroll:80@evil", "u@payroll", "", "payroll:", "payroll,x", "payroll:80:80", "payroll:8080.", "[::1", "*")
+	}
+	if g.IntN(12) == 0 {
+		req.Method, req.Path = "CONNECT", ""
 	}
 	if g.IntN(4) != 0 {
 		req.Source = identities[g.IntN(len(identities))]

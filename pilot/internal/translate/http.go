@@ -7,11 +7,13 @@ import (
 	"strings"
 
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	mutation "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlymutation "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	preservecase "github.com/envoyproxy/go-control-plane/envoy/extensions/http/header_formatters/preserve_case/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
@@ -70,8 +72,9 @@ func asWritten() *core.Http1ProtocolOptions_HeaderKeyFormat {
 // TLS or in HTTP/2, of which the proxies could not read what follows.
 var upgradeTokens = []string{"websocket", "tcp", "spdy/3.1", "raw", "derp", "tailscale-control-protocol", "ts2021", "teleport-alpn", "teleport-alpn-ping", "ptth/1.0"}
 
+// upgrades are those, and CONNECT, which routes take or not.
 func upgrades() (out []*hcm.HttpConnectionManager_UpgradeConfig) {
-	for _, token := range upgradeTokens {
+	for _, token := range append([]string{"CONNECT"}, upgradeTokens...) {
 		out = append(out, &hcm.HttpConnectionManager_UpgradeConfig{UpgradeType: token})
 	}
 	return out
@@ -98,6 +101,17 @@ func anyTextBut(words []string) string {
 		empty = ""
 	}
 	return "(?:[^" + strings.ReplaceAll(first, "-", `\-`) + "].*" + branches + empty + ")"
+}
+
+// early are changes to a request's head before anything of it is looked at.
+func early(changes ...*mutation.HeaderMutation) []*core.TypedExtensionConfig {
+	return []*core.TypedExtensionConfig{envoy.Extension("envoy.http.early_header_mutation.header_mutation", &earlymutation.HeaderMutation{Mutations: changes})}
+}
+
+// overwritten is a header that has this value whatever a client says in it.
+func overwritten(header, format string) *mutation.HeaderMutation {
+	return &mutation.HeaderMutation{Action: &mutation.HeaderMutation_Append{Append: &core.HeaderValueOption{
+		Header: &core.HeaderValue{Key: header, Value: format}, AppendAction: core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD}}}
 }
 
 func withRoutes(m *hcm.HttpConnectionManager, rc *route.RouteConfiguration) *hcm.HttpConnectionManager {

@@ -152,6 +152,7 @@ func (c chains) secured(name string, peers []*matcher.StringMatcher, filters []*
 
 func (c chains) http(mutual bool) []*listener.Filter {
 	m := connectionManager("inbound", httpAuthorizationFilters(), telemetry.InboundRequests(mutual))
+	m.EarlyHeaderMutationExtensions = early(notedForm())
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{RouteConfigName: inboundTable(mutual), ConfigSource: overADS()}}
 	return []*listener.Filter{notedPort(), httpManager(toApplication(m, c.w.Class))}
 }

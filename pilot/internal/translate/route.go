@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strconv"
 
+	mutation "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
@@ -22,7 +23,7 @@ func routes(t compile.Table) *route.RouteConfiguration {
 	for _, h := range t.Hosts {
 		host := &route.VirtualHost{Name: h.Name, Domains: h.Domains}
 		for _, r := range h.Rules {
-			host.Routes = append(host.Routes, rule(r))
+			host.Routes = append(host.Routes, forms(rule(r))...)
 		}
 		out.VirtualHosts = append(out.VirtualHosts, host)
 	}
@@ -41,7 +42,7 @@ func rule(r compile.Rule) *route.Route {
 	}
 	out := &route.Route{
 		Name:   r.Name,
-		Match:  &route.RouteMatch{PathSpecifier: &route.RouteMatch_Prefix{Prefix: "/"}},
+		Match:  &route.RouteMatch{PathSpecifier: ofPaths()},
 		Action: &route.Route_Route{Route: action},
 	}
 	if r.Cluster == "" {
@@ -50,6 +51,30 @@ func rule(r compile.Rule) *route.Route {
 	}
 	return out
 }
+
+// formHeader tells a proxy's routes in which form a request's target came: after the protocol it has the scheme, which at first only a target in absolute form has. What a
+// client says in it is replaced, and a server never gets it.
+const formHeader = "x-bulwark-form"
+
+// notedForm notes it, before Envoy gives each request a scheme.
+func notedForm() *mutation.HeaderMutation { return overwritten(formHeader, "%PROTOCOL%%REQ(:SCHEME)%") }
+
+// forms are the routes by which requests go on as they came, whichever the form of their target (RFC 9112, section 3.2), as applications that are forward proxies
+// need it: a target in absolute form, the path that most have, and the authority that CONNECT has. Of a target in asterisk form Envoy reads nothing.
+func forms(origin *route.Route) []*route.Route {
+	origin.RequestHeadersToRemove = append(origin.RequestHeadersToRemove, formHeader)
+	absolute, tunnel := proto.CloneOf(origin), proto.CloneOf(origin)
+	absolute.Match.Headers = append(absolute.Match.Headers, &route.HeaderMatcher{Name: formHeader, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: envoy.Prefix("HTTP/1.1http")}})
+	absolute.GetRoute().PathRewrite = "%REQ(:SCHEME)%://%REQ(:AUTHORITY)%%PATH(NQ:PATH)%" // Envoy adds the query
+	tunnel.Match.PathSpecifier = ofTunnels()
+	return []*route.Route{absolute, origin, tunnel}
+}
+
+func ofTunnels() *route.RouteMatch_ConnectMatcher_ {
+	return &route.RouteMatch_ConnectMatcher_{ConnectMatcher: &route.RouteMatch_ConnectMatcher{}}
+}
+
+func ofPaths() *route.RouteMatch_Prefix { return &route.RouteMatch_Prefix{Prefix: "/"} }
 
 // retries are of what certainly did not reach an application.
 func retries() *route.RetryPolicy {
@@ -82,26 +107,29 @@ func inboundTable(mutual bool) string {
 // port is known, for metrics, and none if there is no such service. The filters that have nothing to say are not asked, nor even made, for a request;
 // revoked says whether anything is. A filter that a table does not name is asked: a table that is older than a policy only has it hold later.
 func InboundRoutes(w *compile.Workload, revoked bool, table string) *route.RouteConfiguration {
-	out := routes(compile.Table{Name: table, Hosts: []compile.VirtualHost{{
-		Name: "inbound", Domains: []string{"*"}, Rules: []compile.Rule{{Cluster: InboundCluster}}}}})
-	host := out.VirtualHosts[0]
-	host.TypedPerFilterConfig = off(silentFilters(w, revoked, table == mutualTable))
-	application := host.Routes[0]
-	host.Routes = []*route.Route{badAuthority()}
+	host := &route.VirtualHost{Name: "inbound", Domains: []string{"*"}, TypedPerFilterConfig: off(silentFilters(w, revoked, table == mutualTable)),
+		Routes: []*route.Route{badAuthority(&route.RouteMatch{PathSpecifier: ofPaths()}), badAuthority(&route.RouteMatch{PathSpecifier: ofTunnels()})}}
+	out := &route.RouteConfiguration{Name: table, ValidateClusters: envoy.No(), VirtualHosts: []*route.VirtualHost{host}}
+	application := rule(compile.Rule{Cluster: InboundCluster})
 	suspicions, quiet := suspicious(w, table == mutualTable)
 	if len(w.Ports)*len(suspicions) > maxSuspicious {
 		suspicions, quiet = nil, nil
 	}
 	add := func(to *route.Route) {
-		for _, a := range suspicions {
-			asked := proto.CloneOf(to)
-			asked.Match.Headers = []*route.HeaderMatcher{rbac.Suspicious(a)}
-			host.Routes = append(host.Routes, asked)
+		for _, form := range forms(to) {
+			tunnel := form.GetMatch().GetConnectMatcher() != nil
+			if !tunnel {
+				for _, a := range suspicions {
+					asked := proto.CloneOf(form)
+					asked.Match.Headers = append(asked.Match.Headers, rbac.Suspicious(a))
+					host.Routes = append(host.Routes, asked)
+				}
+			}
+			if len(quiet) > 0 && !tunnel {
+				form.TypedPerFilterConfig = off(quiet)
+			}
+			host.Routes = append(host.Routes, form)
 		}
-		if len(quiet) > 0 {
-			to.TypedPerFilterConfig = off(quiet)
-		}
-		host.Routes = append(host.Routes, to)
 	}
 	for _, p := range w.Ports {
 		if p.ServiceName != "" {

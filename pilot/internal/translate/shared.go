@@ -4,14 +4,12 @@ import (
 	"fmt"
 
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
-	mutation "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	setfilterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/set_filter_state/v3"
 	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
-	earlymutation "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
@@ -98,15 +96,14 @@ func noted(key, format string) *filterstate.FilterStateValue {
 // OutboundManager is the configuration of SharedManager.
 func OutboundManager() *core.TypedExtensionConfig {
 	m := outboundManager("outbound", calledService, telemetry.ChosenServer, compile.DefaultRoutes())
-	m.EarlyHeaderMutationExtensions = []*core.TypedExtensionConfig{envoy.Extension("envoy.http.early_header_mutation.header_mutation",
-		&earlymutation.HeaderMutation{Mutations: []*mutation.HeaderMutation{{Action: &mutation.HeaderMutation_Append{Append: &core.HeaderValueOption{
-			Header:       &core.HeaderValue{Key: clusterHeader, Value: calledCluster},
-			AppendAction: core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD}}}}})}
+	m.EarlyHeaderMutationExtensions = early(notedForm(), overwritten(clusterHeader, calledCluster))
 	return envoy.Extension(SharedManager, m)
 }
 
 // outboundManager is between the clients of a service and those who serve it. Service and server are what telemetry asks for.
 func outboundManager(statPrefix, service, server string, t compile.Table) *hcm.HttpConnectionManager {
 	logs := []*accesslog.AccessLog{telemetry.OutboundRequests(service, server)}
-	return refusedNow(withRoutes(connectionManager(statPrefix, nil, logs, telemetry.OutboundAttempts(service)), routes(t)))
+	m := withRoutes(connectionManager(statPrefix, nil, logs, telemetry.OutboundAttempts(service)), routes(t))
+	m.EarlyHeaderMutationExtensions = early(notedForm())
+	return refusedNow(m)
 }

@@ -45,8 +45,11 @@ func exchanges() []exchange {
 	}
 	one := func(name, request, answer string) exchange {
 		e := exchange{name: name, request: []string{request}, answer: []string{answer}}
-		if _, body, _ := strings.Cut(request, "\r\n\r\n"); body != "" {
-			e.ends = []string{body[max(0, len(body)-5):]} // the last chunk, whichever pieces the proxies make of the others
+		switch _, body, _ := strings.Cut(request, "\r\n\r\n"); {
+		case strings.HasSuffix(body, "\r\n0\r\n\r\n"): // the last chunk, whichever pieces the proxies make of the others
+			e.ends = []string{"\r\n0\r\n\r\n"}
+		case body != "":
+			e.ends = []string{"\r\n\r\n" + body}
 		}
 		return e
 	}
@@ -96,8 +99,17 @@ func exchanges() []exchange {
 		// What is of one connection is not of the next.
 		unlike(one("headers of a connection", "GET /a HTTP/1.1\r\nHost: h\r\nTE: gzip\r\nConnection: TE\r\n\r\n", ok), "GET /a HTTP/1.1 [Host: h] ", ""),
 		unlike(one("HTTP/1.0", "GET /a HTTP/1.0\r\nHost: h\r\n\r\n", "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"), "GET /a HTTP/1.1 [Host: h] ", ""),
-		// What is not as it should be yet: docs/limits.md says so.
-		unlike(one("absolute form", "GET http://other:81/a HTTP/1.1\r\nHost: other:81\r\n\r\n", ok), "GET /a HTTP/1.1 [Host: other:81] ", ""),
+		one("absolute form", "GET http://other:81/a//%2F?x=/ HTTP/1.1\r\nHost: other:81\r\n\r\n", ok),
+		one("absolute form with question marks", "GET http://other:81/?a?b?c HTTP/1.1\r\nHost: other:81\r\n\r\n", ok),
+		one("absolute form with an empty query", "GET http://[::1]:81/a? HTTP/1.1\r\nHost: [::1]:81\r\n\r\n", ok),
+		unlike(one("absolute form without a path", "GET http://other HTTP/1.1\r\nHost: other\r\n\r\n", ok), "GET http://other/ HTTP/1.1 [Host: other] ", ""),
+		unlike(one("absolute form, another host", "GET http://other/a HTTP/1.1\r\nHost: mine\r\n\r\n", ok), "GET http://other/a HTTP/1.1 [Host: other] ", ""),
+		one("absolute form with credentials of a proxy", "POST http://other/a HTTP/1.1\r\nHost: other\r\nProxy-Authorization: Basic x\r\nContent-Length: 2\r\n\r\nab", ok),
+		{name: "a tunnel", request: []string{"CONNECT other:443 HTTP/1.1\r\nHost: other:443\r\nProxy-Authorization: Basic x\r\n\r\n", "bytes"}, ends: []string{"\r\n\r\n", "bytes"},
+			answer: []string{"HTTP/1.1 200 Connection established\r\nX-Proxy: a\r\n\r\n", "back"}},
+		one("a tunnel that is refused", "CONNECT other:443 HTTP/1.1\r\nHost: other:443\r\n\r\n", "HTTP/1.1 407 No\r\nProxy-Authenticate: Basic\r\nContent-Length: 2\r\n\r\nno"),
+		// A mark of the proxies' own is not for others to set, nor for applications to see.
+		unlike(one("a mark of the proxies", "GET /a HTTP/1.1\r\nHost: h\r\nX-Bulwark-Form: HTTP/1.1http\r\n\r\n", ok), "GET /a HTTP/1.1 [Host: h] ", ""),
 	}
 }
 
