@@ -169,7 +169,7 @@ var mutations = []mutation{
 	{20, "what follows a host does not matter where it admits", "pkg/authz.TestMatchIsWideWhereItDeniesAndNarrowWhereItAdmits", []edit{
 		{"pkg/authz/host.go", "	if !wide || m.Kind", "	if m.Kind"}}},
 	{20, "an authority may have user information", "pilot/internal/translate.TestAuthorityIsAHostAndMaybeAPort", []edit{
-		{"pilot/internal/translate/route.go", "host.Routes = []*route.Route{badAuthority()}", "host.Routes = []*route.Route{}"}}},
+		{"pilot/internal/translate/route.go", "Routes: []*route.Route{badAuthority(&route.RouteMatch{PathSpecifier: ofPaths()}), ", "Routes: []*route.Route{"}}},
 	{20, "a filter that has something to say is left out", "pilot/internal/translate.TestOnlyFiltersWithNothingToSayAreLeftOut", []edit{
 		{"pilot/internal/rbac/policies.go", "return p.Action == action && !p.Ignored })", "return p.Action == action && !p.Ignored && !p.DryRun })"}}},
 	{20, "rules for everyone are not among those for a peer that is named", "pkg/authz.TestPartForAPeerDecidesAsTheWhole", []edit{
@@ -183,7 +183,7 @@ var mutations = []mutation{
 	{20, "every URI of the trust domain is an identity", "pilot/internal/translate.TestHandshakeTakesNothingButIdentities", []edit{
 		{"pilot/internal/handshake/peers.go", "envoy.Pattern(spiffe.Pattern(trustDomains...))", "envoy.Pattern(\"spiffe://\" + spiffe.ID{TrustDomain: trustDomains[0]}.TrustDomain + \"/.*\")"}}},
 	{20, "a client says to which cluster its request goes", "pilot/internal/translate.TestClientsDoNotChooseTheCluster", []edit{
-		{"pilot/internal/translate/shared.go", "core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD", "core.HeaderValueOption_ADD_IF_ABSENT"}}},
+		{"pilot/internal/translate/http.go", "core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD", "core.HeaderValueOption_ADD_IF_ABSENT"}}},
 	{20, "policies that can never match are taken", "pkg/authz.TestValueThatCanNeverMatchIsRefused", []edit{
 		{"pkg/authz/path.go", "	if reason := notNormal(m.Kind, m.Value); reason != \"\" {", "	if reason := notNormal(m.Kind, m.Value); reason != \"\" && false {"}}},
 	{20, "the evaluator does not resolve dot segments as proxies do", "pilot/internal/translate.TestPathsAreNormalizedAsEnvoyDoes", []edit{
