@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -76,6 +77,15 @@ func Address(ip string, port uint32) *core.Address {
 func Format(s string) *core.SubstitutionFormatString {
 	return &core.SubstitutionFormatString{Format: &core.SubstitutionFormatString_TextFormatSource{
 		TextFormatSource: &core.DataSource{Specifier: &core.DataSource_InlineString{InlineString: s}}}}
+}
+
+// JSON is an object in one line, of such texts.
+func JSON(fields map[string]string) *core.SubstitutionFormatString {
+	object := &structpb.Struct{Fields: map[string]*structpb.Value{}}
+	for name, format := range fields {
+		object.Fields[name] = structpb.NewStringValue(format)
+	}
+	return &core.SubstitutionFormatString{Format: &core.SubstitutionFormatString_JsonFormat{JsonFormat: object}}
 }
 
 // Seconds is a duration. Where Envoy has a timeout by default, zero says that there is none.

@@ -42,8 +42,8 @@ func write(t testing.TB, b *bootstrap.Bootstrap) string {
 }
 
 // Start runs Envoy until the test ends, and waits for it to be ready. The bootstrap's admin must be on 127.0.0.1. It is an error
-// if Envoy finds something deprecated.
-func Start(t testing.TB, b *bootstrap.Bootstrap, node string) {
+// if Envoy finds something deprecated. It returns the file that has what Envoy says.
+func Start(t testing.TB, b *bootstrap.Bootstrap, node string) string {
 	t.Helper()
 	args := []string{"-c", write(t, b), "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart",
 		"--service-node", node, "--service-cluster", "test", "--base-id-path", filepath.Join(t.TempDir(), "base")}
@@ -77,7 +77,7 @@ func Start(t testing.TB, b *bootstrap.Bootstrap, node string) {
 		if err == nil {
 			_ = resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
-				return
+				return logFile.Name()
 			}
 		}
 		select {

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	data "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	cel "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/filters/cel/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -41,6 +42,18 @@ func when(expression string) *accesslog.AccessLogFilter {
 func deniedByPolicy() *accesslog.AccessLogFilter {
 	return both(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_GrpcStatusFilter{GrpcStatusFilter: &accesslog.GrpcStatusFilter{
 		Statuses: []accesslog.GrpcStatusFilter_Status{accesslog.GrpcStatusFilter_PERMISSION_DENIED}}}}, when(deniedRequest))
+}
+
+// UnreadAnswer passes requests whose answer was no HTTP that the proxy reads, or had too long a head.
+func UnreadAnswer() *accesslog.AccessLogFilter { return envoy.Flagged("UPE") }
+
+// unreadRequest passes what was no HTTP itself, or had too long a head.
+func unreadRequest() *accesslog.AccessLogFilter { return envoy.Flagged("DPE") }
+
+// LongRequest passes, of those that the proxy answers itself, the requests that had too long a head.
+func LongRequest() *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_StatusCodeFilter{StatusCodeFilter: &accesslog.StatusCodeFilter{
+		Comparison: &accesslog.ComparisonFilter{Op: accesslog.ComparisonFilter_EQ, Value: &core.RuntimeUInt32{DefaultValue: 431, RuntimeKey: "unused"}}}}}
 }
 
 // impostor passes what failed because of the server's certificate.

@@ -6,8 +6,10 @@ import (
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	data "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	stats "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stats/v3"
+	stream "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -17,7 +19,7 @@ import (
 // InboundRequests audit requests to a server that a policy denied or selected, and count all of them. Mutual says whether they come over
 // mutual TLS.
 func InboundRequests(mutual bool) []*accesslog.AccessLog {
-	return []*accesslog.AccessLog{audit(either(audited(), deniedByPolicy()), inboundRequest()), requestMetrics(byServer(httpService, mutual))}
+	return []*accesslog.AccessLog{audit(either(audited(), deniedByPolicy()), inboundRequest()), requestMetrics(byServer(httpService, mutual)), unread("server")}
 }
 
 // InboundConnections do the same with connections that are not HTTP.
@@ -30,8 +32,17 @@ func InboundConnections(mutual bool) []*accesslog.AccessLog {
 func InboundRefused() *accesslog.AccessLog { return audit(when(refusedInbound), refusedConnection()) }
 
 // OutboundRequests counts what clients ask of a service.
-func OutboundRequests(service, server string) *accesslog.AccessLog {
-	return requestMetrics(byClient(service, server))
+func OutboundRequests(service, server string) []*accesslog.AccessLog {
+	return []*accesslog.AccessLog{requestMetrics(byClient(service, server)), unread("client")}
+}
+
+// unread has the proxy's own log say what it could not read. By says whose proxy it is.
+func unread(by string) *accesslog.AccessLog {
+	return &accesslog.AccessLog{Name: "envoy.access_loggers.stderr", Filter: either(UnreadAnswer(), unreadRequest()),
+		ConfigType: &accesslog.AccessLog_TypedConfig{TypedConfig: envoy.Typed(&stream.StderrAccessLog{AccessLogFormat: &stream.StderrAccessLog_LogFormat{
+			LogFormat: envoy.JSON(map[string]string{
+				"time": "%START_TIME%", "level": "warning", "msg": "HTTP that the proxy does not read", "reporter": by, "peer": "%DOWNSTREAM_PEER_URI_SAN%", "source": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%", "local": "%DOWNSTREAM_LOCAL_ADDRESS%", "upstream": "%UPSTREAM_HOST%",
+				"method": "%REQ(:METHOD):64%", "authority": "%REQ(:AUTHORITY):256%", "path": "%REQ(:PATH):256%", "code": "%RESPONSE_CODE%", "flags": "%RESPONSE_FLAGS%", "details": "%RESPONSE_CODE_DETAILS%"})}})}}
 }
 
 // OutboundAttempts audits, of the attempts to have a request answered, those at a server that is not one of the service's identities, also when

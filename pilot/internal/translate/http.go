@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"fmt"
 	"maps"
 	"regexp"
 	"slices"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 )
 
 // connectionManager is what every HTTP connection has in common: bounds, WebSocket, and no opinion about an application's
@@ -52,6 +54,15 @@ const (
 	maxHeadersKb = 128
 	maxHeaders   = 1024
 )
+
+// unread has the proxy's own answer to a request or for an answer that it cannot read say why.
+func unread() []*hcm.ResponseMapper {
+	head := fmt.Sprintf("at most %d KB and %d lines", maxHeadersKb, maxHeaders)
+	return []*hcm.ResponseMapper{
+		{Filter: telemetry.UnreadAnswer(), BodyFormatOverride: envoy.Format("the server's answer is no HTTP that the proxy reads: its head is malformed or too long (" + head + ") (%RESPONSE_CODE_DETAILS%)")},
+		{Filter: telemetry.LongRequest(), BodyFormatOverride: envoy.Format("the head of the request is too long for the proxy (" + head + ")")},
+	}
+}
 
 // http1 passes on what it does not have to know: names as they are written, reasons, trailers, methods.
 func http1() *core.Http1ProtocolOptions {
@@ -128,6 +139,7 @@ func toApplication(m *hcm.HttpConnectionManager, c compile.Class) *hcm.HttpConne
 		m.MergeSlashes = true
 		m.PathWithEscapedSlashesAction = hcm.HttpConnectionManager_UNESCAPE_AND_FORWARD
 	}
+	m.LocalReplyConfig = &hcm.LocalReplyConfig{Mappers: unread()}
 	m.ForwardClientCertDetails = hcm.HttpConnectionManager_SANITIZE_SET
 	m.SetCurrentClientCertDetails = &hcm.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true}
 	return m

@@ -79,7 +79,7 @@ func RefusalListenerAtSocket() *listener.Listener {
 // go on asking here.
 func refuseRequests() *listener.Filter {
 	nobody := envoy.HTTPFilter("envoy.filters.http.rbac", &rbacfilter.RBAC{Rules: rbac.Nobody()})
-	logs := []*accesslog.AccessLog{telemetry.OutOfReachRequests(nil), telemetry.OutboundRequests("", "")}
+	logs := append(telemetry.OutboundRequests("", ""), telemetry.OutOfReachRequests(nil))
 	m := withRoutes(connectionManager("out_of_reach", []*hcm.HttpFilter{nobody}, logs), routes(compile.Table{Name: noCluster}))
 	m.CommonHttpProtocolOptions.MaxRequestsPerConnection = envoy.U32(1)
 	m.LocalReplyConfig = refusing(failed()) // also of what is no proper request
@@ -91,6 +91,7 @@ func refuseRequests() *listener.Filter {
 func refusedNow(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
 	m.AccessLog = append(m.AccessLog, telemetry.OutOfReachRequests(withoutCluster()))
 	m.LocalReplyConfig = refusing(withoutCluster())
+	m.LocalReplyConfig.Mappers = append(m.LocalReplyConfig.Mappers, unread()...)
 	return m
 }
 

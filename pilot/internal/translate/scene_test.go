@@ -146,8 +146,8 @@ func (s *scene) setLogs(c *listener.FilterChain, logs []*accesslog.AccessLog) {
 	})
 }
 
-// start runs the Envoy, whose agent is what register adds to a server.
-func (s *scene) start(register func(*grpc.Server)) {
+// start runs the Envoy, whose agent is what register adds to a server, and returns the file that has what it says.
+func (s *scene) start(register func(*grpc.Server)) string {
 	t := s.t
 	socket := filepath.Join(t.TempDir(), "agent.sock")
 	l, err := net.Listen("unix", socket)
@@ -171,7 +171,7 @@ func (s *scene) start(register func(*grpc.Server)) {
 		telemetry.EnvRevision: "v2", telemetry.EnvPrincipal: sceneClient, telemetry.EnvCluster: "Kubernetes"} {
 		t.Setenv(name, value)
 	}
-	envoytest.Start(t, b, "sidecar~127.0.0.1~checkout-1.shop~shop.svc.cluster.local")
+	return envoytest.Start(t, b, "sidecar~127.0.0.1~checkout-1.shop~shop.svc.cluster.local")
 }
 
 // webApplication answers with the status of the request's path, and calls of gRPC with the status in it.

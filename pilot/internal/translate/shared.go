@@ -3,7 +3,6 @@ package translate
 import (
 	"fmt"
 
-	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
@@ -102,8 +101,7 @@ func OutboundManager() *core.TypedExtensionConfig {
 
 // outboundManager is between the clients of a service and those who serve it. Service and server are what telemetry asks for.
 func outboundManager(statPrefix, service, server string, t compile.Table) *hcm.HttpConnectionManager {
-	logs := []*accesslog.AccessLog{telemetry.OutboundRequests(service, server)}
-	m := withRoutes(connectionManager(statPrefix, nil, logs, telemetry.OutboundAttempts(service)), routes(t))
+	m := withRoutes(connectionManager(statPrefix, nil, telemetry.OutboundRequests(service, server), telemetry.OutboundAttempts(service)), routes(t))
 	m.EarlyHeaderMutationExtensions = early(notedForm())
 	return refusedNow(m)
 }
