@@ -1,9 +1,12 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"github.com/bulwark-mesh/bulwark/tools/bench/dataplane"
+	"github.com/bulwark-mesh/bulwark/tools/bench/traffic"
 )
 
 func dataplaneCommand(c *common) *cobra.Command {
@@ -25,7 +28,7 @@ func dataplaneCommand(c *common) *cobra.Command {
 	f.StringVar(&o.Agent, "agent", o.Agent, "the node agent's binary, for redirection")
 	f.IntVar(&o.Rounds, "rounds", o.Rounds, "rounds, in each of which all configurations take their turn")
 	f.DurationVar(&o.Duration, "duration", o.Duration, "of one configuration in one round")
-	f.StringSliceVar(&o.Traffic, "traffic", o.Traffic, "kinds of traffic: http1, http2, grpc, stream, tcp, connect; http1/64 is over 64 connections,\nhttp1/16@half at half the rate that Bulwark's configuration can do")
+	f.StringSliceVar(&o.Traffic, "traffic", o.Traffic, fmt.Sprintf("kinds of traffic: %v; ", traffic.Kinds)+"http1/64 is over 64 connections,\nhttp1/16@half at half the rate that Bulwark's configuration can do")
 	f.StringSliceVar(&o.Vary, "vary", o.Vary, "what to take from Bulwark's configuration, one thing, or several with plus signs between, at a time:\n"+dataplane.Variations())
 	f.IntSliceVar(&o.Rules, "rules", o.Rules, "numbers of rules of policies to measure besides a policy with one")
 	return cmd

@@ -91,8 +91,8 @@ type minimalListener struct {
 }
 
 func minimalListeners() (out []minimalListener) {
-	for _, port := range []int{traffic.HTTPPort, traffic.GRPCPort, traffic.TCPPort} {
-		out = append(out, minimalListener{port, servicePorts[port], minimalPorts + port, port != traffic.TCPPort})
+	for _, p := range traffic.Ports {
+		out = append(out, minimalListener{p.Number, p.Service, minimalPorts + p.Number, p.HTTP})
 	}
 	return out
 }

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,8 +23,8 @@ func patternOf(text string) (pattern, error) {
 	rest, half := strings.CutSuffix(text, "@half")
 	kind, connections, many := strings.Cut(rest, "/")
 	p.kind, p.half = traffic.Kind(kind), half
-	if p.kind.Port() == 0 {
-		return p, fmt.Errorf("there is no kind of traffic %q: want http1, http2, grpc, stream, tcp or connect", kind)
+	if !slices.Contains(traffic.Kinds, p.kind) {
+		return p, fmt.Errorf("there is no kind of traffic %q: want one of %v", kind, traffic.Kinds)
 	}
 	if p.kind == traffic.Bulk {
 		p.connections = 1

@@ -78,9 +78,9 @@ func (p Pattern) variant(name string) Variant {
 // Table implements report.Tabular. What is compared with itself is left out.
 func (r *Result) Table() report.Table {
 	t := report.Table{Columns: []string{"traffic", "configuration", "Envoys a unit: server's, client's", "against " + redirected, "of it outside the kernel", "against " + whole,
-		"units a second", "against " + redirected, "p50, p90, p99", "p99 against " + redirected, "memory: server, client"}}
+		"units a second", "against " + redirected, "p50, p90, p99", "p99 against " + redirected, "p50 more than " + plain, "p99 more than " + plain, "memory: server, client"}}
 	for _, p := range r.Patterns {
-		minimal, bulwark := p.variant(redirected), p.variant(whole)
+		minimal, bulwark, without := p.variant(redirected), p.variant(whole), p.variant(plain)
 		for _, v := range p.Variants {
 			compared := func(with Variant, say func() string) string {
 				if v.Name == with.Name {
@@ -100,7 +100,9 @@ func (r *Result) Table() report.Table {
 			t.Row(p.Traffic, v.Name, used, cost, user, more, fmt.Sprintf("%.0f", v.median(Round.rate)),
 				compared(minimal, func() string { return v.against(minimal, ratio, Round.rate).Percent() }),
 				fmt.Sprintf("%.2f, %.2f, %.2f ms", v.median(Round.p50)/1e6, v.median(Round.p90)/1e6, v.median(Round.p99)/1e6),
-				compared(minimal, func() string { return v.against(minimal, difference, Round.p99).Millis() }), memory)
+				compared(minimal, func() string { return v.against(minimal, difference, Round.p99).Millis() }),
+				compared(without, func() string { return v.against(without, difference, Round.p50).Millis() }),
+				compared(without, func() string { return v.against(without, difference, Round.p99).Millis() }), memory)
 		}
 	}
 	return t

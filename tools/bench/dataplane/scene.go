@@ -110,8 +110,14 @@ const ruleLimit = 500
 
 // admits are the rules by which the client may do what is measured: one about HTTP, one about TCP.
 func admits() []stage.Rule {
+	var tcp []any
+	for _, p := range traffic.Ports {
+		if !p.HTTP {
+			tcp = append(tcp, fmt.Sprint(p.Number))
+		}
+	}
 	return []stage.Rule{
-		stage.From(stage.Client, map[string]any{"ports": []any{fmt.Sprint(traffic.TCPPort)}}),
+		stage.From(stage.Client, map[string]any{"ports": tcp}),
 		stage.From(stage.Client, map[string]any{"methods": []any{"GET", "POST"}, "paths": []any{"/accounts/*"}}),
 	}
 }
@@ -165,6 +171,7 @@ func (s *scene) programs(ctx context.Context) error {
 
 // The names of variants that others are compared with.
 const (
+	plain      = "without proxies"
 	redirected = "minimal mTLS, with redirection"
 	whole      = "Bulwark"
 )
@@ -175,7 +182,7 @@ func (s *scene) variants(ctx context.Context) ([]*variant, error) {
 		name   string
 		envoys func(context.Context, *variant) error
 	}
-	all := []start{{"plain", s.plain}, {"minimal mTLS", s.minimal}, {redirected, s.redirected}, {whole, s.bulwark(s.config[1], nil)}}
+	all := []start{{plain, s.plain}, {"minimal mTLS", s.minimal}, {redirected, s.redirected}, {whole, s.bulwark(s.config[1], nil)}}
 	for _, n := range s.Rules {
 		all = append(all, start{fmt.Sprintf("%s, %d rules", whole, n), s.bulwark(s.config[n], nil)})
 	}
@@ -259,12 +266,12 @@ func (v *variant) sides() []side {
 
 // plain has no Envoys.
 func (s *scene) plain(_ context.Context, v *variant) error {
-	v.at = func(k traffic.Kind) string { return fmt.Sprintf("%s:%d", serverIP, k.Port()) }
+	v.at = func(k traffic.Kind) string { return fmt.Sprintf("%s:%d", serverIP, k.Port().Number) }
 	return nil
 }
 
 func (s *scene) minimal(ctx context.Context, v *variant) error {
-	v.at = func(k traffic.Kind) string { return fmt.Sprintf("127.0.0.1:%d", minimalPorts+k.Port()) }
+	v.at = func(k traffic.Kind) string { return fmt.Sprintf("127.0.0.1:%d", minimalPorts+k.Port().Number) }
 	return s.minimalEnvoys(ctx, v, false)
 }
 
@@ -304,7 +311,7 @@ func (s *scene) redirected(ctx context.Context, v *variant) error {
 
 // ofService is the service's address for a kind of traffic.
 func (s *scene) ofService(k traffic.Kind) string {
-	return fmt.Sprintf("%s:%d", s.serviceIP, servicePorts[k.Port()])
+	return fmt.Sprintf("%s:%d", s.serviceIP, k.Port().Service)
 }
 
 // bulwark is a captured configuration, without what the variations take away.
@@ -321,9 +328,6 @@ func (s *scene) bulwark(config map[string]resources, by []variation) func(contex
 		return nil
 	}
 }
-
-// servicePorts are the service's for the server's.
-var servicePorts = map[int]int{traffic.HTTPPort: 80, traffic.GRPCPort: 81, traffic.TCPPort: 82}
 
 // sidecar is one pod's redirection, agent and Envoy.
 func (s *scene) sidecar(ctx context.Context, v *variant, e side, config resources, by []variation) (program, error) {

@@ -99,8 +99,8 @@ func (s *Stage) PretendPod(ctx context.Context, name, ip string) (*core.Pod, err
 // PretendEndpoint puts an address behind the service: controllers leave out pods that are on no node.
 func (s *Stage) PretendEndpoint(ctx context.Context, ip string) error {
 	var ports []discovery.EndpointPort
-	for name, number := range map[string]int32{"http": traffic.HTTPPort, "grpc": traffic.GRPCPort, "tcp": traffic.TCPPort} {
-		ports = append(ports, discovery.EndpointPort{Name: &name, Port: &number})
+	for _, p := range traffic.Ports {
+		ports = append(ports, discovery.EndpointPort{Name: &p.Name, Port: new(int32(p.Number))})
 	}
 	_, err := s.Kube.DiscoveryV1().EndpointSlices(Namespace).Create(ctx, &discovery.EndpointSlice{
 		ObjectMeta: meta.ObjectMeta{Name: Server + "-pretended", Labels: map[string]string{

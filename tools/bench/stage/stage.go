@@ -107,14 +107,13 @@ func (s *Stage) make(ctx context.Context, rules []Rule) error {
 			return err
 		}
 	}
+	var ports []core.ServicePort
+	for _, p := range traffic.Ports {
+		ports = append(ports, core.ServicePort{Name: p.Name, Port: int32(p.Service), TargetPort: intstr.FromInt32(int32(p.Number))})
+	}
 	service, err := s.Kube.CoreV1().Services(Namespace).Create(ctx, &core.Service{
 		ObjectMeta: meta.ObjectMeta{Name: Server},
-		Spec: core.ServiceSpec{Selector: map[string]string{"app": Server},
-			Ports: []core.ServicePort{
-				{Name: "http", Port: 80, TargetPort: intstr.FromInt32(traffic.HTTPPort)},
-				{Name: "grpc", Port: 81, TargetPort: intstr.FromInt32(traffic.GRPCPort)},
-				{Name: "tcp", Port: 82, TargetPort: intstr.FromInt32(traffic.TCPPort)},
-			}},
+		Spec:       core.ServiceSpec{Selector: map[string]string{"app": Server}, Ports: ports},
 	}, meta.CreateOptions{})
 	if err != nil {
 		return err

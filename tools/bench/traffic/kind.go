@@ -3,6 +3,7 @@ package traffic
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -19,19 +20,26 @@ type Kind string
 
 // The kinds, and what a unit of each is.
 const (
-	HTTP1   Kind = "http1"   // a request, one at a time on each connection
-	HTTP2   Kind = "http2"   // a request; all share one connection, on which as many wait at a time as there would be connections
-	Unary   Kind = "grpc"    // a call
-	Stream  Kind = "stream"  // a message each way in one call of gRPC
-	Bulk    Kind = "tcp"     // 64 KiB to the server
-	Connect Kind = "connect" // a new connection, one byte each way
+	HTTP1   Kind = "http1"     // a request, one at a time on each connection
+	HTTP2   Kind = "http2"     // a request; all share one connection, on which as many wait at a time as there would be connections
+	Unary   Kind = "grpc"      // a call
+	Stream  Kind = "stream"    // a message each way in one call of gRPC
+	Bulk    Kind = "tcp"       // 64 KiB to the server
+	Connect Kind = "connect"   // a new connection, one byte each way
+	Echo    Kind = "echo"      // a byte each way on a connection of TCP
+	Socket  Kind = "websocket" // a byte each way on a connection that was upgraded
+	Greeted Kind = "greeting"  // a new connection, and the server's first byte
+	OwnTLS  Kind = "tls"       // a new connection with TLS of the application's own, one byte each way
 )
 
-// ports of the server.
-var ports = map[Kind]int{HTTP1: HTTPPort, HTTP2: HTTPPort, Unary: GRPCPort, Stream: GRPCPort, Bulk: TCPPort, Connect: TCPPort}
+// Kinds are all of them.
+var Kinds = []Kind{HTTP1, HTTP2, Unary, Stream, Bulk, Connect, Echo, Socket, Greeted, OwnTLS}
+
+var ports = map[Kind]Port{HTTP1: httpPort, HTTP2: httpPort, Unary: grpcPort, Stream: grpcPort, Bulk: tcpPort, Connect: tcpPort, Echo: tcpPort, Socket: httpPort,
+	Greeted: greetingPort, OwnTLS: tlsPort}
 
 // Port is where the server takes this kind of traffic.
-func (k Kind) Port() int { return ports[k] }
+func (k Kind) Port() Port { return ports[k] }
 
 // client is one connection of a load. Its methods are called by one goroutine.
 type client interface {
@@ -56,7 +64,21 @@ func (k Kind) open(ctx context.Context, t Target, shared *http.Transport) (clien
 		}
 		return bulk{conn}, err
 	case Connect:
-		return connects{t}, nil
+		return anew(t, func(conn net.Conn) error { return echoed(conn, echoes) }), nil
+	case Greeted:
+		return anew(t, func(conn net.Conn) error {
+			_, err := io.ReadFull(conn, make([]byte, 1))
+			return err
+		}), nil
+	case OwnTLS:
+		return anew(t, func(conn net.Conn) error {
+			return echoed(tls.Client(conn, &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, ServerName: t.Host}), echoes) //nolint:gosec // nobody's identity is measured
+		}), nil
+	case Echo:
+		conn, err := t.dial(ctx)
+		return echo{conn}, err
+	case Socket:
+		return upgrade(ctx, t)
 	}
 	return nil, fmt.Errorf("no kind of traffic %q", k)
 }
@@ -165,9 +187,51 @@ func (c bulk) ask(context.Context) error {
 	return err
 }
 
-type connects struct{ Target }
+// echo is a connection on which bytes come back.
+type echo struct{ net.Conn }
 
-func (c connects) ask(ctx context.Context) error {
+func (c echo) ask(context.Context) error { return echoed(c.Conn, echoes) }
+
+// echoed says a byte and waits for it to come back.
+func echoed(conn net.Conn, b byte) error {
+	if err := conn.SetDeadline(time.Now().Add(answerWithin)); err != nil {
+		return err
+	}
+	one := []byte{b}
+	if _, err := conn.Write(one); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(conn, one)
+	return err
+}
+
+func upgrade(ctx context.Context, t Target) (client, error) {
+	conn, err := t.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", t.Path, t.Host, upgraded); err != nil {
+		return nil, err
+	}
+	resp, err := http.ReadResponse(conn.reader, nil)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		return nil, fmt.Errorf("the upgrade is answered with %s", resp.Status)
+	}
+	return echo{conn.Conn}, nil
+}
+
+// fresh uses a new connection for each unit.
+type fresh struct {
+	Target
+	use func(net.Conn) error
+}
+
+func anew(t Target, use func(net.Conn) error) client { return fresh{t, use} }
+
+func (c fresh) ask(ctx context.Context) error {
 	conn, err := c.dial(ctx)
 	if err != nil {
 		return err
@@ -176,12 +240,7 @@ func (c connects) ask(ctx context.Context) error {
 	if err := conn.SetDeadline(time.Now().Add(answerWithin)); err != nil {
 		return err
 	}
-	one := []byte{echoes}
-	if _, err := conn.Write(one); err != nil {
-		return err
-	}
-	_, err = io.ReadFull(conn, one)
-	return err
+	return c.use(conn)
 }
 
-func (connects) Close() error { return nil }
+func (fresh) Close() error { return nil }
