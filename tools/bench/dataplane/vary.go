@@ -18,6 +18,8 @@ import (
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	netrbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	earlymutation "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	upstreams "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -88,6 +90,14 @@ var variations = []variation{
 			}
 		}
 	}},
+	{name: "forms", without: "the note of the form of a request's target, and the routes for other forms than paths", manager: noForms, routes: func(rc *route.RouteConfiguration) {
+		for _, h := range rc.GetVirtualHosts() {
+			h.Routes = slices.DeleteFunc(h.Routes, func(r *route.Route) bool {
+				return r.GetRoute().GetPathRewrite() != "" || r.GetMatch().GetConnectMatcher() != nil
+			})
+		}
+	}},
+	{name: "full-handshakes", without: "the rule that no session of TLS is resumed, which the minimal configuration does not have", chain: resumes, cluster: resumed},
 	{name: "serial", without: "the notes of the peer, its certificate's serial number and the port", chain: noNetworkFilters("envoy.filters.network.set_filter_state")},
 	{name: "http1-between", without: "HTTP/1.1 between the proxies: they speak HTTP/2, and HTTP/1.1 with the application (for HTTP/1.1 alone)", cluster: func(c *cluster.Cluster) {
 		options := &upstreams.HttpProtocolOptions_ExplicitHttpConfig{ProtocolConfig: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{}}
@@ -210,6 +220,35 @@ func noSink(bootstrap map[string]any) { delete(bootstrap, "statsSinks") }
 // loggers keeps those that count, or the others.
 func loggers(all []*accesslog.AccessLog, counting bool) []*accesslog.AccessLog {
 	return slices.DeleteFunc(all, func(l *accesslog.AccessLog) bool { return (l.GetName() == "envoy.access_loggers.stats") != counting })
+}
+
+// noForms leaves out the first early change, which notes the form.
+func noForms(m *hcm.HttpConnectionManager) {
+	for _, e := range m.GetEarlyHeaderMutationExtensions() {
+		var early earlymutation.HeaderMutation
+		if config := e.GetTypedConfig(); config.UnmarshalTo(&early) == nil {
+			early.Mutations = early.GetMutations()[1:]
+			_ = config.MarshalFrom(&early) // what was read can be written
+		}
+	}
+}
+
+// resumes has a server resume sessions, as Envoy does unless it is told otherwise.
+func resumes(c *listener.FilterChain) {
+	var tls tlsv3.DownstreamTlsContext
+	if config := c.GetTransportSocket().GetTypedConfig(); config != nil && config.UnmarshalTo(&tls) == nil {
+		tls.SessionTicketKeysType, tls.DisableStatefulSessionResumption = nil, false
+		_ = config.MarshalFrom(&tls)
+	}
+}
+
+// resumed has a client try it.
+func resumed(c *cluster.Cluster) {
+	var tls tlsv3.UpstreamTlsContext
+	if config := c.GetTransportSocket().GetTypedConfig(); config != nil && config.UnmarshalTo(&tls) == nil {
+		tls.MaxSessionKeys = nil
+		_ = config.MarshalFrom(&tls)
+	}
 }
 
 // noAttempts has the router log no attempts.
