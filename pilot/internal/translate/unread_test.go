@@ -101,22 +101,11 @@ func answering(t *testing.T, answers map[string]string) uint32 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	t.Cleanup(func() { _ = l.Close(); <-done })
-	go func() {
-		defer close(done)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			if req, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
-				_, _ = io.WriteString(c, answers[req.URL.Path])
-			}
-			_ = c.Close()
+	return accepting(t, l, func(c net.Conn) {
+		if req, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+			_, _ = io.WriteString(c, answers[req.URL.Path])
 		}
-	}()
-	return uint32(l.Addr().(*net.TCPAddr).Port)
+	})
 }
 
 // lines are those of the proxy's own log that are objects.
