@@ -102,11 +102,13 @@ func explicitHTTP2() *upstreams.HttpProtocolOptions {
 			ProtocolConfig: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: &core.Http2ProtocolOptions{}}}}}
 }
 
+// sameAsDownstream has requests go on in the protocol that they came in. Some servers give an answer in chunks a length, too, which means nothing (RFC 9112, section 6.3); a
+// request with both is refused.
 func sameAsDownstream() *upstreams.HttpProtocolOptions {
 	return &upstreams.HttpProtocolOptions{
 		CommonHttpProtocolOptions: bounds(),
 		UpstreamProtocolOptions: &upstreams.HttpProtocolOptions_UseDownstreamProtocolConfig{UseDownstreamProtocolConfig: &upstreams.HttpProtocolOptions_UseDownstreamHttpConfig{
-			HttpProtocolOptions: &core.Http1ProtocolOptions{EnableTrailers: true, HeaderKeyFormat: asWritten()}, Http2ProtocolOptions: &core.Http2ProtocolOptions{}}}}
+			HttpProtocolOptions: &core.Http1ProtocolOptions{EnableTrailers: true, HeaderKeyFormat: asWritten(), AllowChunkedLength: true}, Http2ProtocolOptions: &core.Http2ProtocolOptions{}}}}
 }
 
 // bounds are those of answers.

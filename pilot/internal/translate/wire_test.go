@@ -57,6 +57,7 @@ func exchanges() []exchange {
 		e.arrives, e.comes = arrives, comes
 		return e
 	}
+	const get = "GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
 	const body = "POST /a HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
 	return []exchange{
 		one("names as they are written", "GET /a HTTP/1.1\r\nHost: h\r\nX-CaMeL: 1\r\nSOAPAction: x\r\nx_y: 1\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-AnSwEr: 1\r\nServer: mine\r\nVia: x\r\n\r\nok"),
@@ -96,6 +97,12 @@ func exchanges() []exchange {
 		unlike(one("offer of HTTP/2", "GET /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n", ok),
 			"GET /a HTTP/1.1 [Host: h] ", ""),
 		unlike(one("offer of something unheard of", "GET /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: smoke-signals/2\r\n\r\n", ok), "GET /a HTTP/1.1 [Host: h] ", ""),
+		unlike(one("chunks and a length", get, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"), "", "HTTP/1.1 200 OK [Transfer-Encoding: chunked] ok (<nil>) |"),
+		unlike(one("a folded line", get, "HTTP/1.1 200 OK\r\nX-A: a\r\n b\r\nContent-Length: 2\r\n\r\nok"), "", "HTTP/1.1 200 OK [Content-Length: 2|X-A: a b] ok"),
+		unlike(one("no reason", get, "HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nok"), "", "HTTP/1.1 200 OK [Content-Length: 2] ok"),
+		unlike(one("an answer of HTTP/1.0", get, "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"), "", "HTTP/1.1 200 OK [Content-Length: 2] ok"),
+		one("bytes beyond ASCII", "GET /a HTTP/1.1\r\nHost: my_host:80\r\nX-A: é\xff\r\n\r\n", "HTTP/1.1 999 X\r\nX-B: é\xff\r\nContent-Length: 2\r\n\r\nok"),
+		one("a length without a body", get, "HTTP/1.1 205 X\r\nContent-Length: 2\r\n\r\nok"),
 		// What is of one connection is not of the next.
 		unlike(one("headers of a connection", "GET /a HTTP/1.1\r\nHost: h\r\nTE: gzip\r\nConnection: TE\r\n\r\n", ok), "GET /a HTTP/1.1 [Host: h] ", ""),
 		unlike(one("HTTP/1.0", "GET /a HTTP/1.0\r\nHost: h\r\n\r\n", "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"), "GET /a HTTP/1.1 [Host: h] ", ""),
