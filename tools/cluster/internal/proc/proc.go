@@ -66,7 +66,7 @@ func (p Process) Kill() {
 	}
 }
 
-// startTime is when a process began, in clock ticks after boot. A zombie counts as gone.
+// startTime is when a process began, in clock ticks after boot. A zombie counts as gone when its last thread has ended: until then its ports and files are in use.
 func startTime(pid int) (uint64, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -82,7 +82,7 @@ func parseStat(stat string) (uint64, error) {
 	if !ok || len(fields) < 20 {
 		return 0, fmt.Errorf("unexpected process status %q", stat)
 	}
-	if fields[0] == "Z" || fields[0] == "X" {
+	if fields[0] == "X" || fields[0] == "Z" && (fields[17] == "0" || fields[17] == "1") {
 		return 0, fmt.Errorf("process has ended")
 	}
 	return strconv.ParseUint(fields[19], 10, 64)

@@ -17,6 +17,7 @@ func TestParseStat(t *testing.T) {
 		{"plain", "10 (etcd) S" + tail, 98765, true},
 		{"command with brackets and spaces", "10 (a) b (c) S" + tail, 98765, true},
 		{"zombie", "10 (etcd) Z" + tail, 0, false},
+		{"zombie with threads that are still ending", "10 (etcd) Z 1 10 10 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 12 0 98765 1000 200", 98765, true},
 		{"truncated", "10 (etcd) S 1 2", 0, false},
 	} {
 		got, err := parseStat(tc.stat)
