@@ -46,7 +46,7 @@ func admit(t *testing.T, pod []byte, namespaceLabels map[string]string) []byte {
 func review(t *testing.T, c Config, pod []byte, namespaceLabels map[string]string) *admissionv1.AdmissionResponse {
 	t.Helper()
 	labels := func(context.Context, string) (map[string]string, error) { return namespaceLabels, nil }
-	return Pods(c, labels, func(string) []core.LimitRangeItem { return nil }, slog.New(slog.DiscardHandler))(t.Context(), &admissionv1.AdmissionRequest{
+	return Pods(func() Config { return c }, labels, func(string) []core.LimitRangeItem { return nil }, slog.New(slog.DiscardHandler))(t.Context(), &admissionv1.AdmissionRequest{
 		Operation: admissionv1.Create, Namespace: "finance", Kind: meta.GroupVersionKind{Kind: "Pod"}, Object: runtime.RawExtension{Raw: pod}})
 }
 
@@ -168,7 +168,7 @@ func TestProxyStartsWithItsClassAndItsProbes(t *testing.T) {
 	translate.AnswerKubelet(want, []translate.Probe{
 		{Container: "a", Name: "readyz", Timeout: 6 * time.Second, HTTP: &translate.HTTPProbe{Port: 80, URI: "/$(POD_NAME)/(x)",
 			Headers: []translate.Header{{Name: "Address", Value: "(the pod's address)"}}}},
-		{Container: "a", Name: "startupz", Timeout: 6 * time.Second, TCP: &port}}, "10.0.0.7")
+		{Container: "a", Name: "startupz", Timeout: 6 * time.Second, TCP: &port}}, "10.0.0.7", false)
 	b.Node = nil
 	gotText, err := reproducible(b) // bytes of maps within are in any order
 	if err != nil {

@@ -41,6 +41,7 @@ type Config struct {
 	ClusterName    string // label of metrics
 	ProxyWorkers   int
 	CNI            bool // the nodes' CNI plugin redirects, and the init container proves it; else the init container does it, with a privilege
+	IPv6           bool // the cluster's Services have addresses of IPv6, and so have pods
 }
 
 // Defaults are what an installation has that chooses nothing, but for the images.
@@ -102,7 +103,7 @@ func ptr[T any](v T) *T { return &v }
 
 // proxyContainer is Envoy as a native sidecar: it starts before the application and ends after it.
 func proxyContainer(pod *core.Pod, class compile.Class, probes []translate.Probe, namespace string, resources core.ResourceRequirements, ch choices, c Config) (core.Container, error) {
-	text, err := bootstrap(class, probes)
+	text, err := bootstrap(class, probes, c.IPv6)
 	if err != nil {
 		return core.Container{}, err
 	}
@@ -147,11 +148,11 @@ func proxyContainer(pod *core.Pod, class compile.Class, probes []translate.Probe
 func accountOf(pod *core.Pod) string { return cmp.Or(pod.Spec.ServiceAccountName, "default") }
 
 // bootstrap is an argument of Envoy's, where kubelet sets in the pod's address.
-func bootstrap(class compile.Class, probes []translate.Probe) (string, error) {
+func bootstrap(class compile.Class, probes []translate.Probe, ipv6 bool) (string, error) {
 	const address = "(the pod's address)" // which no text of a probe can be taken for: it is looked for in quotes
 	b := translate.Bootstrap()
 	b.Node = &xdscore.Node{Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{mesh.ClassMetadata: structpb.NewStringValue(catalog.AsInjected(class).String())}}}
-	translate.AnswerKubelet(b, probes, address)
+	translate.AnswerKubelet(b, probes, address, ipv6)
 	text, err := reproducible(b)
 	if err != nil {
 		return "", fmt.Errorf("bootstrap of the proxy: %w", err)

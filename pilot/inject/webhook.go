@@ -17,8 +17,8 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 )
 
-// Pods answers reviews of pods that are created. labels returns a namespace's labels, ranges what its LimitRanges demand.
-func Pods(c Config, labels func(ctx context.Context, namespace string) (map[string]string, error), ranges func(namespace string) []core.LimitRangeItem, log *slog.Logger) admission.Func {
+// Pods answers reviews of pods that are created. config returns what holds now, labels a namespace's labels, ranges what its LimitRanges demand.
+func Pods(config func() Config, labels func(ctx context.Context, namespace string) (map[string]string, error), ranges func(namespace string) []core.LimitRangeItem, log *slog.Logger) admission.Func {
 	return func(ctx context.Context, req *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
 		if req.Operation != admissionv1.Create || req.Kind.Kind != "Pod" || req.SubResource != "" {
 			return admission.Allow()
@@ -31,7 +31,7 @@ func Pods(c Config, labels func(ctx context.Context, namespace string) (map[stri
 		if err != nil {
 			return admission.Deny(err.Error())
 		}
-		switch v := decide(&pod, Namespace{req.Namespace, known, ranges(req.Namespace)}, c); {
+		switch v := decide(&pod, Namespace{req.Namespace, known, ranges(req.Namespace)}, config()); {
 		case v.LeftAlone != "":
 			log.Debug("pod gets no proxy", "namespace", req.Namespace, "pod", pod.Name+pod.GenerateName, "reason", v.LeftAlone)
 			return admission.Allow()

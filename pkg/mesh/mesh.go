@@ -38,7 +38,10 @@ const (
 	ProxyUID          = 1337
 	ProxyGID          = 1337
 	ProverUID         = 1338        // who proves that traffic is redirected: anybody but the proxy, whose own is not
-	InboundSourceIPv4 = "127.0.0.6" // source address of the proxy's connections to its own application
+	// Source addresses of the proxy's connections to its own application. That of IPv6 is on the pod's loopback device if redirection has put it there, and is
+	// nobody's anywhere else (RFC 4291, 2.5.5.1, deprecates ::/96).
+	InboundSourceIPv4 = "127.0.0.6"
+	InboundSourceIPv6 = "::6"
 )
 
 // What a pod's annotations choose of how its proxy treats requests.

@@ -4,27 +4,29 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
-// Endpoints is the addresses of a port of a Service, as clients at a place use them. They have the name of the cluster. Of most services there are
+// Endpoints is the addresses of a family of a port of a Service, as clients at a place use them. They have the name of the cluster. Of most services there are
 // only those of clients anywhere; where clients of different zones or nodes are to have different ones, each zone or node that has clients has its own, in
 // the layers that they have there.
 type Endpoints struct {
 	Service string // namespace/name
 	Port    uint32
+	Family  registry.Family
 	For     compile.Place
 }
 
 func (r Endpoints) Type() string { return deltaxds.EndpointType }
-func (r Endpoints) Name() string { return clusterName(r.Service, r.Port) }
+func (r Endpoints) Name() string { return clusterName(r.Service, r.Port, r.Family) }
 
 func (r Endpoints) layers(c *Catalog) (out []Layer) {
 	if !c.spread[r.Service].Of(r.For) {
 		return nil
 	}
-	for _, l := range layersOfPort(c, r.Service, r.Port) {
+	for _, l := range layersOfPort(c, r.Service, r.Port, r.Family) {
 		out = append(out, l.at(r.For))
 	}
 	return out
@@ -32,19 +34,20 @@ func (r Endpoints) layers(c *Catalog) (out []Layer) {
 
 func (r Endpoints) make(c *Catalog) proto.Message {
 	s := c.snap.Service(r.Service)
-	return translate.Endpoints(r.Name(), compile.Nearest(c.snap, s, c.candidates(r.Service, r.Port), r.For))
+	return translate.Endpoints(r.Name(), compile.Nearest(c.snap, s, c.candidates(r.Service, r.Port, r.Family), r.For))
 }
 
 // latest are the candidates that were asked for last: those of a port are asked for by one place after the other.
 type latest struct {
 	service    string
 	port       uint32
+	family     registry.Family
 	candidates []compile.Candidate
 }
 
-func (c *Catalog) candidates(service string, port uint32) []compile.Candidate {
-	if c.latest.service != service || c.latest.port != port {
-		c.latest = latest{service, port, compile.Candidates(c.snap, c.settings, c.snap.Service(service), port)}
+func (c *Catalog) candidates(service string, port uint32, f registry.Family) []compile.Candidate {
+	if c.latest.service != service || c.latest.port != port || c.latest.family != f {
+		c.latest = latest{service, port, f, compile.Candidates(c.snap, c.settings, c.snap.Service(service), port, f)}
 	}
 	return c.latest.candidates
 }
@@ -88,25 +91,34 @@ func endpointsAt(c *Catalog, l Layer) (out []Resource) {
 		if !of.Of(l.place) || !in[id] {
 			continue
 		}
-		for _, p := range c.snap.Service(id).Ports {
-			out = append(out, Endpoints{id, p.Number, l.place})
+		out = append(out, endpointsFor(c, id, l.place)...)
+	}
+	return out
+}
+
+// endpointsFor lists the endpoints of a service that clients at a place have.
+func endpointsFor(c *Catalog, service string, at compile.Place) (out []Resource) {
+	s := c.snap.Service(service)
+	for _, p := range s.Ports {
+		for _, f := range s.Families() {
+			out = append(out, Endpoints{service, p.Number, f, at})
 		}
 	}
 	return out
 }
 
 // endpointsOf lists the endpoints of a port that there are, and those that there were.
-func endpointsOf(c *Catalog, t *turn, service string, port uint32) (out []Resource) {
+func endpointsOf(c *Catalog, t *turn, service string, port uint32, f registry.Family) (out []Resource) {
 	now, was := c.spread[service], t.spread[service]
 	if now.Everywhere() || was.Everywhere() {
-		out = append(out, Endpoints{Service: service, Port: port})
+		out = append(out, Endpoints{Service: service, Port: port, Family: f})
 	}
 	if now.Everywhere() && was.Everywhere() {
 		return out
 	}
 	for p := range c.places {
 		if now.Of(p) || was.Of(p) {
-			out = append(out, Endpoints{service, port, p})
+			out = append(out, Endpoints{service, port, f, p})
 		}
 	}
 	return out
@@ -123,9 +135,7 @@ func endpointsOn(c *Catalog, nodes map[string]bool) (out []Resource) {
 			if !of.Of(at) {
 				continue
 			}
-			for _, p := range c.snap.Service(id).Ports {
-				out = append(out, Endpoints{id, p.Number, at})
-			}
+			out = append(out, endpointsFor(c, id, at)...)
 		}
 	}
 	return out

@@ -2,36 +2,39 @@ package catalog
 
 import (
 	"maps"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 )
 
 // Cluster is what a port of a Service is to its clients: who may serve it, and how it is spoken to. Clients whose certificates come in
-// another way have one of their own.
+// another way have one of their own, and so have those who call an address of another family.
 type Cluster struct {
 	Service  string // namespace/name
 	Port     uint32
+	Family   registry.Family
 	Delivery delivery.Way // of the client's certificate
 }
 
 func (r Cluster) Type() string { return deltaxds.ClusterType }
-func (r Cluster) Name() string { return clusterName(r.Service, r.Port) }
+func (r Cluster) Name() string { return clusterName(r.Service, r.Port, r.Family) }
 
 func (r Cluster) layers(c *Catalog) (out []Layer) {
-	for _, l := range layersOfPort(c, r.Service, r.Port) {
+	for _, l := range layersOfPort(c, r.Service, r.Port, r.Family) {
 		out = append(out, l.by(r.Delivery))
 	}
 	return out
 }
 
 func (r Cluster) make(c *Catalog) proto.Message {
-	return translate.OutboundCluster(compile.PortOf(c.snap, c.settings, c.snap.Service(r.Service), r.Port), r.Delivery)
+	return translate.OutboundCluster(compile.PortOf(c.snap, c.settings, c.snap.Service(r.Service), r.Port, r.Family), r.Delivery)
 }
 
 // Listener takes what a client sends to an address of a Service, or of a pod behind a headless one.
@@ -51,13 +54,16 @@ func (r Listener) make(c *Catalog) proto.Message {
 	return translate.ServiceListener(compile.FrontendAt(c.snap, c.settings, r.At))
 }
 
-func clusterName(service string, port uint32) string {
-	return istiocompat.OutboundCluster(port, "", compile.HostOf(service))
+func clusterName(service string, port uint32, f registry.Family) string {
+	return istiocompat.OutboundCluster(port, compile.Subset(f), compile.HostOf(service))
 }
 
-// layersOfPort are who may reach a port of a service.
-func layersOfPort(c *Catalog, service string, port uint32) []Layer {
-	if s := c.snap.Service(service); s != nil && s.HasPort(port) {
+// ipFamilies are all of them. A Service that changes may come to have another, or lose one.
+var ipFamilies = []registry.Family{registry.IPv4, registry.IPv6}
+
+// layersOfPort are who may reach a port of a service by an address of a family.
+func layersOfPort(c *Catalog, service string, port uint32, f registry.Family) []Layer {
+	if s := c.snap.Service(service); s != nil && s.HasPort(port) && slices.Contains(s.Families(), f) {
 		return c.reach.of[service]
 	}
 	return nil
@@ -75,9 +81,11 @@ var services = family{
 		for id := range c.reach.in[l.by(delivery.ByAgent)] {
 			s := c.snap.Service(id)
 			for _, p := range s.Ports {
-				out = append(out, Cluster{id, p.Number, l.delivery})
-				if shared && c.spread[id].Everywhere() {
-					out = append(out, Endpoints{Service: id, Port: p.Number})
+				for _, f := range s.Families() {
+					out = append(out, Cluster{id, p.Number, f, l.delivery})
+					if shared && c.spread[id].Everywhere() {
+						out = append(out, Endpoints{Service: id, Port: p.Number, Family: f})
+					}
 				}
 			}
 			if !shared {
@@ -94,14 +102,18 @@ var services = family{
 	touched: func(c *Catalog, t *turn) (out []Resource) {
 		for id := range t.effects.Services {
 			for port := range portsOf(c, t, id) {
-				for _, d := range deliveries {
-					out = append(out, Cluster{id, port, d})
+				for _, f := range ipFamilies {
+					for _, d := range deliveries {
+						out = append(out, Cluster{id, port, f, d})
+					}
 				}
 			}
 		}
 		for id := range t.effects.Endpoints {
 			for port := range portsOf(c, t, id) {
-				out = append(out, endpointsOf(c, t, id, port)...)
+				for _, f := range ipFamilies {
+					out = append(out, endpointsOf(c, t, id, port, f)...)
+				}
 			}
 		}
 		out = append(out, endpointsOn(c, t.effects.Nodes)...)

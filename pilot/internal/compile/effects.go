@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"iter"
 	"slices"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
@@ -56,10 +57,16 @@ func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change)
 		registry.JWTRules.Each(c, func(j *registry.JWTRule) { e.class(set, j.Namespace, j.Selector) })
 		registry.PeerAuths.Each(c, func(p *registry.PeerAuth) { e.peer(snap, set, p) })
 		registry.Sidecars.Each(c, func(s *registry.Sidecar) { e.sidecar(set, s) })
-		registry.ServiceCIDRs.Each(c, func(*registry.ServiceCIDR) { e.Ranges = true })
+		registry.ServiceCIDRs.Each(c, func(*registry.ServiceCIDR) { e.ranges() })
 		registry.Revocations.Each(c, func(r *registry.Revocation) { e.revocation(snap, r) })
 	}
 	return e
+}
+
+// ranges: of Services' addresses, which say in which families all proxies listen, too.
+func (e *Effects) ranges() {
+	e.Ranges = true
+	e.Classes = append(e.Classes, ClassSelector{})
 }
 
 func (e *Effects) class(set Settings, namespace string, selector map[string]string) {
@@ -125,14 +132,26 @@ func (e *Effects) pod(snap *registry.Snapshot, p *registry.Pod) {
 	for _, s := range snap.ServicesFor(p.Namespace, p.Labels) {
 		e.Services[s.ID], e.Endpoints[s.ID], e.Reach[s.ID] = true, true, true
 	}
-	if p.IP == "" {
-		return
+	for _, ip := range p.IPs {
+		for sl := range snap.SlicesAt(ip) {
+			e.Services[sl.ServiceID], e.Endpoints[sl.ServiceID], e.Reach[sl.ServiceID] = true, true, true
+			for _, s := range e.nowAndBefore(snap, sl.ServiceID) {
+				if s.Headless {
+					e.headless(s, sl, ip)
+				}
+			}
+		}
 	}
-	for sl := range snap.SlicesAt(p.IP) {
-		e.Services[sl.ServiceID], e.Endpoints[sl.ServiceID], e.Reach[sl.ServiceID] = true, true, true
-		for _, s := range e.nowAndBefore(snap, sl.ServiceID) {
-			if s.Headless {
-				e.headless(s, sl, p.IP)
+}
+
+// slicesOf are the slices that have an address of a pod's.
+func slicesOf(snap *registry.Snapshot, p *registry.Pod) iter.Seq[*registry.Slice] {
+	return func(yield func(*registry.Slice) bool) {
+		for _, ip := range p.IPs {
+			for sl := range snap.SlicesAt(ip) {
+				if !yield(sl) {
+					return
+				}
 			}
 		}
 	}
@@ -154,10 +173,10 @@ func (e *Effects) policy(snap *registry.Snapshot, set Settings, p *registry.Poli
 		}
 	}
 	for pod := range pods {
-		if pod.IP == "" || !authz.Selects(p.Selector, pod.Labels) {
+		if !authz.Selects(p.Selector, pod.Labels) {
 			continue
 		}
-		for sl := range snap.SlicesAt(pod.IP) { // of services without a selector, which may be of any namespace
+		for sl := range slicesOf(snap, pod) { // of services without a selector, which may be of any namespace
 			e.Reach[sl.ServiceID] = true
 		}
 	}
@@ -197,10 +216,7 @@ func (e *Effects) revocation(snap *registry.Snapshot, r *registry.Revocation) {
 		for _, s := range snap.ServicesFor(p.Namespace, p.Labels) {
 			e.Services[s.ID] = true
 		}
-		if p.IP == "" {
-			continue
-		}
-		for sl := range snap.SlicesAt(p.IP) {
+		for sl := range slicesOf(snap, p) {
 			e.Services[sl.ServiceID] = true
 		}
 	}

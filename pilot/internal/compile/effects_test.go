@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -27,7 +28,23 @@ type draw struct{ *rand.Rand }
 
 func (d draw) one(texts ...string) string { return texts[d.IntN(len(texts))] }
 func (d draw) often() bool                { return d.IntN(4) > 0 }
-func (d draw) address() string            { return fmt.Sprint("10.0.0.", d.IntN(5)) }
+func (d draw) address(f registry.Family) string {
+	if f == registry.IPv6 {
+		return fmt.Sprint("fd00::", d.IntN(5))
+	}
+	return fmt.Sprint("10.0.0.", d.IntN(5))
+}
+
+// ofSome returns an address of either family, of both, or of none.
+func (d draw) ofSome() (out []string) {
+	for _, f := range []registry.Family{registry.IPv4, registry.IPv6} {
+		if d.IntN(3) > 0 {
+			out = append(out, d.address(f))
+		}
+	}
+	return out
+}
+
 func (d draw) app() map[string]string {
 	if app := d.one("x", "y", ""); app != "" {
 		return map[string]string{"app": app}
@@ -39,7 +56,7 @@ func (d draw) app() map[string]string {
 func (d draw) event() registry.Event {
 	ns, name := d.one("a", "b"), d.one("1", "2", "3")
 	e := registry.Event{}
-	switch d.IntN(8) {
+	switch d.IntN(9) {
 	case 0:
 		e = d.service(ns, name)
 	case 1:
@@ -72,6 +89,9 @@ func (d draw) event() registry.Event {
 	case 7:
 		node := d.one("m", "n")
 		e = registry.Event{Kind: registry.Nodes, ID: node, Object: &registry.Node{ID: node, Zone: d.one("e", "w", "")}}
+	case 8:
+		c := &registry.ServiceCIDR{ID: name, Prefixes: []netip.Prefix{netip.MustParsePrefix(d.one("10.0.0.0/24", "fd00::/64"))}}
+		e = registry.Event{Kind: registry.ServiceCIDRs, ID: name, Object: c}
 	}
 	if !d.often() {
 		e.Object = nil
@@ -95,7 +115,7 @@ func (d draw) admitting() (out []authz.Rule) {
 func (d draw) service(ns, name string) registry.Event {
 	s := &registry.Service{ID: ns + "/" + name, Namespace: ns, Name: name, Local: !d.often(), Selector: d.app(), Created: time.Unix(d.Int64N(3), 0)}
 	if s.Headless = d.IntN(2) == 0; !s.Headless {
-		s.ClusterIPs = []string{d.address()}
+		s.ClusterIPs = d.ofSome()
 	}
 	for _, p := range []registry.ServicePort{
 		{Name: "web", Number: 80, Target: 8080, Protocol: protocol.HTTP}, {Name: "web", Number: 80, Target: 9090, Protocol: protocol.TCP},
@@ -110,12 +130,12 @@ func (d draw) service(ns, name string) registry.Event {
 
 func (d draw) slice(ns, name string) registry.Event {
 	s := &registry.Slice{ID: ns + "/" + name, Namespace: ns, Name: name, ServiceID: ns + "/" + d.one("1", "2", "3"),
-		Ports: []registry.SlicePort{{Name: "web", Number: 8080}}}
+		Family: []registry.Family{registry.IPv4, registry.IPv6}[d.IntN(2)], Ports: []registry.SlicePort{{Name: "web", Number: 8080}}}
 	if d.often() {
 		s.Ports = append(s.Ports, registry.SlicePort{Name: "db", Number: uint32(9090 + d.IntN(2))})
 	}
 	for range d.IntN(4) {
-		if a := d.address(); !slices.Contains(s.Addresses, a) {
+		if a := d.address(s.Family); !slices.Contains(s.Addresses, a) {
 			s.Addresses = append(s.Addresses, a)
 			e := registry.Endpoint{Address: a, Ready: d.often(), Node: d.one("m", "n", "")}
 			e.Leaving = !e.Ready && d.often()
@@ -134,9 +154,7 @@ func (d draw) slice(ns, name string) registry.Event {
 func (d draw) pod(ns, name string) registry.Event {
 	p := &registry.Pod{ID: ns + "/" + name, Namespace: ns, Name: name, Labels: d.app(), ServiceAccount: d.one("s", "t"),
 		Proxied: d.often(), HostNetwork: !d.often()}
-	if d.often() {
-		p.IP = d.address()
-	}
+	p.IPs = d.ofSome()
 	if d.often() {
 		p.Ports = []registry.PodPort{{Name: "db", Number: uint32(9090 + d.IntN(2))}}
 	}
@@ -162,17 +180,17 @@ func meaningOf(snap *registry.Snapshot, classes map[string]compile.Class) meanin
 		m.reach[s.ID] = fmt.Sprint(a.Everyone, slices.SortedFunc(maps.Keys(a.Members), authz.Member.Compare))
 		for _, p := range compile.ServicePorts(snap, settings, s) {
 			p.Service = nil // clusters have its name only
-			name := fmt.Sprint(s.ID, " ", p.Number)
+			name := fmt.Sprint(s.ID, " ", p.Number, "/", p.Family)
 			m.services[name] = p
-			candidates := compile.Candidates(snap, settings, s, p.Number)
+			candidates := compile.Candidates(snap, settings, s, p.Number, p.Family)
 			for place, node := range places {
 				m.endpoints[name+" "+node] = fmt.Sprint(compile.SpreadOf(snap, s).Of(place), compile.Nearest(snap, s, candidates, place))
 			}
 		}
 	}
-	for i := range 5 {
+	for i := range 10 {
 		for _, port := range []uint32{80, 90, 8080, 9090, 9091} {
-			at := compile.Address{IP: fmt.Sprint("10.0.0.", i), Port: port}
+			at := compile.Address{IP: fmt.Sprint([]string{"10.0.0.", "fd00::"}[i%2], i/2), Port: port}
 			if f := compile.FrontendAt(snap, settings, at); f != nil {
 				m.frontends[at.String()] = fmt.Sprintf("%s %s %v %+v", f.Service.Cluster(), f.Service.Protocol, f.Service.Sticky, f.Pod) // what listeners are made of
 			}
@@ -293,7 +311,7 @@ func TestEffectsNameNothingElse(t *testing.T) {
 			Ports: []registry.ServicePort{{Name: "db", Number: 80}}}
 	}
 	pod := func(name, ip string) *registry.Pod {
-		return &registry.Pod{ID: "a/" + name, Namespace: "a", Name: name, IP: ip, ServiceAccount: "s", Labels: app(name)}
+		return &registry.Pod{ID: "a/" + name, Namespace: "a", Name: name, IPs: []string{ip}, ServiceAccount: "s", Labels: app(name)}
 	}
 	snap := world(t, service("a", "x", "10.96.0.1"), service("a", "y", "10.96.0.2"), service("b", "x", "10.96.0.3"), headless("a/h", "a", "h", 0, app("h")),
 		sliceOf("a/x", "a", "10.0.0.1"), sliceOf("a/h", "a", "10.0.0.2"), pod("x", "10.0.0.1"), pod("h", "10.0.0.2"), pod("z", "10.0.0.3"))
@@ -339,7 +357,7 @@ func TestPodAndPortOfAHeadlessServiceGoTogether(t *testing.T) {
 	before, after := headless("a/db", "a", "db", 1, map[string]string{"app": "db"}), headless("a/db", "a", "db", 1, map[string]string{"app": "db"})
 	after.Ports = nil
 	pod := func(app string) *registry.Pod {
-		return &registry.Pod{ID: "a/db-0", Namespace: "a", Name: "db-0", IP: "10.0.0.1", ServiceAccount: "db", Labels: map[string]string{"app": app}}
+		return &registry.Pod{ID: "a/db-0", Namespace: "a", Name: "db-0", IPs: []string{"10.0.0.1"}, ServiceAccount: "db", Labels: map[string]string{"app": app}}
 	}
 	e := compile.EffectsOf(world(t, after, sliceOf("a/db", "a", "10.0.0.1"), pod("other")), set, []registry.Change{
 		{Kind: registry.Services, ID: "a/db", Old: before, New: after}, {Kind: registry.Pods, ID: "a/db-0", Old: pod("db"), New: pod("other")}})

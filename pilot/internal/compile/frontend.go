@@ -46,11 +46,10 @@ func FrontendAt(snap *registry.Snapshot, set Settings, at Address) *Frontend {
 	if owner == nil {
 		return nil
 	}
-	f := &Frontend{Address: at, Service: *PortOf(snap, set, owner, number)}
 	if owner.Headless {
-		f.Pod = podEndpoint(snap, set, snap.PodAt(at.IP), at.Port)
+		return &Frontend{Address: at, Service: *PortOf(snap, set, owner, number, owner.Families()[0]), Pod: podEndpoint(snap, set, snap.PodAt(at.IP), at)}
 	}
-	return f
+	return &Frontend{Address: at, Service: *PortOf(snap, set, owner, number, registry.FamilyOf(at.IP))}
 }
 
 // OwnerOf returns the service whose the frontend at an address is, or nil if there is none.
@@ -103,10 +102,10 @@ func standsBehind(snap *registry.Snapshot, s *registry.Service, address string) 
 	return p != nil && !p.HostNetwork && p.Namespace == s.Namespace && (len(s.Selector) == 0 || authz.Selects(s.Selector, p.Labels))
 }
 
-// podEndpoint is a pod as what is called directly, by its own facts.
-func podEndpoint(snap *registry.Snapshot, set Settings, p *registry.Pod, port uint32) *Endpoint {
+// podEndpoint is a pod as what is called directly, at one of its addresses, by its own facts.
+func podEndpoint(snap *registry.Snapshot, set Settings, p *registry.Pod, at Address) *Endpoint {
 	modes := authz.ComposePeer(peerPolicies(snap, set, p.Namespace), set.RootNamespace, p.Namespace, p.Labels)
-	return &Endpoint{Address: p.IP, Port: port, Workload: LabelsOf(set, p), Plain: !p.Serves(port) || modes.Mode(port) == authz.Disable}
+	return &Endpoint{Address: at.IP, Port: at.Port, Workload: LabelsOf(set, p), Plain: !p.Serves(at.Port) || modes.Mode(at.Port) == authz.Disable}
 }
 
 // Frontends lists where clients reach a service. At some of these addresses another service may be older.
@@ -139,6 +138,12 @@ func headlessFrontends(s *registry.Service, slice *registry.Slice, ip string) []
 		}
 	}
 	return out
+}
+
+// IPv6 reports whether the cluster's Services have addresses of IPv6, by their ranges. Then its pods have some, too, and so their proxies listen in both families; elsewhere the
+// nodes' kernels may have no IPv6, and a proxy whose configuration has an address of it would not take that.
+func IPv6(ranges []netip.Prefix) bool {
+	return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Addr().Is6() })
 }
 
 // ServiceRanges are the ranges in which the addresses of the cluster's Services are.

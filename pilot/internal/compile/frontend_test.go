@@ -63,7 +63,7 @@ func sliceOf(service, namespace string, addresses ...string) *registry.Slice {
 func TestFrontendIsWhoseTheAddressIs(t *testing.T) {
 	db := map[string]string{"app": "db"}
 	pod := func(name, namespace, ip string, change ...func(*registry.Pod)) *registry.Pod {
-		p := &registry.Pod{ID: namespace + "/" + name, Namespace: namespace, Name: name, IP: ip, ServiceAccount: "db", Labels: db, Proxied: true}
+		p := &registry.Pod{ID: namespace + "/" + name, Namespace: namespace, Name: name, IPs: []string{ip}, ServiceAccount: "db", Labels: db, Proxied: true}
 		for _, c := range change {
 			c(p)
 		}
@@ -116,11 +116,11 @@ func TestPortsThatAreLeftOutAreCalledInPlaintext(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := headless("a/db", "a", "db", 1, db)
-		snap := world(t, s, sliceOf("a/db", "a", "10.0.0.1"), &registry.Pod{ID: "a/db-0", Namespace: "a", Name: "db-0", IP: "10.0.0.1", ServiceAccount: "db", Labels: db, Proxied: true, Redirect: o})
+		snap := world(t, s, sliceOf("a/db", "a", "10.0.0.1"), &registry.Pod{ID: "a/db-0", Namespace: "a", Name: "db-0", IPs: []string{"10.0.0.1"}, ServiceAccount: "db", Labels: db, Proxied: true, Redirect: o})
 		if f := compile.FrontendAt(snap, set, compile.Address{IP: "10.0.0.1", Port: 15432}); f == nil || f.Pod.Plain != plain {
 			t.Errorf("%s: at the pod's address: %+v", options, f)
 		}
-		if c := compile.Candidates(snap, set, s, 5432); len(c) != 1 || c[0].Plain != plain {
+		if c := compile.Candidates(snap, set, s, 5432, registry.IPv4); len(c) != 1 || c[0].Plain != plain {
 			t.Errorf("%s: behind the Service: %+v", options, c)
 		}
 	}

@@ -56,7 +56,7 @@ func TestNearestEndpointsAreKubeProxys(t *testing.T) {
 		s := &registry.Service{ID: "a/s", Namespace: "a", Name: "s", Local: c.local, Ports: []registry.ServicePort{{Name: "web", Number: 80, Protocol: protocol.HTTP}}}
 		slice := &registry.Slice{ID: "a/s-1", Namespace: "a", ServiceID: "a/s", Ports: []registry.SlicePort{{Name: "web", Number: 80}}, Endpoints: c.endpoints}
 		snap := world(t, s, slice, &registry.Node{ID: "here", Zone: "east"}, &registry.Node{ID: "there", Zone: "west"}, &registry.Node{ID: "unlabelled"})
-		candidates := compile.Candidates(snap, settings, s, 80)
+		candidates := compile.Candidates(snap, settings, s, 80, registry.IPv4)
 		spread := compile.SpreadOf(snap, s)
 		for _, at := range []compile.Place{{}, here, there, gone, compile.OnNode("unknown"), compile.InZone("east"), compile.InZone("west"), compile.InZone("")} {
 			if c.local && !spread.Of(at) {
@@ -88,7 +88,7 @@ func TestAnEndpointIsReadyWhereverThatIsSaid(t *testing.T) {
 	}
 	snap := world(t, s, slice("one", registry.Endpoint{Address: "1", Leaving: true}), slice("two", registry.Endpoint{Address: "1", Ready: true}),
 		slice("three", registry.Endpoint{Address: "2", Leaving: true}))
-	if got := compile.Nearest(snap, s, compile.Candidates(snap, settings, s, 80), compile.Place{}); len(got) != 1 || got[0].Address != "1" {
+	if got := compile.Nearest(snap, s, compile.Candidates(snap, settings, s, 80, registry.IPv4), compile.Place{}); len(got) != 1 || got[0].Address != "1" {
 		t.Errorf("%+v", got)
 	}
 }

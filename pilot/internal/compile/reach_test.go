@@ -31,7 +31,7 @@ func TestAudience(t *testing.T) {
 	web := &registry.Service{ID: "shop/web", Namespace: "shop", Name: "web", Selector: app, Ports: []registry.ServicePort{{Number: 80}}}
 	bare := &registry.Service{ID: "shop/web", Namespace: "shop", Name: "web", Ports: []registry.ServicePort{{Number: 80}}}
 	pod := func(name, ip string, more ...string) *registry.Pod {
-		p := &registry.Pod{ID: "shop/" + name, Namespace: "shop", Name: name, IP: ip, ServiceAccount: "web", Labels: maps.Clone(app), Proxied: true}
+		p := &registry.Pod{ID: "shop/" + name, Namespace: "shop", Name: name, IPs: []string{ip}, ServiceAccount: "web", Labels: maps.Clone(app), Proxied: true}
 		for _, m := range more {
 			p.Labels[m] = "yes"
 		}

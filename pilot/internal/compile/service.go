@@ -68,6 +68,7 @@ type ServicePort struct {
 	Service  *registry.Service
 	Host     string
 	Number   uint32
+	Family   registry.Family // of the address that clients call, and so of those who answer
 	Protocol protocol.Protocol
 	// Mutual says that endpoints are reached by mutual TLS unless marked plain. Without it no endpoint has a proxy.
 	Mutual bool
@@ -79,7 +80,18 @@ type ServicePort struct {
 }
 
 // Cluster returns the name of the port's Envoy cluster.
-func (p *ServicePort) Cluster() string { return istiocompat.OutboundCluster(p.Number, "", p.Host) }
+func (p *ServicePort) Cluster() string {
+	return istiocompat.OutboundCluster(p.Number, Subset(p.Family), p.Host)
+}
+
+// Subset is what the names of clusters say of the family: kube-proxy hands a connection to endpoints of the family in which it came, and an application may listen
+// in one alone, so a service port is a cluster for each.
+func Subset(f registry.Family) string {
+	if f == registry.IPv6 {
+		return "ipv6"
+	}
+	return ""
+}
 
 // Host returns the DNS name of a service.
 func Host(s *registry.Service) string { return host(s.Name, s.Namespace) }
@@ -94,21 +106,24 @@ func host(name, namespace string) string {
 	return name + "." + namespace + ".svc." + mesh.ClusterDomain
 }
 
-// ServicePorts compiles the ports of a service.
+// ServicePorts compiles the ports of a service, each once for a family.
 func ServicePorts(snap *registry.Snapshot, set Settings, s *registry.Service) []ServicePort {
 	n := nameService(snap, set, s)
-	out := make([]ServicePort, 0, len(s.Ports))
+	families := s.Families()
+	out := make([]ServicePort, 0, len(s.Ports)*len(families))
 	for _, p := range s.Ports {
-		out = append(out, ServicePort{Service: s, Host: Host(s), Number: p.Number, Protocol: p.Protocol,
-			Sticky: s.Affinity != 0 && !s.Headless, Mutual: n.mutual, Identities: n.identities})
+		for _, f := range families {
+			out = append(out, ServicePort{Service: s, Host: Host(s), Number: p.Number, Family: f, Protocol: p.Protocol,
+				Sticky: s.Affinity != 0 && !s.Headless, Mutual: n.mutual, Identities: n.identities})
+		}
 	}
 	return out
 }
 
-// PortOf compiles the port of a service that has a number, or returns nil.
-func PortOf(snap *registry.Snapshot, set Settings, s *registry.Service, number uint32) *ServicePort {
+// PortOf compiles the port of a service that has a number, in a family, or returns nil.
+func PortOf(snap *registry.Snapshot, set Settings, s *registry.Service, number uint32, f registry.Family) *ServicePort {
 	ports := ServicePorts(snap, set, s)
-	if i := slices.IndexFunc(ports, func(p ServicePort) bool { return p.Number == number }); i >= 0 {
+	if i := slices.IndexFunc(ports, func(p ServicePort) bool { return p.Number == number && p.Family == f }); i >= 0 {
 		return &ports[i]
 	}
 	return nil
@@ -128,8 +143,8 @@ func nameService(snap *registry.Snapshot, set Settings, s *registry.Service) nam
 	n := naming{pods: map[string]*registry.Pod{}}
 	names := map[string]bool{}
 	add := func(p *registry.Pod) {
-		if p.IP != "" {
-			n.pods[p.IP] = p
+		for _, ip := range p.IPs {
+			n.pods[ip] = p
 		}
 		n.mutual = n.mutual || p.Proxied
 		for _, uri := range set.URIs(p.Namespace, p.ServiceAccount) {
@@ -174,8 +189,8 @@ type Labels struct {
 	Workload, Namespace, CanonicalName, CanonicalRevision, Principal string
 }
 
-// Candidates compiles the addresses of one service port, of which Nearest says whom clients are sent to.
-func Candidates(snap *registry.Snapshot, set Settings, s *registry.Service, port uint32) []Candidate {
+// Candidates compiles the addresses of one service port that are of a family, of which Nearest says whom clients are sent to.
+func Candidates(snap *registry.Snapshot, set Settings, s *registry.Service, port uint32, f registry.Family) []Candidate {
 	i := slices.IndexFunc(s.Ports, func(p registry.ServicePort) bool { return p.Number == port })
 	if i < 0 {
 		return nil
@@ -187,7 +202,7 @@ func Candidates(snap *registry.Snapshot, set Settings, s *registry.Service, port
 	var out []Candidate
 	for slice := range snap.SlicesOf(s.ID) {
 		number := slicePort(slice, s.Ports[i].Name)
-		if number == 0 {
+		if number == 0 || slice.Family != f {
 			continue
 		}
 		for _, e := range slice.Endpoints {

@@ -61,6 +61,7 @@ type Workload struct {
 	Ports    []InboundPort  // ports that services or policies name, in order
 	Other    InboundPort    // every other port
 	Policies []authz.Policy // in scope, in the order of namespace and name
+	IPv6     bool           // it is called by addresses of IPv6, too
 }
 
 // EveryPort returns the ports that are named, and then what stands for every other.
@@ -77,7 +78,7 @@ type InboundPort struct {
 
 // CompileWorkload compiles a class.
 func CompileWorkload(snap *registry.Snapshot, set Settings, c Class) Workload {
-	w := Workload{Class: c, Policies: policies(snap, set, c)}
+	w := Workload{Class: c, Policies: policies(snap, set, c), IPv6: IPv6(ServiceRanges(snap))}
 	w.Labels = Labels{Namespace: c.Namespace, CanonicalName: CanonicalName(c.Labels, ""), CanonicalRevision: CanonicalRevision(c.Labels)}
 	if id, err := spiffe.New(set.TrustDomain, c.Namespace, c.ServiceAccount); err == nil {
 		w.Identity = id.String()

@@ -77,7 +77,7 @@ func received(t *testing.T, events []registry.Event) (map[string]holdings, *wire
 		p := newPilot(t, events)
 		var proxies []*proxy
 		for pod := range p.registry.Snapshot().Pods() {
-			if pod.Proxied && pod.IP != "" {
+			if pod.Proxied && len(pod.IPs) > 0 {
 				x := newProxy(w, pod)
 				proxies = append(proxies, x)
 				x.connect(t, p)

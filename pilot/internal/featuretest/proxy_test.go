@@ -73,7 +73,7 @@ func serve(agent *nodexds.Node, pod *registry.Pod, rpc deltaxds.RPC) error {
 }
 
 func nodeID(p *registry.Pod) string {
-	return fmt.Sprintf("sidecar~%s~%s.%s~%s.svc.cluster.local", p.IP, p.Name, p.Namespace, p.Namespace)
+	return fmt.Sprintf("sidecar~%s~%s.%s~%s.svc.cluster.local", p.IPs[0], p.Name, p.Namespace, p.Namespace)
 }
 
 // disconnect ends the stream, and waits until the agent has noticed.

@@ -22,7 +22,9 @@ func (p *pilot) untold(pod string, has holdings) []string {
 	told, known := []string{}, []string{}
 	for _, s := range answer.Services {
 		for _, port := range s.Ports {
-			told = append(told, "cluster/"+istiocompat.OutboundCluster(port.Number, "", compile.HostOf(s.Service)))
+			for _, f := range p.registry.Snapshot().Service(s.Service).Families() {
+				told = append(told, "cluster/"+istiocompat.OutboundCluster(port.Number, compile.Subset(f), compile.HostOf(s.Service)))
+			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(has)) {

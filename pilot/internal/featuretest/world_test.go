@@ -35,7 +35,8 @@ var (
 	apps       = []string{"a", "b", "c"}
 	accounts   = []string{"one", "two"}
 	times      = []string{"2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z"}
-	clusterIPs = []string{"10.96.0.1", "10.96.0.2", "10.96.0.3", "10.96.0.4", "10.96.0.5", "fd00::1"}
+	clusterIPs = []string{"10.96.0.1", "10.96.0.2", "10.96.0.3", "10.96.0.4", "10.96.0.5", "fd00::1", "fd00::2", "fd00::3"}
+	sixes      = []string{"fd00:1::1", "fd00:1::2", "fd00:1::3", "fd00:1::4", "fd00:1::5", "fd00:1::6", "fd00:1::7", "fd00:1::8", "2001:db8::1"}
 	addresses  = []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.7", "10.0.0.8", "203.0.113.1"}
 	// ports of Services, as they may differ: name, number, where the pod listens.
 	ports = []string{
@@ -244,7 +245,10 @@ func quoted(list []string) string {
 }
 
 func (w *world) slice(namespace, service string) {
-	name := service + one(w, []string{"-x", "-y"})
+	name, of, family := service+one(w, []string{"-x", "-y", "-z"}), addresses, "IPv4"
+	if strings.HasSuffix(name, "-z") { // a slice's family never changes
+		of, family = sixes, "IPv6"
+	}
 	if w.chance(20) {
 		w.remove("EndpointSlice", namespace, name)
 		return
@@ -254,7 +258,7 @@ func (w *world) slice(namespace, service string) {
 	}
 	var endpoints []string
 	hinted, byNode := w.chance(60), w.chance(40)
-	for _, a := range w.some(addresses, 35) {
+	for _, a := range w.some(of, 35) {
 		hints := ""
 		if hinted && w.chance(97) {
 			hints = fmt.Sprintf(", hints: {forZones: [{name: %q}]}", one(w, zones[:2]))
@@ -262,11 +266,11 @@ func (w *world) slice(namespace, service string) {
 				hints = fmt.Sprintf(", hints: {forZones: [{name: %q}], forNodes: [{name: %s}]}", one(w, zones[:2]), one(w, hosts))
 			}
 		}
-		endpoints = append(endpoints, fmt.Sprintf("{addresses: [%s], nodeName: %s, conditions: {ready: %v, serving: true, terminating: %v}%s}",
+		endpoints = append(endpoints, fmt.Sprintf("{addresses: [%q], nodeName: %s, conditions: {ready: %v, serving: true, terminating: %v}%s}",
 			a, one(w, hosts), w.chance(70), w.chance(50), hints))
 	}
 	w.set("EndpointSlice", namespace, name, fmt.Sprintf("labels: {kubernetes.io/service-name: %s}", service),
-		fmt.Sprintf("addressType: IPv4\nports: [%s]\nendpoints: [%s]", strings.Join(slicePorts, ", "), strings.Join(endpoints, ", ")))
+		fmt.Sprintf("addressType: %s\nports: [%s]\nendpoints: [%s]", family, strings.Join(slicePorts, ", "), strings.Join(endpoints, ", ")))
 }
 
 // born has a pod come, for the first time or as another one of its name.
@@ -288,7 +292,15 @@ func (w *world) show(p *pod) {
 	}
 	metadata := fmt.Sprintf("uid: %q, labels: {app: %s, version: %s, security.istio.io/tlsMode: istio}, annotations: %s", p.uid, p.app, p.version, text)
 	spec := fmt.Sprintf("spec: {serviceAccountName: %s, containers: [{name: app, image: x, ports: [{name: web, containerPort: %s}]}]}", p.account, p.web)
-	w.set("Pod", p.namespace, p.name, metadata, fmt.Sprintf("%s\nstatus: {phase: Running, podIP: %s}", spec, p.ip))
+	w.set("Pod", p.namespace, p.name, metadata, fmt.Sprintf("%[1]s\nstatus: {phase: Running, podIP: %[2]s, podIPs: [{ip: %[2]s}%[3]s]}", spec, p.ip, second(p.ip)))
+}
+
+// second is the address of IPv6 of the pod that has another, which half of the pods have.
+func second(ip string) string {
+	if i := slices.Index(addresses, ip); i%2 == 0 {
+		return fmt.Sprintf(", {ip: %q}", sixes[i])
+	}
+	return ""
 }
 
 // pod changes one thing of a pod with a proxy, or replaces the pod.

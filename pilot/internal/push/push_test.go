@@ -118,7 +118,7 @@ func slice(ns, name string, addresses ...string) registry.Event {
 func pod(ns, app, name, ip string) registry.Event {
 	id := ns + "/" + name
 	return registry.Event{Kind: registry.Pods, ID: id, Object: &registry.Pod{
-		ID: id, Namespace: ns, Name: name, UID: name, IP: ip, Node: nodeName, ServiceAccount: app, Proxied: true, Labels: map[string]string{"app": app}}}
+		ID: id, Namespace: ns, Name: name, UID: name, IPs: []string{ip}, Node: nodeName, ServiceAccount: app, Proxied: true, Labels: map[string]string{"app": app}}}
 }
 
 func deny(ns, name, app string) registry.Event {
@@ -262,9 +262,9 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: append(translate.AuthorizationNames(), translate.RevocationNames()...)}
 		p.take(t, short(deltaxds.ExtensionConfigType), 8)
 	}
-	// Shared: clusters, endpoints and listeners of services, four clusters, three listeners, three filters of listeners, two lists of revocations.
+	// Shared: clusters, endpoints and listeners of services, four clusters, three listeners, three filters of listeners (two of them in each family), two lists of revocations.
 	// Own, of each proxy: a listener, two tables of routes, the six configurations of authorization.
-	shared := services*3 + 4 + 3 + 3 + 2
+	shared := services*3 + 4 + 3 + 5 + 2
 	recomputed, marshalled := m.counts()
 	if want := float64(shared + proxies*(1+2+6)); marshalled != want || recomputed != want {
 		t.Fatalf("connecting %d proxies took %v recomputes and %v marshals, want %v of each", proxies, recomputed, marshalled, want)

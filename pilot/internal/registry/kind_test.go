@@ -63,13 +63,14 @@ func whole() []runtime.Object {
 				Addresses: []string{"10.0.0.2"}, NodeName: new("n"), Zone: new("z"),
 				Conditions: discovery.EndpointConditions{Ready: new(false), Serving: new(true), Terminating: new(true)},
 				Hints:      &discovery.EndpointHints{ForNodes: []discovery.ForNode{{Name: "n"}}, ForZones: []discovery.ForZone{{Name: "z"}}}}}},
+		&discovery.EndpointSlice{ObjectMeta: named, AddressType: discovery.AddressTypeIPv6, Endpoints: []discovery.Endpoint{{Addresses: []string{"fd00::1"}}}},
 		&core.Node{ObjectMeta: meta.ObjectMeta{Name: "n", ManagedFields: named.ManagedFields, Labels: map[string]string{core.LabelTopologyZone: "z", "other": "label"}},
 			Spec: core.NodeSpec{PodCIDR: "10.244.0.0/24"}, Status: core.NodeStatus{Phase: core.NodeRunning}},
 		&core.Node{ObjectMeta: meta.ObjectMeta{Name: "m"}},
 		&core.Pod{ObjectMeta: named, Spec: core.PodSpec{
 			NodeName: "n", ServiceAccountName: "s", InitContainers: []core.Container{{Name: "i", Ports: port("one")}},
 			Containers: []core.Container{{Name: "c", Image: "image", Ports: port("two")}},
-		}, Status: core.PodStatus{Phase: core.PodRunning, PodIP: "10.0.0.1", HostIP: "192.168.0.1"}},
+		}, Status: core.PodStatus{Phase: core.PodRunning, PodIP: "10.0.0.1", PodIPs: []core.PodIP{{IP: "10.0.0.1"}, {IP: "FD00::00:1"}}, HostIP: "192.168.0.1"}},
 		&core.Pod{ObjectMeta: named, Spec: core.PodSpec{HostNetwork: true}},
 		&core.Pod{ObjectMeta: named, Status: core.PodStatus{Phase: core.PodSucceeded}},
 	}
@@ -115,7 +116,7 @@ func typeOf(t *testing.T, o runtime.Object) string {
 }
 
 func TestChangesAreOfTheirKind(t *testing.T) {
-	old, now := &registry.Pod{ID: "a/p", IP: "10.0.0.1"}, &registry.Pod{ID: "a/p", IP: "10.0.0.2"}
+	old, now := &registry.Pod{ID: "a/p", IPs: []string{"10.0.0.1"}}, &registry.Pod{ID: "a/p", IPs: []string{"10.0.0.2"}}
 	for _, c := range []struct {
 		change registry.Change
 		want   []*registry.Pod

@@ -22,7 +22,7 @@ var Pods = &KindOf[Pod]{
 	name:     "pod",
 	resource: Resource{GroupVersionResource: core.SchemeGroupVersion.WithResource("pods"), Kind: "Pod"},
 	source:   typed(trimPod, makePod),
-	indexes:  []*memdb.IndexSchema{byNamespace, by("ip", "IP"), byLabel},
+	indexes:  []*memdb.IndexSchema{byNamespace, byEach("ip", "IPs"), byLabel},
 }
 
 // Pod is a pod that has not ended.
@@ -30,7 +30,7 @@ type Pod struct {
 	ID              string
 	Namespace, Name string
 	UID             string
-	IP              string
+	IPs             []string // one of each family at most; none as long as it has no network
 	Node            string
 	ServiceAccount  string
 	Labels          map[string]string
@@ -59,7 +59,7 @@ func trimPod(p *core.Pod) {
 	}
 	p.OwnerReferences = nil
 	p.Spec = spec
-	p.Status = core.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP}
+	p.Status = core.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs}
 }
 
 func makePod(p *core.Pod) *Pod {
@@ -67,7 +67,7 @@ func makePod(p *core.Pod) *Pod {
 		return nil
 	}
 	out := &Pod{
-		ID: IDOf(p), Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), IP: p.Status.PodIP, Node: p.Spec.NodeName,
+		ID: IDOf(p), Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), IPs: podIPs(&p.Status), Node: p.Spec.NodeName,
 		ServiceAccount: p.Spec.ServiceAccountName, Labels: p.Labels, HostNetwork: p.Spec.HostNetwork,
 		Proxied:        p.Labels[istiocompat.TLSModeLabel] == istiocompat.TLSModeMutual && !p.Spec.HostNetwork,
 		NormalizePaths: p.Annotations[mesh.PathsAnnotation] == mesh.PathsNormalized,
@@ -93,6 +93,19 @@ func makePod(p *core.Pod) *Pod {
 				out.Ports = append(out.Ports, PodPort{port.Name, uint32(port.ContainerPort)})
 			}
 		}
+	}
+	return out
+}
+
+// podIPs are the addresses in a pod's status, of which the API server says the first twice.
+func podIPs(s *core.PodStatus) (out []string) {
+	for _, ip := range s.PodIPs {
+		if ip.IP != "" {
+			out = append(out, canonical(ip.IP))
+		}
+	}
+	if out == nil && s.PodIP != "" {
+		out = append(out, canonical(s.PodIP))
 	}
 	return out
 }

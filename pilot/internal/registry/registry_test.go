@@ -20,7 +20,9 @@ func TestChangesAreWhatChanged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pod := func(ip string) Event { return Event{Pods, "a/p", &Pod{ID: "a/p", Namespace: "a", Name: "p", IP: ip}} }
+	pod := func(ip string) Event {
+		return Event{Pods, "a/p", &Pod{ID: "a/p", Namespace: "a", Name: "p", IPs: []string{ip}}}
+	}
 	apply := func(want int, events ...Event) {
 		t.Helper()
 		changes, err := reg.Apply(events)

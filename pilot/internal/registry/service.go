@@ -28,7 +28,7 @@ var Services = &KindOf[Service]{
 type Service struct {
 	ID              string // namespace/name
 	Namespace, Name string
-	ClusterIPs      []string
+	ClusterIPs      []string // one of each family at most
 	Headless        bool
 	Selector        map[string]string
 	Ports           []ServicePort
@@ -37,6 +37,20 @@ type Service struct {
 	Affinity        time.Duration   // a client stays with its endpoint, until it has been silent for as long (sessionAffinity); zero: it does not
 	ExportTo        []string        // namespaces to which it is to be known, or ".", "*", "~"; nil: nothing is said
 	Created         time.Time
+}
+
+// Families are those in which it has endpoints for its clients, which a client chooses by the address that it calls. Behind a headless Service clients choose the
+// endpoint itself, and nothing of it depends on the family.
+func (s *Service) Families() (out []Family) {
+	for _, f := range []Family{IPv4, IPv6} {
+		if slices.ContainsFunc(s.ClusterIPs, func(ip string) bool { return FamilyOf(ip) == f }) {
+			out = append(out, f)
+		}
+	}
+	if out == nil {
+		return []Family{IPv4}
+	}
+	return out
 }
 
 // HasPort reports whether it has a port of the number.
@@ -91,7 +105,7 @@ func makeService(s *core.Service) *Service {
 		if ip == core.ClusterIPNone {
 			out.Headless = true
 		} else {
-			out.ClusterIPs = append(out.ClusterIPs, ip)
+			out.ClusterIPs = append(out.ClusterIPs, canonical(ip))
 		}
 	}
 	for _, p := range s.Spec.Ports {

@@ -23,6 +23,7 @@ type Slice struct {
 	ID              string
 	Namespace, Name string
 	ServiceID       string // namespace/name
+	Family          Family // of its addresses
 	Ports           []SlicePort
 	Endpoints       []Endpoint
 	Addresses       []string // all, for the index
@@ -50,6 +51,9 @@ func makeSlice(s *discovery.EndpointSlice) *Slice {
 		return nil
 	}
 	out := &Slice{ID: IDOf(s), Namespace: s.Namespace, Name: s.Name, ServiceID: s.Namespace + "/" + service}
+	if s.AddressType == discovery.AddressTypeIPv6 {
+		out.Family = IPv6
+	}
 	for _, p := range s.Ports {
 		if p.Port == nil || p.Protocol != nil && *p.Protocol != core.ProtocolTCP {
 			continue
@@ -63,9 +67,9 @@ func makeSlice(s *discovery.EndpointSlice) *Slice {
 	for _, e := range s.Endpoints {
 		made := makeEndpoint(&e)
 		for _, a := range e.Addresses {
-			made.Address = a
+			made.Address = canonical(a)
 			out.Endpoints = append(out.Endpoints, made)
-			out.Addresses = append(out.Addresses, a)
+			out.Addresses = append(out.Addresses, made.Address)
 		}
 	}
 	slices.SortFunc(out.Endpoints, func(a, b Endpoint) int { return cmp.Compare(a.Address, b.Address) })

@@ -217,7 +217,7 @@ func (p *Pilot) serveWebhooks(ctx context.Context) error {
 		return ended(ctx, err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("/inject", admission.Handler(inject.Pods(p.injectConfig(), p.namespaceLabels, func(ns string) []corev1.LimitRangeItem { return p.registry.Snapshot().LimitsIn(ns) }, p.log), p.log))
+	mux.Handle("/inject", admission.Handler(inject.Pods(p.injectConfig, p.namespaceLabels, func(ns string) []corev1.LimitRangeItem { return p.registry.Snapshot().LimitsIn(ns) }, p.log), p.log))
 	mux.Handle("/advise", admission.Handler(inject.Templates(p.injectConfig(), p.namespaceLabels), p.log))
 	mux.Handle("/validate", admission.Handler(validate.Objects(p.settings.authz()), p.log))
 	srv := &http.Server{
@@ -252,7 +252,7 @@ func (p *Pilot) injectConfig() inject.Config {
 	return inject.Config{
 		TrustDomain: p.settings.TrustDomain, ProxyImage: i.ProxyImage, AgentImage: i.AgentImage, PullPolicy: i.PullPolicy,
 		ProxyCPU: i.CPU, ProxyCPUMax: i.CPULimit, ProxyMemory: i.Memory, ProxyMemoryMax: i.MemoryLimit, ProxyLogLevel: i.ProxyLogLevel,
-		ClusterName: p.settings.ClusterName, ProxyWorkers: i.Workers, CNI: i.CNI,
+		ClusterName: p.settings.ClusterName, ProxyWorkers: i.Workers, CNI: i.CNI, IPv6: compile.IPv6(compile.ServiceRanges(p.registry.Snapshot())),
 	}
 }
 

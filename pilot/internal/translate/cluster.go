@@ -139,10 +139,10 @@ func Passthrough() *cluster.Cluster {
 // Inbound is the application itself, on the port that a client asked for, whichever that is: of a port that a Service names
 // nothing is different here, so a Service that comes or goes changes no cluster. The source address keeps the redirection
 // from taking the connection for another client's.
-func Inbound() *cluster.Cluster {
+func Inbound(ipv6 bool) *cluster.Cluster {
 	c := originalDst(InboundCluster)
 	c.CircuitBreakers = generous()
-	c.UpstreamBindConfig = fromMesh()
+	c.UpstreamBindConfig = fromMesh(ipv6)
 	options := sameAsDownstream()
 	options.CommonHttpProtocolOptions.IdleTimeout = durationpb.New(applicationIdle)
 	c.TypedExtensionProtocolOptions = map[string]*anypb.Any{httpOptions: envoy.Typed(options)}
@@ -153,11 +153,6 @@ func Inbound() *cluster.Cluster {
 // two or five seconds, or sixty, and a request that meets that moment is lost: a client whose own connection it is knows how to avoid that, or tries again, and cannot
 // where the connection is the proxy's. So the proxy is always the first.
 const applicationIdle = 1500 * time.Millisecond
-
-func fromMesh() *core.BindConfig {
-	return &core.BindConfig{SourceAddress: &core.SocketAddress{
-		Address: mesh.InboundSourceIPv4, PortSpecifier: &core.SocketAddress_PortValue{PortValue: 0}}}
-}
 
 // Admin is Envoy's own admin port, of which 15090 shows one path.
 func Admin() *cluster.Cluster {

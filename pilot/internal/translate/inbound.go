@@ -31,7 +31,7 @@ import (
 // takes plaintext any more, because then their connections are forbidden.
 func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listener {
 	l := &listener.Listener{
-		Name: VirtualInbound, Address: envoy.Address(anyAddress, mesh.InboundPort), TrafficDirection: core.TrafficDirection_INBOUND,
+		Name: VirtualInbound, TrafficDirection: core.TrafficDirection_INBOUND,
 		PerConnectionBufferLimitBytes: envoy.U32(1 << 20), SocketOptions: keepalive(),
 		ListenerFilters: []*listener.ListenerFilter{
 			envoy.ListenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{}),
@@ -45,7 +45,7 @@ func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listen
 	for _, inspector := range l.GetListenerFilters()[1:] {
 		inspector.FilterDisabled = uninspected(w)
 	}
-	return l
+	return at(l, mesh.InboundPort, w.IPv6)
 }
 
 // uninspected are the ports whose connections go to the application without a look at them: those of mode DISABLE, where there is neither TLS of the mesh's to find,
@@ -84,7 +84,7 @@ func anyOf(all []*listener.ListenerFilterChainMatchPredicate) *listener.Listener
 // SameInboundListener reports whether two workloads of one class have the same inbound listener, without making either.
 // Of the policies it holds next to nothing: they reach the proxy as resources of their own.
 func SameInboundListener(set compile.Settings, a, b *compile.Workload) bool {
-	if a.Other != b.Other || !slices.Equal(a.Ports, b.Ports) || enforced(a.Policies) != enforced(b.Policies) || authz.ByIdentity(a.Policies) != authz.ByIdentity(b.Policies) {
+	if a.IPv6 != b.IPv6 || a.Other != b.Other || !slices.Equal(a.Ports, b.Ports) || enforced(a.Policies) != enforced(b.Policies) || authz.ByIdentity(a.Policies) != authz.ByIdentity(b.Policies) {
 		return false
 	}
 	for _, p := range a.EveryPort() {

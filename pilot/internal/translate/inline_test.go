@@ -47,7 +47,7 @@ func inboundBetween(t *testing.T, listens, decides *compile.Workload, port uint3
 
 // inlineShared puts what services share where a service's listener asks for it.
 func inlineShared(l *listener.Listener) {
-	for _, shared := range []*core.TypedExtensionConfig{translate.OutboundManager(), translate.OutboundForward(), translate.OutboundForwardCluster()} {
+	for _, shared := range []*core.TypedExtensionConfig{translate.OutboundManager(""), translate.OutboundForward(), translate.OutboundForwardCluster("")} {
 		for _, c := range l.GetFilterChains() {
 			for _, f := range c.GetFilters() {
 				if f.GetName() == shared.GetName() {

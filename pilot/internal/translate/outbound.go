@@ -25,14 +25,11 @@ const (
 	StatsListener   = "prometheus_stats"
 )
 
-// anyAddress is where listeners are that redirected connections come to.
-const anyAddress = "0.0.0.0"
-
 // OutboundListener takes every connection of the application and hands it to the listener of its original destination. What has none
 // is refused if it goes to one of the ranges, in which the addresses of the cluster's Services are, and let through otherwise.
 func OutboundListener(ranges []netip.Prefix) *listener.Listener {
 	l := &listener.Listener{
-		Name: VirtualOutbound, Address: envoy.Address(anyAddress, mesh.OutboundPort), UseOriginalDst: envoy.Yes(),
+		Name: VirtualOutbound, UseOriginalDst: envoy.Yes(),
 		TrafficDirection:              core.TrafficDirection_OUTBOUND,
 		ListenerFilters:               []*listener.ListenerFilter{envoy.ListenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{})},
 		PerConnectionBufferLimitBytes: envoy.U32(1 << 20), SocketOptions: keepalive(),
@@ -42,7 +39,7 @@ func OutboundListener(ranges []netip.Prefix) *listener.Listener {
 	if refused := refusedRanges(ranges); refused != nil {
 		l.FilterChains = append(l.FilterChains, refused)
 	}
-	return l
+	return at(l, mesh.OutboundPort, compile.IPv6(ranges))
 }
 
 // Peers that have gone without a word are found like this, and by nothing else: who is alive may be silent for ever. The first question comes after a minute, which

@@ -52,9 +52,9 @@ const scriptFilter = "envoy.filters.http.lua"
 // AnswerKubelet adds what answers kubelet, which has no certificate: for the proxy itself, and for the application's own
 // probes and hooks, which would not get through to a port that takes mutual TLS only. It is in what an Envoy starts with, for it is all that is one pod's
 // own: what comes from Pilot is the same for all pods of a class.
-func AnswerKubelet(b *bootstrap.Bootstrap, probes []Probe, podIP string) {
-	b.StaticResources.Listeners = append(b.StaticResources.Listeners, healthListener(probes, podIP))
-	b.StaticResources.Clusters = append(b.StaticResources.Clusters, probeClusters(probes)...)
+func AnswerKubelet(b *bootstrap.Bootstrap, probes []Probe, podIP string, ipv6 bool) {
+	b.StaticResources.Listeners = append(b.StaticResources.Listeners, at(healthListener(probes, podIP), mesh.ProxyHealthPort, ipv6))
+	b.StaticResources.Clusters = append(b.StaticResources.Clusters, probeClusters(probes, ipv6)...)
 }
 
 // Probe is an original probe or hook of an application's container, which kubelet now asks of the proxy by its name.
@@ -92,7 +92,7 @@ func (p Probe) FullName() string { return fmt.Sprintf("/app-health/%s/%s", p.Con
 func healthListener(probes []Probe, podIP string) *listener.Listener {
 	routes := []*route.Route{exactly("/healthz/ready", AdminCluster, "/ready")}
 	if len(probes) == 0 {
-		return plainListener(HealthListener, mesh.ProxyHealthPort, nil, routes, telemetry.Probes())
+		return plainListener(HealthListener, nil, routes, telemetry.Probes())
 	}
 	var calls []any
 	for _, p := range probes {
@@ -119,7 +119,7 @@ func healthListener(probes []Probe, podIP string) *listener.Listener {
 		&earlymutation.HeaderMutation{Mutations: without(destination)})}
 	m.GenerateRequestId = envoy.No()
 	m.LocalReplyConfig = failures()
-	return listening(HealthListener, mesh.ProxyHealthPort, m, routes)
+	return listening(HealthListener, m, routes)
 }
 
 // asked is a request of kubelet's, for the script.
@@ -191,7 +191,7 @@ func without(headers ...string) (out []*mutationrules.HeaderMutation) {
 }
 
 // probeClusters are the application as kubelet would ask it, on the pod's address: by a connection for each question.
-func probeClusters(probes []Probe) []*cluster.Cluster {
+func probeClusters(probes []Probe, ipv6 bool) []*cluster.Cluster {
 	var http, tcp, grpc bool
 	for _, p := range probes {
 		http, tcp, grpc = http || p.HTTP != nil, tcp || p.TCP != nil, grpc || p.GRPC != nil
@@ -215,6 +215,9 @@ func probeClusters(probes []Probe) []*cluster.Cluster {
 	if grpc {
 		out = append(out, askedCluster(askGRPC, explicitHTTP2()))
 	}
+	for _, c := range out {
+		c.UpstreamBindConfig = fromMesh(ipv6)
+	}
 	return out
 }
 
@@ -222,7 +225,6 @@ func askedCluster(name string, options *upstreams.HttpProtocolOptions) *cluster.
 	c := originalDst(name)
 	c.LbConfig = &cluster.Cluster_OriginalDstLbConfig_{OriginalDstLbConfig: &cluster.Cluster_OriginalDstLbConfig{UseHttpHeader: true}}
 	c.ConnectTimeout = envoy.Seconds(600) // kubelet gives up when it likes
-	c.UpstreamBindConfig = fromMesh()
 	if options != nil {
 		options.CommonHttpProtocolOptions = bounds()
 		options.CommonHttpProtocolOptions.MaxRequestsPerConnection = envoy.U32(1)
@@ -243,20 +245,20 @@ func kubeletsHTTP1() *core.Http1ProtocolOptions {
 }
 
 // StatsListener15090 shows Prometheus the proxy's metrics and nothing else of its admin port.
-func StatsListener15090() *listener.Listener {
-	return plainListener(StatsListener, mesh.ProxyStatsPort, nil, []*route.Route{exactly("/stats/prometheus", AdminCluster, "/stats/prometheus")})
+func StatsListener15090(ipv6 bool) *listener.Listener {
+	return at(plainListener(StatsListener, nil, []*route.Route{exactly("/stats/prometheus", AdminCluster, "/stats/prometheus")}), mesh.ProxyStatsPort, ipv6)
 }
 
-func plainListener(name string, port uint32, filters []*hcm.HttpFilter, routes []*route.Route, logs ...*accesslog.AccessLog) *listener.Listener {
-	return listening(name, port, connectionManager(name, filters, logs), routes)
+func plainListener(name string, filters []*hcm.HttpFilter, routes []*route.Route, logs ...*accesslog.AccessLog) *listener.Listener {
+	return listening(name, connectionManager(name, filters, logs), routes)
 }
 
-func listening(name string, port uint32, m *hcm.HttpConnectionManager, routes []*route.Route) *listener.Listener {
+func listening(name string, m *hcm.HttpConnectionManager, routes []*route.Route) *listener.Listener {
 	rc := &route.RouteConfiguration{Name: name, ValidateClusters: envoy.No(),
 		VirtualHosts: []*route.VirtualHost{{Name: name, Domains: []string{"*"}, Routes: routes}}}
 	m.UpgradeConfigs = nil
 	return &listener.Listener{
-		Name: name, Address: envoy.Address(anyAddress, port),
+		Name:         name,
 		FilterChains: []*listener.FilterChain{{Filters: []*listener.Filter{httpManager(withRoutes(m, rc))}}},
 	}
 }

@@ -131,7 +131,7 @@ func TestWhatProxiesPushIsWhatTheAgentIsTestedWith(t *testing.T) {
 	refusal.ListenerFilters = refusal.ListenerFilters[1:] // no PROXY protocol
 	s.listen(refusal, ports[10])
 	started := translate.Bootstrap()
-	translate.AnswerKubelet(started, nil, "127.0.0.1")
+	translate.AnswerKubelet(started, nil, "127.0.0.1", false)
 	s.listen(started.StaticResources.Listeners[0], ports[11])
 	r := &receiver{durations: map[string]uint64{}}
 	s.start(func(srv *grpc.Server) { metricsservice.RegisterMetricsServiceServer(srv, r) })

@@ -73,7 +73,7 @@ func (s *scene) inbound(port, app uint32, p protocol.Protocol, name string, poli
 		s.setLogs(c, logs[c.GetName()])
 	}
 	behind := staticCluster(applicationBehind(port), app)
-	behind.TypedExtensionProtocolOptions = translate.Inbound().GetTypedExtensionProtocolOptions()
+	behind.TypedExtensionProtocolOptions = translate.Inbound(false).GetTypedExtensionProtocolOptions()
 	s.listeners, s.clusters = append(s.listeners, l), append(s.clusters, behind)
 }
 

@@ -27,15 +27,26 @@ const (
 	SharedCluster = "outbound-tcp-cluster"
 )
 
+// SharedIn is the name of what is shared by the services whose clusters are in a subset (compile.Subset), where it differs by that.
+func SharedIn(name, subset string) string {
+	if subset != "" {
+		name += "-" + subset
+	}
+	return name
+}
+
 const (
 	// calledService is the host of the service whose chain a connection came in by.
 	calledService = "%FILTER_CHAIN_NAME%"
-	// calledCluster is the cluster of the service and the port, as istiocompat.OutboundCluster names it.
-	calledCluster = "outbound|%DOWNSTREAM_LOCAL_PORT%||" + calledService
 	// clusterHeader says to the shared manager's route which cluster a request goes to. What a client says in it is replaced, and a server
 	// never gets it.
 	clusterHeader = "x-bulwark-cluster"
 )
+
+// calledCluster is the cluster of the service and the port, as istiocompat.OutboundCluster names it.
+func calledCluster(subset string) string {
+	return "outbound|%DOWNSTREAM_LOCAL_PORT%|" + subset + "|" + calledService
+}
 
 // httpChain takes the requests of a service's clients.
 func httpChain(f *compile.Frontend) *listener.FilterChain {
@@ -43,7 +54,7 @@ func httpChain(f *compile.Frontend) *listener.FilterChain {
 		m := outboundManager(fmt.Sprintf("outbound_%d", f.Service.Number), f.Service.Host, telemetry.ServerOf(f), own)
 		return &listener.FilterChain{Name: "http", Filters: []*listener.Filter{httpManager(m)}}
 	}
-	return &listener.FilterChain{Name: f.Service.Host, Filters: []*listener.Filter{shared(SharedManager, &hcm.HttpConnectionManager{})}}
+	return &listener.FilterChain{Name: f.Service.Host, Filters: []*listener.Filter{shared(SharedIn(SharedManager, subsetOf(f)), &hcm.HttpConnectionManager{})}}
 }
 
 // tcpChain takes connections of which nothing is known but that they are not HTTP. A pod of a headless service is called at the pod's own port, of
@@ -54,8 +65,10 @@ func tcpChain(f *compile.Frontend) *listener.FilterChain {
 		return &listener.FilterChain{Name: "tcp", Filters: []*listener.Filter{
 			envoy.NetworkFilter("envoy.filters.network.set_filter_state", connectionState(opaque())), tcpProxy(own)}}
 	}
-	return &listener.FilterChain{Name: f.Service.Host, Filters: []*listener.Filter{shared(SharedCluster, &setfilterstate.Config{}), shared(SharedForward, &tcpproxy.TcpProxy{})}}
+	return &listener.FilterChain{Name: f.Service.Host, Filters: []*listener.Filter{shared(SharedIn(SharedCluster, subsetOf(f)), &setfilterstate.Config{}), shared(SharedForward, &tcpproxy.TcpProxy{})}}
 }
+
+func subsetOf(f *compile.Frontend) string { return compile.Subset(f.Service.Family) }
 
 func shared(name string, kind proto.Message) *listener.Filter {
 	return &listener.Filter{Name: name, ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(kind)}}
@@ -66,9 +79,9 @@ func OutboundForward() *core.TypedExtensionConfig {
 	return envoy.Extension(SharedForward, forward(noCluster, "outbound", telemetry.OutboundConnections(calledService, telemetry.ChosenServer)))
 }
 
-// OutboundForwardCluster is the configuration of SharedCluster.
-func OutboundForwardCluster() *core.TypedExtensionConfig {
-	return envoy.Extension(SharedCluster, connectionState(opaque(), stateOf("envoy.tcp_proxy.cluster", calledCluster)))
+// OutboundForwardCluster is the configuration of SharedCluster in a subset.
+func OutboundForwardCluster(subset string) *core.TypedExtensionConfig {
+	return envoy.Extension(SharedIn(SharedCluster, subset), connectionState(opaque(), stateOf("envoy.tcp_proxy.cluster", calledCluster(subset))))
 }
 
 // opaque tells the server's proxy, by the ALPN of the connection, that these bytes are not HTTP.
@@ -92,11 +105,11 @@ func noted(key, format string) *filterstate.FilterStateValue {
 	return out
 }
 
-// OutboundManager is the configuration of SharedManager.
-func OutboundManager() *core.TypedExtensionConfig {
+// OutboundManager is the configuration of SharedManager in a subset.
+func OutboundManager(subset string) *core.TypedExtensionConfig {
 	m := outboundManager("outbound", calledService, telemetry.ChosenServer, compile.DefaultRoutes())
-	m.EarlyHeaderMutationExtensions = early(notedForm(), overwritten(clusterHeader, calledCluster))
-	return envoy.Extension(SharedManager, m)
+	m.EarlyHeaderMutationExtensions = early(notedForm(), overwritten(clusterHeader, calledCluster(subset)))
+	return envoy.Extension(SharedIn(SharedManager, subset), m)
 }
 
 // outboundManager is between the clients of a service and those who serve it. Service and server are what telemetry asks for.
