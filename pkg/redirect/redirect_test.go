@@ -52,7 +52,11 @@ func inNamespace(t *testing.T, f func()) {
 // listener accepts on a port and says which connections reached it.
 func listen(t *testing.T, address string) {
 	t.Helper()
-	l, err := net.Listen("tcp", address)
+	network := "tcp"
+	if strings.HasPrefix(address, "0.0.0.0:") { // which Go takes for both families
+		network = "tcp4"
+	}
+	l, err := net.Listen(network, address)
 	if err != nil {
 		t.Error(err) // not Fatal: this is not the test's own goroutine
 		return
@@ -146,6 +150,9 @@ func TestTrafficGoesWhereItShould(t *testing.T) {
 			"between containers over localhost, IPv6":          {application, "", "[::1]:8080", "8080"},
 			"proxy to its application":                         {proxy, "127.0.0.6", "10.9.9.9:8080", "8080"},
 			"proxy to its application over localhost":          {proxy, "", "127.0.0.1:8080", "8080"},
+			"proxy to its application, IPv6":                   {proxy, "::6", "[fd09::9]:8080", "8080"},
+			"proxy to its application over localhost, IPv6":    {proxy, "", "[::1]:8080", "8080"},
+			"application from the proxy's address, IPv6":       {application, "::6", "[2001:db8::1]:443", "15001"},
 			"own service: proxy to the pod itself":             {proxy, "", "10.9.9.9:8080", "15006"},
 			"own service: proxy to the pod itself, IPv6":       {proxy, "", "[fd09::9]:8080", "15006"},
 			"excluded port":                                    {application, "", "10.9.9.9:9200", "9200"},
@@ -266,6 +273,51 @@ func TestInboundTrafficGoesToTheProxy(t *testing.T) {
 		for to, want := range map[string]string{"10.8.8.1/8080": "15006", "10.8.8.1/9200": "9200", "10.8.8.1/15021": "15021"} {
 			if got := inside("timeout", "5", "bash", "-c", "cat < /dev/tcp/"+to); got != want {
 				t.Errorf("where only 8080 is included, %s reached %q, want %q", to, got, want)
+			}
+		}
+	})
+}
+
+// Where a pod has no IPv6, or it is switched off, all is done that IPv4 needs; where it has, a proxy of IPv4 alone lets nothing past it.
+func TestAPodWithoutIPv6IsRedirected(t *testing.T) {
+	run := func(program string, args ...string) {
+		if out, err := exec.Command(program, args...).CombinedOutput(); err != nil {
+			t.Errorf("%s %s: %v: %s", program, args, err, out)
+		}
+	}
+	for name, without := range map[string]func(){
+		"switched off":                    func() { run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1") },
+		"no address that others can call": func() { run("ip", "-6", "addr", "del", "fd09::9/64", "dev", "pod0") },
+	} {
+		inNamespace(t, func() {
+			without()
+			if err := Apply(Options{}); err != nil {
+				t.Errorf("%s: %v", name, err)
+				return
+			}
+			if out, err := exec.Command("ip", "-6", "addr", "show", "dev", "lo").CombinedOutput(); err != nil || strings.Contains(string(out), "inet6 ::6/") {
+				t.Errorf("%s: the loopback device has %s, %v", name, out, err)
+			}
+			listen(t, "0.0.0.0:15001")
+			if got := reached(application, "", "93.184.216.34:443"); got != "15001" {
+				t.Errorf("%s: reached %q", name, got)
+			}
+			if err := Remove(); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		})
+	}
+	inNamespace(t, func() {
+		if err := Apply(Options{}); err != nil {
+			t.Error(err)
+			return
+		}
+		listen(t, "0.0.0.0:15001")
+		listen(t, "0.0.0.0:15006")
+		listen(t, "[::]:8080")
+		for _, to := range []string{"[2001:db8::1]:443", "[2001:db8::1]:8080"} {
+			if got := reached(application, "", to); !strings.Contains(got, "refused") {
+				t.Errorf("%s, of which the proxy has no listener, reached %q", to, got)
 			}
 		}
 	})

@@ -3,7 +3,8 @@
 //	output:     TCP of the application, to anywhere ─► 15001; the proxy's own traffic (uid or gid 1337) goes out as it is
 //	prerouting: TCP from outside ─► 15006
 //
-// Both families are redirected. One the proxy does not listen on is then refused rather than let past it.
+// Both families are redirected. One the proxy does not listen on is then refused rather than let past it. A pod that has IPv6 gets an address on its loopback device
+// from which the proxy reaches the application (source.go).
 //
 // The node's CNI plugin applies the rules, or an init container of the pod that has the privilege.
 package redirect
@@ -35,6 +36,12 @@ var Proofs = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr(
 // Apply puts the rules into the network namespace of this thread, replacing those of an earlier call in one
 // transaction.
 func Apply(o Options) error {
+	if err := addSource(); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("%w (it takes NET_ADMIN)", err)
+		}
+		return err
+	}
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
@@ -67,7 +74,7 @@ func Applied() (bool, error) {
 	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == table }), nil
 }
 
-// Remove takes the rules out.
+// Remove takes out what Apply has put in.
 func Remove() error {
 	c, err := nftables.New()
 	if err != nil {
@@ -78,7 +85,7 @@ func Remove() error {
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
-	return nil
+	return removeSource()
 }
 
 func addOutput(c *nftables.Conn, t *nftables.Table, o Options) {
@@ -86,11 +93,13 @@ func addOutput(c *nftables.Conn, t *nftables.Table, o Options) {
 		Name: "output", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest,
 	})
 	add := func(parts ...[]expr.Any) { c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: join(parts...)}) }
-	inbound4, _ := netip.ParseAddr(mesh.InboundSourceIPv4)
 
-	// The proxy hands a connection that came in to its application: from 127.0.0.6, and never back to itself.
-	add(tcp(), source(netip.PrefixFrom(inbound4, 32)), accept())
-	add(tcp(), source(netip.MustParsePrefix("::6/128")), accept())
+	// The proxy hands a connection that came in to its application: from an address of its own, and never back to itself. Whoever takes that address to leave the
+	// pod is redirected like everybody.
+	for _, from := range []string{mesh.InboundSourceIPv4, mesh.InboundSourceIPv6} {
+		a := netip.MustParseAddr(from)
+		add(tcp(), source(netip.PrefixFrom(a, a.BitLen())), toLoopbackDevice(), accept())
+	}
 	// An application that calls its own service: the proxy, as the client's, picks this very pod. The connection then
 	// has to pass the server's side of the proxy like any other, or its policies would not hold.
 	for _, owner := range []expr.MetaKey{expr.MetaKeySKUID, expr.MetaKeySKGID} {
