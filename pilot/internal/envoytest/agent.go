@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -30,6 +31,16 @@ type Agent struct {
 // Envoy's admin port, once Envoy is ready.
 func (a *Agent) Start(t testing.TB, node string) (admin uint32) {
 	t.Helper()
+	b := translate.Bootstrap()
+	admin = FreePorts(t, 1)[0]
+	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: admin}
+	a.StartIn(t, nil, b, node)
+	return admin
+}
+
+// StartIn does the same in a network namespace, or in the test's own if it is nil, by a bootstrap.
+func (a *Agent) StartIn(t testing.TB, in *Netns, b *bootstrap.Bootstrap, node string) {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "agent.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -41,13 +52,9 @@ func (a *Agent) Start(t testing.TB, node string) (admin uint32) {
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(l) }()
 	t.Cleanup(func() { srv.Stop(); <-done })
-	b := translate.Bootstrap()
-	admin = FreePorts(t, 1)[0]
-	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: admin}
 	agent := b.GetStaticResources().GetClusters()[0].GetLoadAssignment().GetEndpoints()[0].GetLbEndpoints()[0].GetEndpoint()
 	agent.Address = &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: socket}}}
-	Start(t, b, node)
-	return admin
+	start(t, in, b, node)
 }
 
 // DeltaSecrets serves the pod's certificate and the trust bundle.

@@ -4,10 +4,13 @@ package envoytest
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"syscall"
 	"testing"
 	"time"
 
@@ -45,19 +48,34 @@ func write(t testing.TB, b *bootstrap.Bootstrap) string {
 // if Envoy finds something deprecated. It returns the file that has what Envoy says.
 func Start(t testing.TB, b *bootstrap.Bootstrap, node string) string {
 	t.Helper()
-	args := []string{"-c", write(t, b), "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart",
-		"--service-node", node, "--service-cluster", "test", "--base-id-path", filepath.Join(t.TempDir(), "base")}
-	cmd := exec.Command(Find(t), args...)
+	start(t, nil, b, node)
+}
+
+// start runs Envoy in a network namespace, or in that of the test if it is nil.
+func start(t testing.TB, in *Netns, b *bootstrap.Bootstrap, node string) {
+	t.Helper()
+	line, dial := []string{Find(t)}, new(net.Dialer).DialContext
+	if in != nil {
+		line, dial = in.asProxy(line), in.Dial
+	}
+	line = append(line, "-c", write(t, b), "--concurrency", "1", "--log-level", "warning", "--disable-hot-restart",
+		"--service-node", node, "--service-cluster", "test", "--base-id-path", filepath.Join(t.TempDir(), "base"))
+	cmd := exec.Command(line[0], line[1:]...)
 	logFile, err := os.Create(filepath.Join(t.TempDir(), "envoy.log"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd.Stdout, cmd.Stderr = logFile, logFile
-	if err := cmd.Start(); err != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started, done := make(chan error), make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // the thread whose end is the parent's death
+		started <- cmd.Start()
+		done <- cmd.Wait()
+	}()
+	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		<-done
@@ -72,8 +90,9 @@ func Start(t testing.TB, b *bootstrap.Bootstrap, node string) string {
 	})
 	port := b.GetAdmin().GetAddress().GetSocketAddress().GetPortValue()
 	deadline := time.Now().Add(30 * time.Second)
+	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
 	for {
-		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/ready", port))
+		resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/ready", port))
 		if err == nil {
 			_ = resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {

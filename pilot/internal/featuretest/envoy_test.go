@@ -310,6 +310,7 @@ func (r *relocating) relocate(body *anypb.Any) error {
 	if !ok || l.GetBindToPort() != nil || l.GetAddress().GetPipe() != nil { // what is bound is so by default
 		return nil
 	}
+	l.AdditionalAddresses = nil
 	a := l.GetAddress().GetSocketAddress()
 	a.Address, a.PortSpecifier = "127.0.0.1", &core.SocketAddress_PortValue{PortValue: 0}
 	return body.MarshalFrom(l)
