@@ -148,7 +148,16 @@ func TestWhoGetsAProxy(t *testing.T) {
 // What the proxy starts with names the class that Pilot finds the stored pod to be of, wherever that is bound, and asks what kubelet asked, at the address that kubelet sets in;
 // kubelet expands nothing else in it.
 func TestProxyStartsWithItsClassAndItsProbes(t *testing.T) {
-	stored := admit(t, []byte(`{"metadata":{"name":"x","namespace":"finance","labels":{"app":"pay"}},"spec":{"serviceAccountName":"payroll","containers":[{"name":"a","ports":[{"containerPort":80}],
+	for _, ipv6 := range []bool{false, true} { // the cluster has
+		startsWithItsClassAndItsProbes(t, ipv6)
+	}
+}
+
+func startsWithItsClassAndItsProbes(t *testing.T, ipv6 bool) {
+	t.Helper()
+	c := config
+	c.IPv6 = ipv6
+	stored := admitTo(t, c, []byte(`{"metadata":{"name":"x","namespace":"finance","labels":{"app":"pay"}},"spec":{"serviceAccountName":"payroll","containers":[{"name":"a","ports":[{"containerPort":80}],
 		"readinessProbe":{"httpGet":{"port":80,"path":"/$(POD_NAME)/(x)","httpHeaders":[{"name":"address","value":"(the pod's address)"}]}},"livenessProbe":{"grpc":{"port":70000}},"startupProbe":{"tcpSocket":{"port":8080}}}]}}`), enabled)
 	var p core.Pod
 	if err := json.Unmarshal(stored, &p); err != nil {
@@ -168,7 +177,7 @@ func TestProxyStartsWithItsClassAndItsProbes(t *testing.T) {
 	translate.AnswerKubelet(want, []translate.Probe{
 		{Container: "a", Name: "readyz", Timeout: 6 * time.Second, HTTP: &translate.HTTPProbe{Port: 80, URI: "/$(POD_NAME)/(x)",
 			Headers: []translate.Header{{Name: "Address", Value: "(the pod's address)"}}}},
-		{Container: "a", Name: "startupz", Timeout: 6 * time.Second, TCP: &port}}, "10.0.0.7", false)
+		{Container: "a", Name: "startupz", Timeout: 6 * time.Second, TCP: &port}}, "10.0.0.7", ipv6)
 	b.Node = nil
 	gotText, err := reproducible(b) // bytes of maps within are in any order
 	if err != nil {

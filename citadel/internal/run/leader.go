@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -159,12 +160,12 @@ func (l *leader) observe() rotate.Observation {
 // announce makes this replica the one endpoint of the leader's Service: the others and the other components find it
 // there. A leader that died is found out by whoever dials it, until the next one has put itself in its place.
 func (l *leader) announce(ctx context.Context) {
-	ip := os.Getenv("POD_IP")
-	if ip == "" {
-		l.log.Warn("POD_IP is not set: nobody can watch the trust bundle")
+	addresses := strings.FieldsFunc(os.Getenv("POD_IPS"), func(r rune) bool { return r == ',' })
+	if len(addresses) == 0 {
+		l.log.Warn("POD_IPS is not set: nobody can watch the trust bundle")
 		return
 	}
-	_, err := backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, applyEndpoint(ctx, l.clients.lease, ip) },
+	_, err := backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, applyEndpoints(ctx, l.clients.lease, addresses) },
 		backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(err error, wait time.Duration) {
 			l.log.Warn("announcing this replica as the leader", "error", err, "retryIn", wait.String())
 		}))
@@ -173,21 +174,31 @@ func (l *leader) announce(ctx context.Context) {
 	}
 }
 
+// applyEndpoints writes a slice for each family of the pod's addresses: which comes first is the network plugin's choice, and which the Service has, the cluster's.
+func applyEndpoints(ctx context.Context, client kubernetes.Interface, addresses []string) error {
+	for _, ip := range addresses {
+		if err := applyEndpoint(ctx, client, ip); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func applyEndpoint(ctx context.Context, client kubernetes.Interface, ip string) error {
 	ctx, cancel := context.WithTimeout(ctx, renewDeadline)
 	defer cancel()
-	family := discoveryv1.AddressTypeIPv4
-	if utilnet.IsIPv6String(ip) {
-		family = discoveryv1.AddressTypeIPv6
+	name, family := mesh.CitadelLeader, discoveryv1.AddressTypeIPv4
+	if utilnet.IsIPv6String(ip) { // which of a slice that is there cannot be changed
+		name, family = name+"-ipv6", discoveryv1.AddressTypeIPv6
 	}
-	slice := discoveryapply.EndpointSlice(mesh.CitadelLeader, mesh.Namespace).
+	slice := discoveryapply.EndpointSlice(name, mesh.Namespace).
 		WithLabels(map[string]string{discoveryv1.LabelServiceName: mesh.CitadelLeader, discoveryv1.LabelManagedBy: "bulwark-citadel", mesh.PartOfLabel: mesh.PartOfValue}).
 		WithAddressType(family).
 		WithEndpoints(discoveryapply.Endpoint().WithAddresses(ip).WithConditions(discoveryapply.EndpointConditions().WithReady(true))).
 		WithPorts(discoveryapply.EndpointPort().WithName("grpc-csr").WithProtocol(corev1.ProtocolTCP).WithPort(mesh.CSRPort))
 	_, err := client.DiscoveryV1().EndpointSlices(mesh.Namespace).Apply(ctx, slice, metav1.ApplyOptions{FieldManager: mesh.FieldManager, Force: true})
 	if err != nil {
-		return fmt.Errorf("EndpointSlice %s/%s: %w", mesh.Namespace, mesh.CitadelLeader, err)
+		return fmt.Errorf("EndpointSlice %s/%s: %w", mesh.Namespace, name, err)
 	}
 	return nil
 }

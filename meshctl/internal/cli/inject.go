@@ -26,6 +26,7 @@ import (
 func (a *app) inject() *cobra.Command {
 	var file, namespace string
 	var files, set []string
+	var ipv6 bool
 	cmd := &cobra.Command{
 		Use: "inject -f FILE", Short: "Print manifests with the proxies that injection would add, without a cluster",
 		Long: "What is printed is what the webhook makes of pods, and of the pods of Deployments, StatefulSets, DaemonSets, Jobs and CronJobs; other objects are printed as they are.\n" +
@@ -41,21 +42,23 @@ func (a *app) inject() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.injectManifests(cmd.InOrStdin(), file, namespace, values)
+			return a.injectManifests(cmd.InOrStdin(), file, namespace, values, ipv6)
 		},
 	}
 	cmd.Flags().StringVarP(&file, "filename", "f", "", "file of manifests; - is the input")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "default", "namespace of objects that name none")
 	cmd.Flags().StringArrayVar(&files, "values", nil, "file of values, as for install")
 	cmd.Flags().StringArrayVar(&set, "set", nil, "value, as for install")
+	cmd.Flags().BoolVar(&ipv6, "ipv6", false, "Services of the cluster have addresses of IPv6 (where the webhook injects, Pilot sees that)")
 	return cmd
 }
 
-func (a *app) injectManifests(in io.Reader, file, namespace string, values map[string]any) error {
+func (a *app) injectManifests(in io.Reader, file, namespace string, values map[string]any, ipv6 bool) error {
 	config, err := injection(values)
 	if err != nil {
 		return err
 	}
+	config.IPv6 = ipv6
 	if file != "-" {
 		f, err := os.Open(file)
 		if err != nil {
