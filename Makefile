@@ -50,7 +50,7 @@ images: build ## build the images as OCI archives in bin/oci, without a containe
 bin/cluster:
 	GOWORK=off go -C tools/cluster build -o ../../bin/cluster .
 
-cluster: bin/cluster ## start a real Kubernetes on this machine (or use the running one)
+cluster: bin/cluster ## start a real Kubernetes on this machine (or use the running one); IP_FAMILIES=dual for IPv6, too
 	bin/cluster up
 
 cluster-down: bin/cluster ## stop it and remove everything that it made

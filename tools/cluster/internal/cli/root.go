@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/cluster"
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/network"
 )
 
 // options common to all commands.
@@ -46,6 +47,7 @@ func Root() *cobra.Command {
 
 func up(opts *options) *cobra.Command {
 	var nodes int
+	var families string
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Make the cluster, or find it running; write .cluster/kubeconfig",
@@ -57,14 +59,22 @@ func up(opts *options) *cobra.Command {
 					return fmt.Errorf("read NODES: %w", err)
 				}
 			}
+			if !cmd.Flags().Changed("ip-families") {
+				families = os.Getenv("IP_FAMILIES")
+			}
+			ip, err := network.ParseFamilies(families)
+			if err != nil {
+				return err
+			}
 			c, err := opts.open(cmd)
 			if err != nil {
 				return err
 			}
-			return c.Up(cmd.Context(), nodes)
+			return c.Up(cmd.Context(), nodes, ip)
 		},
 	}
 	cmd.Flags().IntVar(&nodes, "nodes", 0, fmt.Sprintf("number of nodes (default $NODES or %d)", cluster.DefaultNodes))
+	cmd.Flags().StringVar(&families, "ip-families", "", fmt.Sprintf("%s, or %s for addresses of IPv6, too (default $IP_FAMILIES or %[1]s)", network.IPv4, network.Dual))
 	return cmd
 }
 

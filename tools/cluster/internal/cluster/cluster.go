@@ -14,6 +14,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/cgroup"
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/kube"
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/kubeapi"
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/network"
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/state"
 )
 
@@ -55,10 +56,10 @@ func cgroupPath(name string) string { return "/bulwark-cluster-" + name }
 // SystemCgroup is where everything but pods runs.
 func SystemCgroup(name string) (cgroup.Tree, error) { return cgroup.Open(cgroupPath(name) + "/system") }
 
-func (c *Cluster) plan(set binaries.Set, nodes int) kube.Plan {
-	plan := kube.Plan{Name: c.dir.Name, Root: c.dir.Path, Binaries: set, PauseImage: addons.PauseImage}
+func (c *Cluster) plan(set binaries.Set, nodes int, f network.Families) kube.Plan {
+	plan := kube.Plan{Name: c.dir.Name, Root: c.dir.Path, Binaries: set, PauseImage: addons.PauseImage, Families: f}
 	for n := 1; n <= nodes; n++ {
-		plan.Nodes = append(plan.Nodes, kube.NewNode(n, c.tree()))
+		plan.Nodes = append(plan.Nodes, kube.NewNode(f, n, c.tree()))
 	}
 	return plan
 }

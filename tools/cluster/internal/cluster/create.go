@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -178,7 +179,11 @@ func (c *Cluster) awaitReady(ctx context.Context, r *run, client *kubeapi.Client
 	c.log.Note("nodes ready")
 	for _, node := range r.plan.Nodes {
 		// Told, not allocated: which range a node has is fixed by its number, not by who registers first.
-		patch := fmt.Appendf(nil, `{"spec":{"podCIDR":%[1]q,"podCIDRs":[%[1]q]}}`, node.Pods)
+		ranges, err := json.Marshal(node.Pods)
+		if err != nil {
+			return fmt.Errorf("encode the pod ranges of %s: %w", node.Name, err)
+		}
+		patch := fmt.Appendf(nil, `{"spec":{"podCIDR":%q,"podCIDRs":%s}}`, node.Pods[0], ranges)
 		if err := client.Merge(ctx, "/api/v1/nodes/"+node.Name, patch); err != nil {
 			return fmt.Errorf("tell the pod range of %s: %w", node.Name, err)
 		}

@@ -57,7 +57,7 @@ func (c *Cluster) Restart(ctx context.Context, name string) error {
 	if err != nil {
 		return fmt.Errorf("find this program: %w", err)
 	}
-	r := &run{cluster: c, plan: c.plan(record.Binaries, len(record.Nodes)), self: self, record: record}
+	r := &run{cluster: c, plan: c.plan(record.Binaries, len(record.Nodes), record.Families), self: self, record: record}
 	began := time.Now()
 	if err := r.start(node, kube.Program{Name: name, Argv: argv}); err != nil {
 		return err

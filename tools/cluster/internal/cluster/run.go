@@ -47,7 +47,7 @@ func (c *Cluster) prepare(plan kube.Plan) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &run{cluster: c, plan: plan, self: self, record: state.Record{Boot: boot, Spec: spec, Binaries: plan.Binaries}}
+	r := &run{cluster: c, plan: plan, self: self, record: state.Record{Boot: boot, Spec: spec, Families: plan.Families, Binaries: plan.Binaries}}
 	for _, dir := range []string{"logs", "pki", "kubeconfig"} {
 		if err := os.MkdirAll(c.dir.Sub(dir), 0o700); err != nil {
 			return nil, fmt.Errorf("make the cluster's directories: %w", err)
@@ -128,8 +128,8 @@ func makeMountPoint(path string) ([]string, error) {
 
 // startNamespaces starts a holder for the fabric and for every node, and joins them.
 func (r *run) startNamespaces(ctx context.Context) error {
-	forward := map[string]string{"net/ipv4/ip_forward": "1"}
-	fabric, err := r.hold(ctx, "fabric", namespace.Spec{Hostname: r.plan.Name + "-fabric", Sysctls: forward})
+	families := r.plan.Families
+	fabric, err := r.hold(ctx, "fabric", namespace.Spec{Hostname: r.plan.Name + "-fabric", Sysctls: network.Sysctls(families, false)})
 	if err != nil {
 		return err
 	}
@@ -139,19 +139,17 @@ func (r *run) startNamespaces(ctx context.Context) error {
 			Hostname: node.Name,
 			Binds:    slices.Concat(r.plan.Binds(node), r.plan.TunableBinds(node)),
 			Tmpfs:    []string{"/run"},
-			// A reply between two pods of one node crosses the bridge only; it must be seen all the same, or a
-			// Service's answer would come from the wrong address.
-			Sysctls: map[string]string{"net/ipv4/ip_forward": "1", "net/bridge/bridge-nf-call-iptables": "1"},
+			Sysctls:  network.Sysctls(families, true),
 		})
 		if err != nil {
 			return err
 		}
 		r.record.Nodes = append(r.record.Nodes, state.Node{
-			Name: node.Name, IP: node.IP.String(), Socket: r.plan.Socket(node), Holder: holder,
+			Name: node.Name, IP: node.IP().String(), Socket: r.plan.Socket(node), Holder: holder,
 		})
-		joined = append(joined, network.Node{Name: node.Name, PID: holder.PID, IP: node.IP, Pods: node.Pods})
+		joined = append(joined, network.Node{Name: node.Name, PID: holder.PID, IPs: node.IPs, Pods: node.Pods})
 	}
-	if err := network.Connect(fabric.PID, joined); err != nil {
+	if err := network.Connect(families, fabric.PID, joined); err != nil {
 		return err
 	}
 	r.dialer, err = namespace.NewDialer(joined[0].PID)

@@ -9,6 +9,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/host"
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/kube"
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/kubeapi"
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/network"
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/state"
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/volumes"
 )
@@ -20,7 +21,7 @@ const DefaultNodes = 2
 const healthTimeout = 5 * time.Second
 
 // Up makes the cluster, or finds it running and healthy. Nodes of 0 means as many as there are, or the default.
-func (c *Cluster) Up(ctx context.Context, nodes int) error {
+func (c *Cluster) Up(ctx context.Context, nodes int, families network.Families) error {
 	if nodes < 0 || nodes > kube.MaxNodes {
 		return fmt.Errorf("%d nodes: want 1 to %d", nodes, kube.MaxNodes)
 	}
@@ -33,7 +34,7 @@ func (c *Cluster) Up(ctx context.Context, nodes int) error {
 	if err != nil {
 		return err
 	}
-	reused, err := c.reuse(ctx, record, nodes)
+	reused, err := c.reuse(ctx, record, nodes, families)
 	if reused || err != nil {
 		return err
 	}
@@ -53,11 +54,11 @@ func (c *Cluster) Up(ctx context.Context, nodes int) error {
 	if nodes == 0 {
 		nodes = DefaultNodes
 	}
-	return c.create(ctx, c.plan(set, nodes))
+	return c.create(ctx, c.plan(set, nodes, families))
 }
 
 // reuse takes the cluster as it is, if it is what is wanted and all is well with it.
-func (c *Cluster) reuse(ctx context.Context, record state.Record, nodes int) (bool, error) {
+func (c *Cluster) reuse(ctx context.Context, record state.Record, nodes int, families network.Families) (bool, error) {
 	if len(record.Nodes) == 0 {
 		return false, nil
 	}
@@ -73,7 +74,7 @@ func (c *Cluster) reuse(ctx context.Context, record state.Record, nodes int) (bo
 	if err != nil {
 		return false, err
 	}
-	spec, err := c.plan(set, len(record.Nodes)).Fingerprint(addons.Fingerprint())
+	spec, err := c.plan(set, len(record.Nodes), families).Fingerprint(addons.Fingerprint())
 	if err != nil {
 		return false, err
 	}

@@ -93,7 +93,7 @@ func (p Plan) issues() []issue {
 				"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + Domain,
 			},
 			// The machine comes by way of the forwarder on its loopback.
-			IPs:    []net.IP{localhost, p.Nodes[0].IP.AsSlice(), net.ParseIP(apiService)},
+			IPs:    []net.IP{localhost, p.Nodes[0].IP().AsSlice(), net.ParseIP(apiService)},
 			Server: true,
 		}},
 		user("admin", "kubernetes-admin", "system:masters"),
@@ -106,7 +106,7 @@ func (p Plan) issues() []issue {
 			user(node.Name, "system:node:"+node.Name, "system:nodes"),
 			issue{authority: "ca", file: node.Name + "-serving", leaf: pki.Leaf{
 				CommonName: "system:node:" + node.Name, Organization: []string{"system:nodes"},
-				DNSNames: []string{node.Name}, IPs: []net.IP{node.IP.AsSlice()}, Server: true,
+				DNSNames: []string{node.Name}, IPs: []net.IP{node.IP().AsSlice()}, Server: true,
 			}},
 		)
 	}

@@ -1,5 +1,7 @@
 package kube
 
+import "github.com/bulwark-mesh/bulwark/tools/cluster/internal/network"
+
 // ControlPlane is etcd and the API server, then what needs them, in the order of start. All run on the first node.
 func (p Plan) ControlPlane() []Program {
 	return []Program{p.etcd(), p.apiServer(), p.controllerManager(), p.scheduler()}
@@ -31,7 +33,7 @@ func (p Plan) apiServer() Program {
 	return Program{"kube-apiserver", []string{
 		p.Binaries.Path("kubernetes", "kube-apiserver"),
 		// Else the kubernetes Service points at the wrong place.
-		"--advertise-address=" + p.Nodes[0].IP.String(),
+		"--advertise-address=" + p.Nodes[0].IP().String(),
 		"--secure-port=" + APIPort,
 		"--tls-cert-file=" + p.pki("apiserver.crt"), "--tls-private-key-file=" + p.pki("apiserver.key"),
 		"--client-ca-file=" + p.pki("ca.crt"),
@@ -54,7 +56,7 @@ func (p Plan) apiServer() Program {
 		"--service-account-key-file=" + p.pki("service-account.pub"),
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
-		"--service-cluster-ip-range=" + ServiceRange,
+		"--service-cluster-ip-range=" + list(network.ServiceRanges(p.Families)),
 		"--allow-privileged=true",
 		"--profiling=false",
 		// Beta, and off unless switched on: the mesh publishes its roots there too.

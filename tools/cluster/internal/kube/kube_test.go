@@ -11,13 +11,19 @@ import (
 	"time"
 
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/binaries"
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/network"
 )
 
 func plan(t *testing.T, nodes int) Plan {
 	t.Helper()
-	p := Plan{Name: "test", Root: t.TempDir(), Binaries: binaries.Set{}, PauseImage: "pause:1"}
+	return planOf(t, network.IPv4, nodes)
+}
+
+func planOf(t *testing.T, f network.Families, nodes int) Plan {
+	t.Helper()
+	p := Plan{Name: "test", Root: t.TempDir(), Binaries: binaries.Set{}, PauseImage: "pause:1", Families: f}
 	for n := 1; n <= nodes; n++ {
-		p.Nodes = append(p.Nodes, NewNode(n, "/tree"))
+		p.Nodes = append(p.Nodes, NewNode(f, n, "/tree"))
 	}
 	return p
 }
@@ -91,6 +97,20 @@ func TestCNIConfigIsOfTheNode(t *testing.T) {
 	}
 	if got := config.Plugins[0].IPAM.Ranges[0][0].Subnet; got != "10.241.2.0/24" {
 		t.Errorf("subnet of node2 is %s", got)
+	}
+}
+
+// Where a cluster has both families, every program is told of both; where it has one, of no other.
+func TestEveryProgramHasTheFamilies(t *testing.T) {
+	words := []string{"--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112", "--node-ip=10.240.0.2,fd00:10:240::2", "clusterCIDR: 10.241.0.0/16,fd00:10:241::/48",
+		`"ranges": [[{"subnet": "10.241.2.0/24"}], [{"subnet": "fd00:10:241:2::/64"}]]`}
+	for _, word := range words {
+		if !strings.Contains(everything(planOf(t, network.Dual, 2)), word) {
+			t.Errorf("nothing has %s", word)
+		}
+	}
+	if all := everything(plan(t, 2)); strings.Contains(all, "fd00") {
+		t.Errorf("a cluster of IPv4 has addresses of IPv6: %s", all)
 	}
 }
 

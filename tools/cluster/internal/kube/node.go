@@ -1,6 +1,11 @@
 package kube
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/network"
+)
 
 // File is a file to write before a node's programs start.
 type File struct {
@@ -23,7 +28,7 @@ func (p Plan) NodePrograms(node Node) []Program {
 			"--config=" + p.NodeDir(node, "kubelet.yaml"),
 			"--kubeconfig=" + p.kubeconfig(node.Name),
 			"--hostname-override=" + node.Name,
-			"--node-ip=" + node.IP.String(),
+			"--node-ip=" + list(node.IPs),
 		}},
 		{"kube-proxy-" + node.Name, []string{
 			p.Binaries.Path("kubernetes", "kube-proxy"), "--config=" + p.NodeDir(node, "kube-proxy.yaml"),
@@ -143,11 +148,15 @@ oomScoreAdj: 0
 bindAddressHardFail: true
 nftables: {minSyncPeriod: 100ms, syncPeriod: 30s}
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
-`, p.kubeconfig("kube-proxy"), node.Name, podRange)
+`, p.kubeconfig("kube-proxy"), node.Name, list(network.AllPods(p.Families)))
 }
 
 // Every node routes to every pod range: nothing is masqueraded, so pods see each other's true addresses.
 func cniConfig(node Node) string {
+	var subnets []string // a pod has an address of each
+	for _, pods := range node.Pods {
+		subnets = append(subnets, fmt.Sprintf(`[{"subnet": %q}]`, pods))
+	}
 	return fmt.Sprintf(`{
   "cniVersion": "1.0.0",
   "name": "bulwark-cluster",
@@ -159,10 +168,10 @@ func cniConfig(node Node) string {
       "isDefaultGateway": true,
       "ipMasq": false,
       "hairpinMode": true,
-      "ipam": {"type": "host-local", "dataDir": "/run/cni-ipam", "ranges": [[{"subnet": %q}]]}
+      "ipam": {"type": "host-local", "dataDir": "/run/cni-ipam", "ranges": [%s]}
     },
     {"type": "portmap", "capabilities": {"portMappings": true}, "backend": "nftables"}
   ]
 }
-`, node.Pods)
+`, strings.Join(subnets, ", "))
 }

@@ -3,8 +3,10 @@
 package kube
 
 import (
+	"fmt"
 	"net/netip"
 	"path/filepath"
+	"strings"
 
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/binaries"
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/network"
@@ -12,13 +14,11 @@ import (
 
 // The cluster's fixed addresses.
 const (
-	ServiceRange = "10.96.0.0/16"
-	DNSAddress   = "10.96.0.10"
-	apiService   = "10.96.0.1"
-	podRange     = "10.241.0.0/16"
-	Domain       = "cluster.local"
-	issuer       = "https://kubernetes.default.svc." + Domain
-	APIPort      = "6443"
+	DNSAddress = "10.96.0.10"
+	apiService = "10.96.0.1"
+	Domain     = "cluster.local"
+	issuer     = "https://kubernetes.default.svc." + Domain
+	APIPort    = "6443"
 )
 
 // Plan is a cluster to be made.
@@ -27,6 +27,7 @@ type Plan struct {
 	Root     string // the cluster's directory
 	Binaries binaries.Set
 	Nodes    []Node
+	Families network.Families
 	// PauseImage is the name of the sandbox image.
 	PauseImage string
 }
@@ -35,8 +36,8 @@ type Plan struct {
 type Node struct {
 	Number int
 	Name   string
-	IP     netip.Addr
-	Pods   netip.Prefix
+	IPs    []netip.Addr // of each family
+	Pods   []netip.Prefix
 	// Cgroup is kubelet's root in every hierarchy.
 	Cgroup string
 }
@@ -48,12 +49,24 @@ type Program struct {
 }
 
 // NewNode is the nth node of a cluster whose cgroup tree is at tree.
-func NewNode(n int, tree string) Node {
+func NewNode(f network.Families, n int, tree string) Node {
 	name := "node" + string('0'+rune(n))
 	return Node{
-		Number: n, Name: name, IP: network.NodeIP(n), Pods: network.PodRange(n),
+		Number: n, Name: name, IPs: network.NodeIPs(f, n), Pods: network.PodRanges(f, n),
 		Cgroup: filepath.Join(tree, name),
 	}
+}
+
+// IP is the node's first address.
+func (n Node) IP() netip.Addr { return n.IPs[0] }
+
+// list is values as flags have them.
+func list[T fmt.Stringer](values []T) string {
+	var out []string
+	for _, v := range values {
+		out = append(out, v.String())
+	}
+	return strings.Join(out, ",")
 }
 
 // MaxNodes keeps node names and addresses to one digit: a laptop runs no more.
@@ -64,7 +77,7 @@ func (p Plan) pki(file string) string { return filepath.Join(p.Root, "pki", file
 func (p Plan) kubeconfig(user string) string { return filepath.Join(p.Root, "kubeconfig", user) }
 
 // APIServer is where the cluster itself reaches the API server.
-func (p Plan) APIServer() string { return "https://" + p.Nodes[0].IP.String() + ":" + APIPort }
+func (p Plan) APIServer() string { return "https://" + p.Nodes[0].IP().String() + ":" + APIPort }
 
 // NodeDir is a path in a node's directory.
 func (p Plan) NodeDir(node Node, parts ...string) string {

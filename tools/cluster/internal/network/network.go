@@ -13,27 +13,16 @@ import (
 
 const bridgeName = "fabric"
 
-// Gateway is the fabric's own address. It leads nowhere: what is sent beyond the cluster is answered "unreachable" at once.
-var Gateway = netip.MustParseAddr("10.240.0.254")
-
 // Node is one node's place in the network.
 type Node struct {
 	Name string
 	PID  int // a process in its network namespace
-	IP   netip.Addr
-	Pods netip.Prefix
-}
-
-// NodeIP is the address of the nth node, counted from 1.
-func NodeIP(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 240, 0, byte(n)}) }
-
-// PodRange is the address range of the nth node's pods.
-func PodRange(n int) netip.Prefix {
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 241, byte(n), 0}), 24)
+	IPs  []netip.Addr
+	Pods []netip.Prefix
 }
 
 // Connect makes the bridge in the fabric's namespace and joins every node to it.
-func Connect(fabricPID int, nodes []Node) error {
+func Connect(f Families, fabricPID int, nodes []Node) error {
 	fabric, err := handle(fabricPID)
 	if err != nil {
 		return err
@@ -45,22 +34,24 @@ func Connect(fabricPID int, nodes []Node) error {
 	if err := up(fabric, "lo"); err != nil {
 		return err
 	}
-	if err := addressed(fabric, bridgeName, Gateway); err != nil {
-		return err
-	}
-	nowhere := &netlink.Route{Dst: anywhere(), Type: unix.RTN_UNREACHABLE}
-	if err := fabric.RouteAdd(nowhere); err != nil {
-		return fmt.Errorf("route from the fabric to nowhere: %w", err)
+	for _, gateway := range Gateways(f) {
+		if err := addressed(fabric, bridgeName, gateway); err != nil {
+			return err
+		}
+		nowhere := &netlink.Route{Dst: anywhere(gateway), Type: unix.RTN_UNREACHABLE}
+		if err := fabric.RouteAdd(nowhere); err != nil {
+			return fmt.Errorf("route from the fabric to nowhere: %w", err)
+		}
 	}
 	for _, node := range nodes {
-		if err := join(fabric, fabricPID, node, nodes); err != nil {
+		if err := join(f, fabric, fabricPID, node, nodes); err != nil {
 			return fmt.Errorf("join %s to the fabric: %w", node.Name, err)
 		}
 	}
 	return nil
 }
 
-func join(fabric *netlink.Handle, fabricPID int, node Node, all []Node) error {
+func join(f Families, fabric *netlink.Handle, fabricPID int, node Node, all []Node) error {
 	inside, err := handle(node.PID)
 	if err != nil {
 		return err
@@ -91,18 +82,22 @@ func join(fabric *netlink.Handle, fabricPID int, node Node, all []Node) error {
 	if err := up(inside, "lo"); err != nil {
 		return err
 	}
-	if err := addressed(inside, "eth0", node.IP); err != nil {
-		return err
-	}
-	if err := inside.RouteAdd(&netlink.Route{Dst: anywhere(), Gw: Gateway.AsSlice()}); err != nil {
-		return fmt.Errorf("add the default route: %w", err)
+	for i, gateway := range Gateways(f) {
+		if err := addressed(inside, "eth0", node.IPs[i]); err != nil {
+			return err
+		}
+		if err := inside.RouteAdd(&netlink.Route{Dst: anywhere(gateway), Gw: gateway.AsSlice()}); err != nil {
+			return fmt.Errorf("add the default route: %w", err)
+		}
 	}
 	for _, other := range all {
 		if other.Name == node.Name {
 			continue
 		}
-		if err := inside.RouteAdd(&netlink.Route{Dst: ipNet(other.Pods), Gw: other.IP.AsSlice()}); err != nil {
-			return fmt.Errorf("route to the pods of %s: %w", other.Name, err)
+		for i, pods := range other.Pods {
+			if err := inside.RouteAdd(&netlink.Route{Dst: ipNet(pods), Gw: other.IPs[i].AsSlice()}); err != nil {
+				return fmt.Errorf("route to the pods of %s: %w", other.Name, err)
+			}
 		}
 	}
 	return nil
@@ -137,15 +132,24 @@ func addressed(h *netlink.Handle, name string, ip netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("find %s: %w", name, err)
 	}
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(24, 32)}}
+	addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(ip, 24))}
+	if ip.Is6() { // which nobody else can have here: there is nothing to wait for
+		addr = &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(ip, 64)), Flags: unix.IFA_F_NODAD}
+	}
 	if err := h.AddrAdd(link, addr); err != nil {
 		return fmt.Errorf("give %s the address %s: %w", name, ip, err)
 	}
 	return up(h, name)
 }
 
-func anywhere() *net.IPNet { return &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)} }
+// anywhere is every address of the family of one.
+func anywhere(like netip.Addr) *net.IPNet {
+	if like.Is6() {
+		return ipNet(netip.PrefixFrom(netip.IPv6Unspecified(), 0))
+	}
+	return ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
+}
 
 func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

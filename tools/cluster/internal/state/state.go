@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/binaries"
+	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/network"
 	"github.com/bulwark-mesh/bulwark/tools/cluster/internal/proc"
 )
 
@@ -29,11 +30,12 @@ type Record struct {
 	// Boot is the machine's boot: pids of an earlier one mean nothing.
 	Boot string `json:"boot"`
 	// Spec is a hash of all that went into the cluster.
-	Spec      string         `json:"spec"`
-	Port      int            `json:"port"`
-	Binaries  binaries.Set   `json:"binaries"`
-	Nodes     []Node         `json:"nodes"`
-	Processes []proc.Process `json:"processes"`
+	Spec      string           `json:"spec"`
+	Families  network.Families `json:"families,omitempty"`
+	Port      int              `json:"port"`
+	Binaries  binaries.Set     `json:"binaries"`
+	Nodes     []Node           `json:"nodes"`
+	Processes []proc.Process   `json:"processes"`
 	// MadeDirs are the mount points that were not there before on the machine.
 	MadeDirs []string `json:"madeDirs,omitempty"`
 	Ready    bool     `json:"ready"`
