@@ -103,6 +103,11 @@ e2e: images cluster bin/helm ## the claims, on a real cluster with real proxies
 	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --reset --set image.tag="$$(cat bin/tag)"
 	BULWARK_TEST_KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -count=1 -run 'RealAPIServer|StoredBadPolicy' ./citadel/internal/origin ./citadel/internal/issue ./pilot/internal/status
 
+.PHONY: e2e-dual
+e2e-dual: images bin/cluster ## what only a cluster of IPv4 and IPv6 can show, on one that is made for it (in the place of one that runs) and removed
+	trap 'bin/cluster down' EXIT; bin/cluster up --ip-families dual; bin/cluster load bin/oci/*.tar; \
+		KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -C e2e -v -count=1 -timeout 20m -run DualStack . -tag "$$(cat bin/tag)"
+
 bin/helm: tools/helm/go.mod
 	GOWORK=off go -C tools/helm build -o ../../bin/helm helm.sh/helm/v4/cmd/helm
 

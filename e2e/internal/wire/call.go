@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -35,8 +36,9 @@ const (
 // Call is one connection, and what is said on it.
 type Call struct {
 	Kind    Kind   `json:"kind"`
-	Address string `json:"address"` // host:port
-	Host    string `json:"host"`    // of requests; "-" for none
+	Address string `json:"address"`           // host:port
+	Network string `json:"network,omitempty"` // tcp4 or tcp6, where a name is to be found in one family alone
+	Host    string `json:"host"`              // of requests; "-" for none
 	Label   string `json:"label,omitempty"`
 }
 
@@ -50,7 +52,7 @@ type Outcome struct {
 }
 
 func (o Outcome) String() string {
-	return fmt.Sprintf("%s %s to %s, Host %q: ok %v, heard %+v, error %q, %d exchanges", o.Label, o.Kind, o.Address, o.Host, o.OK, o.Heard, o.Error, o.Beats)
+	return fmt.Sprintf("%s %s to %s%s, Host %q: ok %v, heard %+v, error %q, %d exchanges", o.Label, o.Kind, o.Network, o.Address, o.Host, o.OK, o.Heard, o.Error, o.Beats)
 }
 
 const limit = 8 * time.Second // for one exchange
@@ -145,7 +147,7 @@ func (c Call) open(ctx context.Context) (*session, error) {
 	if c.Kind == HTTP2 || c.Kind == GRPC {
 		return c.openHTTP2(ctx)
 	}
-	conn, err := (&net.Dialer{Timeout: limit}).DialContext(ctx, "tcp", c.Address)
+	conn, err := (&net.Dialer{Timeout: limit}).DialContext(ctx, c.network(), c.Address)
 	if err != nil {
 		return nil, err
 	}
@@ -227,13 +229,18 @@ func (c Call) request(w io.Writer, r *bufio.Reader, path, headers string) (*http
 	return resp, nil
 }
 
+func (c Call) network() string { return cmp.Or(c.Network, "tcp") }
+
 func (c Call) host() string {
 	if c.Host != "" && c.Host != "-" {
 		return c.Host
 	}
 	host, _, err := net.SplitHostPort(c.Address)
-	if err != nil {
+	switch {
+	case err != nil:
 		return c.Address
+	case strings.Contains(host, ":"): // RFC 3986, 3.2.2
+		return "[" + host + "]"
 	}
 	return host
 }
@@ -254,7 +261,9 @@ func echoed(w io.Writer, r *bufio.Reader) error {
 func (c Call) openHTTP2(ctx context.Context) (*session, error) {
 	protocols := &http.Protocols{}
 	protocols.SetUnencryptedHTTP2(true)
-	transport := &http.Transport{Protocols: protocols}
+	transport := &http.Transport{Protocols: protocols, DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, c.network(), address)
+	}}
 	client := &http.Client{Transport: transport}
 	s := &session{end: transport.CloseIdleConnections}
 	if c.Kind == HTTP2 {

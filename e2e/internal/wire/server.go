@@ -28,11 +28,13 @@ const (
 	beat    = 100 * time.Millisecond
 )
 
-// Heard is what the server says of a request: who, by the word of its proxy, the client is, and what it asked for.
+// Heard is what the server says of a request: who, by the word of its proxy, the client is, what it asked for, and between which addresses it came.
 type Heard struct {
 	Peer  string `json:"peer,omitempty"` // SPIFFE ID
 	Host  string `json:"host,omitempty"`
 	Proto string `json:"proto"`
+	From  string `json:"from,omitempty"` // of whoever made the connection: the server's proxy, if it has one
+	At    string `json:"at,omitempty"`   // the server's own
 }
 
 // Server returns the subcommand that serves HTTP/1.0, HTTP/1.1, cleartext HTTP/2, WebSocket, TLS with a certificate of its
@@ -154,7 +156,7 @@ func answer(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	default:
-		_ = json.NewEncoder(w).Encode(Heard{Peer: peer(r), Host: r.Host, Proto: r.Proto})
+		_ = json.NewEncoder(w).Encode(Heard{Peer: peer(r), Host: r.Host, Proto: r.Proto, From: address(r.RemoteAddr), At: address(r.Context().Value(http.LocalAddrContextKey).(net.Addr).String())})
 	}
 }
 
@@ -166,6 +168,15 @@ func peer(r *http.Request) string {
 		}
 	}
 	return ""
+}
+
+// address is an address without its port.
+func address(of string) string {
+	host, _, err := net.SplitHostPort(of)
+	if err != nil {
+		return of
+	}
+	return host
 }
 
 // handed is a listener of connections that were accepted elsewhere.
