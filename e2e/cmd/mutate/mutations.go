@@ -203,7 +203,7 @@ var mutations = []mutation{
 	{21, "nobody is told that revocations have changed", everyChange, []edit{
 		{families + "revocations.go", "revocationsIf(t.effects.Revocations)", "revocationsIf(false && t.effects.Revocations)"}}},
 	{21, "clusters are made anew for those alone whose certificates come from the agent", everyChange, []edit{
-		{families + "service.go", "				for _, d := range deliveries {\n					out = append(out, Cluster{id", "				for _, d := range deliveries[:1] {\n					out = append(out, Cluster{id"}}},
+		{families + "service.go", "					for _, d := range deliveries {\n						out = append(out, Cluster{id", "					for _, d := range deliveries[:1] {\n						out = append(out, Cluster{id"}}},
 	{21, "a pod of new labels is not told what its new class has", everyChange, []edit{
 		{"pilot/internal/push/agent.go", "	s.forget(gone)\n	p.agent.speak(p)\n", "	s.forget(gone)\n"}}},
 	{21, "what a service was is forgotten when a pod of it changes, too", "pilot/internal/compile.TestPodAndPortOfAHeadlessServiceGoTogether", []edit{
@@ -245,6 +245,16 @@ var mutations = []mutation{
 		{"pilot/internal/registry/sidecar.go", "		if !slices.Contains(enforced, f.JSONName()) {\n", "		if false && !slices.Contains(enforced, f.JSONName()) {\n"}}},
 	{22, "a refusal by the client's proxy is no denial", "agent/internal/als.TestOutOfReachIsDeniedByTheClientsProxy", []edit{
 		{"agent/internal/als/convert.go", "	if r.tag(\"out_of_reach\") != \"\" {\n", "	if false && r.tag(\"out_of_reach\") != \"\" {\n"}}},
+	{17, "who takes the proxy's own address leaves the pod past it", "pkg/redirect.TestTrafficGoesWhereItShould", []edit{
+		{"pkg/redirect/rules.go", "source(netip.PrefixFrom(a, a.BitLen())), toLoopbackDevice(), accept())", "source(netip.PrefixFrom(a, a.BitLen())), accept())"}}},
+	{17, "a slice of another family says what is behind an address", "pilot/internal/compile.TestEndpointsAreOfTheFamilyThatIsCalled", []edit{
+		{"pilot/internal/compile/service.go", "number == 0 || slice.Family != f {", "number == 0 {"}}},
+	{21, "an address that a Service comes to have is not told", everyChange, []edit{
+		{families + "service.go", "				for _, f := range ipFamilies {\n					for _, d := range deliveries {", "				for _, f := range ipFamilies[:1] {\n					for _, d := range deliveries {"}}},
+	{21, "proxies go on listening in the families that there were", everyChange, []edit{
+		{families + "fixed.go", "t.effects.Ranges && ipv6(t.was) != ipv6(c.snap)", "false && ipv6(t.was)"}}},
+	{27, "an application of IPv6 is called from an address that it takes for its own", "pilot/internal/featuretest.TestBothFamiliesAreServedAndProtected", []edit{
+		{"pilot/internal/translate/address.go", "Address: source(mesh.InboundSourceIPv6)", "Address: source(\"::1\")"}}},
 	{27, "clients of every node have the endpoints of a Service that is local", "pilot/internal/compile.TestNearestEndpointsAreKubeProxys", []edit{
 		{"pilot/internal/compile/nearest.go", "	if s.Local {\n		candidates =", "	if false && s.Local {\n		candidates ="}}},
 	{27, "an endpoint that is meant for nobody in particular is left out", "pilot/internal/compile.TestNearestEndpointsAreKubeProxys", []edit{
