@@ -287,6 +287,7 @@ func TestAPodWithoutIPv6IsRedirected(t *testing.T) {
 	}
 	for name, without := range map[string]func(){
 		"switched off":                    func() { run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1") },
+		"switched off for loopback":       func() { run("sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=1") },
 		"no address that others can call": func() { run("ip", "-6", "addr", "del", "fd09::9/64", "dev", "pod0") },
 	} {
 		inNamespace(t, func() {

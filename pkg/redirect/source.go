@@ -30,7 +30,7 @@ func addSource() error {
 	// An address that is no longer preferred is never chosen for a connection that names none (RFC 6724, rule 3).
 	a := sourceAddress()
 	a.ValidLft, a.PreferedLft = math.MaxUint32, 0
-	if err := netlink.AddrReplace(lo, a); err != nil {
+	if err := netlink.AddrReplace(lo, a); err != nil && !errors.Is(err, unix.EACCES) { // IPv6 is switched off for that device: its proxy does not reach the application by it
 		return fmt.Errorf("giving the loopback device the address %s: %w", source6, err)
 	}
 	return nil

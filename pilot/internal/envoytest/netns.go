@@ -16,7 +16,11 @@ import (
 )
 
 // Netns is a network namespace, as a pod has one. It goes with the last process in it.
-type Netns struct{ handle *os.File }
+type Netns struct {
+	handle *os.File
+	// WithoutIPv6 has the Envoy in it run as on a kernel that has no IPv6.
+	WithoutIPv6 bool
+}
 
 // NewNetns makes a network namespace with a loopback device, and skips the test where that cannot be done.
 func NewNetns(t testing.TB) *Netns {
@@ -54,7 +58,7 @@ func newNetns() (*Netns, error) {
 		done <- made{handle, err}
 	}()
 	m := <-done
-	return &Netns{m.handle}, m.err
+	return &Netns{handle: m.handle}, m.err
 }
 
 func (n *Netns) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.handle.Fd()) }
@@ -91,6 +95,9 @@ func (n *Netns) Run(t testing.TB, line ...string) {
 
 // asProxy is a command line that runs another in the namespace as the proxy's group, whose traffic is not redirected, and that ends with us.
 func (n *Netns) asProxy(line []string) []string {
+	if n.WithoutIPv6 {
+		line = append([]string{"env", withoutIPv6 + "=1", os.Args[0]}, line...)
+	}
 	return append([]string{"nsenter", "--net=" + n.path(), "setpriv", fmt.Sprintf("--regid=%d", mesh.ProxyGID), "--clear-groups", "--pdeathsig=KILL", "--"}, line...)
 }
 

@@ -295,8 +295,25 @@ func TestPodsOfADualStackClusterWithIPv6SwitchedOff(t *testing.T) {
 	}
 }
 
-// In a cluster of IPv4 alone no proxy has a word of IPv6 in what it listens on, as a kernel may have none; and a pod that has addresses of IPv6 all the same is
-// called by them in vain: nothing goes past its proxy.
+// A cluster of IPv4 alone asks no IPv6 of its nodes' kernels: no proxy has an address of it in its configuration.
+func TestAClusterOfIPv4NeedsNoIPv6OfTheKernel(t *testing.T) {
+	documents := strings.Split(strings.NewReplacer(`, "fd00:10:96::/112"`, "", `, "fd00:10:96::10"`, "", `, {ip: "fd00:1::10"}`, "",
+		`podIP: "fd00:1::20", podIPs: [{ip: "fd00:1::20"}, {ip: 10.0.0.20}]`, `podIP: 10.0.0.20`).Replace(dualWorld), "\n---\n")
+	policies := func(d string) bool { return strings.Contains(d, "AuthorizationPolicy") } // which may name any address
+	documents = slices.DeleteFunc(documents, func(d string) bool { return policies(d) || strings.Contains(strings.ToLower(d), "fd00") })
+	m := startPods(t, strings.Join(documents, "\n---\n"), func(n *envoytest.Netns) { n.WithoutIPv6 = true })
+	m.serve("tcp4", ":8080")
+	for _, url := range []string{"http://10.96.0.10/", "http://10.0.0.20:8080/"} {
+		if status, saw, says := get(t, m.client.Dial, url); status != 200 || saw != byFour {
+			t.Errorf("%s: %d, %+v %s", url, status, saw, says)
+		}
+	}
+	if r := refusals(m.pilot); len(r) > 0 {
+		t.Errorf("an Envoy refuses %s", r)
+	}
+}
+
+// In a cluster of IPv4 alone a pod that has addresses of IPv6 all the same is called by them in vain: nothing goes past its proxy.
 func TestIPv6OfPodsInAClusterOfIPv4IsRefused(t *testing.T) {
 	world := strings.Replace(dualWorld, `[10.96.0.0/16, "fd00:10:96::/112"]`, `[10.96.0.0/16]`, 1)
 	m := startPods(t, world, func(*envoytest.Netns) {})
