@@ -23,21 +23,21 @@ const (
 
 // Ports of the components and of the proxies.
 const (
-	ProxyAdminPort    = 15000
-	OutboundPort      = 15001
-	InboundPort       = 15006
-	TelemetryPort     = 15011
-	XDSPort           = 15012
-	CSRPort           = 15012
-	BundlePort        = 15013 // SPIFFE bundle endpoint
-	MonitoringPort    = 15014
-	OperatorPort      = 15016
-	WebhookPort       = 15017
-	ProxyHealthPort   = 15021
-	ProxyStatsPort    = 15090
-	ProxyUID          = 1337
-	ProxyGID          = 1337
-	ProverUID         = 1338        // who proves that traffic is redirected: anybody but the proxy, whose own is not
+	ProxyAdminPort  = 15000
+	OutboundPort    = 15001
+	InboundPort     = 15006
+	TelemetryPort   = 15011
+	XDSPort         = 15012
+	CSRPort         = 15012
+	BundlePort      = 15013 // SPIFFE bundle endpoint
+	MonitoringPort  = 15014
+	OperatorPort    = 15016
+	WebhookPort     = 15017
+	ProxyHealthPort = 15021
+	ProxyStatsPort  = 15090
+	ProxyUID        = 1337
+	ProxyGID        = 1337
+	ProverUID       = 1338 // who proves that traffic is redirected: anybody but the proxy, whose own is not
 	// Source addresses of the proxy's connections to its own application. That of IPv6 is on the pod's loopback device if redirection has put it there, and is
 	// nobody's anywhere else (RFC 4291, 2.5.5.1, deprecates ::/96).
 	InboundSourceIPv4 = "127.0.0.6"
