@@ -271,7 +271,7 @@ func interception(c *choices, value string) error {
 	switch value {
 	case "REDIRECT":
 	case "TPROXY":
-		c.advise("interceptionMode TPROXY has no effect: applications see connections from 127.0.0.6; the client's identity is in the header x-forwarded-client-cert")
+		c.advise("interceptionMode TPROXY has no effect: applications see connections from 127.0.0.6 or ::6; the client's identity is in the header x-forwarded-client-cert")
 	case "NONE":
 		return errors.New("NONE leaves the pod without protection; keep the proxy out of it with the label sidecar.istio.io/inject: \"false\"")
 	default:
