@@ -48,11 +48,11 @@ func write(t testing.TB, b *bootstrap.Bootstrap) string {
 // if Envoy finds something deprecated. It returns the file that has what Envoy says.
 func Start(t testing.TB, b *bootstrap.Bootstrap, node string) string {
 	t.Helper()
-	start(t, nil, b, node)
+	return start(t, nil, b, node)
 }
 
 // start runs Envoy in a network namespace, or in that of the test if it is nil.
-func start(t testing.TB, in *Netns, b *bootstrap.Bootstrap, node string) {
+func start(t testing.TB, in *Netns, b *bootstrap.Bootstrap, node string) (log string) {
 	t.Helper()
 	line, dial := []string{Find(t)}, new(net.Dialer).DialContext
 	if in != nil {
