@@ -334,7 +334,7 @@ func TestTrustDomainAliases(t *testing.T) {
 		clause := Clause{Attribute: attr, Values: matches}
 		for _, td := range []string{"new.example", "old.example", "cluster.local", "elsewhere.example"} {
 			want := slices.Contains(c.matches, td)
-			if got := clause.holds(&Request{Source: peer(td)}); got != want {
+			if got := clause.predicate()(seenOf(Request{Source: peer(td)})); got != want {
 				t.Errorf("%s %s matches %s: %v, want %v", c.field, c.value, td, got, want)
 			}
 		}
@@ -383,6 +383,9 @@ func TestClearTextsAreNotAmbiguous(t *testing.T) {
 					n /= len(alphabet)
 				}
 				bare, _, _ := strings.Cut(string(text), "?")
+				if got := a.isClear(string(text)); got != clear.Match(text) {
+					t.Fatalf("%s: %q is clear: %v, and the other way round by its expression", a.Rule, text, got)
+				}
 				if !a.Finds(bare) {
 					continue
 				}

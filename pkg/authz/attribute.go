@@ -2,45 +2,36 @@ package authz
 
 import (
 	"fmt"
+	"net/netip"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 )
 
 // attribute is all that is known of an attribute. Admission, the proxies' configuration and the evaluation follow from it:
 // parse knows which texts the attribute can have and turns a policy's value into matches of them, or says why none can
-// ever match; of finds the texts in a request, in the form that the proxies compare.
+// ever match; text and address find the attribute in a request, in the form that the proxies compare, where that is one.
 type attribute struct {
 	parse func(b *builder, v string, wide bool) ([]Match, error) // wide: where the match denies
-	of    func(req *Request, key string) []string
-	http  bool // only HTTP has it
-	peer  bool // it comes from the peer's certificate
+	text
+	address
+	http bool // only HTTP has it
+	peer bool // it comes from the peer's certificate
 }
 
 var attributes = map[Attribute]attribute{
-	Principal:      {parse: narrow((*builder).parsePrincipal), of: peerURI, peer: true},
-	Namespace:      {parse: narrow((*builder).parseNamespace), of: peerURI, peer: true},
-	ServiceAccount: {parse: narrow((*builder).parseAccount), of: peerURI, peer: true},
-	TrustDomain:    {parse: narrow((*builder).parseTrustDomain), of: peerURI, peer: true},
-	SourceIP:       {parse: plain(parseCIDR), of: func(r *Request, _ string) []string { return []string{r.SourceIP.String()} }},
-	DestinationIP:  {parse: plain(parseCIDR), of: func(r *Request, _ string) []string { return []string{r.DestinationIP.String()} }},
-	DestinationPort: {parse: plain(parsePort), of: func(r *Request, _ string) []string {
-		return []string{strconv.FormatUint(uint64(r.DestinationPort), 10)}
-	}},
-	SNI:    {parse: plain(parseSNI), of: func(r *Request, _ string) []string { return []string{strings.ToLower(r.SNI)} }},
-	Host:   {parse: either(parseHost), of: func(r *Request, _ string) []string { return []string{r.Host} }, http: true},
-	Method: {parse: tunnelled(parseMethod), of: func(r *Request, _ string) []string { return []string{r.Method} }, http: true},
-	Path:   {parse: literalStar(parsePath), of: func(r *Request, _ string) []string { return []string{r.Path} }, http: true},
-	// As Envoy does since CVE-2026-26308: a header that is sent twice matches if either line does.
-	Header: {parse: literalStar(parseHeader), of: func(r *Request, key string) []string { return r.Headers[key] }, http: true},
-}
-
-func peerURI(r *Request, _ string) []string {
-	if r.Source.IsZero() {
-		return nil
-	}
-	return []string{r.Source.String()}
+	Principal:       {parse: narrow((*builder).parsePrincipal), peer: true},
+	Namespace:       {parse: narrow((*builder).parseNamespace), peer: true},
+	ServiceAccount:  {parse: narrow((*builder).parseAccount), peer: true},
+	TrustDomain:     {parse: narrow((*builder).parseTrustDomain), peer: true},
+	SourceIP:        {parse: plain(parseCIDR), address: func(s *seen) netip.Addr { return s.SourceIP }},
+	DestinationIP:   {parse: plain(parseCIDR), address: func(s *seen) netip.Addr { return s.DestinationIP }},
+	DestinationPort: {parse: plain(parsePort)},
+	SNI:             {parse: plain(parseSNI), text: func(s *seen) string { return s.SNI }},
+	Host:            {parse: either(parseHost), text: func(s *seen) string { return s.Host }, http: true},
+	Method:          {parse: tunnelled(parseMethod), text: func(s *seen) string { return s.Method }, http: true},
+	Path:            {parse: literalStar(parsePath), text: func(s *seen) string { return s.Path }, http: true},
+	Header:          {parse: literalStar(parseHeader), http: true},
 }
 
 func narrow(parse func(*builder, string) ([]Match, error)) func(*builder, string, bool) ([]Match, error) {
@@ -94,6 +85,7 @@ type Ambiguity struct {
 	// Clear is an expression of RE2 for the whole of a text that is certainly not ambiguous, as nearly all are. It is asked first, so that they cost next to nothing.
 	Clear string
 
+	isClear           func(string) bool // whether it is one of Clear, in less time
 	pattern, alphabet *regexp.Regexp
 }
 
@@ -110,24 +102,26 @@ func (a Ambiguity) Finds(text string) bool {
 	if a.Exact != "" {
 		return text == a.Exact
 	}
-	return a.pattern.MatchString(text) || !a.alphabet.MatchString(text)
+	return !a.isClear(text) && (a.pattern.MatchString(text) || !a.alphabet.MatchString(text))
 }
 
-func ambiguity(of Attribute, rule, pattern, alphabet, clear string) Ambiguity {
+func ambiguity(of Attribute, rule, pattern, alphabet, clear string, isClear func(string) bool) Ambiguity {
 	whole := alphabet
 	if whole == "" {
 		whole = anyBytes
 	}
 	return Ambiguity{Attribute: of, Rule: rule, Reason: fmt.Sprintf("servers read the %s in different ways, and a rule depends on it", of), Pattern: pattern, Alphabet: alphabet, Clear: clear,
-		pattern: regexp.MustCompile(pattern), alphabet: regexp.MustCompile("^(?:" + whole + ")$")}
+		isClear: isClear, pattern: regexp.MustCompile(pattern), alphabet: regexp.MustCompile("^(?:" + whole + ")$")}
 }
 
-var pathAmbiguity = ambiguity(Path, AmbiguousPathRule, AmbiguousPath, pathAlphabet, clearPath)
+var pathAmbiguity = ambiguity(Path, AmbiguousPathRule, AmbiguousPath, pathAlphabet, clearPath, isClearPath)
+
+var usualMethods = []string{"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"}
 
 // Ambiguities are all there are.
 var Ambiguities = []Ambiguity{
 	pathAmbiguity,
-	ambiguity(Method, AmbiguousMethodRule, AmbiguousMethod, "", "GET|POST|PUT|DELETE|PATCH|HEAD|OPTIONS"),
+	ambiguity(Method, AmbiguousMethodRule, AmbiguousMethod, "", strings.Join(usualMethods, "|"), func(m string) bool { return slices.Contains(usualMethods, m) }),
 	{Attribute: Method, Rule: TunnelRule, Exact: "CONNECT", Reason: "what follows CONNECT is read by no rule, and a rule depends on requests"},
 }
 

@@ -14,7 +14,7 @@ import (
 
 var options = Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
 
-func policy(t *testing.T, spec string) (Policy, []Problem) {
+func policy(t testing.TB, spec string) (Policy, []Problem) {
 	t.Helper()
 	var s security.AuthorizationPolicy
 	if err := protojson.Unmarshal([]byte(spec), &s); err != nil {
@@ -23,7 +23,7 @@ func policy(t *testing.T, spec string) (Policy, []Problem) {
 	return FromAuthorizationPolicy(Meta{Namespace: "finance", Name: "p"}, &s, options)
 }
 
-func good(t *testing.T, specs ...string) []Policy {
+func good(t testing.TB, specs ...string) []Policy {
 	t.Helper()
 	var out []Policy
 	for _, s := range specs {

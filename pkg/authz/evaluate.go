@@ -2,7 +2,6 @@ package authz
 
 import (
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -32,53 +31,118 @@ type Decision struct {
 	Audited []string `json:"audited,omitempty"` // AUDIT rules that matched
 }
 
-// Evaluate decides a request by the policies in scope of a workload, in Envoy's order: audit, deny, allow.
-func Evaluate(policies []Policy, req Request) Decision {
-	var d Decision
-	if req.HTTP {
-		path, ok := seenPath(req)
-		if !ok || !IsAuthority(req.Host) {
-			d.Reason = "the path or the authority is malformed"
-			return d
-		}
-		req.Path, req.Host = path, strings.ToLower(req.Host)
-	}
-	var scope []Policy
+// Program is the policies in scope of a workload, made ready to decide about many requests: what can be worked out once has been. It does not change, and
+// may be used by several goroutines.
+type Program struct{ requests, connections *order }
+
+// order is how policies decide, in Envoy's order: audit, deny, allow.
+type order struct {
+	audits, denies     []suspicion // of what no rule could know what it lets through
+	audit, deny, allow []step
+	restricted         bool // some policy is ALLOW, so that what none allows is denied
+}
+
+// step is a rule.
+type step struct {
+	id, reason string
+	holds      predicate
+}
+
+type suspicion struct {
+	Ambiguity
+	of text
+}
+
+// Compile makes a program of the policies in scope of a workload.
+func Compile(policies []Policy) *Program {
+	var requests, connections []Policy
 	for _, p := range policies {
-		if p.Ignored || p.DryRun {
-			continue
+		if !p.Ignored && !p.DryRun {
+			requests, connections = append(requests, p), append(connections, p.TCP())
 		}
-		if !req.HTTP {
-			p = p.TCP()
-		}
-		scope = append(scope, p)
 	}
-	audits, decides := ambiguities(scope, &req)
-	d.Audited = audits
+	return &Program{orderOf(requests), orderOf(connections)}
+}
+
+func orderOf(scope []Policy) *order {
+	o := &order{}
 	for _, p := range scope {
-		if id, ok := p.matches(Audit, &req); ok {
-			d.Audited = append(d.Audited, id)
+		steps, reason := &o.audit, ""
+		switch p.Action {
+		case Deny:
+			steps, reason = &o.deny, "denied by "+p.Namespace+"/"+p.Name
+		case Allow:
+			steps, reason = &o.allow, "allowed by "+p.Namespace+"/"+p.Name
+			o.restricted = true
+		}
+		for _, r := range p.Rules {
+			if !r.Never {
+				*steps = append(*steps, step{p.RuleID(r), reason, r.predicate()})
+			}
 		}
 	}
-	if len(decides) > 0 {
-		d.Policy, d.Reason = decides[0].Rule, decides[0].Reason
-		return d
+	for _, a := range Ambiguities {
+		concerned := func(audit bool) bool {
+			return slices.ContainsFunc(scope, func(p Policy) bool { return (p.Action == Audit) == audit && a.Concerns(p) })
+		}
+		s := suspicion{a, attributes[a.Attribute].text}
+		if concerned(true) {
+			o.audits = append(o.audits, s)
+		}
+		if concerned(false) {
+			o.denies = append(o.denies, s)
+		}
 	}
-	for _, p := range scope {
-		if id, ok := p.matches(Deny, &req); ok {
-			d.Policy, d.Reason = id, "denied by "+p.Namespace+"/"+p.Name
+	return o
+}
+
+// Evaluate decides about one request. Who has many makes a Program.
+func Evaluate(policies []Policy, req Request) Decision { return Compile(policies).Decide(req) }
+
+// Decide decides about a request or a connection.
+func (p *Program) Decide(req Request) Decision {
+	if !req.HTTP {
+		return p.connections.decide(seenOf(req))
+	}
+	s := seenOf(req)
+	path, ok := seenPath(req)
+	if !ok || !IsAuthority(req.Host) {
+		return Decision{Reason: "the path or the authority is malformed"}
+	}
+	s.Path, s.Host = path, strings.ToLower(req.Host)
+	return p.requests.decide(s)
+}
+
+func (o *order) decide(s *seen) (d Decision) {
+	for _, a := range o.audits {
+		if a.Finds(a.of(s)) {
+			d.Audited = append(d.Audited, a.Rule)
+		}
+	}
+	for _, r := range o.audit {
+		if r.holds(s) {
+			d.Audited = append(d.Audited, r.id)
+		}
+	}
+	for _, a := range o.denies {
+		if a.Finds(a.of(s)) {
+			d.Policy, d.Reason = a.Rule, a.Reason
 			return d
 		}
 	}
-	restricted := false
-	for _, p := range scope {
-		restricted = restricted || p.Action == Allow
-		if id, ok := p.matches(Allow, &req); ok {
-			d.Allowed, d.Policy, d.Reason = true, id, "allowed by "+p.Namespace+"/"+p.Name
+	for _, r := range o.deny {
+		if r.holds(s) {
+			d.Policy, d.Reason = r.id, r.reason
 			return d
 		}
 	}
-	if restricted {
+	for _, r := range o.allow {
+		if r.holds(s) {
+			d.Allowed, d.Policy, d.Reason = true, r.id, r.reason
+			return d
+		}
+	}
+	if o.restricted {
 		d.Reason = "no ALLOW policy matches"
 		return d
 	}
@@ -96,98 +160,4 @@ func seenPath(req Request) (string, bool) {
 	}
 	path, _, _ := strings.Cut(req.Path, "?")
 	return path, WellFormed(req.Path)
-}
-
-// ambiguities are the rules by which a request is audited or denied since servers read it in different ways.
-func ambiguities(scope []Policy, req *Request) (audits []string, denies []Ambiguity) {
-	for _, a := range Ambiguities {
-		if !a.Finds(attributes[a.Attribute].of(req, "")[0]) {
-			continue
-		}
-		uses := func(action bool) bool {
-			return slices.ContainsFunc(scope, func(p Policy) bool { return (p.Action == Audit) == action && a.Concerns(p) })
-		}
-		if uses(true) {
-			audits = append(audits, a.Rule)
-		}
-		if uses(false) {
-			denies = append(denies, a)
-		}
-	}
-	return audits, denies
-}
-
-func (p *Policy) matches(action Action, req *Request) (string, bool) {
-	if p.Action != action {
-		return "", false
-	}
-	for _, r := range p.Rules {
-		if !r.Never && anyOf(r.From, req) && anyOf(r.To, req) && r.When.hold(req) {
-			return p.RuleID(r), true
-		}
-	}
-	return "", false
-}
-
-func anyOf(alternatives []Clauses, req *Request) bool {
-	if len(alternatives) == 0 {
-		return true
-	}
-	for _, a := range alternatives {
-		if a.hold(req) {
-			return true
-		}
-	}
-	return false
-}
-
-func (cs Clauses) hold(req *Request) bool {
-	for _, c := range cs {
-		if !c.holds(req) {
-			return false
-		}
-	}
-	return true
-}
-
-func (c *Clause) holds(req *Request) bool {
-	if len(c.Values) > 0 && !c.any(c.Values, req) {
-		return false
-	}
-	return !c.any(c.Not, req)
-}
-
-func (c *Clause) any(matches []Match, req *Request) bool {
-	for _, m := range matches {
-		if c.match(m, req) {
-			return true
-		}
-	}
-	return false
-}
-
-func (c *Clause) match(m Match, req *Request) bool {
-	return slices.ContainsFunc(attributes[c.Attribute].of(req, c.Key), m.text)
-}
-
-// text compares a value with the text of an attribute.
-func (m Match) text(s string) bool {
-	switch m.Kind {
-	case Exact, Port:
-		return s == m.Value
-	case Prefix:
-		return strings.HasPrefix(s, m.Value)
-	case Suffix:
-		return strings.HasSuffix(s, m.Value)
-	case Present:
-		return s != ""
-	case Regexp:
-		re, err := regexp.Compile("^(?:" + m.Value + ")$")
-		return err == nil && re.MatchString(s)
-	case CIDR:
-		p, err := netip.ParsePrefix(m.Value)
-		addr, bad := netip.ParseAddr(s)
-		return err == nil && bad == nil && p.Contains(addr.Unmap())
-	}
-	return false
 }

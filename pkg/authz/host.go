@@ -22,7 +22,16 @@ var (
 )
 
 // IsAuthority reports whether the proxies take the authority of a request.
-func IsAuthority(host string) bool { return authority.MatchString(host) }
+func IsAuthority(host string) bool {
+	for i := range len(host) {
+		if !inName[host[i]] {
+			return authority.MatchString(host)
+		}
+	}
+	return true // a name, or nothing
+}
+
+var inName = bytesOf("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 // parseHost reads a host of a policy. Where it admits, the authority must equal what is written, port included, as in
 // Istio. Where it denies (wide), a dot may follow the name, and a port if none is written.

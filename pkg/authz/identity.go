@@ -90,7 +90,7 @@ func (b *builder) parseTrustDomain(v string) ([]Match, error) {
 	b.unnamed = true
 	domains := b.opts.TrustDomains()
 	if d.Kind != Exact {
-		domains = slices.DeleteFunc(domains, func(td string) bool { return !d.text(td) })
+		domains = slices.DeleteFunc(domains, func(other string) bool { return !d.matcher()(other) })
 	} else if !slices.Contains(domains, d.Value) {
 		domains = nil
 	}
@@ -129,7 +129,7 @@ func (b *builder) parseAccount(v string) ([]Match, error) {
 func (b *builder) identities(written string, demands [parts]part) []Match {
 	domains := b.opts.TrustDomains()
 	td := demands[partTrustDomain]
-	own := td.Kind == Present || td == part{Kind: Exact, Value: mesh.DefaultTrustDomain} || slices.ContainsFunc(domains, td.text)
+	own := td.Kind == Present || td == part{Kind: Exact, Value: mesh.DefaultTrustDomain} || slices.ContainsFunc(domains, td.matcher())
 	if !own {
 		b.foreign(written)
 	}

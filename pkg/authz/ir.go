@@ -217,7 +217,7 @@ func (r Rule) atPort(port uint32) (maybe, certain bool) {
 				sure = false
 				continue
 			}
-			holds := c.holds(&Request{DestinationPort: port})
+			holds := c.predicate()(&seen{Request: Request{DestinationPort: port}})
 			may, sure = may && holds, sure && holds
 		}
 		return may, sure

@@ -27,6 +27,28 @@ const pathAlphabet = `[a-zA-Z0-9\-._~!$&'()*+,:=@\[\]/%;]*`
 // clearPath is a path, or one with a query, that is certainly not ambiguous: no segment is empty or begins with a dot, and none has an escape or a parameter.
 const clearPath = `(?:/[a-zA-Z0-9\-_~!$&'()*+,:=@\[\]][a-zA-Z0-9\-._~!$&'()*+,:=@\[\]]*)*/?(?:\?` + anyBytes + `)?`
 
+// isClearPath reports whether it is one, with a query or without.
+func isClearPath(path string) bool {
+	for i := range len(path) {
+		switch c := path[i]; {
+		case c == '?':
+			return true
+		case i == 0 && c != '/', c == '/' && i > 0 && path[i-1] == '/', c == '.' && path[i-1] == '/', c != '/' && !inClearPath[c]:
+			return false
+		}
+	}
+	return true
+}
+
+var inClearPath = bytesOf("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,:=@[]")
+
+func bytesOf(text string) (out [256]bool) {
+	for i := range len(text) {
+		out[text[i]] = true
+	}
+	return out
+}
+
 const (
 	pathReserved = "!$&'()*+,:;=@[]" // may stand in a normalised path as they are or escaped
 	pathEscaped  = "\"<>^`{|}"       // are escaped by the proxies
