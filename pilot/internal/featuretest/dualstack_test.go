@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"slices"
 	"strings"
 	"testing"
@@ -325,5 +326,62 @@ func TestIPv6OfPodsInAClusterOfIPv4IsRefused(t *testing.T) {
 		if status, saw, says := get(t, dial, "http://[fd00:1::20]:8080/"); status != 0 || !strings.Contains(says, "refused") {
 			t.Errorf("%s: %d, %+v %s", what, status, saw, says)
 		}
+	}
+}
+
+// A cluster that comes to have IPv6 has it in its proxies at once, and what is open goes on.
+func TestAClusterThatComesToHaveIPv6(t *testing.T) {
+	m := startPods(t, strings.Replace(dualWorld, `[10.96.0.0/16, "fd00:10:96::/112"]`, `[10.96.0.0/16]`, 1), func(*envoytest.Netns) {})
+	for _, port := range []string{":8080", ":8090"} {
+		m.serve("tcp", port)
+	}
+	kept := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DialContext: m.client.Dial}}
+	opened := map[string]int{}
+	ask := func(url string) {
+		t.Helper()
+		trace := &httptrace.ClientTrace{ConnectStart: func(string, string) { opened[url]++ }}
+		req, err := http.NewRequestWithContext(httptrace.WithClientTrace(t.Context(), trace), http.MethodGet, url, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := kept.Do(req)
+		if err != nil {
+			t.Errorf("%s: %v", url, err)
+			return
+		}
+		defer resp.Body.Close()
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s, %v", url, resp.Status, err)
+		}
+	}
+	const tcp, web = "http://10.96.0.10:90/", "http://10.96.0.10/"
+	for _, url := range []string{tcp, web} {
+		ask(url)
+	}
+	events, err := fixture.Events([]byte(strings.Split(dualWorld, "\n---\n")[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.pilot.apply(t, events)
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		for _, url := range []string{tcp, web} {
+			ask(url)
+		}
+		status, saw, says := get(t, m.client.Dial, "http://[fd00:10:96::10]/")
+		if status == 200 && saw == bySix {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("IPv6 is called in vain: %d, %+v %s", status, saw, says)
+		}
+	}
+	for _, url := range []string{tcp, web} {
+		ask(url)
+	}
+	if opened[tcp] != 1 {
+		t.Errorf("the connection that was open has ended: %v", opened)
+	}
+	if r := refusals(m.pilot); len(r) > 0 {
+		t.Errorf("an Envoy refuses %s", r)
 	}
 }
