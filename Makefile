@@ -12,6 +12,8 @@ MODULES := pkg pilot citadel mixer agent cni meshctl manifests e2e tools
 BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 CLUSTER ?= local
 
+comma := ,
+
 # What a command needs and the machine may lack: $(call need,command,Debian package).
 need = command -v $(1) >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(2); }
 
@@ -79,7 +81,7 @@ fmt-check:
 	@unformatted=$$(gofmt -l $(MODULES)); if [ -n "$$unformatted" ]; then echo "gofmt -w these:" >&2; echo "$$unformatted" >&2; exit 1; fi
 
 tidy-check:
-	@for m in $(MODULES) tools/cluster tools/helm; do GOWORK=off go -C $$m mod tidy -diff >/dev/null || { echo "go mod tidy in $$m" >&2; exit 1; }; done
+	@for m in $(MODULES) tools/cluster tools/helm tools/nats tools/kafka; do GOWORK=off go -C $$m mod tidy -diff >/dev/null || { echo "go mod tidy in $$m" >&2; exit 1; }; done
 
 vet: generate
 	go vet $(addsuffix /...,$(addprefix ./,$(MODULES)))
@@ -92,7 +94,7 @@ lint: generate ## staticcheck, pinned as a tool of tools/
 # Without the cache (-count=1): it does not see a change in a file of another module, which some tests read.
 test: images ## unit, golden and integration tests with the race detector
 	@$(call need,gcc,gcc libc6-dev)
-	CGO_ENABLED=1 BULWARK_ENVOY=$$(bin/images envoy-path) go test -race -count=1 $(addsuffix /...,$(addprefix ./,$(filter-out e2e,$(MODULES)))) ./e2e/internal/... ./e2e/cmd/...
+	CGO_ENABLED=1 BULWARK_ENVOY=$$(bin/images envoy-path) go test -race -count=1 $(addsuffix /...,$(addprefix ./,$(filter-out e2e,$(MODULES)))) ./e2e/internal/... ./e2e/cmd/... ./e2e/applications
 	go test -count=1 -run 'StarvesNobody|StallIsBounded' ./citadel/internal/run # they measure, which the race detector would spoil
 	go test -count=1 -run 'InEveryWorld|IncrementalEqualsFresh' ./pkg/deltaxds ./pkg/nodexds ./pilot/internal/featuretest # as often as the race detector is too slow for
 	GOWORK=off go -C tools/cluster test -count=1 ./...
@@ -107,6 +109,20 @@ e2e: images cluster bin/helm ## the claims, on a real cluster with real proxies
 e2e-dual: images bin/cluster ## what only a cluster of IPv4 and IPv6 can show, on one that is made for it (in the place of one that runs) and removed
 	trap 'bin/cluster down' EXIT; bin/cluster up --ip-families dual; bin/cluster load bin/oci/*.tar; \
 		KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -C e2e -v -count=1 -timeout 20m -run DualStack . -tag "$$(cat bin/tag)"
+
+# The image of real programs: Debian's packages, and what Debian does not have. It is large and changes seldom, so only this target builds it.
+APPLICATIONS := bin/applications/nats bin/applications/kafka
+bin/applications/nats: tools/nats/go.mod
+	CGO_ENABLED=0 GOWORK=off go -C tools/nats build -trimpath -ldflags '-s -w' -o ../../$@ github.com/nats-io/natscli/nats
+bin/applications/kafka: tools/kafka/go.mod tools/kafka/main.go
+	CGO_ENABLED=0 GOWORK=off go -C tools/kafka build -trimpath -ldflags '-s -w' -o ../../$@ .
+
+.PHONY: applications
+applications: images cluster $(APPLICATIONS) ## real programs between pods of the mesh, each with its own client's self-test (docs/applications.md)
+	@$(call need,mmdebstrap,mmdebstrap)
+	bin/images applications --binaries $(subst $() $(),$(comma),$(APPLICATIONS)) > bin/applications/tag
+	bin/cluster load bin/oci/*.tar bin/applications/image.tar
+	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 30m ./applications -tag "$$(cat ../bin/tag)" -image "$$(cat ../bin/applications/tag)"
 
 bin/helm: tools/helm/go.mod
 	GOWORK=off go -C tools/helm build -o ../../bin/helm helm.sh/helm/v4/cmd/helm

