@@ -117,12 +117,13 @@ bin/applications/nats: tools/nats/go.mod
 bin/applications/kafka: tools/kafka/go.mod tools/kafka/main.go
 	CGO_ENABLED=0 GOWORK=off go -C tools/kafka build -trimpath -ldflags '-s -w' -o ../../$@ .
 
+PROGRAM ?= .
 .PHONY: applications
-applications: images cluster $(APPLICATIONS) ## real programs between pods of the mesh, each with its own client's self-test (docs/applications.md)
+applications: images cluster $(APPLICATIONS) ## real programs between pods of the mesh, each with its own client's self-test (docs/applications.md); one with PROGRAM=redis
 	@$(call need,mmdebstrap,mmdebstrap)
 	bin/images applications --binaries $(subst $() $(),$(comma),$(APPLICATIONS)) > bin/applications/tag
 	bin/cluster load bin/oci/*.tar bin/applications/image.tar
-	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 30m ./applications -tag "$$(cat ../bin/tag)" -image "$$(cat ../bin/applications/tag)"
+	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 30m ./applications -run 'TestPrograms/$(PROGRAM)' -tag "$$(cat ../bin/tag)" -image "$$(cat ../bin/applications/tag)"
 
 bin/helm: tools/helm/go.mod
 	GOWORK=off go -C tools/helm build -o ../../bin/helm helm.sh/helm/v4/cmd/helm

@@ -60,7 +60,7 @@ func TestPrograms(t *testing.T) {
 	for _, p := range Programs {
 		t.Run(p.Name, func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 			defer cancel()
 			try(ctx, t, p)
 		})
@@ -136,7 +136,7 @@ func (w world) deploy(ctx context.Context) error {
 	if err := cluster.Apply(ctx, manifest); err != nil {
 		return fmt.Errorf("deploying %s: %w", w.namespace, err)
 	}
-	return cluster.Ready(ctx, w.namespace, 2*time.Minute)
+	return cluster.Ready(ctx, w.namespace, 4*time.Minute)
 }
 
 // undeclare takes from the Services of a manifest what says which protocol a port speaks.
