@@ -86,6 +86,7 @@ tidy-check:
 vet: generate
 	go vet $(addsuffix /...,$(addprefix ./,$(MODULES)))
 	GOWORK=off go -C tools/cluster vet ./...
+	GOWORK=off go -C tools/kafka vet ./...
 
 lint: generate ## staticcheck, pinned as a tool of tools/
 	go build -C tools -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
