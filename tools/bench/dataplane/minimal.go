@@ -64,7 +64,7 @@ var (
 // parts of both. A request goes on in the protocol that it came in.
 const parts = `{{define "filter"}}{{if .HTTP}}{name: http, typed_config: {
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager,
-          stat_prefix: http,
+          stat_prefix: http, upgrade_configs: [{upgrade_type: websocket}],
           route_config: {virtual_hosts: [{name: all, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: "{{.Application}}", timeout: 0s}}]}]},
           http_filters: [{name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]}}{{else}}{name: tcp, typed_config: {
           "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: tcp, cluster: "{{.Application}}"}}{{end}}{{end}}

@@ -224,13 +224,14 @@ func loggers(all []*accesslog.AccessLog, counting bool) []*accesslog.AccessLog {
 
 // noForms leaves out the first early change, which notes the form.
 func noForms(m *hcm.HttpConnectionManager) {
-	for _, e := range m.GetEarlyHeaderMutationExtensions() {
+	m.EarlyHeaderMutationExtensions = slices.DeleteFunc(m.EarlyHeaderMutationExtensions, func(e *core.TypedExtensionConfig) bool {
 		var early earlymutation.HeaderMutation
 		if config := e.GetTypedConfig(); config.UnmarshalTo(&early) == nil {
 			early.Mutations = early.GetMutations()[1:]
 			_ = config.MarshalFrom(&early) // what was read can be written
 		}
-	}
+		return len(early.GetMutations()) == 0 // there has to be some
+	})
 }
 
 // resumes has a server resume sessions, as Envoy does unless it is told otherwise.
