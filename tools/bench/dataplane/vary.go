@@ -19,7 +19,6 @@ import (
 	netrbac "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	earlymutation "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
-	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	upstreams "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -97,7 +96,6 @@ var variations = []variation{
 			})
 		}
 	}},
-	{name: "full-handshakes", without: "the rule that no session of TLS is resumed, which the minimal configuration does not have", chain: resumes, cluster: resumed},
 	{name: "serial", without: "the notes of the peer, its certificate's serial number and the port", chain: noNetworkFilters("envoy.filters.network.set_filter_state")},
 	{name: "http1-between", without: "HTTP/1.1 between the proxies: they speak HTTP/2, and HTTP/1.1 with the application (for HTTP/1.1 alone)", cluster: func(c *cluster.Cluster) {
 		options := &upstreams.HttpProtocolOptions_ExplicitHttpConfig{ProtocolConfig: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{}}
@@ -232,24 +230,6 @@ func noForms(m *hcm.HttpConnectionManager) {
 		}
 		return len(early.GetMutations()) == 0 // there has to be some
 	})
-}
-
-// resumes has a server resume sessions, as Envoy does unless it is told otherwise.
-func resumes(c *listener.FilterChain) {
-	var tls tlsv3.DownstreamTlsContext
-	if config := c.GetTransportSocket().GetTypedConfig(); config != nil && config.UnmarshalTo(&tls) == nil {
-		tls.SessionTicketKeysType, tls.DisableStatefulSessionResumption = nil, false
-		_ = config.MarshalFrom(&tls)
-	}
-}
-
-// resumed has a client try it.
-func resumed(c *cluster.Cluster) {
-	var tls tlsv3.UpstreamTlsContext
-	if config := c.GetTransportSocket().GetTypedConfig(); config != nil && config.UnmarshalTo(&tls) == nil {
-		tls.MaxSessionKeys = nil
-		_ = config.MarshalFrom(&tls)
-	}
 }
 
 // noAttempts has the router log no attempts.
