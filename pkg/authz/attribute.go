@@ -102,7 +102,12 @@ func (a Ambiguity) Finds(text string) bool {
 	if a.Exact != "" {
 		return text == a.Exact
 	}
-	return !a.isClear(text) && (a.pattern.MatchString(text) || !a.alphabet.MatchString(text))
+	return !a.isClear(text) && a.expressed(text)
+}
+
+// expressed is what the expressions say that are asked of a text that is not clear.
+func (a Ambiguity) expressed(text string) bool {
+	return a.pattern.MatchString(text) || !a.alphabet.MatchString(text)
 }
 
 func ambiguity(of Attribute, rule, pattern, alphabet, clear string, isClear func(string) bool) Ambiguity {
