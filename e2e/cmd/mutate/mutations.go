@@ -306,7 +306,7 @@ var mutations = []mutation{
 	{17, "a gRPC probe asks for any service", "pilot/inject.TestStrangersChooseNothingOfWhatIsAsked", []edit{
 		{script, "if asked == message(c.name) then", "if asked then"}}},
 	{17, "a forged header says where a probe goes", "pilot/inject.TestWithoutTheScriptNobodyIsAsked", []edit{
-		{"pilot/internal/translate/probes.go", "Mutations: without(destination)})", "Mutations: without(\"x-nothing\")})"}}},
+		{"pilot/internal/translate/probes.go", "early(without(destination)...)", "early(without(\"x-nothing\")...)"}}},
 	{24, "redirects are followed to other hosts", "pilot/inject.TestKubeletFindsTheSameWithAndWithoutAProxy", []edit{
 		{script, "url.host ~= address or proxy[url.port]", "proxy[url.port]"}}},
 	{24, "redirects are followed to the proxy's own ports", "pilot/inject.TestKubeletFindsTheSameWithAndWithoutAProxy", []edit{

@@ -17,7 +17,6 @@ import (
 	lua "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	upstreamcodec "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/upstream_codec/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	earlymutation "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	tls "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	tcppool "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/tcp/v3"
 	upstreams "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
@@ -115,8 +114,7 @@ func healthListener(probes []Probe, podIP string) *listener.Listener {
 	m := connectionManager(HealthListener, []*hcm.HttpFilter{
 		envoy.HTTPFilter(scriptFilter, &lua.Lua{ClearRouteCache: envoy.No(), DefaultSourceCode: &core.DataSource{Specifier: &core.DataSource_InlineString{InlineString: script}}}),
 	}, []*accesslog.AccessLog{telemetry.Probes()})
-	m.EarlyHeaderMutationExtensions = []*core.TypedExtensionConfig{envoy.Extension("envoy.http.early_header_mutation.header_mutation",
-		&earlymutation.HeaderMutation{Mutations: without(destination)})}
+	m.EarlyHeaderMutationExtensions = early(without(destination)...)
 	m.GenerateRequestId = envoy.No()
 	m.LocalReplyConfig = failures()
 	return listening(HealthListener, m, routes)
