@@ -20,18 +20,21 @@ type attribute struct {
 }
 
 var attributes = map[Attribute]attribute{
-	Principal:       {parse: narrow((*builder).parsePrincipal), peer: true},
-	Namespace:       {parse: narrow((*builder).parseNamespace), peer: true},
-	ServiceAccount:  {parse: narrow((*builder).parseAccount), peer: true},
-	TrustDomain:     {parse: narrow((*builder).parseTrustDomain), peer: true},
-	SourceIP:        {parse: plain(parseCIDR), address: func(s *seen) netip.Addr { return s.SourceIP }},
-	DestinationIP:   {parse: plain(parseCIDR), address: func(s *seen) netip.Addr { return s.DestinationIP }},
-	DestinationPort: {parse: plain(parsePort)},
-	SNI:             {parse: plain(parseSNI), text: func(s *seen) string { return s.SNI }},
-	Host:            {parse: either(parseHost), text: func(s *seen) string { return s.Host }, http: true},
-	Method:          {parse: tunnelled(parseMethod), text: func(s *seen) string { return s.Method }, http: true},
-	Path:            {parse: literalStar(parsePath), text: func(s *seen) string { return s.Path }, http: true},
-	Header:          {parse: literalStar(parseHeader), http: true},
+	Principal:        {parse: narrow((*builder).parsePrincipal), peer: true},
+	Namespace:        {parse: narrow((*builder).parseNamespace), peer: true},
+	ServiceAccount:   {parse: narrow((*builder).parseAccount), peer: true},
+	TrustDomain:      {parse: narrow((*builder).parseTrustDomain), peer: true},
+	SourceIP:         {parse: plain(parseCIDR), address: func(s *seen) netip.Addr { return s.SourceIP }},
+	RemoteIP:         {parse: plain(parseCIDR), address: func(s *seen) netip.Addr { return s.RemoteIP }},
+	DestinationIP:    {parse: plain(parseCIDR), address: func(s *seen) netip.Addr { return s.DestinationIP }},
+	DestinationPort:  {parse: plain(parsePort)},
+	SNI:              {parse: plain(parseSNI), text: func(s *seen) string { return s.SNI }},
+	Host:             {parse: either(parseHost), text: func(s *seen) string { return s.Host }, http: true},
+	Method:           {parse: tunnelled(parseMethod), text: func(s *seen) string { return s.Method }, http: true},
+	Path:             {parse: literalStar(parsePath), text: func(s *seen) string { return s.Path }, http: true},
+	Header:           {parse: literalStar(parseHeader), http: true},
+	RequestPrincipal: {parse: plain(parseRequestPrincipal), http: true},
+	Claim:            {parse: plain(parseClaim), http: true},
 }
 
 func narrow(parse func(*builder, string) ([]Match, error)) func(*builder, string, bool) ([]Match, error) {

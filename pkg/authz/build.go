@@ -23,6 +23,9 @@ type Options struct {
 	TrustDomain        string
 	TrustDomainAliases []string // of former or future names: an identity is the same under each of them
 	RootNamespace      string
+	// TrustedProxies is how many proxies before a workload append the address of their client to X-Forwarded-For, as one can rely on. With none, the
+	// remote address is that of the TCP peer: a client writes what it likes into that header.
+	TrustedProxies int
 }
 
 // FromAuthorizationPolicy makes the intermediate form. It never fails: what cannot be enforced is reported as problems,
@@ -196,17 +199,16 @@ func (b *builder) add(clauses *Clauses, attr Attribute, key, field string, value
 	}
 }
 
-func (b *builder) unsupported(field string, reason string, lists ...[]string) {
-	for _, l := range lists {
-		if len(l) > 0 {
-			b.problem(field, reason)
-			return
-		}
+// remote is the attribute that is a client's address as far as anybody vouches for it.
+func (b *builder) remote(field string, asked bool) Attribute {
+	if b.opts.TrustedProxies > 0 {
+		return RemoteIP
 	}
+	if b.at = field; asked {
+		b.warn("is the address of the TCP peer, as no proxy before workloads is trusted (trustedProxies of the installation)")
+	}
+	return SourceIP
 }
-
-const noJWT = "needs a verified JWT, and RequestAuthentication is not enforced yet"
-const noRemoteIP = "trusts X-Forwarded-For, which a sidecar's clients write themselves; use ipBlocks"
 
 func (b *builder) source(field string, s *security.Source) Clauses {
 	var c Clauses
@@ -216,8 +218,9 @@ func (b *builder) source(field string, s *security.Source) Clauses {
 	b.add(&c, ServiceAccount, "", field+".serviceAccounts", s.GetServiceAccounts(), s.GetNotServiceAccounts())
 	b.add(&c, TrustDomain, "", field+".trustDomains", s.GetTrustDomains(), s.GetNotTrustDomains())
 	b.add(&c, SourceIP, "", field+".ipBlocks", s.GetIpBlocks(), s.GetNotIpBlocks())
-	b.unsupported(field+".requestPrincipals", noJWT, s.GetRequestPrincipals(), s.GetNotRequestPrincipals())
-	b.unsupported(field+".remoteIpBlocks", noRemoteIP, s.GetRemoteIpBlocks(), s.GetNotRemoteIpBlocks())
+	b.add(&c, RequestPrincipal, "", field+".requestPrincipals", s.GetRequestPrincipals(), s.GetNotRequestPrincipals())
+	b.add(&c, b.remote(field+".remoteIpBlocks", len(s.GetRemoteIpBlocks())+len(s.GetNotRemoteIpBlocks()) > 0), "", field+".remoteIpBlocks",
+		s.GetRemoteIpBlocks(), s.GetNotRemoteIpBlocks())
 	if len(s.GetServiceAccounts())+len(s.GetNotServiceAccounts()) > 0 &&
 		len(s.GetPrincipals())+len(s.GetNotPrincipals())+len(s.GetNamespaces())+len(s.GetNotNamespaces()) > 0 {
 		b.problem(field+".serviceAccounts", "cannot be combined with principals or namespaces")
@@ -245,16 +248,30 @@ var conditions = map[string]Attribute{
 	"source.ip": SourceIP, "source.namespace": Namespace, "source.principal": Principal,
 	"source.serviceAccount": ServiceAccount, "source.trustDomain": TrustDomain,
 	"destination.ip": DestinationIP, "destination.port": DestinationPort, "connection.sni": SNI,
+	"request.auth.principal": RequestPrincipal, "request.auth.audiences": Claim, "request.auth.presenter": Claim,
 }
+
+// claims are conditions that ask for a claim by another name.
+var claims = map[string]string{"request.auth.audiences": "[aud]", "request.auth.presenter": "[azp]"}
 
 func (b *builder) condition(field string, w *security.Condition) (Clause, bool) {
 	key := w.GetKey()
 	attr, known := conditions[key]
-	header := ""
+	name := claims[key]
 	if inner, ok := strings.CutPrefix(key, "request.headers["); ok && strings.HasSuffix(inner, "]") {
-		attr, known, header = Header, true, strings.ToLower(strings.TrimSuffix(inner, "]"))
-		if reason := notHeader(header); reason != "" {
-			b.problem(field+".key", fmt.Sprintf("%q %s", header, reason))
+		attr, known, name = Header, true, strings.ToLower(strings.TrimSuffix(inner, "]"))
+		if reason := notHeader(name); reason != "" {
+			b.problem(field+".key", fmt.Sprintf("%q %s", name, reason))
+			return Clause{}, false
+		}
+	}
+	if key == "remote.ip" {
+		attr, known = b.remote(field+".key", true), true
+	}
+	if path, ok := strings.CutPrefix(key, "request.auth.claims"); ok {
+		attr, known, name = Claim, true, path
+		if ClaimPath(path) == nil {
+			b.problem(field+".key", fmt.Sprintf("%q is not request.auth.claims[NAME], nor with the name of a claim within it in brackets of its own", key))
 			return Clause{}, false
 		}
 	}
@@ -262,18 +279,12 @@ func (b *builder) condition(field string, w *security.Condition) (Clause, bool) 
 	case len(w.GetValues()) == 0 && len(w.GetNotValues()) == 0:
 		b.problem(field, "has neither values nor notValues")
 		return Clause{}, false
-	case strings.HasPrefix(key, "request.auth."):
-		b.problem(field+".key", noJWT)
-		return Clause{}, false
-	case key == "remote.ip":
-		b.problem(field+".key", noRemoteIP)
-		return Clause{}, false
 	case !known:
 		b.problem(field+".key", fmt.Sprintf("%q is not supported", key))
 		return Clause{}, false
 	}
 	var c Clauses
-	b.add(&c, attr, header, field+".values", w.GetValues(), w.GetNotValues())
+	b.add(&c, attr, name, field+".values", w.GetValues(), w.GetNotValues())
 	if len(c) == 0 {
 		return Clause{}, false
 	}

@@ -12,6 +12,7 @@ import (
 type Request struct {
 	Source          spiffe.ID // zero without mutual TLS
 	SourceIP        netip.Addr
+	RemoteIP        netip.Addr // of the client that trusted proxies have named; zero is SourceIP
 	DestinationIP   netip.Addr
 	DestinationPort uint32
 	SNI             string
@@ -21,6 +22,9 @@ type Request struct {
 	Path            string              // as sent
 	Headers         map[string][]string // lower-case names
 	NormalizesPaths bool                // the workload's proxies normalise paths before rules see them
+	// Claims are those of the token that the request had, verified as a RequestAuthentication has it; nil without one. Values are as encoding/json decodes
+	// them. What a RequestAuthentication takes for a list, as scope, is one.
+	Claims map[string]any
 }
 
 // Decision is the outcome of a set of policies.

@@ -53,7 +53,7 @@ type Clauses []Clause
 // Clause holds when one of Values matches the attribute and none of Not does. Values may be empty: no demand.
 type Clause struct {
 	Attribute Attribute
-	Key       string // name of the header
+	Key       string // name of the header, or of the claim, as [name][name within it]
 	Values    []Match
 	Not       []Match
 	// Members are those of the mesh outside of whom no peer meets Values. Nil: that cannot be told.
@@ -117,6 +117,7 @@ const (
 	ServiceAccount  Attribute = "serviceAccount"
 	TrustDomain     Attribute = "trustDomain"
 	SourceIP        Attribute = "sourceIP" // of the TCP peer
+	RemoteIP        Attribute = "remoteIP" // of the client that trusted proxies have named; there is none if no proxy is trusted
 	DestinationIP   Attribute = "destinationIP"
 	DestinationPort Attribute = "destinationPort" // the workload's port
 	SNI             Attribute = "sni"
@@ -124,6 +125,9 @@ const (
 	Method          Attribute = "method"
 	Path            Attribute = "path" // without query
 	Header          Attribute = "header"
+	// RequestPrincipal and Claim are of the request's verified token. A value of RequestPrincipal is compared in parts; see IssuerSubject.
+	RequestPrincipal Attribute = "requestPrincipal" // <issuer>/<subject>
+	Claim            Attribute = "claim"
 )
 
 // HTTPOnly reports whether the attribute exists in HTTP alone.

@@ -32,7 +32,7 @@ func TestMembersOfARule(t *testing.T) {
 		"a namespace but an account":    {from: []*security.Source{{Namespaces: []string{"a"}, NotPrincipals: []string{"cluster.local/ns/a/sa/x"}}}, want: "[a/*] true"},
 		"the trust domain":              {from: []*security.Source{{TrustDomains: []string{"cluster.local"}}}, want: "[] false"},
 		"a principal, or an address":    {from: []*security.Source{principals("cluster.local/ns/a/sa/x"), {IpBlocks: []string{"10.0.0.0/8"}}}, want: "[] false"},
-		"a token":                       {from: []*security.Source{{RequestPrincipals: []string{"*"}}}, want: "[] true"}, // matches nothing yet
+		"a token":                       {from: []*security.Source{{RequestPrincipals: []string{"*"}}}, want: "[] false"},
 		"a condition":                   {when: []*security.Condition{{Key: "source.namespace", Values: []string{"a"}}}, want: "[a/*] true"},
 		"a negative condition":          {when: []*security.Condition{{Key: "source.namespace", NotValues: []string{"a"}}}, want: "[] false"},
 		"a condition on something else": {when: []*security.Condition{{Key: "source.ip", Values: []string{"10.0.0.1"}}}, want: "[] false"},

@@ -19,7 +19,10 @@ func seenOf(req Request) *seen {
 	if !req.Source.IsZero() {
 		s.peer = req.Source.String()
 	}
-	s.SNI, s.SourceIP, s.DestinationIP = strings.ToLower(req.SNI), req.SourceIP.Unmap(), req.DestinationIP.Unmap()
+	s.SNI, s.SourceIP, s.DestinationIP, s.RemoteIP = strings.ToLower(req.SNI), req.SourceIP.Unmap(), req.DestinationIP.Unmap(), req.RemoteIP.Unmap()
+	if !s.RemoteIP.IsValid() {
+		s.RemoteIP = s.SourceIP
+	}
 	return s
 }
 
@@ -116,6 +119,11 @@ func (c *Clause) any(matches []Match) predicate {
 	case c.Attribute == Header: // as Envoy does since CVE-2026-26308: one that is sent twice matches if either line does
 		one := matcher(matches)
 		return func(s *seen) bool { return slices.ContainsFunc(s.Headers[c.Key], one) }
+	case c.Attribute == RequestPrincipal:
+		return anyPrincipal(matches)
+	case c.Attribute == Claim:
+		one, path := claimed(matches), ClaimPath(c.Key)
+		return func(s *seen) bool { return one(claimAt(s.Claims, path)) }
 	case a.peer:
 		one := matcher(matches)
 		return func(s *seen) bool { return s.peer != "" && one(s.peer) }

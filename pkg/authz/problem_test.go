@@ -18,19 +18,16 @@ var faults = map[string]string{
 	"no operation":           `"to":[{}]`,
 	"a condition's key":      `"when":[{"key":"nonsense","values":["x"]}]`,
 	"a condition's values":   `"when":[{"key":"source.ip"}]`,
-	"a claim":                `"when":[{"key":"request.auth.claims[a]","values":["b"]}]`,
-	"remote.ip":              `"when":[{"key":"remote.ip","notValues":["10.0.0.0/8"]}]`,
+	"a claim":                `"when":[{"key":"request.auth.claims[a]b","values":["b"]}]`,
+	"remote.ip":              `"when":[{"key":"remote.ip","notValues":["10.0.0.0/99"]}]`,
 	"a header's name":        `"when":[{"key":"request.headers[a b]","values":["b"]}]`,
-	"requestPrincipals":      `"from":[{"source":{"requestPrincipals":["*"]}}]`,
-	"notRequestPrincipals":   `"from":[{"source":{"notRequestPrincipals":["*"]}}]`,
-	"remoteIpBlocks":         `"from":[{"source":{"remoteIpBlocks":["10.0.0.0/8"]}}]`,
-	"notRemoteIpBlocks":      `"from":[{"source":{"notRemoteIpBlocks":["10.0.0.0/8"]}}]`,
+	"an issuer alone":        `"from":[{"source":{"requestPrincipals":["https://issuer.example*"]}}]`,
 	"accounts and principal": `"from":[{"source":{"serviceAccounts":["a"],"principals":["*"]}}]`,
 	"one of two sources":     `"from":[{"source":{"namespaces":["shop"]}},{"source":{}}]`,
 }
 
 func init() {
-	for _, field := range []string{"principals", "namespaces", "serviceAccounts", "trustDomains", "ipBlocks"} {
+	for _, field := range []string{"principals", "namespaces", "serviceAccounts", "trustDomains", "ipBlocks", "requestPrincipals", "remoteIpBlocks"} {
 		for _, f := range []string{field, "not" + strings.ToUpper(field[:1]) + field[1:]} {
 			faults[f] = fmt.Sprintf(`"from":[{"source":{%q:[""]}}]`, f)
 		}
@@ -41,7 +38,8 @@ func init() {
 		}
 	}
 	for _, key := range []string{"request.headers[x]", "source.ip", "source.namespace", "source.principal", "source.serviceAccount",
-		"source.trustDomain", "destination.ip", "destination.port", "connection.sni"} {
+		"source.trustDomain", "destination.ip", "destination.port", "connection.sni", "remote.ip", "request.auth.principal", "request.auth.claims[a][b]",
+		"request.auth.audiences", "request.auth.presenter"} {
 		for _, f := range []string{"values", "notValues"} {
 			faults[key+" "+f] = fmt.Sprintf(`"when":[{"key":%q,%q:[""]}]`, key, f)
 		}

@@ -30,7 +30,8 @@ var authorization = family{
 	},
 	touched: func(_ *Catalog, t *turn) (out []Resource) {
 		for _, w := range t.classes {
-			same := w.was != nil && w.was.Other == w.now.Other && slices.Equal(w.was.Ports, w.now.Ports) && reflect.DeepEqual(w.was.Policies, w.now.Policies)
+			same := w.was != nil && w.was.Other == w.now.Other && slices.Equal(w.was.Ports, w.now.Ports) &&
+				reflect.DeepEqual(w.was.Policies, w.now.Policies) && reflect.DeepEqual(w.was.Issuers, w.now.Issuers)
 			if !same {
 				out = append(out, filtersOf(w.class)...)
 			}

@@ -54,7 +54,8 @@ func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change)
 		registry.Pods.Each(c, func(p *registry.Pod) { e.pod(snap, p) })
 		registry.Nodes.Each(c, func(n *registry.Node) { e.Nodes[n.ID] = true })
 		registry.Policies.Each(c, func(p *registry.Policy) { e.policy(snap, set, p) })
-		registry.JWTRules.Each(c, func(j *registry.JWTRule) { e.class(set, j.Namespace, j.Selector) })
+		registry.RequestAuths.Each(c, func(r *registry.RequestAuth) { e.class(set, r.Namespace, r.Selector) })
+		registry.KeySets.Each(c, func(k *registry.KeySet) { e.keys(snap, set, k) })
 		registry.PeerAuths.Each(c, func(p *registry.PeerAuth) { e.peer(snap, set, p) })
 		registry.Sidecars.Each(c, func(s *registry.Sidecar) { e.sidecar(set, s) })
 		registry.ServiceCIDRs.Each(c, func(*registry.ServiceCIDR) { e.ranges() })
@@ -67,6 +68,13 @@ func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change)
 func (e *Effects) ranges() {
 	e.Ranges = true
 	e.Classes = append(e.Classes, ClassSelector{})
+}
+
+// keys: of those who verify tokens by them.
+func (e *Effects) keys(snap *registry.Snapshot, set Settings, k *registry.KeySet) {
+	for r := range snap.RequestAuthsBy(k.ID) {
+		e.class(set, r.Namespace, r.Selector)
+	}
 }
 
 func (e *Effects) class(set Settings, namespace string, selector map[string]string) {

@@ -15,6 +15,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/jwt"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -61,7 +62,14 @@ type Workload struct {
 	Ports    []InboundPort  // ports that services or policies name, in order
 	Other    InboundPort    // every other port
 	Policies []authz.Policy // in scope, in the order of namespace and name
+	Issuers  []Issuer       // whose tokens are verified, in the order of their names
 	IPv6     bool           // it is called by addresses of IPv6, too
+}
+
+// Issuer is one whose tokens are verified, and by which keys.
+type Issuer struct {
+	jwt.Rule
+	KeySet string // a JSON Web Key Set; there may be no key in it
 }
 
 // EveryPort returns the ports that are named, and then what stands for every other.
@@ -78,7 +86,7 @@ type InboundPort struct {
 
 // CompileWorkload compiles a class.
 func CompileWorkload(snap *registry.Snapshot, set Settings, c Class) Workload {
-	w := Workload{Class: c, Policies: policies(snap, set, c), IPv6: IPv6(ServiceRanges(snap))}
+	w := Workload{Class: c, Policies: policies(snap, set, c), Issuers: issuers(snap, set, c), IPv6: IPv6(ServiceRanges(snap))}
 	w.Labels = Labels{Namespace: c.Namespace, CanonicalName: CanonicalName(c.Labels, ""), CanonicalRevision: CanonicalRevision(c.Labels)}
 	if id, err := spiffe.New(set.TrustDomain, c.Namespace, c.ServiceAccount); err == nil {
 		w.Identity = id.String()
@@ -146,7 +154,7 @@ func targetPort(c Class, sp registry.ServicePort) uint32 {
 	return 0
 }
 
-// policies returns the policies in scope of a class. A RequestAuthentication, which nothing enforces yet, denies all.
+// policies returns the policies in scope of a class. A RequestAuthentication that cannot be enforced denies all.
 func policies(snap *registry.Snapshot, set Settings, c Class) []authz.Policy {
 	var out []authz.Policy
 	for _, ns := range scopes(set, c.Namespace) {
@@ -155,17 +163,43 @@ func policies(snap *registry.Snapshot, set Settings, c Class) []authz.Policy {
 				out = append(out, p.Policy)
 			}
 		}
-		for j := range snap.JWTRulesIn(ns) {
-			if authz.Selects(j.Selector, c.Labels) {
-				name := j.ID[len(j.Namespace)+1:]
+		for _, r := range snap.RequestAuthsFor(ns, c.Labels) {
+			if r.Broken() {
 				out = append(out, authz.Policy{
-					Meta:   authz.Meta{Namespace: ns, Name: "unenforceable-requestauthentication-" + name},
+					Meta:   authz.Meta{Namespace: ns, Name: "unenforceable-requestauthentication-" + r.Name},
 					Action: authz.Deny, Rules: []authz.Rule{{}},
 				})
 			}
 		}
 	}
 	return out
+}
+
+// issuers returns whose tokens are verified at a class: all that the RequestAuthentications in scope name, together.
+func issuers(snap *registry.Snapshot, set Settings, c Class) (out []Issuer) {
+	for _, ns := range scopes(set, c.Namespace) {
+		for _, r := range snap.RequestAuthsFor(ns, c.Labels) {
+			if r.Ignored || r.Broken() {
+				continue
+			}
+			for _, rule := range r.Rules {
+				out = append(out, Issuer{rule, keysOf(snap, rule)})
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Issuer) int { return cmp.Compare(a.Issuer, b.Issuer) })
+	return out
+}
+
+// keysOf are the keys of a rule as far as they are known: without any, none of its tokens can be verified.
+func keysOf(snap *registry.Snapshot, rule jwt.Rule) string {
+	if rule.Source.IsZero() {
+		return rule.Keys
+	}
+	if set := snap.KeySet(rule.Source.String()); set != nil {
+		return set.Keys
+	}
+	return jwt.NoKeys
 }
 
 func scopes(set Settings, namespace string) []string {

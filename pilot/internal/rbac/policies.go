@@ -131,31 +131,46 @@ func rule(r authz.Rule) *rbac.Policy {
 	return &rbac.Policy{Principals: []*rbac.Principal{andPrincipal(principals)}, Permissions: []*rbac.Permission{andPermission(permissions)}}
 }
 
-func ofPeer(a authz.Attribute) bool { return a.Identity() || a == authz.SourceIP }
+// ofPeer says whether an attribute is of who asks, which Envoy looks for among principals.
+func ofPeer(a authz.Attribute) bool {
+	return a.Identity() || a == authz.SourceIP || a == authz.RemoteIP || a == authz.RequestPrincipal || a == authz.Claim
+}
 
 func principal(c authz.Clause) *rbac.Principal {
 	var all []*rbac.Principal
 	if len(c.Values) > 0 {
-		all = append(all, orPrincipal(peers(c.Attribute, c.Values)))
+		all = append(all, orPrincipal(peers(c, c.Values)))
 	}
 	if len(c.Not) > 0 {
-		all = append(all, &rbac.Principal{Identifier: &rbac.Principal_NotId{NotId: orPrincipal(peers(c.Attribute, c.Not))}})
+		all = append(all, &rbac.Principal{Identifier: &rbac.Principal_NotId{NotId: orPrincipal(peers(c, c.Not))}})
 	}
 	return andPrincipal(all)
 }
 
-func peers(a authz.Attribute, matches []authz.Match) []*rbac.Principal {
+func peers(c authz.Clause, matches []authz.Match) []*rbac.Principal {
+	if c.Attribute == authz.Claim {
+		return []*rbac.Principal{claim(authz.ClaimPath(c.Key), anyOf(matches))}
+	}
 	var out []*rbac.Principal
 	for _, m := range matches {
-		if a == authz.SourceIP {
-			out = append(out, &rbac.Principal{Identifier: &rbac.Principal_DirectRemoteIp{DirectRemoteIp: cidr(m.Value)}})
-			continue
-		}
-		// The certificate's URI only: the older matcher of principals looks at DNS names and the subject, too.
-		out = append(out, &rbac.Principal{Identifier: &rbac.Principal_Custom{Custom: envoy.Extension("envoy.rbac.principals.mtls_authenticated",
-			&mtlsprincipal.Config{SanMatcher: &tls.SubjectAltNameMatcher{SanType: tls.SubjectAltNameMatcher_URI, Matcher: Text(m, false)}})}})
+		out = append(out, peer(c.Attribute, m))
 	}
 	return out
+}
+
+func peer(a authz.Attribute, m authz.Match) *rbac.Principal {
+	switch a {
+	case authz.SourceIP:
+		return &rbac.Principal{Identifier: &rbac.Principal_DirectRemoteIp{DirectRemoteIp: cidr(m.Value)}}
+	case authz.RemoteIP:
+		return &rbac.Principal{Identifier: &rbac.Principal_RemoteIp{RemoteIp: cidr(m.Value)}}
+	case authz.RequestPrincipal:
+		issuer, subject := m.IssuerSubject()
+		return andPrincipal([]*rbac.Principal{claim([]string{"iss"}, text(issuer)), claim([]string{"sub"}, text(subject))})
+	}
+	// The certificate's URI only: the older matcher of principals looks at DNS names and the subject, too.
+	return &rbac.Principal{Identifier: &rbac.Principal_Custom{Custom: envoy.Extension("envoy.rbac.principals.mtls_authenticated",
+		&mtlsprincipal.Config{SanMatcher: &tls.SubjectAltNameMatcher{SanType: tls.SubjectAltNameMatcher_URI, Matcher: Text(m, false)}})}}
 }
 
 func permission(c authz.Clause) *rbac.Permission {
@@ -188,11 +203,11 @@ func operation(c authz.Clause, m authz.Match) *rbac.Permission {
 		}
 		return &rbac.Permission{Rule: &rbac.Permission_DestinationPort{DestinationPort: uint32(n)}}
 	}
-	return text(c, Text(m, c.Attribute == authz.Host))
+	return ofRequest(c, Text(m, c.Attribute == authz.Host))
 }
 
-// text matches an attribute that is a text.
-func text(c authz.Clause, m *matcher.StringMatcher) *rbac.Permission {
+// ofRequest matches an attribute that is a text.
+func ofRequest(c authz.Clause, m *matcher.StringMatcher) *rbac.Permission {
 	switch c.Attribute {
 	case authz.SNI:
 		return &rbac.Permission{Rule: &rbac.Permission_RequestedServerName{RequestedServerName: m}}
@@ -255,11 +270,11 @@ func ambiguous(a authz.Ambiguity) *rbac.Policy {
 	of := authz.Clause{Attribute: a.Attribute}
 	found := []*rbac.Permission{operation(of, a.Within())}
 	if a.Alphabet != "" {
-		found = append(found, notPermission(text(of, whole(a.Alphabet))))
+		found = append(found, notPermission(ofRequest(of, whole(a.Alphabet))))
 	}
 	all := []*rbac.Permission{orPermission(found)}
 	if a.Clear != "" {
-		all = slices.Insert(all, 0, notPermission(text(of, whole(a.Clear))))
+		all = slices.Insert(all, 0, notPermission(ofRequest(of, whole(a.Clear))))
 	}
 	return &rbac.Policy{Principals: []*rbac.Principal{anyone()}, Permissions: []*rbac.Permission{andPermission(all)}}
 }

@@ -36,7 +36,7 @@ func revokedPeer(set compile.Settings, r revocation.Revocation) *rbac.Principal 
 	for _, uri := range set.Same(r.Identity) {
 		names = append(names, authz.Match{Kind: authz.Exact, Value: uri})
 	}
-	all := []*rbac.Principal{orPrincipal(peers(authz.Principal, names))}
+	all := []*rbac.Principal{orPrincipal(peers(authz.Clause{Attribute: authz.Principal}, names))}
 	if r.Serial != "" {
 		all = append(all, &rbac.Principal{Identifier: &rbac.Principal_FilterState{FilterState: &matcher.FilterStateMatcher{
 			Key: PeerSerialKey, Matcher: &matcher.FilterStateMatcher_StringMatch{StringMatch: envoy.Exact(wholeBytes(r.Serial))}}}})

@@ -15,7 +15,10 @@ import (
 )
 
 // kinds are all the kinds of objects that Pilot watches. Each is described in the file that has its objects' type.
-var kinds = []Kind{Services, ServiceCIDRs, Slices, Pods, Nodes, Namespaces, LimitRanges, Policies, PeerAuths, JWTRules, Sidecars, Revocations}
+var kinds = []Kind{Services, ServiceCIDRs, Slices, Pods, Nodes, Namespaces, LimitRanges, Policies, PeerAuths, RequestAuths, Sidecars, Revocations}
+
+// fetched are the kinds of what comes from elsewhere than the API server.
+var fetched = []Kind{KeySets}
 
 // Kinds returns every kind of objects that Pilot watches.
 func Kinds() []Kind { return kinds }
@@ -74,7 +77,7 @@ type KindOf[T any] struct {
 	advise func(*T) []string // of what is reviewed, but maybe never refused
 }
 
-// source is how objects are made from those of the API server. Only revocations, of which one object lists many, have none.
+// source is how objects are made from those of the API server. Revocations, of which one object lists many, have none, nor has what is fetched.
 type source[T any] struct {
 	decode func(object any, options authz.Options) (*T, error) // nil without an error: the mesh has nothing to do with it
 	trim   func(object any)                                    // nil: all of it is read

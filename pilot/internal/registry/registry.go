@@ -6,6 +6,7 @@ package registry
 import (
 	"fmt"
 	"reflect"
+	"slices"
 
 	"github.com/hashicorp/go-memdb"
 )
@@ -33,7 +34,7 @@ type Change struct {
 // New returns an empty registry.
 func New() (*Registry, error) {
 	schema := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
-	for _, k := range kinds {
+	for _, k := range slices.Concat(kinds, fetched) {
 		schema.Tables[k.String()] = k.table()
 	}
 	db, err := memdb.NewMemDB(schema)

@@ -23,47 +23,62 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
-// stage is a place in the chain of filters that decide about a request or a connection. What decides by something else than policies
-// of an action (tokens, another server's word) is to be a stage, too.
+// stage is a place in the chain of filters that decide about a request or a connection: policies of an action, tokens, and so on.
 //
 // The configuration of a stage's filters reaches a proxy by itself (ECDS), not as part of a listener: requests on connections that are
 // open already follow a changed policy, no connection is drained for it, and next to nothing is sent. A proxy that has no such
 // configuration yet refuses everything.
 type stage struct {
 	name   string
-	action authz.Action                                                      // of the policies that hold there
-	http   func(w *compile.Workload, policies []authz.Policy) *httprbac.RBAC // by some of the workload's policies
-	tcp    func(*compile.Workload) *netrbac.RBAC
+	http   func(*compile.Workload) proto.Message // nil if it decides about no requests
+	kinds  []proto.Message                       // of which that may be
+	tcp    func(*compile.Workload) *netrbac.RBAC // nil if it decides about no connections
+	silent func(w *compile.Workload, mutual bool) bool
+	action authz.Action // of the policies that hold there, if it is a stage of policies
 }
 
 func (s stage) httpName() string { return "authorization/http/" + s.name }
 
 func (s stage) tcpName() string { return "authorization/tcp/" + s.name }
 
-// stages are in the order of the filters: what is audited is so whatever the verdict, and a denial outweighs what allows.
+// stages are in the order of the filters: tokens are verified before policies ask for them, what is audited is so whatever the verdict, and a denial outweighs what allows.
 var stages = []stage{
-	{"audit", authz.Audit, func(w *compile.Workload, policies []authz.Policy) *httprbac.RBAC {
-		return requests(w, policies, authz.Audit)
-	}, func(w *compile.Workload) *netrbac.RBAC {
+	unclaimed,
+	verified,
+	policyStage("audit", authz.Audit, nil, func(w *compile.Workload) *netrbac.RBAC {
 		filter := connections(w, authz.Audit)
 		filter.ShadowRules, filter.ShadowRulesStatPrefix = rbac.ServedBy(w), rbac.ServicePrefix
 		return filter
-	}},
-	{"deny", authz.Deny, func(w *compile.Workload, policies []authz.Policy) *httprbac.RBAC {
-		filter := requests(w, policies, authz.Deny)
+	}),
+	policyStage("deny", authz.Deny, func(w *compile.Workload, filter *httprbac.RBAC) {
 		filter.Rules = rbac.With(filter.GetRules(), rbac.PlaintextRule, rbac.StrictPorts(w))
-		return filter
-	}, func(w *compile.Workload) *netrbac.RBAC { return connections(w, authz.Deny) }},
-	{"allow", authz.Allow, func(w *compile.Workload, policies []authz.Policy) *httprbac.RBAC {
-		return requests(w, policies, authz.Allow)
-	}, func(w *compile.Workload) *netrbac.RBAC {
+	}, func(w *compile.Workload) *netrbac.RBAC { return connections(w, authz.Deny) }),
+	policyStage("allow", authz.Allow, nil, func(w *compile.Workload) *netrbac.RBAC {
 		filter := connections(w, authz.Allow)
 		if filter.ShadowRules == nil {
 			// Which rule let a connection in is told only of shadow rules, so the enforced ones are that, too.
 			filter.ShadowRules, filter.ShadowRulesStatPrefix = filter.Rules, rbac.Prefix(authz.Allow)
 		}
 		return filter
-	}},
+	}),
+}
+
+// policyStage is where the policies of an action hold. More is what else its filter for requests has.
+func policyStage(name string, action authz.Action, more func(*compile.Workload, *httprbac.RBAC), tcp func(*compile.Workload) *netrbac.RBAC) stage {
+	part := func(w *compile.Workload, policies []authz.Policy) *httprbac.RBAC {
+		filter := requests(w, policies, action)
+		if more != nil {
+			more(w, filter)
+		}
+		return filter
+	}
+	return stage{
+		name: name, action: action, tcp: tcp, kinds: []proto.Message{&httprbac.RBAC{}, &extension.ExtensionWithMatcher{}},
+		http: func(w *compile.Workload) proto.Message { return byPeer(w, action, part) },
+		silent: func(w *compile.Workload, mutual bool) bool {
+			return !rbac.Speaks(w.Policies, action) && !forbidsPlaintext(w, action, mutual)
+		},
+	}
 }
 
 // The prefixes tell the results of policies on trial apart, as tools of the Istio ecosystem know them.
@@ -85,7 +100,12 @@ func connections(w *compile.Workload, action authz.Action) *netrbac.RBAC {
 func AuthorizationNames() []string {
 	var out []string
 	for _, s := range stages {
-		out = append(out, s.httpName(), s.tcpName())
+		if s.http != nil {
+			out = append(out, s.httpName())
+		}
+		if s.tcp != nil {
+			out = append(out, s.tcpName())
+		}
 	}
 	return out
 }
@@ -93,10 +113,10 @@ func AuthorizationNames() []string {
 // Authorization is the configuration of one filter of a workload, nil if there is none of the name.
 func Authorization(w *compile.Workload, name string) *core.TypedExtensionConfig {
 	for _, s := range stages {
-		switch name {
-		case s.httpName():
-			return envoy.Extension(name, s.forRequests(w))
-		case s.tcpName():
+		switch {
+		case s.http != nil && name == s.httpName():
+			return envoy.Extension(name, s.http(w))
+		case s.tcp != nil && name == s.tcpName():
 			return envoy.Extension(name, s.tcp(w))
 		}
 	}
@@ -107,16 +127,17 @@ func Authorization(w *compile.Workload, name string) *core.TypedExtensionConfig 
 // told yet, and a filter that is to be found by it is then not asked: nothing would be denied.
 const peerKey = "bulwark.peer"
 
-// forRequests is the stage's filter for HTTP, or, where policies demand much of many peers, one for each of them, and the whole for whoever else there is.
-func (s stage) forRequests(w *compile.Workload) proto.Message {
-	all := s.http(w, w.Policies)
-	parts := authz.ByPeer(w.Policies, s.action)
+// byPeer is a stage's filter for HTTP, made by part of some of a workload's policies, or, where policies demand much of many peers, one for each of them, and the whole for
+// whoever else there is.
+func byPeer(w *compile.Workload, action authz.Action, part func(*compile.Workload, []authz.Policy) *httprbac.RBAC) proto.Message {
+	all := part(w, w.Policies)
+	parts := authz.ByPeer(w.Policies, action)
 	if parts == nil {
 		return all
 	}
 	peers := map[string]*xds.Matcher_OnMatch{}
 	for uri, policies := range parts {
-		peers[uri] = delegated(s.http(w, policies))
+		peers[uri] = delegated(part(w, policies))
 	}
 	return &extension.ExtensionWithMatcher{
 		XdsMatcher:      tree("peer", &network.FilterStateInput{Key: peerKey}, peers, delegated(all)),
@@ -133,7 +154,9 @@ func delegated(to *httprbac.RBAC) *xds.Matcher_OnMatch {
 func httpAuthorizationFilters() []*hcm.HttpFilter {
 	out := []*hcm.HttpFilter{{Name: httpRevocations, ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(&httprbac.RBAC{})}}}
 	for _, s := range stages {
-		out = append(out, &hcm.HttpFilter{Name: s.httpName(), ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(&httprbac.RBAC{}, &extension.ExtensionWithMatcher{})}})
+		if s.http != nil {
+			out = append(out, &hcm.HttpFilter{Name: s.httpName(), ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(s.kinds...)}})
+		}
 	}
 	return out
 }
@@ -145,7 +168,7 @@ func silentFilters(w *compile.Workload, revoked, mutual bool) (out []string) {
 		out = append(out, httpRevocations)
 	}
 	for _, s := range stages {
-		if !rbac.Speaks(w.Policies, s.action) && !s.forbidsPlaintext(w, mutual) {
+		if s.http != nil && s.silent(w, mutual) {
 			out = append(out, s.httpName())
 		}
 	}
@@ -155,8 +178,11 @@ func silentFilters(w *compile.Workload, revoked, mutual bool) (out []string) {
 // suspicious is what some filters look for that have nothing to say about requests without it: those filters are quiet. CONNECT has routes of its own, which ask all.
 func suspicious(w *compile.Workload, mutual bool) (suspicions []authz.Ambiguity, quiet []string) {
 	for _, s := range stages {
+		if s.action == "" {
+			continue
+		}
 		of, only := rbac.Suspicions(w.Policies, s.action)
-		if only && len(of) > 0 && !s.forbidsPlaintext(w, mutual) {
+		if only && len(of) > 0 && !forbidsPlaintext(w, s.action, mutual) {
 			of = slices.DeleteFunc(of, func(a authz.Ambiguity) bool { return a.Rule == authz.TunnelRule })
 			suspicions, quiet = append(suspicions, of...), append(quiet, s.httpName())
 		}
@@ -164,9 +190,9 @@ func suspicious(w *compile.Workload, mutual bool) (suspicions []authz.Ambiguity,
 	return suspicions, quiet
 }
 
-// forbidsPlaintext says whether the stage denies plaintext where it is looked for.
-func (s stage) forbidsPlaintext(w *compile.Workload, mutual bool) bool {
-	return !mutual && s.action == authz.Deny && rbac.StrictPorts(w) != nil
+// forbidsPlaintext says whether the policies of an action deny plaintext where it is looked for.
+func forbidsPlaintext(w *compile.Workload, action authz.Action, mutual bool) bool {
+	return !mutual && action == authz.Deny && rbac.StrictPorts(w) != nil
 }
 
 // off has filters not be made for a request.
@@ -196,6 +222,9 @@ func badAuthority(of *route.RouteMatch) *route.Route {
 func tcpAuthorizationFilters() []*listener.Filter {
 	out := []*listener.Filter{{Name: tcpRevocations, ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(&netrbac.RBAC{})}}}
 	for _, s := range stages {
+		if s.tcp == nil {
+			continue
+		}
 		out = append(out, &listener.Filter{Name: s.tcpName(), ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(&netrbac.RBAC{})}})
 	}
 	return out

@@ -40,11 +40,12 @@ var update = flag.Bool("update", false, "write what proxies push and log, which 
 type scene struct {
 	t         *testing.T
 	ca        *envoytest.CA
-	leaf      envoytest.Leaf // of both
-	loggers   string         // that are kept, of each listener
-	mode      authz.TLSMode  // of the next inbound ports
-	idle      time.Duration  // after which the workload wants what is silent to end
-	sticky    bool           // the next services are
+	leaf      envoytest.Leaf   // of both
+	loggers   string           // that are kept, of each listener
+	mode      authz.TLSMode    // of the next inbound ports
+	idle      time.Duration    // after which the workload wants what is silent to end
+	sticky    bool             // the next services are
+	issuers   []compile.Issuer // of the next inbound ports
 	listeners []*listener.Listener
 	clusters  []*cluster.Cluster
 }
@@ -56,7 +57,7 @@ const (
 
 // inbound puts a server's side of a port before an application.
 func (s *scene) inbound(port, app uint32, p protocol.Protocol, name string, policies ...authz.Policy) {
-	w := &compile.Workload{Class: compile.Class{Namespace: "shop", IdleTimeout: s.idle}, Identity: sceneClient, Policies: policies,
+	w := &compile.Workload{Class: compile.Class{Namespace: "shop", IdleTimeout: s.idle}, Identity: sceneClient, Policies: policies, Issuers: s.issuers,
 		Other: compile.InboundPort{Mode: authz.Strict, Protocol: p},
 		Ports: []compile.InboundPort{{Number: port, Protocol: p, Mode: s.mode, ServiceName: name}}}
 	as := translate.InboundListener(settings, w)
