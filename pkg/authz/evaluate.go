@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -39,9 +40,9 @@ type Decision struct {
 // may be used by several goroutines.
 type Program struct{ requests, connections *order }
 
-// order is how policies decide, in Envoy's order: audit, deny, allow.
+// order is how policies decide, in Envoy's order: audit, deny, allow, and of several rules that match the one whose name is first. What is ambiguous is a
+// rule among those that deny, or audit.
 type order struct {
-	audits, denies     []suspicion // of what no rule could know what it lets through
 	audit, deny, allow []step
 	restricted         bool // some policy is ALLOW, so that what none allows is denied
 }
@@ -50,11 +51,6 @@ type order struct {
 type step struct {
 	id, reason string
 	holds      predicate
-}
-
-type suspicion struct {
-	Ambiguity
-	of text
 }
 
 // Compile makes a program of the policies in scope of a workload.
@@ -89,13 +85,17 @@ func orderOf(scope []Policy) *order {
 		concerned := func(audit bool) bool {
 			return slices.ContainsFunc(scope, func(p Policy) bool { return (p.Action == Audit) == audit && a.Concerns(p) })
 		}
-		s := suspicion{a, attributes[a.Attribute].text}
+		of := attributes[a.Attribute].text
+		found := step{a.Rule, a.Reason, func(s *seen) bool { return a.Finds(of(s)) }}
 		if concerned(true) {
-			o.audits = append(o.audits, s)
+			o.audit = append(o.audit, found)
 		}
 		if concerned(false) {
-			o.denies = append(o.denies, s)
+			o.deny = append(o.deny, found)
 		}
+	}
+	for _, steps := range [][]step{o.audit, o.deny, o.allow} {
+		slices.SortStableFunc(steps, func(a, b step) int { return cmp.Compare(a.id, b.id) })
 	}
 	return o
 }
@@ -118,20 +118,9 @@ func (p *Program) Decide(req Request) Decision {
 }
 
 func (o *order) decide(s *seen) (d Decision) {
-	for _, a := range o.audits {
-		if a.Finds(a.of(s)) {
-			d.Audited = append(d.Audited, a.Rule)
-		}
-	}
 	for _, r := range o.audit {
 		if r.holds(s) {
 			d.Audited = append(d.Audited, r.id)
-		}
-	}
-	for _, a := range o.denies {
-		if a.Finds(a.of(s)) {
-			d.Policy, d.Reason = a.Rule, a.Reason
-			return d
 		}
 	}
 	for _, r := range o.deny {

@@ -86,17 +86,6 @@ func Unprotected(s Source) bool { return strings.HasPrefix(s.URI, "http://") }
 // MeshIssuer is the issuer of the mesh's own tokens, the JWT-SVIDs of a trust domain. The keys of them are the trust bundle's.
 func MeshIssuer(trustDomain string) string { return "spiffe://" + trustDomain }
 
-// Named are the headers that a rule's verification sets for the application.
-func (r Rule) Named() (out []string) {
-	if r.PayloadHeader != "" {
-		out = append(out, r.PayloadHeader)
-	}
-	for _, c := range r.Claims {
-		out = append(out, c.Header)
-	}
-	return out
-}
-
 // Places are where in a request the tokens of a rule are looked for, in an order without meaning.
 func (r Rule) Places() (out []string) {
 	for _, h := range r.Headers {

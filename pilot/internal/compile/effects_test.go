@@ -18,6 +18,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/jwt"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
 
@@ -71,7 +72,15 @@ func (d draw) event() registry.Event {
 		}
 		e = registry.Event{Kind: registry.Policies, ID: ns + "/" + name, Object: &registry.Policy{ID: ns + "/" + name, Namespace: ns, Policy: p}}
 		if d.IntN(3) == 0 {
-			e = registry.Event{Kind: registry.JWTRules, ID: ns + "/" + name, Object: &registry.JWTRule{ID: ns + "/" + name, Namespace: ns, Selector: d.app()}}
+			keys := d.one("https://a/keys", "https://b/keys")
+			e = registry.Event{Kind: registry.RequestAuths, ID: ns + "/" + name, Object: &registry.RequestAuth{ID: ns + "/" + name, Namespace: ns, Sources: []string{keys},
+				Policy: jwt.Policy{Meta: authz.Meta{Namespace: ns, Name: name}, Selector: d.app(), Rules: []jwt.Rule{{Issuer: name, Source: jwt.Source{URI: keys}}}}}}
+			switch d.IntN(4) {
+			case 0:
+				e.Object.(*registry.RequestAuth).Problems = []authz.Problem{{Field: "spec"}}
+			case 1:
+				e = registry.Event{Kind: registry.KeySets, ID: keys, Object: &registry.KeySet{ID: keys, Keys: d.one("1", "2")}}
+			}
 		}
 	case 5:
 		ns = d.one("a", "b", "root")

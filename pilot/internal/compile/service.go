@@ -23,6 +23,7 @@ type Settings struct {
 	TrustDomain        string
 	TrustDomainAliases []string // under which identities are the same, too
 	RootNamespace      string
+	TrustedProxies     int // before workloads; see authz.Options
 }
 
 // TrustDomains returns the mesh's trust domain and its aliases.

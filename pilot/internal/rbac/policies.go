@@ -276,6 +276,10 @@ func ambiguous(a authz.Ambiguity) *rbac.Policy {
 	if a.Clear != "" {
 		all = slices.Insert(all, 0, notPermission(ofRequest(of, whole(a.Clear))))
 	}
+	if a.Attribute == authz.Path { // CONNECT has none, and what is denied of it is denied for being that
+		all = slices.Insert(all, 0, &rbac.Permission{Rule: &rbac.Permission_Header{Header: &route.HeaderMatcher{
+			Name: ":path", HeaderMatchSpecifier: &route.HeaderMatcher_PresentMatch{PresentMatch: true}}}})
+	}
 	return &rbac.Policy{Principals: []*rbac.Principal{anyone()}, Permissions: []*rbac.Permission{andPermission(all)}}
 }
 

@@ -43,7 +43,6 @@ func (s stage) tcpName() string { return "authorization/tcp/" + s.name }
 
 // stages are in the order of the filters: tokens are verified before policies ask for them, what is audited is so whatever the verdict, and a denial outweighs what allows.
 var stages = []stage{
-	unclaimed,
 	verified,
 	policyStage("audit", authz.Audit, nil, func(w *compile.Workload) *netrbac.RBAC {
 		filter := connections(w, authz.Audit)

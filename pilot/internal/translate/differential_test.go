@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -17,11 +19,13 @@ import (
 	"testing"
 	"time"
 
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"github.com/go-jose/go-jose/v4"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -48,6 +52,8 @@ func TestEnvoyAndEvaluatorAgree(t *testing.T) {
 	b.DynamicResources, b.StatsSinks = nil, nil
 	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[sets]}
 	server := ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")
+	tokens := newIssuer(t, "https://issuer.example/a")
+	issuers := []compile.Issuer{{Rule: ruleOf(tokens, nil), KeySet: tokens.published(t)}}
 	policies, apart := make([][]authz.Policy, sets), 0
 	for i := range sets {
 		policies[i] = g.policies(ports[i])
@@ -56,7 +62,7 @@ func TestEnvoyAndEvaluatorAgree(t *testing.T) {
 				apart++
 			}
 		}
-		b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadListener(t, policies[i], i%2 == 0, ports[i], ca, server))
+		b.StaticResources.Listeners = append(b.StaticResources.Listeners, workloadVerifying(t, policies[i], issuers, i%2 == 0, ports[i], ca, server))
 	}
 	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
 	clients := map[spiffe.ID]envoytest.Leaf{}
@@ -70,11 +76,23 @@ func TestEnvoyAndEvaluatorAgree(t *testing.T) {
 			req.NormalizesPaths = i%2 == 0
 			http2 := g.IntN(2) == 0 && (!closesSlowly(req) || g.IntN(50) == 0)
 			want := authz.Evaluate(policies[i], req)
-			status := send(t, ports[i], req, clients, http2)
+			sent := req
+			if req.Claims != nil {
+				sent.Headers = maps.Clone(req.Headers)
+				written := maps.Clone(req.Claims)
+				if written["scope"] != nil {
+					written["scope"] = "reader writer"
+				}
+				sent.Headers["authorization"] = []string{"Bearer " + tokens.token(t, jose.ES256, written)}
+			}
+			status, rule := send(t, ports[i], sent, clients, http2)
 			switch {
 			case status == 200 && !want.Allowed, status == 403 && want.Allowed, status == 403 && malformed(req), status != 200 && status != 403 && !unread(req, http2):
 				t.Errorf("Envoy answers %d, the evaluator says allowed=%v by %q (%s)\nHTTP/2 %v, request %+v\npolicies %+v",
 					status, want.Allowed, want.Policy, want.Reason, http2, req, policies[i])
+				return
+			case (status == 200 || status == 403) && rule != want.Policy:
+				t.Errorf("Envoy answers %d by %q (%v), the evaluator by %q\nHTTP/2 %v, request %+v\npolicies %+v", status, rule, authz.ByPeer(policies[i], authz.Deny) != nil, want.Policy, http2, req, policies[i])
 				return
 			case status == 403:
 				denied, read = denied+1, read+1
@@ -119,8 +137,15 @@ func closesSlowly(req authz.Request) bool {
 // the application.
 func workloadListener(t *testing.T, policies []authz.Policy, normalizePaths bool, port uint32, ca *envoytest.CA, leaf envoytest.Leaf, revoked ...revocation.Revocation) *listener.Listener {
 	t.Helper()
+	return workloadVerifying(t, policies, nil, normalizePaths, port, ca, leaf, revoked...)
+}
+
+func workloadVerifying(t *testing.T, policies []authz.Policy, issuers []compile.Issuer, normalizePaths bool, port uint32, ca *envoytest.CA, leaf envoytest.Leaf,
+	revoked ...revocation.Revocation) *listener.Listener {
+	t.Helper()
 	w := &compile.Workload{
-		Class: compile.Class{Namespace: "finance", NormalizePaths: normalizePaths}, Policies: policies, Other: compile.InboundPort{Mode: authz.Strict, Protocol: protocol.TCP},
+		Issuers: issuers,
+		Class:   compile.Class{Namespace: "finance", NormalizePaths: normalizePaths}, Policies: policies, Other: compile.InboundPort{Mode: authz.Strict, Protocol: protocol.TCP},
 		Ports: []compile.InboundPort{{Number: port, Protocol: protocol.HTTP, Mode: authz.Permissive}},
 	}
 	l := inboundOn(t, w, port, revoked...)
@@ -173,8 +198,16 @@ func answer(t *testing.T, c *listener.FilterChain) {
 				r.Action = &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 200}}
 			}
 		}
-		vh.ResponseHeadersToAdd = []*core.HeaderValueOption{{Header: &core.HeaderValue{Key: "x-path", Value: "%REQ(:PATH)%"}}}
+		vh.ResponseHeadersToAdd = []*core.HeaderValueOption{{Header: &core.HeaderValue{Key: "x-path", Value: "%REQ(:PATH)%"}},
+			{Header: &core.HeaderValue{Key: "x-rule", Value: "%DYNAMIC_METADATA(envoy.filters.http.rbac:allow_enforced_effective_policy_id)%"}}}
+		manager.LocalReplyConfig = &hcm.LocalReplyConfig{Mappers: []*hcm.ResponseMapper{{Filter: statusIs(403), HeadersToAdd: []*core.HeaderValueOption{
+			{Header: &core.HeaderValue{Key: "x-rule", Value: "%RESPONSE_CODE_DETAILS%"}}}}}}
 	})
+}
+
+func statusIs(code uint32) *accesslog.AccessLogFilter {
+	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_StatusCodeFilter{StatusCodeFilter: &accesslog.StatusCodeFilter{
+		Comparison: &accesslog.ComparisonFilter{Op: accesslog.ComparisonFilter_EQ, Value: &core.RuntimeUInt32{DefaultValue: code, RuntimeKey: "unused"}}}}}
 }
 
 // connect opens a connection as a mesh client of an identity, or in plaintext without one.
@@ -196,14 +229,14 @@ func connect(t *testing.T, port uint32, req authz.Request, clients map[spiffe.ID
 		ServerName: req.SNI, MinVersion: tls.VersionTLS13})
 }
 
-// send returns the status of the answer, or 0 if there is none.
-func send(t *testing.T, port uint32, req authz.Request, clients map[spiffe.ID]envoytest.Leaf, http2 bool) int {
+// send returns the status of the answer, or 0 if there is none, and the rule that decided, if one did.
+func send(t *testing.T, port uint32, req authz.Request, clients map[spiffe.ID]envoytest.Leaf, http2 bool) (status int, rule string) {
 	t.Helper()
 	conn := connect(t, port, req, clients)
 	defer conn.Close()
 	if http2 {
-		status, _ := sendHTTP2(t, conn, req)
-		return status
+		status, header := sendHTTP2(t, conn, req)
+		return status, ruleIn(header)
 	}
 	var sb strings.Builder
 	target := req.Path
@@ -219,19 +252,27 @@ func send(t *testing.T, port uint32, req authz.Request, clients map[spiffe.ID]en
 	if _, err := io.WriteString(conn, sb.String()+"Connection: close\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	line, err := bufio.NewReader(conn).ReadString('\n')
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatalf("no answer to %+v: %v", req, err)
 	}
-	var status int
-	if _, err := fmt.Sscanf(line, "HTTP/1.1 %d", &status); err != nil {
-		t.Fatalf("answer %q: %v", line, err)
+	resp.Body.Close()
+	return resp.StatusCode, ruleIn(resp.Header)
+}
+
+// ruleIn is the rule that an answer says has decided.
+func ruleIn(h http.Header) string {
+	denied, ok := strings.CutPrefix(h.Get("x-rule"), "rbac_access_denied_matched_policy[")
+	if rule := strings.TrimSuffix(denied, "]"); ok && rule != "none" {
+		return rule
+	} else if ok {
+		return ""
 	}
-	return status
+	return strings.TrimPrefix(h.Get("x-rule"), "-")
 }
 
 // sendHTTP2 writes frames by hand: no client would send some of these.
-func sendHTTP2(t *testing.T, conn net.Conn, req authz.Request, more ...hpack.HeaderField) (status int, path string) {
+func sendHTTP2(t *testing.T, conn net.Conn, req authz.Request, more ...hpack.HeaderField) (status int, header http.Header) {
 	t.Helper()
 	var block bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
@@ -262,21 +303,20 @@ func sendHTTP2(t *testing.T, conn net.Conn, req authz.Request, more ...hpack.Hea
 	for {
 		frame, err := framer.ReadFrame()
 		if err != nil {
-			return 0, ""
+			return 0, nil
 		}
 		switch f := frame.(type) {
 		case *http2.MetaHeadersFrame:
 			if status, err = strconv.Atoi(f.PseudoValue("status")); err != nil {
 				t.Fatal(err)
 			}
+			header = http.Header{}
 			for _, field := range f.RegularFields() {
-				if field.Name == "x-path" {
-					path = field.Value
-				}
+				header.Add(field.Name, field.Value)
 			}
-			return status, path
+			return status, header
 		case *http2.RSTStreamFrame, *http2.GoAwayFrame:
-			return 0, ""
+			return 0, nil
 		}
 	}
 }
@@ -296,17 +336,19 @@ var identities = []spiffe.ID{
 var settings = compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
 
 // aliased is a mesh that had another trust domain once.
-var aliased = compile.Settings{TrustDomain: settings.TrustDomain, RootNamespace: settings.RootNamespace, TrustDomainAliases: []string{"old.local"}}
+var aliased = compile.Settings{TrustDomain: settings.TrustDomain, RootNamespace: settings.RootNamespace, TrustDomainAliases: []string{"old.local"}, TrustedProxies: 1}
 
-var aliasedOptions = authz.Options{TrustDomain: aliased.TrustDomain, TrustDomainAliases: aliased.TrustDomainAliases, RootNamespace: aliased.RootNamespace}
+var aliasedOptions = authz.Options{TrustDomain: aliased.TrustDomain, TrustDomainAliases: aliased.TrustDomainAliases, RootNamespace: aliased.RootNamespace, TrustedProxies: 1}
 
 var vocabulary = map[string][]string{
 	"principals": {"cluster.local/ns/finance/sa/a.b", "cluster.local/ns/finance*", "*/sa/auditor", "*", "*auditor", "other.domain/ns/shop/sa/auditor",
 		"old.local/ns/finance/sa/a.b", "old.local/*", "cluster.lo*", "*.local/ns/shop/sa/auditor", "cluster.local/ns/*/sa/auditor", "auditor"},
-	"namespaces":      {"finance", "fin*", "*-prod", "*", "shop", "*p", "fin*ce"},
-	"serviceAccounts": {"a.b", "auditor", "shop/auditor", "finance/axb", "shop/*"},
-	"trustDomains":    {"cluster.local", "cluster*", "*.local", "*", "other", "old*", "old.local"},
-	"ipBlocks":        {"127.0.0.0/8", "127.0.0.1", "10.0.0.0/8", "::/0", "0.0.0.0/0"},
+	"namespaces":        {"finance", "fin*", "*-prod", "*", "shop", "*p", "fin*ce"},
+	"serviceAccounts":   {"a.b", "auditor", "shop/auditor", "finance/axb", "shop/*"},
+	"trustDomains":      {"cluster.local", "cluster*", "*.local", "*", "other", "old*", "old.local"},
+	"requestPrincipals": {"*", "https://issuer.example/a/alice", "https://issuer.example/a/*", "*/alice", "*bob", "https://issuer.example/a/al*", "*a/alice", "https://issuer.example/b/alice", "no*"},
+	"claims":            {"reader", "*", "read*", "*er", "true", "false", "42", "4.2e1", "-7", "a b", "", "é"},
+	"ipBlocks":          {"127.0.0.0/8", "127.0.0.1", "10.0.0.0/8", "::/0", "0.0.0.0/0"},
 	"hosts": {"payroll", "PAYROLL.finance", "*.finance", "pay*", "*", "payroll:8080", "payroll.finance:*", "*:80", "[::1]", "[::1]:80", "payroll.",
 		"*.finance:80", "payroll.finance:8*", "[:*", "*]:80", "*1]", "http://payroll", "pay*ll"},
 	"methods": {"GET", "P*", "*T", "*", "DELETE", "PUT", "delete", "GET, POST"},
@@ -367,6 +409,12 @@ func (g *generator) rule(port uint32) *security.Rule {
 			s.IpBlocks = g.pick("ipBlocks")
 		}
 		if g.maybe() {
+			s.RequestPrincipals, s.NotRequestPrincipals = g.pick("requestPrincipals"), g.pick("requestPrincipals")
+		}
+		if g.IntN(5) == 0 {
+			s.RemoteIpBlocks, s.NotRemoteIpBlocks = g.pick("ipBlocks"), g.pick("ipBlocks")
+		}
+		if g.maybe() {
 			s.TrustDomains = g.pick("trustDomains")
 		}
 		if len(s.Principals)+len(s.NotPrincipals)+len(s.Namespaces)+len(s.NotNamespaces) == 0 && g.maybe() {
@@ -390,11 +438,16 @@ func (g *generator) rule(port uint32) *security.Rule {
 		}
 		r.To = append(r.To, &security.Rule_To{Operation: o})
 	}
-	for _, key := range []string{"request.headers[x-test]", "connection.sni", "source.namespace", "destination.port", "source.ip", "destination.ip"} {
+	for _, key := range []string{"request.headers[x-test]", "connection.sni", "source.namespace", "destination.port", "source.ip", "destination.ip", "remote.ip",
+		"request.auth.principal", "request.auth.audiences", "request.auth.presenter", "request.auth.claims[role]", "request.auth.claims[realm][roles]", "request.auth.claims[scope]"} {
 		if g.IntN(6) != 0 {
 			continue
 		}
-		list := map[string]string{"request.headers[x-test]": "headers", "connection.sni": "sni", "source.namespace": "namespaces", "source.ip": "ipBlocks", "destination.ip": "ipBlocks"}[key]
+		list := map[string]string{"request.headers[x-test]": "headers", "connection.sni": "sni", "source.namespace": "namespaces", "source.ip": "ipBlocks", "destination.ip": "ipBlocks", "remote.ip": "ipBlocks",
+			"request.auth.principal": "requestPrincipals"}[key]
+		if list == "" && strings.HasPrefix(key, "request.auth.") {
+			list = "claims"
+		}
 		c := &security.Condition{Key: key}
 		if list == "" {
 			c.Values = g.ports(port)
@@ -404,6 +457,47 @@ func (g *generator) rule(port uint32) *security.Rule {
 		r.When = append(r.When, c)
 	}
 	return r
+}
+
+// claims are those of a token, as rules see them.
+func (g *generator) claims() claimSet {
+	value := func() any {
+		switch g.IntN(9) {
+		case 0:
+			return g.maybe()
+		case 1:
+			return []float64{42, -7, 4.2, 0, 1e300}[g.IntN(5)]
+		case 2:
+			return []any{}
+		case 3:
+			return []any{"reader", true, 42.0, claimSet{"x": "reader"}}[g.IntN(2):]
+		case 4:
+			return map[string]any{"roles": "reader"}
+		case 5:
+			return nil
+		}
+		return g.one("reader", "writer", "a b", "", "true", "42", "é", "er")
+	}
+	out := claimSet{"iss": "https://issuer.example/a", "sub": g.one("alice", "bob", "alice/x", "al"), "role": value(), "aud": g.one("reader", "me"), "azp": value(), "realm": value()}
+	if g.maybe() {
+		out["realm"] = map[string]any{"roles": value()}
+	}
+	if g.maybe() {
+		out["scope"] = []any{"reader", "writer"}
+	}
+	return out
+}
+
+// forwarded writes, or does not, whom a request is forwarded for, of which the last is to be believed.
+func (g *generator) forwarded(req *authz.Request) {
+	switch g.IntN(4) {
+	case 0:
+		req.Headers["x-forwarded-for"], req.RemoteIP = []string{"10.1.2.3"}, netip.MustParseAddr("10.1.2.3")
+	case 1:
+		req.Headers["x-forwarded-for"], req.RemoteIP = []string{"10.1.2.3, 127.0.0.1", "192.0.2.1"}, netip.MustParseAddr("192.0.2.1")
+	case 2:
+		req.Headers["x-forwarded-for"], req.RemoteIP = []string{"192.0.2.1,2001:db8::1"}, netip.MustParseAddr("2001:db8::1")
+	}
 }
 
 // naming is a rule for a few peers that it names.
@@ -440,6 +534,10 @@ func (g *generator) request(port uint32) authz.Request {
 		req.Source = identities[g.IntN(len(identities))]
 		req.SNI = g.one("outbound_.80_._.payroll", "payroll", "Payroll", "other", "")
 	}
+	if g.IntN(3) != 0 {
+		req.Claims = g.claims()
+	}
+	g.forwarded(&req)
 	switch g.IntN(8) {
 	case 0:
 		req.Headers["x-test"] = []string{"ok", "bad"}

@@ -153,7 +153,7 @@ func TestAuthorityIsAHostAndMaybeAPort(t *testing.T) {
 		}{"only": {only, c.only}, "never": {never, c.never}, "none": {none, c.none}} {
 			for _, over2 := range []bool{false, true} {
 				req := authz.Request{Method: "GET", Path: "/", Host: c.host}
-				got := send(t, p.port, req, nil, over2)
+				got, _ := send(t, p.port, req, nil, over2)
 				if over2 && p.want == 400 && got == 0 { // the stream is reset
 					got = 400
 				}
@@ -209,13 +209,13 @@ func TestMethodInAnotherSpellingIsDenied(t *testing.T) {
 	} {
 		port := proxy(t, ca, p)
 		for method, want := range map[string]int{"DELETE": 403, "delete": 403, "Delete": 403, "GET": 200, "get": 403, "PROPFIND": 200} {
-			if got := send(t, port, authz.Request{Method: method, Path: "/", Host: "x"}, nil, true); got != want {
+			if got, _ := send(t, port, authz.Request{Method: method, Path: "/", Host: "x"}, nil, true); got != want {
 				t.Errorf("%s, %s: %d, want %d", name, method, got, want)
 			}
 		}
 	}
 	port := proxy(t, ca, policyOf(t, "p", `{"rules":[{"to":[{"operation":{"paths":["/*"]}}]}]}`))
-	if got := send(t, port, authz.Request{Method: "delete", Path: "/", Host: "x"}, nil, true); got != 200 {
+	if got, _ := send(t, port, authz.Request{Method: "delete", Path: "/", Host: "x"}, nil, true); got != 200 {
 		t.Errorf("no rule looks at methods: %d", got)
 	}
 }

@@ -153,6 +153,7 @@ func (c chains) secured(name string, peers []*matcher.StringMatcher, filters []*
 func (c chains) http(mutual bool) []*listener.Filter {
 	m := connectionManager("inbound", httpAuthorizationFilters(), telemetry.InboundRequests(mutual))
 	m.EarlyHeaderMutationExtensions = early(notedForm())
+	m.XffNumTrustedHops = uint32(max(c.set.TrustedProxies-1, 0)) // of those before the one that connects; policies ask for what it says if there is one
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{RouteConfigName: inboundTable(mutual), ConfigSource: overADS()}}
 	return []*listener.Filter{notedPort(), httpManager(toApplication(m, c.w.Class))}
 }

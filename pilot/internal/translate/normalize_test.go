@@ -40,7 +40,9 @@ func TestPathsAreSeenAsEnvoyDoes(t *testing.T) {
 		var status int
 		var got string
 		if over2 {
-			status, got = sendHTTP2(t, connect(t, port, authz.Request{}, nil), authz.Request{Method: "GET", Path: path, Host: "x"})
+			var header http.Header
+			status, header = sendHTTP2(t, connect(t, port, authz.Request{}, nil), authz.Request{Method: "GET", Path: path, Host: "x"})
+			got = header.Get("x-path")
 		} else {
 			status, got = pathOverHTTP1(t, connect(t, port, authz.Request{}, nil), path)
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/jwt"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
 
@@ -64,12 +65,18 @@ func TestOnlyFiltersWithNothingToSayAreLeftOut(t *testing.T) {
 		none := &compile.Workload{Other: compile.InboundPort{Mode: mode}}
 		check(none, nil)
 	}
+	verifying := &compile.Workload{Issuers: []compile.Issuer{{Rule: jwt.Rule{Issuer: "a"}, KeySet: jwt.NoKeys}}, Other: compile.InboundPort{Mode: authz.Strict}}
+	for _, table := range translate.InboundTables() {
+		if _, left := translate.InboundRoutes(verifying, false, table).GetVirtualHosts()[0].GetTypedPerFilterConfig()["authorization/http/jwt"]; left {
+			t.Errorf("%s leaves out the filter that verifies tokens", table)
+		}
+	}
 	if left < 500 || quiet < 50 {
 		t.Errorf("%d filters are left out in all, %d more of requests that are not suspicious: too few to be of use", left, quiet)
 	}
 	strict := translate.InboundRoutes(&compile.Workload{Other: compile.InboundPort{Mode: authz.Strict}}, false, "inbound-tls")
-	if n := len(strict.GetVirtualHosts()[0].GetTypedPerFilterConfig()); n != 4 {
-		t.Errorf("%d filters are left out of requests over mutual TLS where there are no policies, want all 4", n)
+	if n := len(strict.GetVirtualHosts()[0].GetTypedPerFilterConfig()); n != 5 {
+		t.Errorf("%d filters are left out of requests over mutual TLS where there are no policies, want all 5", n)
 	}
 }
 

@@ -5,10 +5,8 @@ import (
 	"slices"
 	"strings"
 
-	mutation "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	headermutation "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	jwtauthn "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -19,32 +17,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/jwt"
 )
 
-// unclaimed takes off requests the headers in which the application is told what a token says. The filter that sets them takes off those of tokens that it looks for, and it stops looking
-// when one token will do.
-var unclaimed = stage{
-	name: "unclaimed", kinds: []proto.Message{&headermutation.HeaderMutation{}},
-	http: func(w *compile.Workload) proto.Message {
-		out := &headermutation.HeaderMutation{Mutations: &headermutation.Mutations{}}
-		for _, name := range told(w) {
-			out.Mutations.RequestMutations = append(out.Mutations.RequestMutations, &mutation.HeaderMutation{Action: &mutation.HeaderMutation_Remove{Remove: name}})
-		}
-		return out
-	},
-	silent: func(w *compile.Workload, _ bool) bool { return len(told(w)) == 0 },
-}
-
-func told(w *compile.Workload) (out []string) {
-	for _, i := range w.Issuers {
-		for _, name := range i.Named() {
-			if name = strings.ToLower(name); !slices.Contains(out, name) {
-				out = append(out, name)
-			}
-		}
-	}
-	return out
-}
-
-// verified verifies tokens, and notes the claims for those that ask for them.
+// verified is the stage in which tokens are verified, and their claims noted for those that ask for them. The filter takes off the headers that it may set, whoever wrote them.
 var verified = stage{
 	name: "jwt", kinds: []proto.Message{&jwtauthn.JwtAuthentication{}},
 	http:   func(w *compile.Workload) proto.Message { return tokens(w) },
@@ -58,16 +31,37 @@ func tokens(w *compile.Workload) *jwtauthn.JwtAuthentication {
 		return out
 	}
 	out.Providers = map[string]*jwtauthn.JwtProvider{}
-	for i, issuer := range w.Issuers {
+	issuers := takenApart(w.Issuers)
+	for i, issuer := range issuers {
 		out.Providers[providerName(i)] = provider(issuer)
 	}
 	var each []*jwtauthn.JwtRequirement
-	for _, group := range sharing(w.Issuers) {
+	for _, group := range sharing(issuers) {
 		each = append(each, requirement(group))
 	}
 	all := allRequirements(each)
 	for _, match := range []*route.RouteMatch{{PathSpecifier: &route.RouteMatch_Prefix{Prefix: ""}}, {PathSpecifier: ofTunnels()}} {
 		out.Rules = append(out.Rules, &jwtauthn.RequirementRule{Match: match, RequirementType: &jwtauthn.RequirementRule_Requires{Requires: all}})
+	}
+	return out
+}
+
+// takenApart has tokens in the query looked for by a provider of their own, which leaves them there: Envoy takes one out by writing the query again with its escapes
+// decoded, so that b=%26c%3D1 would reach the application as two parameters.
+func takenApart(issuers []compile.Issuer) (out []compile.Issuer) {
+	for _, i := range issuers {
+		if i.Forward || len(i.Params) == 0 && len(i.Headers)+len(i.Cookies) > 0 {
+			out = append(out, i)
+			continue
+		}
+		rest, query := i, i
+		if len(i.Params) == 0 { // the usual places
+			rest.Headers, query.Params = []jwt.Header{{Name: "Authorization", Prefix: "Bearer "}}, []string{"access_token"}
+		}
+		rest.Params, query.Headers, query.Cookies, query.Forward = nil, nil, nil, true
+		if out = append(out, query); len(rest.Headers)+len(rest.Cookies) > 0 {
+			out = append(out, rest)
+		}
 	}
 	return out
 }

@@ -344,6 +344,7 @@ func TestTokensOfSeveralIssuers(t *testing.T) {
 	apart := v.workload([]compile.Issuer{issuerOf(a, in("token-a")), issuerOf(b, in("token-b"))})
 	twice := v.workload([]compile.Issuer{issuerOf(a, func(r *jwt.Rule) { r.Audiences = []string{"one"} }), issuerOf(a, func(r *jwt.Rule) { r.Audiences = []string{"two"} })})
 	v.start()
+	const preflight = "Access-Control-Request-Method: GET"
 	bad := a.token(t, jose.ES256, nil, "kid", "unknown")
 	for name, c := range map[string]struct {
 		port    uint32
@@ -354,6 +355,7 @@ func TestTokensOfSeveralIssuers(t *testing.T) {
 		"the second's":           {shared, []string{bearer(b.token(t, jose.RS256, nil))}, 200},
 		"the third's":            {shared, []string{bearer(c.token(t, jose.EdDSA, nil))}, 200},
 		"none":                   {shared, nil, 200},
+		"a preflight request's":  {shared, []string{"Origin: https://a.example", preflight}, 200},
 		"a stranger's":           {shared, []string{bearer(stranger.token(t, jose.ES256, nil))}, 401},
 		"a bad one":              {shared, []string{bearer(bad)}, 401},
 		"one's by another's key": {shared, []string{bearer(b.token(t, jose.ES256, claimSet{"iss": a.name}))}, 401},
@@ -370,7 +372,11 @@ func TestTokensOfSeveralIssuers(t *testing.T) {
 	} {
 		forged := map[uint32][]string{shared: {"x-a-sub: admin", "X-B-Sub: admin", "x-c-sub: admin", "x-b-payload: e30"}, apart: {"x-token-a-sub: admin", "x-token-b-sub: admin"}}
 		headers := append(forged[c.port], c.headers...)
-		resp, body, arrived := v.ask(c.port, "GET", "/", headers...)
+		method := "GET"
+		if slices.Contains(c.headers, preflight) {
+			method = "OPTIONS"
+		}
+		resp, body, arrived := v.ask(c.port, method, "/", headers...)
 		if resp.StatusCode != c.status || (arrived != nil) != (c.status == 200) {
 			t.Errorf("%s: %d %q, want %d", name, resp.StatusCode, body, c.status)
 		}
@@ -381,6 +387,79 @@ func TestTokensOfSeveralIssuers(t *testing.T) {
 			if strings.HasPrefix(header, "X-") && (slices.Contains(values, "admin") || slices.Contains(values, "e30")) {
 				t.Errorf("%s: the application gets %s: %q, which the client wrote", name, header, values)
 			}
+		}
+	}
+}
+
+// TestWhereTokensAreAndWhatApplicationsGet has each place of a token, and each way to hand on what it says.
+func TestWhereTokensAreAndWhatApplicationsGet(t *testing.T) {
+	a := newIssuer(t, "https://issuer.example/a")
+	v := newVerifying(t, 4)
+	with := func(change func(*jwt.Rule)) uint32 {
+		return v.workload([]compile.Issuer{{Rule: ruleOf(a, change), KeySet: a.published(t)}})
+	}
+	usual := with(nil)
+	forwarded := with(func(r *jwt.Rule) { r.Forward = true })
+	elsewhere := with(func(r *jwt.Rule) {
+		r.Headers, r.Params, r.Cookies = []jwt.Header{{Name: "X-Token", Prefix: "token "}, {Name: "x-plain"}}, []string{"t"}, []string{"session"}
+	})
+	telling := with(func(r *jwt.Rule) {
+		r.PayloadHeader = "X-Payload"
+		r.Claims = []jwt.ClaimHeader{{Header: "X-Sub", Claim: []string{"sub"}}, {Header: "X-City", Claim: []string{"address", "city"}}, {Header: "X-Age", Claim: []string{"age"}},
+			{Header: "X-Admin", Claim: []string{"admin"}}, {Header: "X-Groups", Claim: []string{"groups"}}, {Header: "X-None", Claim: []string{"none"}}}
+	})
+	v.start()
+	good := a.token(t, jose.ES256, nil)
+	for name, c := range map[string]struct {
+		port           uint32
+		target, header string
+		verified       bool   // the token is looked at: a bad one in its place is 401
+		left           string // of the token's place, at the application
+	}{
+		"two places":              {usual, "/x?access_token=TOKEN", bearer("TOKEN"), true, "TOKEN"},
+		"header":                  {usual, "/x", bearer("TOKEN"), true, ""},
+		"header, in lower case":   {usual, "/x", "authorization: Bearer TOKEN", true, ""},
+		"parameter":               {usual, "/x?access_token=TOKEN", "", true, "TOKEN"},
+		"header, forwarded":       {forwarded, "/x", bearer("TOKEN"), true, "TOKEN"},
+		"parameter, forwarded":    {forwarded, "/x?access_token=TOKEN", "", true, "TOKEN"},
+		"own header":              {elsewhere, "/x", "x-token: token TOKEN", true, ""},
+		"own header, no prefix":   {elsewhere, "/x", "x-plain: TOKEN", true, ""},
+		"own parameter":           {elsewhere, "/x?a=1&t=TOKEN&b=%2F%26c%3D1%25", "", true, "TOKEN"},
+		"cookie":                  {elsewhere, "/x", "Cookie: a=1; session=TOKEN; b=2", true, "TOKEN"},
+		"a header that is not it": {elsewhere, "/x", bearer("TOKEN"), false, "TOKEN"},
+		"another scheme":          {usual, "/x", "Authorization: Basic TOKEN", false, "TOKEN"},
+	} {
+		for token, status := range map[string]int{good: 200, "a.b.c": map[bool]int{true: 401, false: 200}[c.verified]} {
+			var headers []string
+			if c.header != "" {
+				headers = []string{strings.ReplaceAll(c.header, "TOKEN", token)}
+			}
+			resp, body, arrived := v.ask(c.port, "GET", strings.ReplaceAll(c.target, "TOKEN", token), headers...)
+			if resp.StatusCode != status {
+				t.Errorf("%s: a token %.10s…: %d %q, want %d", name, token, resp.StatusCode, body, status)
+				continue
+			}
+			if arrived == nil || token != good {
+				continue
+			}
+			all := fmt.Sprint(arrived.Header, arrived.RequestURI)
+			if strings.Contains(all, token) != (c.left != "") {
+				t.Errorf("%s: the application gets %s %v", name, arrived.RequestURI, arrived.Header)
+			}
+			if sent := strings.ReplaceAll(c.target, "TOKEN", token); arrived.RequestURI != sent {
+				t.Errorf("%s: the application gets %s, of %s", name, arrived.RequestURI, sent)
+			}
+		}
+	}
+	token := a.token(t, jose.ES256, claimSet{"address": claimSet{"city": "Bern"}, "age": 42, "admin": true, "groups": []string{"x", "y"}})
+	_, _, arrived := v.ask(telling, "GET", "/", bearer(token))
+	if arrived == nil {
+		t.Fatal("a good token is refused")
+	}
+	for header, want := range map[string]string{"X-Sub": "alice", "X-City": "Bern", "X-Age": "42", "X-Admin": "true", "X-Groups": base64.StdEncoding.EncodeToString([]byte(`["x","y"]`)),
+		"X-None": "", "X-Payload": strings.Split(token, ".")[1]} {
+		if got := arrived.Header.Get(header); got != want && strings.TrimRight(got, "=") != strings.TrimRight(want, "=") {
+			t.Errorf("%s: the application gets %q, want %q", header, got, want)
 		}
 	}
 }
