@@ -70,6 +70,9 @@ func (r record) event() *telemetryv1.Event {
 		e.Protocol, e.Method, e.Path, e.Authority = r.get("protocol"), r.get("method"), r.get("path"), r.get("authority")
 		e.RequestId, e.ResponseCode = r.get("request_id"), uint32(number(r.get("response_code")))
 		details = r.get("response_code_details")
+		if principal := r.tag("request_principal"); !strings.HasPrefix(principal, "-/") {
+			e.RequestPrincipal = clip(principal, maxName)
+		}
 	}
 	decide(e, r, details)
 	return e
@@ -135,6 +138,10 @@ func decide(e *telemetryv1.Event, r record, details string) {
 		}
 		e.Policy = Policy(firstOf(r.tag("deny_policy"), m[1]))
 		e.Reason = "a DENY policy matched"
+		return
+	}
+	if why, ok := strings.CutPrefix(details, "jwt_authn_access_denied{"); ok {
+		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_DENIED, "the request's token is refused: "+clip(strings.ReplaceAll(strings.TrimSuffix(why, "}"), "_", " "), maxName)
 		return
 	}
 	upstream, downstream := r.get("upstream_failure"), r.get("downstream_failure")

@@ -28,6 +28,7 @@ func inboundEntry(kind string, more ...attribute) []attribute {
 func inboundRequest() []attribute {
 	const enforced = "%%DYNAMIC_METADATA(envoy.filters.http.rbac:%senforced_effective_policy_id)%%"
 	return inboundEntry("http", append(request(), attribute{"protocol", "%PROTOCOL%"}, attribute{"response_code_details", "%RESPONSE_CODE_DETAILS%"},
+		attribute{"bulwark.request_principal", fmt.Sprintf("%[1]s:iss)%%/%[1]s:sub)%%", "%DYNAMIC_METADATA("+rbac.JWTFilter+":"+rbac.Payload)},
 		attribute{"bulwark.deny_policy", fmt.Sprintf(enforced, rbac.Prefix(authz.Deny))}, attribute{"bulwark.allow_policy", fmt.Sprintf(enforced, rbac.Prefix(authz.Allow))})...)
 }
 

@@ -12,7 +12,7 @@ import (
 
 // Expressions are dear, so that what is cheap to ask comes before those that are asked of each request.
 const (
-	deniedRequest    = `response.code_details.startsWith('rbac_access_denied')`
+	deniedRequest    = `response.code_details.startsWith('rbac_access_denied') || response.code_details.startsWith('jwt_authn_access_denied')`
 	deniedConnection = `connection.termination_details.startsWith('rbac_access_denied')`
 	// What tls_inspector says of a client that speaks plaintext is no failure, where a chain takes it.
 	refusedInbound = `response.code_details == 'filter_chain_not_found' || connection.transport_failure_reason != '' && xds.filter_chain_name.startsWith('tls-')`
@@ -37,11 +37,11 @@ func when(expression string) *accesslog.AccessLogFilter {
 		ConfigType: &accesslog.ExtensionFilter_TypedConfig{TypedConfig: envoy.Typed(&cel.ExpressionFilter{Expression: expression})}}}}
 }
 
-// deniedByPolicy passes requests that a policy denied. What an application answers seldom is a denial of its own, as a status of HTTP or of gRPC, in
+// deniedByPolicy passes requests that a policy denied, or whose token is refused. What an application answers seldom is a denial of its own, as a status of HTTP or of gRPC, in
 // which a denied call of gRPC has it.
 func deniedByPolicy() *accesslog.AccessLogFilter {
 	return both(&accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_GrpcStatusFilter{GrpcStatusFilter: &accesslog.GrpcStatusFilter{
-		Statuses: []accesslog.GrpcStatusFilter_Status{accesslog.GrpcStatusFilter_PERMISSION_DENIED}}}}, when(deniedRequest))
+		Statuses: []accesslog.GrpcStatusFilter_Status{accesslog.GrpcStatusFilter_PERMISSION_DENIED, accesslog.GrpcStatusFilter_UNAUTHENTICATED}}}}, when(deniedRequest))
 }
 
 // UnreadAnswer passes requests whose answer was no HTTP that the proxy reads, or had too long a head.

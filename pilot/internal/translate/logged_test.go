@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
 	logs "go.opentelemetry.io/proto/otlp/logs/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -109,7 +110,10 @@ func TestWhatProxiesLogIsWhatTheAgentIsTestedWith(t *testing.T) {
 		policyOf(t, "friends", `{"rules": [{"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/friend"]}}]}]}`),
 	}
 	serverHTTP, serverTCP, closedTCP, openTCP, openHTTP, strict := ports[0], ports[1], ports[2], ports[8], ports[9], ports[10]
+	tokens := newIssuer(t, "https://issuer.example")
+	s.issuers = []compile.Issuer{{Rule: ruleOf(tokens, nil), KeySet: tokens.published(t)}}
 	s.inbound(serverHTTP, web, protocol.HTTP, "checkout", policies...)
+	s.issuers = nil
 	s.inbound(serverTCP, echo.port, protocol.TCP, "store", policyOf(t, "watched", `{"action": "AUDIT", "rules": [{}]}`), policies[2])
 	s.inbound(closedTCP, echo.port, protocol.TCP, "closed", policyOf(t, "friends", `{"rules": [{"from": [{"source": {"namespaces": ["nowhere"]}}]}]}`))
 	s.inbound(openTCP, echo.port, protocol.TCP, "open", policyOf(t, "watched", `{"action": "AUDIT", "rules": [{}]}`))
@@ -142,6 +146,9 @@ func TestWhatProxiesLogIsWhatTheAgentIsTestedWith(t *testing.T) {
 		}
 	}
 	get(friend, "https", serverHTTP, "/watched", nil, 200)
+	get(friend, "https", serverHTTP, "/watched", http.Header{"Authorization": {"Bearer " + tokens.token(t, jose.ES256, nil)}}, 200)
+	get(friend, "https", serverHTTP, "/200", http.Header{"Authorization": {"Bearer " + tokens.token(t, jose.ES256, claimSet{"exp": 1})}}, 401)
+	get(friend, "https", serverHTTP, "/401", nil, 401) // the application's own
 	get(friend, "https", serverHTTP, "/403", nil, 403) // the application's own
 	get(friend, "https", serverHTTP, "/500", nil, 500)
 	get(friend, "https", serverHTTP, "/secret", nil, 403)

@@ -396,6 +396,7 @@ type Event struct {
 	// What the certificate of a peer said who has not proven it: any text, chosen by a stranger.
 	ClaimedSource      string `protobuf:"bytes,25,opt,name=claimed_source,json=claimedSource,proto3" json:"claimed_source,omitempty"`
 	ClaimedDestination string `protobuf:"bytes,26,opt,name=claimed_destination,json=claimedDestination,proto3" json:"claimed_destination,omitempty"`
+	RequestPrincipal   string `protobuf:"bytes,27,opt,name=request_principal,json=requestPrincipal,proto3" json:"request_principal,omitempty"` // of the token that was verified: <issuer>/<subject>; empty without one
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -608,6 +609,13 @@ func (x *Event) GetClaimedSource() string {
 func (x *Event) GetClaimedDestination() string {
 	if x != nil {
 		return x.ClaimedDestination
+	}
+	return ""
+}
+
+func (x *Event) GetRequestPrincipal() string {
+	if x != nil {
+		return x.RequestPrincipal
 	}
 	return ""
 }
@@ -923,7 +931,7 @@ const file_api_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\x03pod\x18\x03 \x01(\tR\x03pod\x12\x17\n" +
 	"\apod_uid\x18\x04 \x01(\tR\x06podUid\x12'\n" +
 	"\x0fservice_account\x18\x05 \x01(\tR\x0eserviceAccount\x12\x1a\n" +
-	"\bidentity\x18\x06 \x01(\tR\bidentity\"\x90\b\n" +
+	"\bidentity\x18\x06 \x01(\tR\bidentity\"\xbd\b\n" +
 	"\x05Event\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12:\n" +
@@ -953,7 +961,8 @@ const file_api_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\x12certificate_serial\x18\x17 \x01(\tR\x11certificateSerial\x128\n" +
 	"\asubject\x18\x18 \x01(\v2\x1e.bulwark.telemetry.v1.WorkloadR\asubject\x12%\n" +
 	"\x0eclaimed_source\x18\x19 \x01(\tR\rclaimedSource\x12/\n" +
-	"\x13claimed_destination\x18\x1a \x01(\tR\x12claimedDestination\"\x7f\n" +
+	"\x13claimed_destination\x18\x1a \x01(\tR\x12claimedDestination\x12+\n" +
+	"\x11request_principal\x18\x1b \x01(\tR\x10requestPrincipal\"\x7f\n" +
 	"\x06Record\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x14\n" +
 	"\x05spool\x18\x02 \x01(\tR\x05spool\x121\n" +
