@@ -13,6 +13,7 @@ import (
 	security "istio.io/api/security/v1beta1"
 
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 // Limits on what one policy may hold, so that nobody's policy is a burden to others.
@@ -83,9 +84,6 @@ func (s Source) String() string {
 // Unprotected reports whether keys come over a connection that anybody on the way could answer.
 func Unprotected(s Source) bool { return strings.HasPrefix(s.URI, "http://") }
 
-// MeshIssuer is the issuer of the mesh's own tokens, the JWT-SVIDs of a trust domain. The keys of them are the trust bundle's.
-func MeshIssuer(trustDomain string) string { return "spiffe://" + trustDomain }
-
 // Places are where in a request the tokens of a rule are looked for, in an order without meaning.
 func (r Rule) Places() (out []string) {
 	for _, h := range r.Headers {
@@ -102,6 +100,9 @@ func (r Rule) Places() (out []string) {
 	}
 	return out
 }
+
+// OfMesh reports whether the keys are those of a mesh's own tokens, its JWT-SVIDs, which are the trust bundle's.
+func OfMesh(s Source) bool { return strings.HasPrefix(s.URI, "spiffe://") }
 
 // FromRequestAuthentication makes the intermediate form. What cannot be enforced is reported as problems; the policy is then not to be relied on: who
 // enforces it denies all that it selects.
@@ -190,7 +191,7 @@ func (r *reader) keys(field string, rule *security.JWTRule, out *Rule) {
 		if err := CheckURI(rule.GetJwksUri()); err != nil {
 			r.problem(field+".jwksUri", err.Error())
 		}
-	case slices.ContainsFunc(r.trustDomains, func(td string) bool { return rule.GetIssuer() == MeshIssuer(td) }):
+	case slices.ContainsFunc(r.trustDomains, func(td string) bool { return rule.GetIssuer() == spiffe.TokenIssuer(td) }):
 		out.Source = Source{URI: rule.GetIssuer()}
 	default:
 		out.Source = Source{URI: rule.GetIssuer(), Discovery: true}

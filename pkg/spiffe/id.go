@@ -87,3 +87,6 @@ func FromCertificate(cert *x509.Certificate) (ID, error) {
 	}
 	return Parse(cert.URIs[0].String())
 }
+
+// TokenIssuer is what a JWT-SVID of a trust domain has as its issuer, which SPIFFE leaves open (JWT-SVID, section 3): the ID of the trust domain.
+func TokenIssuer(trustDomain string) string { return "spiffe://" + trustDomain }

@@ -67,7 +67,7 @@ func (r record) event() *telemetryv1.Event {
 	}
 	details := r.get("termination_details")
 	if r.tag("kind") == "http" {
-		e.Protocol, e.Method, e.Path, e.Authority = r.get("protocol"), r.get("method"), r.get("path"), r.get("authority")
+		e.Protocol, e.Method, e.Path, e.Authority = r.get("protocol"), r.get("method"), withoutTokens(r.get("path")), r.get("authority")
 		e.RequestId, e.ResponseCode = r.get("request_id"), uint32(number(r.get("response_code")))
 		details = r.get("response_code_details")
 		if principal := r.tag("request_principal"); !strings.HasPrefix(principal, "-/") {
@@ -77,6 +77,12 @@ func (r record) event() *telemetryv1.Event {
 	decide(e, r, details)
 	return e
 }
+
+// token is a JSON Web Token, whose header begins with {" in base64url (RFC 7515, section 3.1).
+var token = regexp.MustCompile(`eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*`)
+
+// withoutTokens leaves out of a path, which has its query, what whoever reads the trail could show as a bearer.
+func withoutTokens(path string) string { return token.ReplaceAllString(path, "<token>") }
 
 // peer returns what the certificate of the other side says: as proven, or as claimed. Envoy knows the name as soon as it has
 // seen the certificate, which anybody may make or copy. It is proven when the handshake has come to its end, by which the

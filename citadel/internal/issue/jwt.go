@@ -32,7 +32,7 @@ func mint(key ca.TokenKey, id spiffe.ID, audience []string, ttl time.Duration, n
 	issued = now.Truncate(time.Second).UTC()
 	expires = issued.Add(ttl)
 	token, err = jwt.Signed(signer).Claims(jwt.Claims{
-		Subject: id.String(), Audience: audience, IssuedAt: jwt.NewNumericDate(issued), Expiry: jwt.NewNumericDate(expires), ID: rand.Text(),
+		Issuer: spiffe.TokenIssuer(id.TrustDomain), Subject: id.String(), Audience: audience, IssuedAt: jwt.NewNumericDate(issued), Expiry: jwt.NewNumericDate(expires), ID: rand.Text(),
 	}).Serialize()
 	if err != nil {
 		return "", time.Time{}, time.Time{}, fmt.Errorf("signing a token for %s: %w", id, err)

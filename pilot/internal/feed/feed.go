@@ -144,6 +144,9 @@ func (f *Feed) handler(kind registry.Kind) cache.ResourceEventHandler {
 	}
 }
 
+// Fetched takes an event of what comes from elsewhere than the API server.
+func (f *Feed) Fetched(e registry.Event) { f.put(e) }
+
 func (f *Feed) put(e registry.Event) {
 	if e.ID == "" {
 		return

@@ -28,6 +28,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/admission"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/feed"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/keyserver"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/push"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/status"
@@ -52,6 +53,7 @@ type Pilot struct {
 	feed     *feed.Feed
 	store    *push.Store
 	status   *status.Writer
+	keys     *keyserver.Servers
 	identity *svid.Source
 	health   *health.Server
 }
@@ -112,19 +114,21 @@ func newPilot(s Settings, config *rest.Config, log *slog.Logger) (*Pilot, error)
 	if err != nil {
 		return nil, err
 	}
-	return &Pilot{
+	p := &Pilot{
 		settings: s, log: log, kube: kube, registry: reg, feed: objects, identity: identity, health: health.New(metrics),
 		store:  push.NewStore(s.compile(), reg.Snapshot(), push.NewMetrics(metrics), log),
 		status: status.NewWriter(dyn, reg.Snapshot, objects.Stored, metrics, log),
-	}, nil
+	}
+	p.keys = p.keyServers(keyserver.Options{Metrics: metrics, Log: log})
+	return p, nil
 }
 
 func (s Settings) authz() authz.Options {
-	return authz.Options{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace}
+	return authz.Options{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace, TrustedProxies: s.TrustedProxies}
 }
 
 func (s Settings) compile() compile.Settings {
-	return compile.Settings{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace}
+	return compile.Settings{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace, TrustedProxies: s.TrustedProxies}
 }
 
 // run owns every goroutine of Pilot: one ends, all end.
@@ -144,9 +148,12 @@ func (p *Pilot) run(ctx context.Context) error {
 		return p.feed.Run(ctx, func(snap *registry.Snapshot, changes []registry.Change) {
 			p.store.Apply(snap, changes)
 			p.status.Apply(snap, changes)
+			p.keys.Apply(snap, changes)
 		})
 	})
 	g.Go(func() error { return p.status.Run(ctx) })
+	g.Go(func() error { return p.keys.Run(ctx) })
+	g.Go(func() error { return p.followMeshKeys(ctx) })
 	g.Go(func() error { return p.identity.Run(ctx) })
 	g.Go(func() error {
 		if err := p.identity.WaitReady(ctx); err != nil {
@@ -173,11 +180,17 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
+// keysPatience is how long proxies wait for a Pilot that has just started and cannot reach a key server.
+const keysPatience = 10 * time.Second
+
 // serveXDS starts when the registry holds the cluster: a proxy must never be told that what is merely not known yet is not there.
 func (p *Pilot) serveXDS(ctx context.Context) error {
 	if err := p.waitSynced(ctx); err != nil {
 		return ended(ctx, err)
 	}
+	within, cancel := context.WithTimeout(ctx, keysPatience)
+	p.keys.WaitTried(within)
+	cancel()
 	l, err := mtls.Listen(ctx, p.settings.Listen.XDS)
 	if err != nil {
 		return fmt.Errorf("xDS: %w", err)

@@ -4,6 +4,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"net/url"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -16,6 +17,8 @@ import (
 type Settings struct {
 	TrustDomain        string   `mapstructure:"trustDomain" usage:"SPIFFE trust domain of the mesh"`
 	TrustDomainAliases []string `mapstructure:"trust-domain-aliases" usage:"other trust domains whose identities are the mesh's own, as while it changes its name"`
+	TrustedProxies     int      `mapstructure:"trusted-proxies" usage:"proxies before workloads whose word in X-Forwarded-For counts for remote addresses; with none, the address of the TCP peer does"`
+	KeyServerHosts     []string `mapstructure:"key-server-hosts" usage:"hosts of key servers that may have private addresses, as within the cluster; see RequestAuthentication"`
 	RootNamespace      string   `mapstructure:"rootNamespace" usage:"namespace whose policies hold mesh-wide"`
 	ClusterName        string   `mapstructure:"clusterName" usage:"name of the cluster in metrics"`
 	Kubeconfig         string   `mapstructure:"kubeconfig" usage:"kubeconfig file; empty inside a cluster"`
@@ -63,6 +66,9 @@ func Defaults() Settings {
 	}
 }
 
+// maxTrustedProxies is more than anybody has one behind the other.
+const maxTrustedProxies = 16
+
 func port(n int) string { return fmt.Sprintf(":%d", n) }
 
 // Validate implements config.Validator.
@@ -74,6 +80,14 @@ func (s Settings) Validate() error {
 	for _, td := range s.TrustDomainAliases {
 		if _, err := spiffe.New(td, "n", "s"); err != nil {
 			errs = append(errs, fmt.Errorf("trust-domain-aliases: %w", err))
+		}
+	}
+	if s.TrustedProxies < 0 || s.TrustedProxies > maxTrustedProxies {
+		errs = append(errs, fmt.Errorf("trusted-proxies %d is outside 0 to %d", s.TrustedProxies, maxTrustedProxies))
+	}
+	for _, host := range s.KeyServerHosts {
+		if u, err := url.Parse("https://" + host); err != nil || u.Host != host || u.Port() != "" || host == "" {
+			errs = append(errs, fmt.Errorf("key-server-hosts: %q is not the name or the address of a host", host))
 		}
 	}
 	if s.RootNamespace == "" {
