@@ -5,6 +5,7 @@ go 1.26.0
 require (
 	github.com/bulwark-mesh/bulwark/manifests v0.0.0-00010101000000-000000000000
 	github.com/bulwark-mesh/bulwark/pkg v0.0.0-00010101000000-000000000000
+	github.com/go-jose/go-jose/v4 v4.1.5
 	github.com/go-logr/logr v1.4.4
 	github.com/google/go-containerregistry v0.20.7
 	github.com/gopacket/gopacket v1.7.7
@@ -33,7 +34,6 @@ require (
 	github.com/envoyproxy/go-control-plane/envoy v1.40.0 // indirect
 	github.com/envoyproxy/protoc-gen-validate v1.3.3 // indirect
 	github.com/fxamacker/cbor/v2 v2.9.0 // indirect
-	github.com/go-jose/go-jose/v4 v4.1.5 // indirect
 	github.com/go-openapi/jsonpointer v0.21.0 // indirect
 	github.com/go-openapi/jsonreference v0.20.2 // indirect
 	github.com/go-openapi/swag v0.23.0 // indirect

@@ -37,6 +37,7 @@ var All = []Claim{
 	{6, "certificates rotate under traffic", "requests without pause until client and server have new serial numbers", CertificatesRotate},
 	{7, "a changed policy is enforced", "a policy applied and deleted while its subject goes on asking", AChangedPolicyIsEnforced},
 	{8, "the audit trail has every decision", "each kind of decision looked up; Mixer away for 20 s under traffic", TheAuditTrailIsComplete},
+	{9, "a token is demanded and verified", "tokens of an issuer: good, none, changed, expired, for others, without the role", ATokenIsDemanded},
 }
 
 // Scene is the sample, deployed: namespaces in which a claim is tried.
@@ -64,7 +65,7 @@ func Deploy(ctx context.Context, l *lab.Lab, namespace string, labels ...string)
 	manifest = strings.Replace(manifest, own, strings.Join(append([]string{own}, labels...), ", "), 1)
 	// What claims add for a while, a run that was killed has left. Nothing else of the namespaces is touched: they may be a
 	// user's.
-	for _, added := range []string{impostor, fmt.Sprintf(rogueSlice, "192.0.2.1"), webMayRead} {
+	for _, added := range []string{impostor, fmt.Sprintf(rogueSlice, "192.0.2.1"), webMayRead, tokenPolicies, issuerWorkload} {
 		if err := l.Delete(ctx, s.Local(added)); err != nil {
 			return nil, fmt.Errorf("removing what an earlier run has left: %w", err)
 		}

@@ -94,7 +94,8 @@ func (d *dialogue) news() *nodev1.Report {
 // progress is what has changed about proxies, or nil. What is applied is looked at before them, so what is said of them holds for that.
 func (d *dialogue) progress() *nodev1.Report {
 	d.node.mu.Lock()
-	out := &nodev1.Report{Received: d.node.applied, AsOf: d.node.applied}
+	out := &nodev1.Report{Received: d.node.applied, AsOf: d.node.applied, UnknownKeys: slices.Sorted(maps.Keys(d.node.unknownKeys))}
+	clear(d.node.unknownKeys)
 	now := map[string]told{}
 	for uid, pod := range d.node.pods {
 		switch n := len(pod.proxies); {
@@ -119,7 +120,7 @@ func (d *dialogue) progress() *nodev1.Report {
 			d.proxies[uid] = is
 		}
 	}
-	if len(out.GetProxies()) == 0 && d.asOf == out.GetAsOf() {
+	if len(out.GetProxies())+len(out.GetUnknownKeys()) == 0 && d.asOf == out.GetAsOf() {
 		return nil
 	}
 	d.received, d.asOf = out.GetReceived(), out.GetAsOf()

@@ -28,6 +28,8 @@ type Node struct {
 
 	urgent chan struct{} // capacity one: pods have come or gone, or an update has been applied
 	moved  chan struct{} // capacity one: a proxy has come to something
+
+	unknownKeys map[string]bool // UIDs of pods; see UnknownKey
 }
 
 // pod is one that has a socket.
@@ -48,7 +50,7 @@ type lost struct {
 
 // New returns a node without pods.
 func New(cl clock.Clock) *Node {
-	return &Node{clock: cl, cache: newCache(), pods: map[string]*pod{}, alone: true, urgent: make(chan struct{}, 1), moved: make(chan struct{}, 1)}
+	return &Node{clock: cl, cache: newCache(), pods: map[string]*pod{}, unknownKeys: map[string]bool{}, alone: true, urgent: make(chan struct{}, 1), moved: make(chan struct{}, 1)}
 }
 
 // Add adds a pod (name: namespace/name) of a service account, which has a socket from now on.
@@ -232,4 +234,18 @@ func (n *Node) change(alter func() map[string]deltaxds.News) {
 		}
 		return out
 	})
+}
+
+// UnknownKey notes that a pod's proxy has refused a token whose key it does not have: Pilot may find it out by asking for the keys again. It may be called as often as
+// requests come.
+func (n *Node) UnknownKey(uid string) {
+	n.mu.Lock()
+	here := n.pods[uid] != nil
+	if here {
+		n.unknownKeys[uid] = true
+	}
+	n.mu.Unlock()
+	if here {
+		signal(n.moved)
+	}
 }

@@ -147,7 +147,7 @@ func decide(e *telemetryv1.Event, r record, details string) {
 		return
 	}
 	if why, ok := strings.CutPrefix(details, "jwt_authn_access_denied{"); ok {
-		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_DENIED, "the request's token is refused: "+clip(strings.ReplaceAll(strings.TrimSuffix(why, "}"), "_", " "), maxName)
+		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_DENIED, tokenRefused+clip(strings.ReplaceAll(strings.TrimSuffix(why, "}"), "_", " "), maxName)
 		return
 	}
 	upstream, downstream := r.get("upstream_failure"), r.get("downstream_failure")
@@ -168,6 +168,14 @@ func decide(e *telemetryv1.Event, r record, details string) {
 			e.Reason = "no enforced ALLOW policy selects the workload" // of a connection, Envoy does not always say
 		}
 	}
+}
+
+const tokenRefused = "the request's token is refused: "
+
+// ofUnknownKey reports whether a token was refused that may be good by a newer set of keys: no key has its ID, or, if it names none, none verifies it. The texts are Envoy's.
+func ofUnknownKey(e *telemetryv1.Event) bool {
+	why, ok := strings.CutPrefix(e.GetReason(), tokenRefused)
+	return ok && (strings.HasPrefix(why, "Jwks doesn't have key to match") || strings.HasPrefix(why, "Jwt verification fails"))
 }
 
 // rule is how Pilot names a rule of a policy in Envoy's configuration. Envoy writes odd characters as underscores.

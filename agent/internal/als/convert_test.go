@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	collector "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	otlp "go.opentelemetry.io/proto/otlp/common/v1"
 	logspb "go.opentelemetry.io/proto/otlp/logs/v1"
@@ -118,6 +119,7 @@ func TestVerdicts(t *testing.T) {
 		"allow beats audit":         {"http", map[string]string{"bulwark.audit_policy": "ns[a]-policy[log]-rule[0]", "bulwark.allow_policy": "ns[a]-policy[ok]-rule[1]"}, allowed, "a/ok rule 1", ""},
 		"plaintext under STRICT":    {"refused", nil, refused, "", "no mutual TLS"},
 		"handshake failed":          {"refused", map[string]string{"downstream_failure": "TLS_error: PEER_DID_NOT_RETURN"}, refused, "", "PEER_DID_NOT_RETURN"},
+		"an expired token":          {"http", map[string]string{"response_code_details": "jwt_authn_access_denied{Jwt_is_expired}"}, denied, "", "token is refused: Jwt is expired"},
 		"an impostor":               {"http", map[string]string{"bulwark.direction": "outbound", "upstream_failure": "CERTIFICATE_VERIFY_FAILED verify SAN list", "response_code_details": "upstream_reset"}, refused, "", "verify SAN list"},
 		"a client that pretends":    {"http", map[string]string{"response_code_details": "via_upstream " + none}, allowed, "", ""},
 		"pretends in another field": {"http", map[string]string{"path": none, "termination_details": none, "response_code_details": "via_upstream"}, allowed, "", ""},
@@ -130,6 +132,30 @@ func TestVerdicts(t *testing.T) {
 		}
 	}
 }
+
+func TestTokensOfUnknownKeysAreNoted(t *testing.T) {
+	var noted []string
+	counter := func() prometheus.Counter { return prometheus.NewCounter(prometheus.CounterOpts{Name: "c"}) }
+	s := &server{observer: &telemetryv1.Workload{PodUid: "u"}, sink: nowhere{}, unknown: func(uid string) { noted = append(noted, uid) }, received: counter(), dropped: counter()}
+	for details, want := range map[string]int{
+		"jwt_authn_access_denied{Jwks_doesn't_have_key_to_match_kid_or_alg_from_Jwt}": 1, "jwt_authn_access_denied{Jwt_verification_fails}": 1,
+		"jwt_authn_access_denied{Jwt_is_expired}": 0, "rbac_access_denied_matched_policy[none]": 0, "via_upstream": 0,
+	} {
+		noted = nil
+		batch := wire(t, 1, map[string]string{"bulwark.direction": "inbound", "bulwark.kind": "http", "response_code_details": details, "bulwark.request_principal": "-/-",
+			"path": "/x?access_token=eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.c2ln&y=1"})
+		if _, err := s.export(batch); err != nil || len(noted) != want {
+			t.Errorf("%s: noted %v, %v, want %d", details, noted, err, want)
+		}
+		if e := one(t, batch); e.GetPath() != "/x?access_token=<token>&y=1" || e.GetRequestPrincipal() != "" {
+			t.Errorf("path %q, request principal %q", e.GetPath(), e.GetRequestPrincipal())
+		}
+	}
+}
+
+type nowhere struct{}
+
+func (nowhere) Append(*telemetryv1.Event) bool { return true }
 
 // A stranger's certificate may say anything, and a member's may be copied: neither is ever shown as proven.
 func TestAnUnprovenNameIsAClaim(t *testing.T) {

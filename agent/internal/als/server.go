@@ -22,18 +22,20 @@ type Sink interface {
 type server struct {
 	observer *telemetryv1.Workload
 	sink     Sink
+	unknown  func(podUID string)
 	received prometheus.Counter
 	dropped  prometheus.Counter
 }
 
 // Attach adds the access log service to a pod's socket. Who an event's observer is comes from the socket, not from what
 // the proxy says of itself.
-func Attach(sink Sink, node string, reg prometheus.Registerer) func(*identity.Identity, grpc.ServiceRegistrar) func(context.Context) {
+// Unknown hears of pods whose proxies have refused a token that may be signed by a newer key than they have.
+func Attach(sink Sink, unknown func(podUID string), node string, reg prometheus.Registerer) func(*identity.Identity, grpc.ServiceRegistrar) func(context.Context) {
 	received := prometheus.NewCounter(prometheus.CounterOpts{Name: "bulwark_agent_audit_events_total", Help: "Audit events received from proxies."})
 	dropped := prometheus.NewCounter(prometheus.CounterOpts{Name: "bulwark_agent_audit_events_dropped_total", Help: "Audit events that could not be spooled."})
 	reg.MustRegister(received, dropped)
 	return func(p *identity.Identity, s grpc.ServiceRegistrar) func(context.Context) {
-		s.RegisterService(&logs, &server{observer: Observer(p, node), sink: sink, received: received, dropped: dropped})
+		s.RegisterService(&logs, &server{observer: Observer(p, node), sink: sink, unknown: unknown, received: received, dropped: dropped})
 		return nil
 	}
 }
@@ -68,6 +70,9 @@ func (s *server) keep(e *telemetryv1.Event) {
 		e.SourceIdentity = s.observer.GetIdentity()
 	}
 	s.received.Inc()
+	if ofUnknownKey(e) {
+		s.unknown(s.observer.GetPodUid())
+	}
 	if !s.sink.Append(e) {
 		s.dropped.Inc()
 	}

@@ -68,6 +68,9 @@ func (r *Relay) Attach(p *identity.Identity, s grpc.ServiceRegistrar) func(conte
 	}
 }
 
+// UnknownKey tells Pilot that a pod's proxy has refused a token whose key it does not have.
+func (r *Relay) UnknownKey(uid string) { r.node.UnknownKey(uid) }
+
 // Run keeps a stream to Pilot until ctx ends, from when the agent has an SVID.
 func (r *Relay) Run(ctx context.Context) error {
 	if err := r.config.Agent.WaitReady(ctx); err != nil {

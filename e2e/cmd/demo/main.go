@@ -123,7 +123,7 @@ func try(ctx context.Context, scene *claims.Scene) []result {
 	}
 	var rotation sync.WaitGroup
 	rotation.Go(func() { run(6) })
-	for _, number := range []int{1, 2, 3, 4, 7, 8} {
+	for _, number := range []int{1, 2, 3, 4, 7, 9, 8} {
 		run(number)
 	}
 	rotation.Wait()

@@ -80,9 +80,9 @@ func Open(tag string) (*Lab, error) {
 	return l, nil
 }
 
-// Install runs meshctl install as the claims need it: with certificates of a minute, so that their rotation can be watched.
+// Install runs meshctl install as the claims need it: with certificates of a minute, so that their rotation can be watched, and key servers in the cluster.
 func (l *Lab) Install(ctx context.Context, out io.Writer, set ...string) error {
-	args := []string{"install", "--reset", "--set", "citadel.workloadTTL=1m", "--set", "image.tag=" + l.Tag}
+	args := []string{"install", "--reset", "--set", "citadel.workloadTTL=1m", "--set", "keyServers.privateHosts={*.svc.cluster.local}", "--set", "image.tag=" + l.Tag}
 	for _, s := range set {
 		args = append(args, "--set", s)
 	}

@@ -36,10 +36,14 @@ func client(http2, keepAlive bool) *http.Client {
 	return &http.Client{Timeout: requestTimeout, Transport: &http.Transport{Protocols: protocols, DisableKeepAlives: !keepAlive}}
 }
 
-func do(ctx context.Context, c *http.Client, method, url string) Response {
+func do(ctx context.Context, c *http.Client, method, url string, headers ...string) Response {
 	req, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
 		return Response{Error: err.Error()}
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ":")
+		req.Header.Add(name, strings.TrimSpace(value))
 	}
 	resp, err := c.Do(req)
 	if err != nil {
@@ -63,11 +67,12 @@ func Get() *cobra.Command {
 	var http2 bool
 	var count int
 	var timeout time.Duration
+	var headers []string
 	cmd := &cobra.Command{Use: "get URL", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		c := client(http2, false)
 		c.Timeout = timeout
 		for range count {
-			if err := json.NewEncoder(os.Stdout).Encode(do(cmd.Context(), c, method, args[0])); err != nil {
+			if err := json.NewEncoder(os.Stdout).Encode(do(cmd.Context(), c, method, args[0], headers...)); err != nil {
 				return err
 			}
 		}
@@ -76,6 +81,7 @@ func Get() *cobra.Command {
 	cmd.Flags().StringVarP(&method, "method", "X", http.MethodGet, "method")
 	cmd.Flags().BoolVar(&http2, "http2", false, "HTTP/2 with prior knowledge")
 	cmd.Flags().IntVar(&count, "count", 1, "how many, each over a connection of its own")
+	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "header, NAME: VALUE")
 	cmd.Flags().DurationVar(&timeout, "timeout", requestTimeout, "how long each may take")
 	return cmd
 }

@@ -191,6 +191,16 @@ func issuers(snap *registry.Snapshot, set Settings, c Class) (out []Issuer) {
 	return out
 }
 
+// KeySources are where keys of a class's issuers are fetched, as registry.KeySets know them.
+func KeySources(snap *registry.Snapshot, set Settings, c Class) (out []string) {
+	for _, i := range issuers(snap, set, c) {
+		if !i.Source.IsZero() {
+			out = append(out, i.Source.String())
+		}
+	}
+	return out
+}
+
 // keysOf are the keys of a rule as far as they are known: without any, none of its tokens can be verified.
 func keysOf(snap *registry.Snapshot, rule jwt.Rule) string {
 	if rule.Source.IsZero() {

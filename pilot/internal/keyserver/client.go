@@ -99,7 +99,10 @@ func (c *client) mayAsk(host string, at netip.Addr) error {
 	if why := c.forbids(at); why != "" {
 		return refused(host, at, why)
 	}
-	if (at.IsPrivate() || shared.Contains(at)) && !slices.Contains(c.private, host) {
+	if (at.IsPrivate() || shared.Contains(at)) && !slices.ContainsFunc(c.private, func(allowed string) bool {
+		suffix, wild := strings.CutPrefix(allowed, "*")
+		return host == allowed || wild && strings.HasSuffix(host, suffix)
+	}) {
 		return refused(host, at, "is private, and the host is not among those that may have such an address (keyServers.privateHosts of the installation)")
 	}
 	return nil

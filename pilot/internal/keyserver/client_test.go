@@ -40,7 +40,7 @@ func keySet(t *testing.T, id string) string {
 }
 
 func TestOnlyServersThatMayBeAskedAre(t *testing.T) {
-	c := newClient([]string{"Keycloak.auth.svc"}, func(at netip.Addr) string {
+	c := newClient([]string{"Keycloak.auth.svc", "*.inside.example"}, func(at netip.Addr) string {
 		if at == netip.MustParseAddr("10.96.0.1") {
 			return "is the API server's"
 		}
@@ -53,7 +53,7 @@ func TestOnlyServersThatMayBeAskedAre(t *testing.T) {
 		"169.254.169.254": {}, "::ffff:169.254.169.254": {}, "fe80::1": {}, "fd00:ec2::254": {}, "100.100.100.200": {}, "168.63.129.16": {}, "192.0.0.192": {},
 		"64:ff9b::a9fe:a9fe": {}, "2002:a9fe:a9fe::1": {}, "10.96.0.1": {},
 	} {
-		for host, want := range map[string]bool{"issuer.example": may.any, "keycloak.auth.svc": may.listed} {
+		for host, want := range map[string]bool{"issuer.example": may.any, "keycloak.auth.svc": may.listed, "a.b.inside.example": may.listed, "inside.example": may.any, "evilinside.example": may.any} {
 			if err := c.mayAsk(host, netip.MustParseAddr(at).Unmap()); (err == nil) != want {
 				t.Errorf("%s at %s: %v, want that it may be asked: %v", host, at, err, want)
 			}

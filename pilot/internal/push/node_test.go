@@ -212,6 +212,31 @@ func TestPodWhoseNameIsAnothersHasNothing(t *testing.T) {
 	}
 }
 
+// Whose proxy has seen an unknown key is heard of, if the pod is the agent's: however an agent tells it, of others it can say nothing.
+func TestUnknownKeysAreHeardOf(t *testing.T) {
+	m := newMesh(t)
+	heard := make(chan string, 10)
+	m.server.options.UnknownKey = func(pod string) { heard <- pod }
+	elsewhere := only("shop", "b")
+	elsewhere.Object.(*registry.Pod).Node = "node-2"
+	m.apply(only("shop", "a"), elsewhere)
+	n := m.node(nodeName)
+	n.Add("a-0", "shop/a-0", "spiffe://cluster.local/ns/shop/sa/a")
+	n.Add("b-0", "shop/b-0", "spiffe://cluster.local/ns/shop/sa/b")
+	eventually(t, "the pod is a subject", func() bool { return slices.Equal(m.subjects(), []string{"a-0"}) })
+	for range 3 {
+		n.UnknownKey("b-0")
+		n.UnknownKey("nobody")
+		n.UnknownKey("a-0")
+		if pod := <-heard; pod != "shop/a-0" {
+			t.Fatalf("heard of %q", pod)
+		}
+	}
+	if len(heard) > 0 {
+		t.Errorf("heard of %q, too", <-heard)
+	}
+}
+
 // subjects are the pods that have configuration from here.
 func (m *testMesh) subjects() (out []string) {
 	m.store.mu.Lock()

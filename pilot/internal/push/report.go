@@ -57,6 +57,21 @@ func (s *Store) hear(a *agent, r *nodev1.Report) ([]stall, error) {
 	return stalls, nil
 }
 
+// subjectsAmong are the pods of some UIDs that have their configuration from here ("namespace/name").
+func (s *Store) subjectsAmong(a *agent, uids []string) (out []string) {
+	if len(uids) == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, uid := range uids {
+		if p := a.pods[uid]; p != nil && p.admitted {
+			out = append(out, p.id)
+		}
+	}
+	return out
+}
+
 // report notes which proxy a pod has; none if connected is zero.
 func (p *member) report(proxy string, connected time.Time) {
 	if p.proxy == proxy && p.connected.Equal(connected) {

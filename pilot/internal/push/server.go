@@ -44,6 +44,7 @@ type Options struct {
 	Certificate func(context.Context) (*x509.Certificate, error) // that a call's client has proved to have
 	MaxProxies  int                                              // pods that have their configuration from here
 	Recorder    Recorder                                         // of Events on pods
+	UnknownKey  func(pod string)                                 // hears of pods ("namespace/name") whose proxies have refused a token of a key that they do not have
 	Clock       clock.Clock
 	Log         *slog.Logger
 }
@@ -141,6 +142,9 @@ func (s *Server) serveAgent(ctx context.Context, rpc followStream, a *agent, hea
 			}
 			for _, st := range stalls {
 				s.proxyStalled(st)
+			}
+			for _, pod := range s.store.subjectsAmong(a, r.GetUnknownKeys()) {
+				s.options.UnknownKey(pod)
 			}
 		case <-a.wake:
 		case err := <-sent:

@@ -10,6 +10,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/keyserver"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/jwt"
@@ -97,4 +98,14 @@ func (p *Pilot) keyServers(options keyserver.Options) *keyserver.Servers {
 	options.Forbids = func(at netip.Addr) string { return ownAddress(p.registry.Snapshot(), at) }
 	options.Put, options.Report = p.feed.Fetched, p.sayKeys
 	return keyserver.New(options)
+}
+
+// demandKeys has the sources of a pod's keys be asked before their time.
+func (p *Pilot) demandKeys(pod string) {
+	snap := p.registry.Snapshot()
+	if found := snap.Pod(pod); found != nil {
+		for _, source := range compile.KeySources(snap, p.settings.compile(), compile.ClassOf(found)) {
+			p.keys.Demand(source)
+		}
+	}
 }

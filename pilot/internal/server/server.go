@@ -199,7 +199,7 @@ func (p *Pilot) serveXDS(ctx context.Context) error {
 	options := append(mtls.ServerOptions(secure, mtls.Limits{MaxConcurrentStreams: 8}), grpc.ForceServerCodecV2(deltaxds.Codec()))
 	srv := grpc.NewServer(options...)
 	nodev1.RegisterNodeConfigurationServer(srv, push.NewServer(p.store, push.Options{
-		Certificate: mtls.PeerCertificate, MaxProxies: p.settings.MaxProxies, Recorder: p.events,
+		Certificate: mtls.PeerCertificate, MaxProxies: p.settings.MaxProxies, Recorder: p.events, UnknownKey: p.demandKeys,
 		Clock: clock.RealClock{}, Log: p.log,
 	}))
 	stop := context.AfterFunc(ctx, srv.Stop)

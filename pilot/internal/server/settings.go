@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -18,7 +19,7 @@ type Settings struct {
 	TrustDomain        string   `mapstructure:"trustDomain" usage:"SPIFFE trust domain of the mesh"`
 	TrustDomainAliases []string `mapstructure:"trust-domain-aliases" usage:"other trust domains whose identities are the mesh's own, as while it changes its name"`
 	TrustedProxies     int      `mapstructure:"trusted-proxies" usage:"proxies before workloads whose word in X-Forwarded-For counts for remote addresses; with none, the address of the TCP peer does"`
-	KeyServerHosts     []string `mapstructure:"key-server-hosts" usage:"hosts of key servers that may have private addresses, as within the cluster; see RequestAuthentication"`
+	KeyServerHosts     []string `mapstructure:"key-server-hosts" usage:"hosts of key servers (or *.SUFFIX) that may have private addresses, as within the cluster; see RequestAuthentication"`
 	RootNamespace      string   `mapstructure:"rootNamespace" usage:"namespace whose policies hold mesh-wide"`
 	ClusterName        string   `mapstructure:"clusterName" usage:"name of the cluster in metrics"`
 	Kubeconfig         string   `mapstructure:"kubeconfig" usage:"kubeconfig file; empty inside a cluster"`
@@ -86,7 +87,7 @@ func (s Settings) Validate() error {
 		errs = append(errs, fmt.Errorf("trusted-proxies %d is outside 0 to %d", s.TrustedProxies, maxTrustedProxies))
 	}
 	for _, host := range s.KeyServerHosts {
-		if u, err := url.Parse("https://" + host); err != nil || u.Host != host || u.Port() != "" || host == "" {
+		if u, err := url.Parse("https://" + strings.TrimPrefix(host, "*.")); err != nil || u.Host != strings.TrimPrefix(host, "*.") || u.Port() != "" || host == "" {
 			errs = append(errs, fmt.Errorf("key-server-hosts: %q is not the name or the address of a host", host))
 		}
 	}

@@ -293,6 +293,7 @@ type Report struct {
 	Received      uint64                 `protobuf:"varint,4,opt,name=received,proto3" json:"received,omitempty"`     // the last update that has been applied
 	AsOf          uint64                 `protobuf:"varint,5,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"` // of the proxies all is said, here and before, that they have come to with this update
 	Proxies       []*Proxy               `protobuf:"bytes,6,rep,name=proxies,proto3" json:"proxies,omitempty"`
+	UnknownKeys   []string               `protobuf:"bytes,7,rep,name=unknown_keys,json=unknownKeys,proto3" json:"unknown_keys,omitempty"` // UIDs of pods whose proxies have refused a token, as they do not have the key that it is signed by
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -365,6 +366,13 @@ func (x *Report) GetAsOf() uint64 {
 func (x *Report) GetProxies() []*Proxy {
 	if x != nil {
 		return x.Proxies
+	}
+	return nil
+}
+
+func (x *Report) GetUnknownKeys() []string {
+	if x != nil {
+		return x.UnknownKeys
 	}
 	return nil
 }
@@ -768,14 +776,15 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\bResource\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12(\n" +
 	"\x04body\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x04body\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"\xd4\x01\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"\xf7\x01\n" +
 	"\x06Report\x12\x12\n" +
 	"\x04more\x18\x01 \x01(\bR\x04more\x12(\n" +
 	"\x04pods\x18\x02 \x03(\v2\x14.bulwark.node.v1.PodR\x04pods\x12)\n" +
 	"\x04held\x18\x03 \x03(\v2\x15.bulwark.node.v1.HeldR\x04held\x12\x1a\n" +
 	"\breceived\x18\x04 \x01(\x04R\breceived\x12\x13\n" +
 	"\x05as_of\x18\x05 \x01(\x04R\x04asOf\x120\n" +
-	"\aproxies\x18\x06 \x03(\v2\x16.bulwark.node.v1.ProxyR\aproxies\"W\n" +
+	"\aproxies\x18\x06 \x03(\v2\x16.bulwark.node.v1.ProxyR\aproxies\x12!\n" +
+	"\funknown_keys\x18\a \x03(\tR\vunknownKeys\"W\n" +
 	"\x03Pod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
