@@ -2,7 +2,7 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -14,6 +14,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/e2e/claims"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 // A request without the token that a policy demands is denied, and so is one with a token that is not good.
@@ -87,14 +88,14 @@ spec:
 		if _, err := issuer.Post(ctx, "/down?for=10m", ""); err != nil {
 			return "", err
 		}
-		if err := s.restartPilot(ctx); err != nil {
+		if err := errors.Join(s.Scale(ctx, mesh.PilotAccount, 0), s.Scale(context.WithoutCancel(ctx), mesh.PilotAccount, 1)); err != nil {
 			return "", err
 		}
-		for range 20 {
-			r, err := s.Get(ctx, "web", s.URL("/people/1"), "-H", "Authorization: Bearer "+second)
-			if err != nil || r.Status != http.StatusOK {
-				return "", fmt.Errorf("Pilot has started again while the key server is away: %d %s, %w", r.Status, r.Body, err)
-			}
+		if _, err := claims.AChangedPolicyIsEnforced(ctx, s); err != nil { // so proxies follow the new Pilot
+			return "", err
+		}
+		if r, err := s.Get(ctx, "web", s.URL("/people/1"), "-H", "Authorization: Bearer "+second); err != nil || r.Status != http.StatusOK {
+			return "", fmt.Errorf("Pilot has started again while the key server is away: %d %s, %w", r.Status, r.Body, err)
 		}
 		text, err := issuer.Post(ctx, "/asked", "")
 		if err != nil {
@@ -105,5 +106,21 @@ spec:
 			err = fmt.Errorf("the key server was asked %d times", asked)
 		}
 		return fmt.Sprintf("401 without keys, 200 with them; a new key after %.1f s; the key server was asked %d times", took.Seconds(), asked), err
+	})
+}
+
+// keysAreMissed waits until the policy's author is told that its keys cannot be had.
+func keysAreMissed(ctx context.Context, s *claims.Scene) error {
+	return lab.PollFor(ctx, 30*time.Second, func(ctx context.Context) error {
+		events, err := s.EventsV1().Events(s.Namespace).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, e := range events.Items {
+			if e.Regarding.Kind == "RequestAuthentication" && e.Regarding.Name == "people" && e.Reason == "KeysNotFetched" && strings.Contains(e.Note, "503") {
+				return nil
+			}
+		}
+		return fmt.Errorf("no Event says that the keys cannot be had")
 	})
 }

@@ -92,6 +92,7 @@ const (
 	// The ClusterTrustBundle and its signer; a bundle of a signer has the signer's name as its prefix.
 	ClusterBundleSigner = "bulwark.dev/mesh"
 	ClusterTrustBundle  = "bulwark.dev:mesh:trust-bundle"
+	KeySetsConfig       = "bulwark-key-sets"       // by which tokens were verified last; Pilot's
 	RevocationsConfig   = "bulwark-revocations"    // identities and certificates that are denied
 	SettingsConfig      = "bulwark-settings"       // the values that meshctl install was given
 	CitadelLeader       = "bulwark-citadel-leader" // Service of the Citadel that holds the Lease

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"sync"
@@ -35,6 +36,7 @@ type Servers struct {
 	fetch   func(context.Context, jwt.Source) (keys jwt.Keys, dropped []string, lasts time.Duration, err error)
 	put     func(registry.Event)
 	report  func(source string, err error)
+	memory  Memory
 	slots   chan struct{}
 	log     *slog.Logger
 	fetches *prometheus.CounterVec
@@ -45,7 +47,10 @@ type Servers struct {
 	running map[string]*follower // of Run
 	failing map[string]bool
 	tried   map[string]bool
-	news    chan struct{} // closed, and another one, when there is a server more that has been tried
+	kept    map[string]string // the last keys of each source
+	dirty   chan struct{}     // capacity one: what is kept has changed
+	inForce map[string]bool   // sources whose keys have come to where proxies have them from
+	news    chan struct{}     // closed, and another one, when more is tried, or in force
 }
 
 // question is what a server is asked.
@@ -67,6 +72,7 @@ type Options struct {
 	Forbids      func(netip.Addr) string        // why an address of the cluster's own must not be asked; empty if it may
 	Put          func(registry.Event)           // takes key sets
 	Report       func(source string, err error) // hears of each answer whose outcome differs from that of the last, nil being a good one
+	Memory       Memory
 	Metrics      prometheus.Registerer
 	Log          *slog.Logger
 }
@@ -75,7 +81,7 @@ type Options struct {
 func New(o Options) *Servers {
 	s := &Servers{
 		fetch: newClient(o.PrivateHosts, o.Forbids).fetch, put: o.Put, report: o.Report, slots: make(chan struct{}, atOnce), log: o.Log, wake: make(chan struct{}, 1),
-		wanted: map[string]question{}, running: map[string]*follower{}, failing: map[string]bool{}, tried: map[string]bool{}, news: make(chan struct{}),
+		wanted: map[string]question{}, running: map[string]*follower{}, failing: map[string]bool{}, tried: map[string]bool{}, news: make(chan struct{}), memory: o.Memory, kept: map[string]string{}, inForce: map[string]bool{}, dirty: make(chan struct{}, 1),
 		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_pilot_key_fetches_total", Help: "Key sets asked for, by outcome."}, []string{"result"}),
 	}
 	o.Metrics.MustRegister(s.fetches, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulwark_pilot_key_sources_failing",
@@ -92,6 +98,12 @@ func (s *Servers) Apply(snap *registry.Snapshot, changes []registry.Change) {
 	concerned := false
 	for _, c := range changes {
 		concerned = concerned || c.Kind == registry.RequestAuths
+		if set, _ := c.New.(*registry.KeySet); set != nil {
+			s.mu.Lock()
+			s.inForce[set.ID] = true
+			s.hasNews()
+			s.mu.Unlock()
+		}
 	}
 	if !concerned {
 		return
@@ -143,6 +155,14 @@ func (s *Servers) Demand(source string) {
 func (s *Servers) Run(ctx context.Context) error {
 	var all sync.WaitGroup
 	defer all.Wait()
+	kept, err := s.memory.load(ctx)
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("keys of before cannot be had; those of sources that do not answer now are unknown", "error", err)
+	}
+	s.mu.Lock()
+	maps.Copy(s.kept, kept)
+	s.mu.Unlock()
+	all.Go(func() { s.remember(ctx) })
 	for {
 		s.reconcile(ctx, &all)
 		select {
@@ -165,6 +185,7 @@ func (s *Servers) reconcile(ctx context.Context, all *sync.WaitGroup) {
 		if _, still := s.wanted[id]; !still {
 			delete(s.failing, id)
 			delete(s.tried, id)
+			s.keep(id, "")
 			s.put(registry.Event{Kind: registry.KeySets, ID: id})
 		}
 	}
@@ -175,6 +196,9 @@ func (s *Servers) reconcile(ctx context.Context, all *sync.WaitGroup) {
 		own, stop := context.WithCancel(ctx)
 		f := &follower{q, stop, make(chan struct{}, 1)}
 		s.running[id] = f
+		if keys := s.kept[id]; keys != "" {
+			s.put(registry.Event{Kind: registry.KeySets, ID: id, Object: &registry.KeySet{ID: id, Keys: keys}})
+		}
 		all.Go(func() { s.follow(own, id, f) })
 	}
 }
@@ -249,13 +273,13 @@ func (s *Servers) ask(ctx context.Context, id string, q question) (time.Duration
 	was, known := s.failing[id]
 	if !s.tried[id] {
 		s.tried[id] = true
-		close(s.news)
-		s.news = make(chan struct{})
+		s.hasNews()
 	}
 	if err != nil {
 		s.failing[id] = true
 	} else {
 		delete(s.failing, id)
+		s.keep(id, keys.Text)
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -272,13 +296,62 @@ func (s *Servers) ask(ctx context.Context, id string, q question) (time.Duration
 	return lasts, err
 }
 
-// WaitTried returns when each server that is to be asked has been, or ctx ends: a proxy should not be told for a moment that there are no keys.
+// keep notes a source's last keys; none forgets it. It is called with mu held.
+func (s *Servers) keep(id, keys string) {
+	if s.kept[id] == keys {
+		return
+	}
+	if s.kept[id] = keys; keys == "" {
+		delete(s.kept, id)
+	}
+	select {
+	case s.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// remember writes down what is kept, whenever it has changed, until ctx ends.
+func (s *Servers) remember(ctx context.Context) {
+	for {
+		select {
+		case <-s.dirty:
+		case <-ctx.Done():
+			return
+		}
+		gather := time.NewTimer(saveEvery)
+		select {
+		case <-gather.C:
+		case <-ctx.Done():
+			gather.Stop()
+			return
+		}
+		s.mu.Lock()
+		select {
+		case <-s.dirty: // gathered, too
+		default:
+		}
+		maps.DeleteFunc(s.kept, func(id, _ string) bool { _, wanted := s.wanted[id]; return !wanted })
+		kept := maps.Clone(s.kept)
+		s.mu.Unlock()
+		if err := s.memory.save(ctx, kept); err != nil && ctx.Err() == nil {
+			s.log.Warn("keys are not written down; a Pilot that starts while their servers are away will not have them", "error", err)
+		}
+	}
+}
+
+// hasNews wakes who waits for it. It is called with mu held.
+func (s *Servers) hasNews() {
+	close(s.news)
+	s.news = make(chan struct{})
+}
+
+// WaitTried returns when each server that is to be asked has been, and what is known is in force, or ctx ends: a proxy should not be told for a moment that there are no keys.
 func (s *Servers) WaitTried(ctx context.Context) {
 	for {
 		s.mu.Lock()
 		missing, news := false, s.news
 		for id := range s.wanted {
-			missing = missing || !s.tried[id]
+			missing = missing || !s.tried[id] || s.kept[id] != "" && !s.inForce[id]
 		}
 		s.mu.Unlock()
 		if !missing {

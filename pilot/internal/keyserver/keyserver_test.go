@@ -11,21 +11,27 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	core "k8s.io/api/core/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/jwt"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 // world is Pilot as far as key servers go: what policies name, and what it holds.
 type world struct {
-	t      *testing.T
-	s      *Servers
-	reg    *registry.Registry
-	mu     sync.Mutex
-	asked  []time.Time
-	answer func() (jwt.Keys, time.Duration, error)
-	held   map[string]string
-	said   []error
+	t       *testing.T
+	s       *Servers
+	reg     *registry.Registry
+	mu      sync.Mutex
+	asked   []time.Time
+	answer  func() (jwt.Keys, time.Duration, error)
+	held    map[string]string
+	said    []error
+	follows bool // what it is given comes into force
+	config  *fake.Clientset
 }
 
 const source = "https://issuer.example/keys"
@@ -37,13 +43,24 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, reg: reg, held: map[string]string{}}
-	w.s = New(Options{Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler), Forbids: none,
+	w.config = fake.NewClientset(&core.ConfigMap{ObjectMeta: meta.ObjectMeta{Name: mesh.KeySetsConfig, Namespace: mesh.Namespace}})
+	w.begin()
+	return w
+}
+
+// begin has a Pilot start that asks nobody yet.
+func (w *world) begin() {
+	w.held = map[string]string{}
+	w.s = New(Options{Memory: Memory{w.config.CoreV1().ConfigMaps(mesh.Namespace)}, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler), Forbids: none,
 		Put: func(e registry.Event) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			delete(w.held, e.ID)
 			if set, ok := e.Object.(*registry.KeySet); ok {
 				w.held[e.ID] = set.Keys
+				if w.follows {
+					go w.s.Apply(w.reg.Snapshot(), []registry.Change{{Kind: e.Kind, ID: e.ID, New: e.Object}})
+				}
 			}
 		},
 		Report: func(_ string, err error) { w.mu.Lock(); defer w.mu.Unlock(); w.said = append(w.said, err) },
@@ -55,7 +72,6 @@ func newWorld(t *testing.T) *world {
 		keys, lasts, err := w.answer()
 		return keys, nil, lasts, err
 	}
-	return w
 }
 
 // name has policies name sources, of which each has been there, or not.
@@ -178,6 +194,44 @@ func TestUnknownKeysBringTheNextQuestionForward(t *testing.T) {
 	})
 }
 
+func TestKeysOutliveAPilot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		good, _, err := jwt.ReadKeys([]byte(keySet(t, "one")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.answer = answers(good.Text, 0)
+		stop := w.run()
+		w.name(source, "https://b.example")
+		time.Sleep(5 * time.Second)
+		w.name(source)
+		time.Sleep(time.Minute)
+		stop()
+		if n := len(w.config.Actions()); n < 3 || n > 5 {
+			t.Errorf("the API server is asked %d times", n)
+		}
+		w.answer = fails
+		w.begin()
+		defer w.run()()
+		w.want("2 map[]")
+		changes := []registry.Change{{Kind: registry.RequestAuths}}
+		w.s.Apply(w.reg.Snapshot(), changes)
+		w.want("3 map[" + source + ":" + good.Text + "]")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if w.s.WaitTried(ctx); ctx.Err() == nil {
+			t.Error("keys that are not in force yet are not waited for")
+		}
+		w.s.Apply(w.reg.Snapshot(), []registry.Change{{Kind: registry.KeySets, ID: source, New: &registry.KeySet{ID: source}}})
+		w.s.WaitTried(t.Context())
+		time.Sleep(24 * time.Hour)
+		if synctest.Wait(); w.held[source] != good.Text {
+			t.Errorf("after a day without the key server: %q", w.held[source])
+		}
+	})
+}
+
 func TestOneServerHoldsUpNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -188,6 +242,7 @@ func TestOneServerHoldsUpNoOther(t *testing.T) {
 			}
 			return jwt.Keys{Text: "good"}, nil, 0, nil
 		}
+		w.follows = true
 		defer w.run()()
 		w.name(source, "https://b.example")
 		w.want("0 map[https://b.example:good]")

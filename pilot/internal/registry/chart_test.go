@@ -130,6 +130,8 @@ func TestChartGrantsPilotWhatItsKindsNeed(t *testing.T) {
 		{"", "events.k8s.io", "events", "", "create"},
 		{"", "events.k8s.io", "events", "", "patch"},
 		{"", "authentication.k8s.io", "tokenreviews", "", "create"},
+		{mesh.Namespace, "", "configmaps", mesh.KeySetsConfig, "get"},
+		{mesh.Namespace, "", "configmaps", mesh.KeySetsConfig, "update"},
 		{mesh.Namespace, "", "configmaps", mesh.TrustBundleConfig, "get"},
 		{mesh.Namespace, "", "configmaps", mesh.TrustBundleConfig, "list"},
 		{mesh.Namespace, "", "configmaps", mesh.TrustBundleConfig, "watch"},

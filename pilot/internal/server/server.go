@@ -38,6 +38,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/health"
 	"github.com/bulwark-mesh/bulwark/pkg/logging"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 	"github.com/bulwark-mesh/bulwark/pkg/operatorapi"
 	"github.com/bulwark-mesh/bulwark/pkg/svid"
@@ -119,7 +120,7 @@ func newPilot(s Settings, config *rest.Config, log *slog.Logger) (*Pilot, error)
 		store:  push.NewStore(s.compile(), reg.Snapshot(), push.NewMetrics(metrics), log),
 		status: status.NewWriter(dyn, reg.Snapshot, objects.Stored, metrics, log),
 	}
-	p.keys = p.keyServers(keyserver.Options{Metrics: metrics, Log: log})
+	p.keys = p.keyServers(keyserver.Options{Memory: keyserver.Memory{ConfigMaps: kube.CoreV1().ConfigMaps(mesh.Namespace)}, Metrics: metrics, Log: log})
 	return p, nil
 }
 
