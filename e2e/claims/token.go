@@ -68,7 +68,9 @@ func ATokenIsDemanded(ctx context.Context, s *Scene) (_ string, err error) {
 	if err := s.Apply(ctx, s.Local(tokenPolicies)); err != nil {
 		return "", err
 	}
-	defer func() { err = errors.Join(err, s.Delete(context.WithoutCancel(ctx), s.Local(tokenPolicies+"---"+issuerWorkload))) }()
+	defer func() {
+		err = errors.Join(err, s.Delete(context.WithoutCancel(ctx), s.Local(tokenPolicies+"---"+issuerWorkload)))
+	}()
 	clerk := map[string]any{"sub": "ann", "aud": "payroll", "realm": map[string]any{"roles": []string{"clerk", "reader"}}}
 	with := func(name string, value any) map[string]any {
 		out := map[string]any{}

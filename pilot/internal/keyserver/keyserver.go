@@ -310,9 +310,9 @@ func (s *Servers) keep(id, keys string) {
 	}
 }
 
-// remember writes down what is kept, whenever it has changed, until ctx ends.
+// remember writes down what is kept, whenever it has changed, until ctx ends, and once more then if there is something.
 func (s *Servers) remember(ctx context.Context) {
-	for {
+	for ctx.Err() == nil {
 		select {
 		case <-s.dirty:
 		case <-ctx.Done():
@@ -323,7 +323,6 @@ func (s *Servers) remember(ctx context.Context) {
 		case <-gather.C:
 		case <-ctx.Done():
 			gather.Stop()
-			return
 		}
 		s.mu.Lock()
 		select {
@@ -333,7 +332,7 @@ func (s *Servers) remember(ctx context.Context) {
 		maps.DeleteFunc(s.kept, func(id, _ string) bool { _, wanted := s.wanted[id]; return !wanted })
 		kept := maps.Clone(s.kept)
 		s.mu.Unlock()
-		if err := s.memory.save(ctx, kept); err != nil && ctx.Err() == nil {
+		if err := s.memory.save(context.WithoutCancel(ctx), kept); err != nil {
 			s.log.Warn("keys are not written down; a Pilot that starts while their servers are away will not have them", "error", err)
 		}
 	}

@@ -207,17 +207,24 @@ func TestKeysOutliveAPilot(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		w.name(source)
 		time.Sleep(time.Minute)
-		stop()
-		if n := len(w.config.Actions()); n < 3 || n > 5 {
+		good, _, err = jwt.ReadKeys([]byte(keySet(t, "two")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.answer = answers(good.Text, 0)
+		w.s.Demand(source)
+		synctest.Wait()
+		stop() // at once
+		if n := len(w.config.Actions()); n < 5 || n > 7 {
 			t.Errorf("the API server is asked %d times", n)
 		}
 		w.answer = fails
 		w.begin()
 		defer w.run()()
-		w.want("2 map[]")
+		w.want("3 map[]")
 		changes := []registry.Change{{Kind: registry.RequestAuths}}
 		w.s.Apply(w.reg.Snapshot(), changes)
-		w.want("3 map[" + source + ":" + good.Text + "]")
+		w.want("4 map[" + source + ":" + good.Text + "]")
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if w.s.WaitTried(ctx); ctx.Err() == nil {
