@@ -48,9 +48,15 @@ func FromAuthorizationPolicy(meta Meta, spec *security.AuthorizationPolicy, opts
 		b.problem("spec.action", fmt.Sprintf("unknown action %d", spec.GetAction()))
 	}
 	b.action = p.Action
-	if spec.GetTargetRef() != nil || len(spec.GetTargetRefs()) > 0 {
-		p.Ignored = true
-		b.problem("spec.targetRefs", "no gateway or waypoint is managed; use selector")
+	services, others, problems := Targets(meta.Namespace, p.Selector, spec.GetTargetRef(), spec.GetTargetRefs())
+	p.Services = services
+	for _, problem := range problems {
+		b.problem(problem.Field, problem.Reason)
+	}
+	if others {
+		p.Ignored = len(services) == 0
+		b.at = "spec.targetRefs"
+		b.warn("gateways, and what is outside of the cluster, have no policies enforced yet; there it has no effect")
 	}
 	before := len(b.problems)
 	b.problems = append(b.problems, checkSelector(p.Selector)...)

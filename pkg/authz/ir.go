@@ -33,6 +33,7 @@ type Policy struct {
 	Meta
 	Action   Action
 	Selector map[string]string // empty: every workload in scope
+	Services []string          // of its namespace, that it targets: it holds for workloads behind one of them; empty: for all that it selects
 	Ignored  bool              // it targets or selects something that is no workload, so it touches none
 	Rules    []Rule
 	Warnings []Problem // what is enforced as it is written, but may not be what its author wants

@@ -70,10 +70,18 @@ func ReadKeys(text []byte) (keys Keys, problems []string, err error) {
 
 // readKey reads a key, nil if it is for something else than to verify tokens, or of a kind that the proxies do not know.
 func readKey(raw json.RawMessage) (*jose.JSONWebKey, error) {
+	// Certificates and all else that a key may have beside itself are not looked at.
 	var about struct {
-		Type string `json:"kty"`
-		Use  string `json:"use"`
-		D    any    `json:"d"`
+		Type      string `json:"kty"`
+		Use       string `json:"use,omitempty"`
+		ID        string `json:"kid,omitempty"`
+		Algorithm string `json:"alg,omitempty"`
+		Curve     string `json:"crv,omitempty"`
+		X         string `json:"x,omitempty"`
+		Y         string `json:"y,omitempty"`
+		N         string `json:"n,omitempty"`
+		E         string `json:"e,omitempty"`
+		D         any    `json:"d,omitempty"`
 	}
 	if err := json.Unmarshal(raw, &about); err != nil {
 		return nil, errors.New("it is not a JSON Web Key")
@@ -86,8 +94,12 @@ func readKey(raw json.RawMessage) (*jose.JSONWebKey, error) {
 	case about.D != nil:
 		return nil, errors.New("it is a private key; publish its public half")
 	}
+	bare, err := json.Marshal(about)
+	if err != nil {
+		return nil, fmt.Errorf("encoding it: %w", err)
+	}
 	var key jose.JSONWebKey
-	if err := json.Unmarshal(raw, &key); err != nil || !key.Valid() || !signs(key.Algorithm) {
+	if err := json.Unmarshal(bare, &key); err != nil || !key.Valid() || !signs(key.Algorithm) {
 		return nil, nil
 	}
 	if err := strong(key.Key); err != nil {

@@ -34,6 +34,7 @@ const (
 type Policy struct {
 	authz.Meta
 	Selector map[string]string // empty: every workload in scope
+	Services []string          // of its namespace, that it targets; see authz.Policy
 	Ignored  bool              // it targets or selects something that is no workload, so it touches none
 	Rules    []Rule
 }
@@ -111,10 +112,9 @@ func FromRequestAuthentication(meta authz.Meta, spec *security.RequestAuthentica
 	p := Policy{Meta: meta, Selector: spec.GetSelector().GetMatchLabels()}
 	r.problems = authz.CheckLabels("spec.selector.matchLabels", p.Selector)
 	p.Ignored = len(r.problems) > 0
-	if spec.GetTargetRef() != nil || len(spec.GetTargetRefs()) > 0 {
-		p.Ignored = true
-		r.problem("spec.targetRefs", "no gateway or waypoint is managed; use selector")
-	}
+	services, others, problems := authz.Targets(meta.Namespace, p.Selector, spec.GetTargetRef(), spec.GetTargetRefs())
+	r.problems = append(r.problems, problems...)
+	p.Services, p.Ignored = services, p.Ignored || others && len(services) == 0
 	rules := spec.GetJwtRules()
 	if len(rules) > maxRules {
 		r.problem("spec.jwtRules", fmt.Sprintf("%d rules, at most %d", len(rules), maxRules))

@@ -98,6 +98,11 @@ func (e *Effects) service(snap *registry.Snapshot, s *registry.Service) {
 	if len(s.Selector) > 0 {
 		e.Classes = append(e.Classes, ClassSelector{s.Namespace, s.Selector})
 	}
+	if snap.Targeted(s) { // who is behind it has a policy that others of the same workloads are reached by, too
+		for other := range snap.ServicesIn(s.Namespace) {
+			e.Reach[other.ID] = true
+		}
+	}
 }
 
 func (e *Effects) slice(snap *registry.Snapshot, sl *registry.Slice) {

@@ -70,6 +70,9 @@ func (d draw) event() registry.Event {
 		if d.often() {
 			p.Action, p.DryRun, p.Rules = authz.Allow, !d.often(), d.admitting()
 		}
+		if d.IntN(4) == 0 {
+			p.Selector, p.Services = nil, []string{d.one("1", "2", "3")}
+		}
 		e = registry.Event{Kind: registry.Policies, ID: ns + "/" + name, Object: &registry.Policy{ID: ns + "/" + name, Namespace: ns, Policy: p}}
 		if d.IntN(3) == 0 {
 			keys := d.one("https://a/keys", "https://b/keys")

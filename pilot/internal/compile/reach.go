@@ -87,7 +87,8 @@ func (a *Audience) admit(snap *registry.Snapshot, set Settings, p *registry.Pod)
 	restricted := false
 	for _, ns := range scopes(set, p.Namespace) {
 		for _, policy := range snap.PoliciesFor(ns, p.Labels) {
-			if policy.Action != authz.Allow || policy.DryRun || !policy.InScope(set.RootNamespace, p.Namespace, p.Labels) {
+			if policy.Action != authz.Allow || policy.DryRun || !policy.InScope(set.RootNamespace, p.Namespace, p.Labels) ||
+				!targeted(snap, policy.Namespace, policy.Services, p.Namespace, p.Labels) {
 				continue
 			}
 			restricted = true

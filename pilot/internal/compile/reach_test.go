@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/fixture"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
@@ -111,5 +112,77 @@ func TestAudienceAdmits(t *testing.T) {
 		if got := fmt.Sprint(by, ok); got != c.want {
 			t.Errorf("%s/%s: %s, want %s", c.namespace, c.account, got, c.want)
 		}
+	}
+}
+
+// A policy that targets a Service holds for the pods behind it, whichever way they are called, and for no others of its namespace.
+func TestPoliciesOfServices(t *testing.T) {
+	const objects = `
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIPs: [10.96.0.1], selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: canary, namespace: shop}
+spec: {clusterIPs: [10.96.0.2], selector: {app: web, track: canary}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: w, namespace: shop, labels: {app: web, track: canary, security.istio.io/tlsMode: istio}}
+spec: {serviceAccountName: web}
+status: {podIP: 10.0.0.1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other, namespace: shop, labels: {app: other, security.istio.io/tlsMode: istio}}
+spec: {serviceAccountName: other}
+status: {podIP: 10.0.0.2}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: canary, namespace: shop}
+spec: {targetRefs: [{kind: Service, name: canary}], rules: [{from: [{source: {namespaces: [bank]}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: canary, namespace: shop}
+spec: {targetRefs: [{kind: Service, name: canary}], jwtRules: [{issuer: "https://issuer.example"}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: gateway, namespace: shop}
+spec: {targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: g}], rules: []}`
+	reg, err := fixture.Load([]byte(objects))
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
+	check := func(when, pod string, policies, issuers int, everyone bool) {
+		t.Helper()
+		snap := reg.Snapshot()
+		w := compile.CompileWorkload(snap, set, compile.ClassOf(snap.Pod("shop/"+pod)))
+		if len(w.Policies) != policies || len(w.Issuers) != issuers {
+			t.Errorf("%s, pod %s has %d policies and %d issuers, want %d and %d", when, pod, len(w.Policies), len(w.Issuers), policies, issuers)
+		}
+		if a := compile.AudienceOf(snap, set, snap.Service("shop/web")); (a.Open != "") != everyone {
+			t.Errorf("%s, web is everyone's: %v (%s)", when, a.Open != "", a.Open)
+		}
+	}
+	check("in the beginning", "w", 1, 1, false)
+	check("in the beginning", "other", 0, 0, false)
+	events, err := fixture.Events([]byte("apiVersion: v1\nkind: Service\nmetadata: {name: canary, namespace: shop}\nspec: {clusterIPs: [10.96.0.2], selector: {app: other}, ports: [{port: 80}]}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes, err := reg.Apply(events)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("with the service before others", "w", 0, 0, true)
+	check("with the service before others", "other", 1, 1, true)
+	if e := compile.EffectsOf(reg.Snapshot(), set, changes); !e.Reach["shop/web"] {
+		t.Errorf("who may reach a service of the same pods is not looked at again: %v", e.Reach)
 	}
 }

@@ -159,12 +159,12 @@ func policies(snap *registry.Snapshot, set Settings, c Class) []authz.Policy {
 	var out []authz.Policy
 	for _, ns := range scopes(set, c.Namespace) {
 		for _, p := range snap.PoliciesFor(ns, c.Labels) {
-			if p.InScope(set.RootNamespace, c.Namespace, c.Labels) {
+			if p.InScope(set.RootNamespace, c.Namespace, c.Labels) && targeted(snap, p.Namespace, p.Services, c.Namespace, c.Labels) {
 				out = append(out, p.Policy)
 			}
 		}
 		for _, r := range snap.RequestAuthsFor(ns, c.Labels) {
-			if r.Broken() {
+			if r.Broken() && targeted(snap, r.Namespace, r.Services, c.Namespace, c.Labels) {
 				out = append(out, authz.Policy{
 					Meta:   authz.Meta{Namespace: ns, Name: "unenforceable-requestauthentication-" + r.Name},
 					Action: authz.Deny, Rules: []authz.Rule{{}},
@@ -179,7 +179,7 @@ func policies(snap *registry.Snapshot, set Settings, c Class) []authz.Policy {
 func issuers(snap *registry.Snapshot, set Settings, c Class) (out []Issuer) {
 	for _, ns := range scopes(set, c.Namespace) {
 		for _, r := range snap.RequestAuthsFor(ns, c.Labels) {
-			if r.Ignored || r.Broken() {
+			if r.Ignored || r.Broken() || !targeted(snap, r.Namespace, r.Services, c.Namespace, c.Labels) {
 				continue
 			}
 			for _, rule := range r.Rules {
@@ -189,6 +189,12 @@ func issuers(snap *registry.Snapshot, set Settings, c Class) (out []Issuer) {
 	}
 	slices.SortStableFunc(out, func(a, b Issuer) int { return cmp.Compare(a.Issuer, b.Issuer) })
 	return out
+}
+
+// targeted reports whether a policy holds for a workload by the Services of its namespace that it targets: the workload is behind one of them. A policy that targets none
+// holds for all that it selects.
+func targeted(snap *registry.Snapshot, of string, services []string, namespace string, labels map[string]string) bool {
+	return len(services) == 0 || of == namespace && slices.ContainsFunc(snap.ServicesFor(namespace, labels), func(s *registry.Service) bool { return slices.Contains(services, s.Name) })
 }
 
 // KeySources are where keys of a class's issuers are fetched, as registry.KeySets know them.

@@ -51,7 +51,9 @@ var (
 		`{}`, `{from: [{source: {principals: [cluster.local/ns/shop/sa/one]}}]}`, `{from: [{source: {namespaces: [bank]}}]}`,
 		`{from: [{source: {ipBlocks: [10.0.0.0/24]}}]}`, `{to: [{operation: {methods: [GET], paths: [/a, /b/*]}}]}`, `{to: [{operation: {ports: ["8080"]}}]}`,
 		`{when: [{key: "request.headers[x-user]", values: [eve]}]}`, `{from: [{source: {requestPrincipals: ["*"]}}]}`,
+		`{from: [{source: {namespaces: [shop]}}], when: [{key: "request.auth.claims[a]", values: [b]}]}`,
 	}
+	issuers = []string{`{issuer: "https://a.example"}`, `{issuer: "https://b.example", audiences: [x], fromCookies: [c]}`, `{issuer: "spiffe://cluster.local"}`, `{issuer: nonsense}`}
 	modes   = []string{"STRICT", "PERMISSIVE", "DISABLE", "UNSET"}
 	exports = []string{"*", ".", "~", "bank", "shop, bank", ".,bulwark-system", "nowhere", "*,~"}
 	egress  = []string{
@@ -371,7 +373,15 @@ func (w *world) authorization(namespace, name string) {
 	}
 	action := one(w, []string{"ALLOW", "ALLOW", "DENY", "DENY", "AUDIT", "CUSTOM", "NONSENSE"})
 	w.set("AuthorizationPolicy", namespace, name, "annotations: "+annotations,
-		fmt.Sprintf("spec: {action: %s, %s rules: [%s]}", action, w.selector(), strings.Join(w.some(rules, 20), ", ")))
+		fmt.Sprintf("spec: {action: %s, %s rules: [%s]}", action, w.target(), strings.Join(w.some(rules, 20), ", ")))
+}
+
+// target is a selector, or a Service.
+func (w *world) target() string {
+	if w.chance(70) {
+		return w.selector()
+	}
+	return fmt.Sprintf("targetRefs: [{kind: %s, name: s%d}],", one(w, []string{"Service", "Service", "Service", "Nonsense"}), w.random.IntN(3))
 }
 
 func (w *world) peers(namespace, name string) {
@@ -391,7 +401,7 @@ func (w *world) tokens(namespace, name string) {
 		w.remove("RequestAuthentication", namespace, name)
 		return
 	}
-	w.set("RequestAuthentication", namespace, name, "", fmt.Sprintf("spec: {%s jwtRules: []}", w.selector()))
+	w.set("RequestAuthentication", namespace, name, "", fmt.Sprintf("spec: {%s jwtRules: [%s]}", w.target(), strings.Join(w.some(issuers, 40), ", ")))
 }
 
 func (w *world) sidecar(namespace, name string) {

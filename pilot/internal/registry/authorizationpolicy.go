@@ -18,7 +18,7 @@ var Policies = &KindOf[Policy]{
 	name:     "policy",
 	resource: Resource{GroupVersionResource: security.WithResource("authorizationpolicies"), Kind: "AuthorizationPolicy"},
 	source:   custom(makePolicy),
-	indexes:  []*memdb.IndexSchema{bySelector},
+	indexes:  []*memdb.IndexSchema{bySelector, byEach("target", "Services")},
 	judge: func(p *Policy) Verdict {
 		idle := p.Ignored || p.DryRun || p.Action != authz.Allow && len(p.Rules) == 0
 		return verdictOn(p.ID, p.Generation, idle, p.Problems)
@@ -92,6 +92,16 @@ func (s *Snapshot) Policies() iter.Seq[*Policy] { return Policies.all(s, byID.Na
 // PoliciesFor returns the AuthorizationPolicies of a namespace whose selectors find pods with the labels, in the order of their names.
 func (s *Snapshot) PoliciesFor(ns string, labels map[string]string) []*Policy {
 	return selectingPods(s, Policies, ns, labels)
+}
+
+// Targeted reports whether an AuthorizationPolicy targets a Service.
+func (s *Snapshot) Targeted(service *Service) bool {
+	for p := range Policies.all(s, "target", service.Name) {
+		if p.Namespace == service.Namespace {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *Policy) selects() (id, namespace string, selector map[string]string) {

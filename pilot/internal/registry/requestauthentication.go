@@ -59,6 +59,9 @@ func (r *RequestAuth) Broken() bool { return !r.Ignored && len(r.Problems) > 0 }
 
 // adviseRequestAuth says what a RequestAuthentication does not do by itself.
 func adviseRequestAuth(r *RequestAuth) (out []string) {
+	if r.Ignored {
+		return []string{"gateways, and what is outside of the cluster, verify nothing yet; it has no effect"}
+	}
 	if len(r.Rules) == 0 {
 		return []string{"has no jwtRules, and verifies nothing"}
 	}
