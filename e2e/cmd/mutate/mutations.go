@@ -342,6 +342,31 @@ var mutations = []mutation{
 		{"pilot/inject/annotations.go", "		case a.set == nil:\n			c.advise(", "		case a.set == nil && false:\n			c.advise("}}},
 	{26, "other pods speak mutual TLS to ports that the proxy does not have", "pilot/internal/compile.TestPortsThatAreLeftOutAreCalledInPlaintext", []edit{
 		{"pilot/internal/compile/service.go", "!p.Serves(number)", "!p.Proxied"}}},
+	{28, "one good token lets others be bad", "pilot/internal/translate.TestTokensOfSeveralIssuers", []edit{
+		{"pilot/internal/translate/token.go", "if slices.ContainsFunc(at, func(place string) bool { return slices.Contains(places[g], place) }) {", "if len(places) > 0 {"}}},
+	{28, "a token is taken out of the query, whose escapes are decoded", "pilot/internal/translate.TestWhereTokensAreAndWhatApplicationsGet", []edit{
+		{"pilot/internal/translate/token.go", "query.Forward = nil, nil, nil, true\n", "query.Forward = nil, nil, nil, false\n"}}},
+	{28, "unknown keys let any token pass", "pilot/internal/translate.TestTokensAreVerified", []edit{
+		{"pilot/internal/translate/token.go", "		each = append(each, requirement(group))\n", "		if issuers[group[0]].KeySet != jwt.NoKeys {\n			each = append(each, requirement(group))\n		}\n"},
+		{"pilot/internal/translate/token.go", "	all := allRequirements(each)\n", "	if len(each) == 0 {\n		return &jwtauthn.JwtAuthentication{}\n	}\n	all := allRequirements(each)\n"}}},
+	{28, "of claims within claims the first name is looked at", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
+		{"pilot/internal/rbac/claims.go", "append([]string{Payload}, path...)", "append([]string{Payload}, path[:1]...)"}}},
+	{28, "a list of claims has to be one text", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
+		{"pilot/internal/rbac/claims.go", "	return or([]*matcher.ValueMatcher{one, {", "	return one\n	return or([]*matcher.ValueMatcher{one, {"}}},
+	{28, "the subject of a request principal is not looked at", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
+		{"pilot/internal/rbac/policies.go", "claim([]string{\"sub\"}, text(subject))", "claim([]string{\"sub\"}, text(authz.Match{Kind: subject.Kind}))"}}},
+	{28, "remote addresses are those of the TCP peer", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
+		{"pilot/internal/rbac/policies.go", "rbac.Principal_RemoteIp{RemoteIp: cidr(m.Value)}", "rbac.Principal_DirectRemoteIp{DirectRemoteIp: cidr(m.Value)}"}}},
+	{28, "Pilot asks its own machine for keys", "pilot/internal/keyserver.TestNobodyIsReachedThroughPilot", []edit{
+		{"pilot/internal/keyserver/client.go", "at.IsLoopback(), at.IsUnspecified(), at.IsLinkLocalUnicast()", "at.IsLinkLocalUnicast()"}}},
+	{28, "keys are dropped when their server is away", "pilot/internal/keyserver.TestKeysAreFetchedAgainAndKept", []edit{
+		{"pilot/internal/keyserver/keyserver.go", "		s.fetches.WithLabelValues(\"failed\").Inc()\n", "		s.put(registry.Event{Kind: registry.KeySets, ID: id})\n"}}},
+	{28, "a shared secret is a key", "pkg/jwt.TestKeysThatProveNothingAreLeftOut", []edit{
+		{"pkg/jwt/keys.go", "	case about.Type == \"oct\":\n", "	case about.Type == \"oct\" && false:\n"}}},
+	{28, "changed keys do not reach the proxies", "pilot/internal/compile.TestEffectsNameWhateverDiffers", []edit{
+		{"pilot/internal/compile/effects.go", "snap.RequestAuthsBy(k.ID)", "snap.RequestAuthsBy(\"\" + k.ID[:1])"}}},
+	{28, "a policy of a Service holds for the whole namespace", "pilot/internal/compile.TestPoliciesOfServices", []edit{
+		{"pilot/internal/compile/workload.go", "return len(services) == 0 || of == namespace &&", "return len(services) >= 0 || of == namespace &&"}}},
 }
 
 const (
