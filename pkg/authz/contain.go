@@ -1,0 +1,254 @@
+package authz
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+)
+
+// Comparison says of rules what they can match, whatever the requests are. Its answers are certain where they say that something cannot be, and nothing
+// more. What it has found out it keeps, so it is for one goroutine.
+type Comparison struct{ languages *languages }
+
+// NewComparison makes one.
+func NewComparison() *Comparison { return &Comparison{newLanguages()} }
+
+// Impossible is a part of a rule that no request can meet.
+type Impossible struct {
+	Part  string // "from", "to" or "when"
+	Index int    // of the alternative; 0 for "when"
+	Whole bool   // so the rule can never match
+}
+
+// Impossible finds the alternatives of a rule that contradict themselves or what the rule demands besides.
+func (c *Comparison) Impossible(r Rule) (out []Impossible) {
+	if r.Never {
+		return nil
+	}
+	if !c.possible(r.When) {
+		return []Impossible{{"when", 0, true}}
+	}
+	alternatives := func(part string, of []Clauses) {
+		var found []Impossible
+		for i, clauses := range of {
+			if !c.possible(both(clauses, r.When)) {
+				found = append(found, Impossible{Part: part, Index: i})
+			}
+		}
+		for i := range found {
+			found[i].Whole = len(found) == len(of)
+		}
+		out = append(out, found...)
+	}
+	alternatives("from", r.From)
+	alternatives("to", r.To)
+	return out
+}
+
+// Contains reports whether a rule of an action certainly matches whatever another one of an action matches, at ports that are HTTP and at others.
+func (c *Comparison) Contains(action Action, r Rule, otherAction Action, other Rule) bool {
+	if r.Never {
+		return false
+	}
+	if other.Never {
+		return true
+	}
+	if !c.contains(r, other) {
+		return false
+	}
+	narrower := Policy{Action: otherAction, Rules: []Rule{other}}
+	wider := Policy{Action: action, Rules: []Rule{r}}
+	narrow, wide := narrower.TCP(), wider.TCP()
+	switch {
+	case len(narrow.Rules) == 0:
+		return true
+	case len(wide.Rules) == 0:
+		return false
+	}
+	return c.contains(wide.Rules[0], narrow.Rules[0])
+}
+
+// contains compares the rules as they are. What a rule's from and to look at has nothing in common, so that each alternative of the one can be
+// put beside what the rule demands besides, without those of the other.
+func (c *Comparison) contains(r, other Rule) bool {
+	return c.covers(r.From, other.From, other.When) && c.covers(r.To, other.To, other.When) && c.demanded(r.When, other)
+}
+
+// covers reports whether each of some alternatives, beside what is demanded with it, implies one of others.
+func (c *Comparison) covers(wide, narrow []Clauses, when Clauses) bool {
+	if len(wide) == 0 {
+		return true
+	}
+	if len(narrow) == 0 {
+		narrow = []Clauses{nil}
+	}
+	for _, n := range narrow {
+		premise := both(n, when)
+		if !slices.ContainsFunc(wide, func(w Clauses) bool { return c.impliesAll(premise, w) }) {
+			return false
+		}
+	}
+	return true
+}
+
+// demanded reports whether a rule implies each of some clauses.
+func (c *Comparison) demanded(clauses Clauses, by Rule) bool {
+	for _, clause := range clauses {
+		if !c.always(by.From, by.When, clause) && !c.always(by.To, by.When, clause) {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *Comparison) always(alternatives []Clauses, when Clauses, clause Clause) bool {
+	if len(alternatives) == 0 {
+		return c.implies(when, clause)
+	}
+	return !slices.ContainsFunc(alternatives, func(a Clauses) bool { return !c.implies(both(a, when), clause) })
+}
+
+func (c *Comparison) impliesAll(premise, clauses Clauses) bool {
+	return !slices.ContainsFunc(clauses, func(clause Clause) bool { return !c.implies(premise, clause) })
+}
+
+func both(a, b Clauses) Clauses { return slices.Concat(a, b) }
+
+// subject is what clauses look at: those about the peer all look at one text.
+type subject struct {
+	Attribute
+	key string
+}
+
+func (c *Clause) subject() subject {
+	if c.Attribute.Identity() {
+		return subject{Attribute: Principal}
+	}
+	return subject{c.Attribute, c.Key}
+}
+
+// several reports whether a request may have more than one text of it, of which any will do.
+func (s subject) several() bool {
+	a := attributes[s.Attribute]
+	return a.text == nil && a.address == nil && !a.peer && s.Attribute != DestinationPort
+}
+
+// demandOf is what clauses demand of a subject.
+func demandOf(clauses Clauses, s subject) (d demand) {
+	for _, c := range clauses {
+		if c.subject() != s {
+			continue
+		}
+		if len(c.Values) > 0 {
+			d.some = append(d.some, c.Values)
+		}
+		d.none = append(d.none, c.Not...)
+	}
+	return d
+}
+
+// possible reports whether a request can meet all clauses.
+func (c *Comparison) possible(clauses Clauses) bool {
+	done := map[subject]bool{}
+	for i := range clauses {
+		s := clauses[i].subject()
+		if !done[s] && !c.some(s, demandOf(clauses, s)) {
+			return false
+		}
+		done[s] = true
+	}
+	return true
+}
+
+// some reports whether a subject can meet a demand.
+func (c *Comparison) some(s subject, d demand) bool {
+	if !s.several() {
+		return c.one(s, d)
+	}
+	for _, some := range d.some {
+		if !c.one(s, demand{[][]Match{some}, d.none}) {
+			return false
+		}
+	}
+	return true
+}
+
+// implies reports whether whatever meets a premise meets a clause.
+func (c *Comparison) implies(premise Clauses, clause Clause) bool {
+	s := clause.subject()
+	d := demandOf(premise, s)
+	none := append(slices.Clone(d.none), clause.Values...)
+	if s.several() {
+		// That one text is among the values says nothing of the others.
+		inValues := len(clause.Values) == 0 || slices.ContainsFunc(d.some, func(some []Match) bool { return !c.one(s, demand{[][]Match{some}, none}) })
+		return inValues && (len(clause.Not) == 0 || !c.one(s, demand{[][]Match{clause.Not}, d.none}))
+	}
+	if len(clause.Values) > 0 && c.one(s, demand{d.some, none}) {
+		return false
+	}
+	return len(clause.Not) == 0 || !c.one(s, demand{append(slices.Clone(d.some), clause.Not), d.none})
+}
+
+// one reports whether there is a text, an address or a port that meets a demand.
+func (c *Comparison) one(s subject, d demand) bool {
+	switch {
+	case attributes[s.Attribute].address != nil:
+		return addressOf(d)
+	case s.Attribute == DestinationPort:
+		return portOf(d)
+	}
+	return c.languages.possible(d)
+}
+
+// addressOf reports whether an address meets a demand. Whether one does changes only where a network begins and behind its end.
+func addressOf(d demand) bool {
+	candidates := []netip.Addr{{}, netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+	some := make([][]netip.Prefix, len(d.some))
+	for i, list := range d.some {
+		some[i] = prefixes(list)
+	}
+	none := prefixes(d.none)
+	for _, list := range append(slices.Clone(some), none) {
+		for _, p := range list {
+			candidates = append(candidates, p.Masked().Addr())
+			if next := last(p).Next(); next.IsValid() {
+				candidates = append(candidates, next)
+			}
+		}
+	}
+	within := func(list []netip.Prefix, a netip.Addr) bool {
+		return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	return slices.ContainsFunc(candidates, func(a netip.Addr) bool {
+		return !within(none, a) && !slices.ContainsFunc(some, func(list []netip.Prefix) bool { return !within(list, a) })
+	})
+}
+
+// last is the last address of a network.
+func last(p netip.Prefix) netip.Addr {
+	bytes := p.Masked().Addr().AsSlice()
+	for bit := p.Bits(); bit < len(bytes)*8; bit++ {
+		bytes[bit/8] |= 0x80 >> (bit % 8)
+	}
+	out, _ := netip.AddrFromSlice(bytes)
+	return out
+}
+
+// portOf reports whether a port meets a demand: one that is named, or any other.
+func portOf(d demand) bool {
+	candidates := []string{"0"}
+	for _, list := range append(slices.Clone(d.some), d.none) {
+		for _, m := range list {
+			candidates = append(candidates, m.Value)
+		}
+	}
+	for n := uint64(1); ; n++ { // one that is not named, of which there are more than values
+		if text := strconv.FormatUint(n, 10); !slices.Contains(candidates, text) {
+			candidates = append(candidates, text)
+			break
+		}
+	}
+	return slices.ContainsFunc(candidates, func(port string) bool {
+		return !exact(d.none, Port)[port] && !slices.ContainsFunc(d.some, func(list []Match) bool { return !exact(list, Port)[port] })
+	})
+}
