@@ -40,6 +40,11 @@ func skipReason(pod *core.Pod, namespace string, namespaceLabels map[string]stri
 	return "neither its namespace nor the pod asks for a proxy"
 }
 
+// LeavesAlone says why injection adds no proxy to a pod of a namespace with these labels; nothing if it adds one.
+func LeavesAlone(pod *core.Pod, namespace string, namespaceLabels map[string]string) string {
+	return skipReason(pod, namespace, namespaceLabels)
+}
+
 // deliveryOf says how the proxy gets its certificate. The pod's own label overrides its namespace's.
 func deliveryOf(pod *core.Pod, namespaceLabels map[string]string) (delivery.Way, error) {
 	way := cmp.Or(pod.Labels[delivery.Label], namespaceLabels[delivery.Label])

@@ -50,6 +50,9 @@ func Snapshot(objects []*unstructured.Unstructured, options authz.Options, now t
 	return reg.Snapshot(), others, nil
 }
 
+// Watched reports whether Pilot watches an object.
+func Watched(o *unstructured.Unstructured) bool { return watched(o) != nil }
+
 // watched is the kind of an object, nil if Pilot does not watch it: another group may have a kind of the same name, and of some kinds
 // only one object is watched.
 func watched(o *unstructured.Unstructured) registry.Kind {

@@ -1,0 +1,59 @@
+package analyze
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/offline"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+)
+
+// pilot is what Pilot itself says of objects: what of them it cannot enforce, and what it tells their authors.
+func pilot(w *world, r *report) {
+	for _, v := range registry.Verdicts(w.snap) {
+		for _, p := range v.Problems {
+			r.say(NotEnforceable, Object{v.Kind, v.Namespace, v.Name}, p.Field, "%s", p.Reason)
+		}
+	}
+	for _, p := range w.policies {
+		var said []string
+		for _, a := range p.Warnings {
+			said = append(said, a.Error())
+			r.say(Advice, p.object, a.Field, "%s", a.Reason)
+		}
+		if p.Action == authz.Audit || !p.enforced() || onlyHTTP(p) {
+			continue // the rest is about other ports than those of HTTP
+		}
+		for _, text := range registry.Policies.Advice(p.Policy) {
+			if !slices.Contains(said, text) {
+				r.say(Advice, p.object, "", "%s", text)
+			}
+		}
+	}
+	for _, o := range w.objects {
+		kind := registry.KindOfObject(o.GetKind())
+		if !offline.Watched(o) || kind == registry.Policies || kind == registry.Revocations {
+			continue
+		}
+		event, err := kind.Event(o, w.Options)
+		if err != nil {
+			continue // the snapshot would not have been made of it
+		}
+		for _, text := range kind.Advice(event.Object) {
+			field, reason, found := strings.Cut(text, ": ")
+			if !found || !strings.HasPrefix(field, "spec.") || strings.Contains(field, " ") {
+				field, reason = "", text
+			}
+			r.say(Advice, objectOf(o), field, "%s", reason)
+		}
+	}
+}
+
+// onlyHTTP reports whether all ports of the workloads of a policy, as far as Services name them, are declared to speak HTTP.
+func onlyHTTP(p *policy) bool {
+	return !slices.ContainsFunc(p.classes, func(c *class) bool {
+		return slices.ContainsFunc(c.Ports, func(port compile.InboundPort) bool { return !port.Protocol.IsHTTP() })
+	})
+}

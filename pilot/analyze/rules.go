@@ -1,0 +1,119 @@
+package analyze
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+)
+
+// rules finds rules that can never match, and those that never decide as another rule has matched before.
+func rules(w *world, r *report) {
+	for _, p := range w.policies {
+		if p.Ignored || len(p.Problems) > 0 {
+			continue // Pilot says what is wrong, and the rules are not as they are written
+		}
+		beside := w.beside(p)
+		for _, rule := range p.Rules {
+			if w.impossible(r, p, rule) || p.DryRun {
+				continue
+			}
+			w.contained(r, p, rule, beside)
+		}
+	}
+}
+
+// impossible says what of a rule can never match, and reports whether the rule can not.
+func (w *world) impossible(r *report, p *policy, rule authz.Rule) (never bool) {
+	for _, i := range w.comparison.Impossible(rule) {
+		field := fmt.Sprintf("spec.rules[%d].%s", rule.Index, i.Part)
+		what := "no request can meet all of its conditions"
+		if i.Part != "when" {
+			field = fmt.Sprintf("%s[%d]", field, i.Index)
+			what = "no request can meet all that it asks for, with the rule's conditions"
+		}
+		never = never || i.Whole
+		tail := "; the rule's other alternatives hold"
+		if i.Whole {
+			tail = ", so the rule never matches"
+		}
+		r.say(NeverMatches, p.object, field, "%s%s", what, tail)
+	}
+	return never
+}
+
+// beside are the policies that decide wherever a policy does.
+func (w *world) beside(p *policy) (out []*policy) {
+	for _, q := range w.policies {
+		if q.enforced() && len(q.Problems) == 0 && (q.Namespace == p.Namespace || q.Namespace == w.set.RootNamespace) && authz.Selects(q.Selector, p.Selector) {
+			out = append(out, q)
+		}
+	}
+	return out
+}
+
+// contained says that a rule decides nothing, as others match whatever it matches.
+func (w *world) contained(r *report, p *policy, rule authz.Rule, beside []*policy) {
+	field := fmt.Sprintf("spec.rules[%d]", rule.Index)
+	if p.Action == authz.Allow {
+		if q, by := w.containing(authz.Deny, p, rule, beside, nil); q != nil {
+			r.say(ShadowedByDeny, p.object, field, "whatever it admits is denied by %s, which is asked first", of(q, *by, p))
+			return
+		}
+		// One that asks nothing of its callers makes the others pointless, and is the one to look at.
+		open := func(other authz.Rule) bool { return restricts(rule) && !restricts(other) }
+		if q, by := w.containing(authz.Allow, p, rule, beside, open); q != nil {
+			r.say(WiderThanSiblings, q.object, fmt.Sprintf("spec.rules[%d]", by.Index), "admits from anybody what %s admits from some", of(p, rule, q))
+			return
+		}
+	}
+	if q, by := w.containing(p.Action, p, rule, beside, nil); q != nil {
+		r.say(Redundant, p.object, field, "%s matches whatever it matches", of(q, *by, p))
+	}
+}
+
+// containing is a rule of an action that contains another one and may meet a condition; nil if there is none. Of two that contain each other, the first does.
+func (w *world) containing(action authz.Action, p *policy, rule authz.Rule, beside []*policy, meets func(authz.Rule) bool) (*policy, *authz.Rule) {
+	for _, q := range beside {
+		if q.Action != action {
+			continue
+		}
+		for i, other := range q.Rules {
+			itself := q == p && other.Index == rule.Index
+			if itself || meets != nil && !meets(other) || !w.comparison.Contains(q.Action, other, p.Action, rule) {
+				continue
+			}
+			later := cmp.Or(cmp.Compare(q.ID, p.ID), cmp.Compare(other.Index, rule.Index)) > 0
+			if q.Action == p.Action && later && w.mutual(p, rule, q, other) {
+				continue
+			}
+			return q, &q.Rules[i]
+		}
+	}
+	return nil, nil
+}
+
+// mutual reports whether a rule that is contained in another one contains it, and decides wherever that does.
+func (w *world) mutual(p *policy, rule authz.Rule, q *policy, other authz.Rule) bool {
+	return w.comparison.Contains(p.Action, rule, q.Action, other) && slices.Contains(w.beside(q), p)
+}
+
+// restricts reports whether a rule asks for something of who calls: for anything but what is called.
+func restricts(r authz.Rule) bool {
+	called := []authz.Attribute{authz.DestinationIP, authz.DestinationPort, authz.SNI, authz.Host, authz.Method, authz.Path, authz.Header}
+	for _, clauses := range append(slices.Clone(r.From), r.When) {
+		if slices.ContainsFunc(clauses, func(c authz.Clause) bool { return !slices.Contains(called, c.Attribute) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// of names a rule for somebody who reads of a policy.
+func of(q *policy, rule authz.Rule, reader *policy) string {
+	if q == reader {
+		return fmt.Sprintf("spec.rules[%d]", rule.Index)
+	}
+	return fmt.Sprintf("spec.rules[%d] of %s", rule.Index, q.object)
+}
