@@ -194,6 +194,18 @@ func objectOf(o *unstructured.Unstructured) Object {
 	return Object{o.GetKind(), o.GetNamespace(), o.GetName()}
 }
 
+// distinct are names without those that are there before, in their order.
+func distinct(names []string) (out []string) {
+	seen := map[string]bool{}
+	for _, n := range names {
+		if !seen[n] {
+			seen[n] = true
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
 // some lists names, as many as are read.
 func some(names []string) string {
 	const most = 3

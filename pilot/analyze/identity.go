@@ -14,8 +14,9 @@ func plaintext(w *world, r *report) {
 		if !p.enforced() || p.Action == authz.Audit {
 			continue
 		}
+		var refused []inbound
 		for _, rule := range p.Rules {
-			if rule.Never {
+			if rule.Never || p.dead[rule.Index] {
 				continue
 			}
 			field := fmt.Sprintf("spec.rules[%d]", rule.Index)
@@ -26,16 +27,19 @@ func plaintext(w *world, r *report) {
 			needs, excludes := asksIdentity(rule)
 			switch {
 			case p.Action == authz.Deny && needs:
-				if open = slices.DeleteFunc(open, func(at inbound) bool { return at.class.closed() }); len(open) > 0 {
+				if open = slices.DeleteFunc(open, func(at inbound) bool { return at.class.closed }); len(open) > 0 {
 					r.sayIf(w.Whole, PlaintextIdentity, p.object, field, "callers in plaintext have no identity, so it does not deny them: %s", portList(open))
 				}
 			case p.Action == authz.Allow && needs && disabled:
 				r.sayIf(w.Whole, PlaintextIdentity, p.object, field, "no caller has an identity where mutual TLS is disabled, so it never matches: %s", portList(open))
 			case p.Action == authz.Allow && needs:
-				r.add(PlaintextIdentity, Info, p.object, field, FromConfiguration, "callers in plaintext come in and are refused, as they have no identity: %s", portList(open))
+				refused = append(refused, open...)
 			case p.Action == authz.Allow && excludes:
 				r.sayIf(w.Whole, PlaintextIdentity, p.object, field, "callers in plaintext have no identity, so what it excludes does not exclude them: %s", portList(open))
 			}
+		}
+		if len(refused) > 0 {
+			r.add(PlaintextIdentity, Info, p.object, "", FromConfiguration, "callers in plaintext may connect, and it never admits them, as they have no identity: %s", portList(refused))
 		}
 	}
 }
@@ -43,14 +47,28 @@ func plaintext(w *world, r *report) {
 // inbound is a port of a workload.
 type inbound struct {
 	class *class
-	port  string
+	port  uint32 // 0: of which no Service says anything
 	mode  authz.TLSMode
 }
 
 func portList(at []inbound) string {
+	type place struct {
+		workload string
+		port     uint32
+	}
+	seen := map[place]bool{}
 	var out []string
 	for _, i := range at {
-		out = append(out, fmt.Sprintf("%s of %s is %s", i.port, i.class.name(), i.mode))
+		p := place{i.class.name(), i.port}
+		if seen[p] {
+			continue
+		}
+		seen[p] = true
+		port := "every port"
+		if i.port != 0 {
+			port = fmt.Sprintf("port %d", i.port)
+		}
+		out = append(out, fmt.Sprintf("%s of %s is %s", port, p.workload, i.mode))
 	}
 	return some(out)
 }
@@ -67,23 +85,23 @@ func (p *policy) takesPlaintext(rule authz.Rule) (open []inbound, disabled bool)
 			any = true
 			disabled = disabled && port.Mode == authz.Disable
 			if port.Mode != authz.Strict {
-				open = append(open, inbound{c, fmt.Sprintf("port %d", port.Number), port.Mode})
+				open = append(open, inbound{c, port.Number, port.Mode})
 			}
 		}
 		if !any && len(c.Ports) == 0 {
 			disabled = disabled && c.Other.Mode == authz.Disable
 			if c.Other.Mode != authz.Strict {
-				open = append(open, inbound{c, "every port", c.Other.Mode})
+				open = append(open, inbound{c, 0, c.Other.Mode})
 			}
 		}
 	}
 	return open, disabled
 }
 
-// closed reports whether nobody without an identity is admitted to a workload: it has ALLOW policies, and each of their rules asks for one.
-func (c *class) closed() bool {
+// closed reports whether policies admit nobody without an identity.
+func closed(policies []*policy) bool {
 	restricted := false
-	for _, p := range c.held {
+	for _, p := range policies {
 		if p.Action != authz.Allow || !p.enforced() {
 			continue
 		}
@@ -164,7 +182,7 @@ func tokens(w *world, r *report) {
 				open = append(open, c.name())
 			}
 		}
-		if len(open) > 0 {
+		if open = distinct(open); len(open) > 0 {
 			r.sayIf(w.Whole, TokenNotDemanded, j.object, "spec.jwtRules", "who shows no token passes: no policy of %s asks for one (requestPrincipals, or request.auth conditions)", some(open))
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/offline"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
@@ -23,8 +24,8 @@ func pilot(w *world, r *report) {
 			said = append(said, a.Error())
 			r.say(Advice, p.object, a.Field, "%s", a.Reason)
 		}
-		if p.Action == authz.Audit || !p.enforced() || onlyHTTP(p) {
-			continue // the rest is about other ports than those of HTTP
+		if p.Action == authz.Audit || !p.enforced() || !undeclaredPorts(p) {
+			continue // the rest is about such ports
 		}
 		for _, text := range registry.Policies.Advice(p.Policy) {
 			if !slices.Contains(said, text) {
@@ -51,9 +52,13 @@ func pilot(w *world, r *report) {
 	}
 }
 
-// onlyHTTP reports whether all ports of the workloads of a policy, as far as Services name them, are declared to speak HTTP.
-func onlyHTTP(p *policy) bool {
-	return !slices.ContainsFunc(p.classes, func(c *class) bool {
-		return slices.ContainsFunc(c.Ports, func(port compile.InboundPort) bool { return !port.Protocol.IsHTTP() })
+// undeclaredPorts reports whether a workload of a policy has a port of which no Service says what it speaks. Of those that are declared to be something else
+// than HTTP, other findings say more.
+func undeclaredPorts(p *policy) bool {
+	return slices.ContainsFunc(p.classes, func(c *class) bool {
+		return slices.ContainsFunc(c.Ports, func(port compile.InboundPort) bool { return port.Protocol == protocol.Auto }) ||
+			slices.ContainsFunc(c.Class.Ports, func(port registry.PodPort) bool {
+				return !slices.ContainsFunc(c.Ports, func(named compile.InboundPort) bool { return named.Number == port.Number })
+			})
 	})
 }

@@ -21,7 +21,7 @@ func http(w *world, r *report) {
 			continue
 		}
 		for _, rule := range p.Rules {
-			if rule.Never || !usesHTTP(rule) {
+			if rule.Never || p.dead[rule.Index] || !usesHTTP(rule) {
 				continue
 			}
 			field := fmt.Sprintf("spec.rules[%d]", rule.Index)
@@ -32,7 +32,7 @@ func http(w *world, r *report) {
 				}
 			case authz.Deny:
 				if wider := p.widened(rule); len(wider) > 0 {
-					r.say(HTTPOnTCP, p.object, field, "what it asks of HTTP is left out at ports that are declared to speak something else, so it denies more there: %s", some(wider))
+					r.say(HTTPOnTCP, p.object, field, "what it asks of HTTP is left out at ports that are declared to speak something else, so it denies more there: %s", some(distinct(wider)))
 				}
 			}
 		}
@@ -56,7 +56,7 @@ func (p *policy) neverHTTP(rule authz.Rule) string {
 			return ""
 		}
 	}
-	return some(at)
+	return some(distinct(at))
 }
 
 // undeclared reports whether a rule may be meant for a port of a workload that no Service names, and of which nothing is known.

@@ -16,29 +16,30 @@ func rules(w *world, r *report) {
 		}
 		beside := w.beside(p)
 		for _, rule := range p.Rules {
-			if w.impossible(r, p, rule) || p.DryRun {
-				continue
+			p.dead[rule.Index] = w.impossible(r, p, rule)
+			if !p.dead[rule.Index] && !p.DryRun {
+				w.contained(r, p, rule, beside)
 			}
-			w.contained(r, p, rule, beside)
 		}
 	}
 }
 
 // impossible says what of a rule can never match, and reports whether the rule can not.
 func (w *world) impossible(r *report, p *policy, rule authz.Rule) (never bool) {
-	for _, i := range w.comparison.Impossible(rule) {
-		field := fmt.Sprintf("spec.rules[%d].%s", rule.Index, i.Part)
-		what := "no request can meet all of its conditions"
+	for _, i := range w.comparison.Impossible(p.Action, rule) {
+		field, what := fmt.Sprintf("spec.rules[%d].%s", rule.Index, i.Part), "its conditions exclude each other"
 		if i.Part != "when" {
-			field = fmt.Sprintf("%s[%d]", field, i.Index)
-			what = "no request can meet all that it asks for, with the rule's conditions"
+			field, what = fmt.Sprintf("%s[%d]", field, i.Index), "what it asks for, with the conditions of the rule, excludes itself"
 		}
-		never = never || i.Whole
 		tail := "; the rule's other alternatives hold"
-		if i.Whole {
+		switch {
+		case i.Never:
 			tail = ", so the rule never matches"
+		case i.Whole:
+			tail = ", so the rule matches no request; at ports that are not HTTP, where what it asks of HTTP is left out, it matches"
 		}
 		r.say(NeverMatches, p.object, field, "%s%s", what, tail)
+		never = never || i.Never
 	}
 	return never
 }

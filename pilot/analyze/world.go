@@ -67,6 +67,8 @@ type class struct {
 	compile.Workload
 	pods []*registry.Pod
 	held []*policy // that hold for it, if it has a proxy
+	// closed says that nobody without an identity is admitted: it has ALLOW policies, and each of their rules asks for one.
+	closed bool
 }
 
 // policy is an AuthorizationPolicy, with its text.
@@ -75,6 +77,7 @@ type policy struct {
 	object  Object
 	spec    *security.AuthorizationPolicy // what of it can be read
 	classes []*class                      // with a proxy that it holds for
+	dead    map[int]bool                  // the rules that can never match, by index
 }
 
 // enforced reports whether the policy decides something.
@@ -112,7 +115,7 @@ func newWorld(in Input) (*world, error) {
 		w.byAccount[authz.Member{Namespace: p.Namespace, Account: p.ServiceAccount}] = append(w.byAccount[authz.Member{Namespace: p.Namespace, Account: p.ServiceAccount}], p)
 	}
 	for p := range w.snap.Policies() {
-		n := &policy{Policy: p, object: Object{registry.Policies.Resource().Kind, p.Namespace, p.Name}, spec: &security.AuthorizationPolicy{}}
+		n := &policy{Policy: p, object: Object{registry.Policies.Resource().Kind, p.Namespace, p.Name}, spec: &security.AuthorizationPolicy{}, dead: map[int]bool{}}
 		decode(w.byName[n.object], n.spec)
 		w.policies = append(w.policies, n)
 	}
@@ -123,6 +126,7 @@ func newWorld(in Input) (*world, error) {
 				p.classes, c.held = append(p.classes, c), append(c.held, p)
 			}
 		}
+		c.closed = closed(c.held)
 	}
 	return w, nil
 }
@@ -237,8 +241,13 @@ func classes(snap *registry.Snapshot, set compile.Settings) (out []class) {
 	return out
 }
 
-// name is what a workload is called.
-func (c *class) name() string { return "pod " + c.pods[0].ID }
+// name is what a workload is called: by the labels that metrics call it by, or else by one of its pods.
+func (c *class) name() string {
+	if c.Labels.CanonicalName != "" {
+		return c.Labels.Namespace + "/" + c.Labels.CanonicalName
+	}
+	return "pod " + c.pods[0].ID
+}
 
 // ignored reports whether an object's annotation leaves a code out.
 func (w *world) ignored(o Object, code string) bool {

@@ -13,20 +13,38 @@ type Comparison struct{ languages *languages }
 // NewComparison makes one.
 func NewComparison() *Comparison { return &Comparison{newLanguages()} }
 
-// Impossible is a part of a rule that no request can meet.
+// Impossible is a part of a rule that no request of HTTP can meet.
 type Impossible struct {
 	Part  string // "from", "to" or "when"
 	Index int    // of the alternative; 0 for "when"
-	Whole bool   // so the rule can never match
+	Whole bool   // so the rule matches no request of HTTP
+	// Never says that the rule matches no connection either that is not HTTP, of which less is asked unless the action is ALLOW.
+	Never bool
 }
 
-// Impossible finds the alternatives of a rule that contradict themselves or what the rule demands besides.
-func (c *Comparison) Impossible(r Rule) (out []Impossible) {
+// Impossible finds the alternatives of a rule of an action that contradict themselves or what the rule demands besides.
+func (c *Comparison) Impossible(action Action, r Rule) []Impossible {
+	out := c.impossible(r)
+	if !slices.ContainsFunc(out, func(i Impossible) bool { return i.Whole }) {
+		return out
+	}
+	policy := Policy{Action: action, Rules: []Rule{r}}
+	never := true
+	for _, left := range policy.TCP().Rules {
+		never = slices.ContainsFunc(c.impossible(left), func(i Impossible) bool { return i.Whole })
+	}
+	for i := range out {
+		out[i].Never = never
+	}
+	return out
+}
+
+func (c *Comparison) impossible(r Rule) (out []Impossible) {
 	if r.Never {
 		return nil
 	}
 	if !c.possible(r.When) {
-		return []Impossible{{"when", 0, true}}
+		return []Impossible{{Part: "when", Whole: true}}
 	}
 	alternatives := func(part string, of []Clauses) {
 		var found []Impossible
