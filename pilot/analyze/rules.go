@@ -27,9 +27,9 @@ func rules(w *world, r *report) {
 // impossible says what of a rule can never match, and reports whether the rule can not.
 func (w *world) impossible(r *report, p *policy, rule authz.Rule) (never bool) {
 	for _, i := range w.comparison.Impossible(p.Action, rule) {
-		field, what := fmt.Sprintf("spec.rules[%d].%s", rule.Index, i.Part), "its conditions exclude each other"
+		field, what := fmt.Sprintf("spec.rules[%d].%s", rule.Index, i.Part), "its conditions cannot all hold"
 		if i.Part != "when" {
-			field, what = fmt.Sprintf("%s[%d]", field, i.Index), "what it asks for, with the conditions of the rule, excludes itself"
+			field, what = fmt.Sprintf("%s[%d]", field, i.Index), "what it asks for, and the conditions of the rule, cannot all hold"
 		}
 		tail := "; the rule's other alternatives hold"
 		switch {

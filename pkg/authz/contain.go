@@ -151,6 +151,9 @@ func (s subject) several() bool {
 	return a.text == nil && a.address == nil && !a.peer && s.Attribute != DestinationPort
 }
 
+// opaque reports whether its matches are compared with something else than a text, so that of two of them no more is known than whether they are the same.
+func (s subject) opaque() bool { return s.several() && s.Attribute != Header }
+
 // demandOf is what clauses demand of a subject.
 func demandOf(clauses Clauses, s subject) (d demand) {
 	for _, c := range clauses {
@@ -210,6 +213,11 @@ func (c *Comparison) implies(premise Clauses, clause Clause) bool {
 // one reports whether there is a text, an address or a port that meets a demand.
 func (c *Comparison) one(s subject, d demand) bool {
 	switch {
+	case s.opaque():
+		covered := func(m Match) bool { return slices.Contains(d.none, m) || slices.Contains(d.none, Match{Kind: Present}) }
+		return !slices.ContainsFunc(d.some, func(some []Match) bool {
+			return !slices.ContainsFunc(some, func(m Match) bool { return !covered(m) })
+		})
 	case attributes[s.Attribute].address != nil:
 		return addressOf(d)
 	case s.Attribute == DestinationPort:

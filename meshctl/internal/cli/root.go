@@ -4,6 +4,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -26,7 +27,8 @@ type app struct {
 	notes   *printer.Printer // what else there is to say, on the error output
 }
 
-// Run runs one command line and returns the status to exit with: 1 if the command failed, or its output could not be written.
+// Run runs one command line and returns the status to exit with: 1 if the command failed, or its output could not be written. Commands whose answer is
+// yes or no say more by it; see status.
 func Run(ctx context.Context, args []string, in io.Reader, out, notes io.Writer) int {
 	a := &app{out: printer.New(out), notes: printer.New(notes)}
 	root := a.root()
@@ -34,11 +36,16 @@ func Run(ctx context.Context, args []string, in io.Reader, out, notes io.Writer)
 	root.SetIn(in)
 	root.SetOut(a.out.Plain())
 	root.SetErr(a.notes.Plain())
-	if err := cmp.Or(root.ExecuteContext(ctx), a.out.Err()); err != nil {
-		a.notes.Failure(explained(err))
-		return 1
+	err := cmp.Or(root.ExecuteContext(ctx), a.out.Err())
+	var s status
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &s) && s.error == nil:
+		return s.code
 	}
-	return 0
+	a.notes.Failure(explained(err))
+	return max(1, s.code)
 }
 
 // explained is an error with the kind of failure before it, if it has one: forbidden, not found, not running or unreachable.
@@ -61,7 +68,7 @@ func (a *app) root() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&a.cluster.Kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
 	root.PersistentFlags().StringVar(&a.cluster.Context, "context", "", "context of the kubeconfig")
-	root.AddCommand(a.install(), a.uninstall(), a.verify(), a.status(), a.reach(), a.inject(), a.checkInject(), a.identity(), a.ca(), a.audit(), a.pilot(), a.dashboard(), a.version())
+	root.AddCommand(a.install(), a.uninstall(), a.verify(), a.status(), a.reach(), a.inject(), a.checkInject(), a.identity(), a.ca(), a.audit(), a.analyze(), a.pilot(), a.dashboard(), a.version())
 	return root
 }
 

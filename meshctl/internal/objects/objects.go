@@ -67,16 +67,41 @@ func list(ctx context.Context, c *kube.Client, r offline.Resource) (out []*unstr
 // maxFile bounds a file, in bytes.
 const maxFile = 64 << 20
 
+// errNoObject is why a document is not what is looked for.
+var errNoObject = errors.New("it has no kind or no apiVersion")
+
 // InFiles reads the objects of files of YAML or JSON documents, of all such files in and below folders, and of in where a path is "-". A List is what it lists. An
 // object without a namespace that has to have one is in namespace.
 func InFiles(paths []string, in io.Reader, namespace string) (out []*unstructured.Unstructured, err error) {
+	err = EachInFiles(paths, in, namespace, func(_ string, o *unstructured.Unstructured) { out = append(out, o) }, nil)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// EachInFiles does what InFiles does, and says of each object which file it is in. A file of a folder with a document that is no Kubernetes object is passed over if
+// skip is not nil, which is told.
+func EachInFiles(paths []string, in io.Reader, namespace string, found func(file string, o *unstructured.Unstructured), skip func(file string, err error)) error {
+	take := func(file string, in io.Reader, mayMiss bool) error {
+		objects, err := read(in, namespace)
+		switch {
+		case mayMiss && skip != nil && errors.Is(err, errNoObject):
+			skip(file, err)
+			return nil
+		case err != nil:
+			return fmt.Errorf("%s: %w", file, err)
+		}
+		for _, o := range objects {
+			found(file, o)
+		}
+		return nil
+	}
 	for _, path := range paths {
 		if path == "-" {
-			found, err := read(in, namespace)
-			if err != nil {
-				return nil, fmt.Errorf("standard input: %w", err)
+			if err := take("standard input", in, false); err != nil {
+				return err
 			}
-			out = append(out, found...)
 			continue
 		}
 		err := filepath.WalkDir(path, func(name string, entry fs.DirEntry, err error) error {
@@ -88,18 +113,13 @@ func InFiles(paths []string, in io.Reader, namespace string) (out []*unstructure
 				return err
 			}
 			defer file.Close()
-			found, err := read(file, namespace)
-			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
-			out = append(out, found...)
-			return nil
+			return take(name, file, name != path)
 		})
 		if err != nil {
-			return nil, fmt.Errorf("reading objects: %w", err)
+			return fmt.Errorf("reading objects: %w", err)
 		}
 	}
-	return out, nil
+	return nil
 }
 
 func read(in io.Reader, namespace string) (out []*unstructured.Unstructured, err error) {
@@ -122,7 +142,7 @@ func read(in io.Reader, namespace string) (out []*unstructured.Unstructured, err
 			continue
 		}
 		if o.GetKind() == "" || o.GetAPIVersion() == "" {
-			return nil, fmt.Errorf("document %d is no Kubernetes object: it has no kind or no apiVersion", n)
+			return nil, fmt.Errorf("document %d is no Kubernetes object: %w", n, errNoObject)
 		}
 		if !o.IsList() {
 			out = append(out, placed(o, namespace))
