@@ -105,7 +105,7 @@ type tokenRule struct {
 }
 
 func (w *world) tokenRules() (out []tokenRule) {
-	kind := registry.JWTRules.Resource()
+	kind := registry.RequestAuths.Resource()
 	for _, o := range w.objects {
 		if o.GetKind() == kind.Kind && o.GroupVersionKind().Group == kind.Group {
 			j := tokenRule{objectOf(o), &security.RequestAuthentication{}}

@@ -114,12 +114,13 @@ func TestWhetherAnAddressExistsIsKnown(t *testing.T) {
 	}
 }
 
-var contained = struct{ principals, namespaces, accounts, blocks, hosts, methods, paths, headers, ports []string }{
+var contained = struct{ principals, namespaces, accounts, blocks, hosts, methods, paths, headers, ports, tokens, claims []string }{
 	[]string{"cluster.local/ns/a/sa/x", "cluster.local/ns/a/sa/y", "cluster.local/ns/a/*", "*/sa/x", "*", "cluster.local/ns/b/sa/x", "cluster.local/ns/a/sa/x*"},
 	[]string{"a", "b", "a*", "*"}, []string{"a/x", "x", "b/x"},
 	[]string{"10.0.0.0/8", "10.0.0.1", "10.0.0.0/31", "0.0.0.0/0"},
 	[]string{"web", "web:80", "*.example", "web*", "*"}, []string{"GET", "POST", "P*", "*"},
 	[]string{"/a", "/a/*", "/a/{*}", "/a/{**}", "*/b", "/a/b", "*", "/@me"}, []string{"ok", "o*", "*", "bad"}, []string{"80", "81"},
+	[]string{"a/b", "a/*", "*", "a/b*", "a/b/c", "*/c", "*b", "a*"}, []string{"1", "true", "ad*", "*", "admin", "*1"},
 }
 
 func randomRule(r *rand.Rand) *security.Rule {
@@ -136,6 +137,9 @@ func randomRule(r *rand.Rand) *security.Rule {
 		if r.IntN(4) == 0 {
 			s = &security.Source{ServiceAccounts: some(v.accounts), NotServiceAccounts: some(v.accounts)}
 		}
+		if r.IntN(3) == 0 {
+			s.RequestPrincipals, s.NotRequestPrincipals = some(v.tokens), some(v.tokens)
+		}
 		out.From = append(out.From, &security.Rule_From{Source: s})
 	}
 	for range r.IntN(3) {
@@ -145,7 +149,7 @@ func randomRule(r *rand.Rand) *security.Rule {
 		}
 		out.To = append(out.To, &security.Rule_To{Operation: o})
 	}
-	for key, values := range map[string][]string{"request.headers[x]": v.headers, "source.namespace": v.namespaces, "destination.port": v.ports, "source.ip": v.blocks} {
+	for key, values := range map[string][]string{"request.headers[x]": v.headers, "request.auth.claims[g]": v.claims, "request.auth.principal": v.tokens, "source.namespace": v.namespaces, "destination.port": v.ports, "source.ip": v.blocks} {
 		if r.IntN(5) == 0 {
 			out.When = append(out.When, &security.Condition{Key: key, Values: some(values), NotValues: some(values)})
 		}
@@ -159,6 +163,9 @@ func randomRequest(r *rand.Rand) Request {
 		Host: one("web", "WEB:80", "x.example", "webx"), Method: one("GET", "POST", "PUT", "DELETE"), Path: one("/a", "/a/", "/a/b", "/a/b/c", "/b", "/@me", "/%40me", "/"), Headers: map[string][]string{}}
 	if r.IntN(4) != 0 {
 		req.Source = spiffe.ID{TrustDomain: "cluster.local", Namespace: one("a", "b", "ab"), ServiceAccount: one("x", "y", "xx")}
+	}
+	if r.IntN(4) != 0 {
+		req.Claims = map[string]any{"iss": one("a", "a/b", "x"), "sub": one("b", "c", "b/c", "bb"), "g": []any{1.0, true, "admin", "ad", []any{"x", "admin"}, "", nil, "1"}[r.IntN(8)]}
 	}
 	for range r.IntN(3) {
 		req.Headers["x"] = append(req.Headers["x"], one("ok", "bad", "o", "ok,bad", ""))
