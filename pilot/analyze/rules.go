@@ -11,6 +11,11 @@ import (
 // rules finds rules that can never match, and those that never decide as another rule has matched before.
 func rules(w *world, r *report) {
 	for _, p := range w.policies {
+		for _, rule := range p.Rules {
+			p.compared = append(p.compared, w.comparison.Prepare(p.Action, rule))
+		}
+	}
+	for _, p := range w.policies {
 		if p.Ignored || len(p.Problems) > 0 {
 			continue // Pilot says what is wrong, and the rules are not as they are written
 		}
@@ -76,28 +81,24 @@ func (w *world) contained(r *report, p *policy, rule authz.Rule, beside []*polic
 
 // containing is a rule of an action that contains another one and may meet a condition; nil if there is none. Of two that contain each other, the first does.
 func (w *world) containing(action authz.Action, p *policy, rule authz.Rule, beside []*policy, meets func(authz.Rule) bool) (*policy, *authz.Rule) {
+	mine := p.compared[slices.IndexFunc(p.Rules, func(r authz.Rule) bool { return r.Index == rule.Index })]
 	for _, q := range beside {
 		if q.Action != action {
 			continue
 		}
 		for i, other := range q.Rules {
 			itself := q == p && other.Index == rule.Index
-			if itself || meets != nil && !meets(other) || !w.comparison.Contains(q.Action, other, p.Action, rule) {
+			if itself || meets != nil && !meets(other) || !w.comparison.Contains(q.compared[i], mine) {
 				continue
 			}
 			later := cmp.Or(cmp.Compare(q.ID, p.ID), cmp.Compare(other.Index, rule.Index)) > 0
-			if q.Action == p.Action && later && w.mutual(p, rule, q, other) {
+			if q.Action == p.Action && later && w.comparison.Contains(mine, q.compared[i]) && slices.Contains(w.beside(q), p) {
 				continue
 			}
 			return q, &q.Rules[i]
 		}
 	}
 	return nil, nil
-}
-
-// mutual reports whether a rule that is contained in another one contains it, and decides wherever that does.
-func (w *world) mutual(p *policy, rule authz.Rule, q *policy, other authz.Rule) bool {
-	return w.comparison.Contains(p.Action, rule, q.Action, other) && slices.Contains(w.beside(q), p)
 }
 
 // restricts reports whether a rule asks for something of who calls: for anything but what is called.

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -180,16 +181,25 @@ func generated(tb testing.TB, services, policies int) []byte {
 	return []byte(strings.TrimSuffix(sb.String(), "\n---"))
 }
 
-// A thousand services and five hundred policies take no longer than anybody waits.
+// A thousand services and five hundred policies take no longer than anybody waits. What is measured is the processor's time, so that other work does not count.
 func TestALargeMeshIsLookedAtInSeconds(t *testing.T) {
 	world := objects(t, string(generated(t, 1000, 500)))
-	start := time.Now()
+	start := processorTime(t)
 	found := find(t, Input{Cluster: world, Whole: true, Accounts: true})
-	if took := time.Since(start); took > 5*time.Second || len(found) < 100 {
+	if took := processorTime(t) - start; took > 5*time.Second || len(found) < 100 {
 		t.Errorf("%d findings in %s, want them in 5 s", len(found), took)
 	} else {
 		t.Logf("%d findings in %s", len(found), took)
 	}
+}
+
+func processorTime(t *testing.T) time.Duration {
+	t.Helper()
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
 func BenchmarkALargeMesh(b *testing.B) {

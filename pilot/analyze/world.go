@@ -78,6 +78,8 @@ type policy struct {
 	spec    *security.AuthorizationPolicy // what of it can be read
 	classes []*class                      // with a proxy that it holds for
 	dead    map[int]bool                  // the rules that can never match, by index
+
+	compared []*authz.Compared // the rules, in their order
 }
 
 // enforced reports whether the policy decides something.

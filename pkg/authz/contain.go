@@ -13,6 +13,100 @@ type Comparison struct{ languages *languages }
 // NewComparison makes one.
 func NewComparison() *Comparison { return &Comparison{newLanguages()} }
 
+// Compared is a rule of an action, made ready to be compared with many others.
+type Compared struct {
+	rule, connection *Rule // as it holds for requests, and for what is not HTTP; nil: it matches none
+	example          map[subject]string
+	to, from, when   []checks // alternatives
+}
+
+// checks are clauses that look at a text, made ready.
+type checks []check
+
+type check struct {
+	of          subject
+	values, not func(string) bool // nil: there are none
+}
+
+func checksOf(alternatives ...Clauses) (out []checks) {
+	for _, clauses := range alternatives {
+		ready := checks{}
+		for i := range clauses {
+			c := check{of: clauses[i].subject()}
+			if !c.of.text() {
+				continue
+			}
+			if len(clauses[i].Values) > 0 {
+				c.values = matcher(clauses[i].Values)
+			}
+			if len(clauses[i].Not) > 0 {
+				c.not = matcher(clauses[i].Not)
+			}
+			ready = append(ready, c)
+		}
+		out = append(out, ready)
+	}
+	return out
+}
+
+// fail reports whether one of them certainly does not hold of an example.
+func (c checks) fail(example map[subject]string) bool {
+	for i := range c {
+		text, ok := example[c[i].of]
+		if ok && (c[i].values != nil && !c[i].values(text) || c[i].not != nil && c[i].not(text)) {
+			return true
+		}
+	}
+	return false
+}
+
+// excluded reports whether a rule certainly does not hold of an example, by which most comparisons are over before they begin.
+func (c *Compared) excluded(example map[subject]string) bool {
+	for _, alternatives := range [3][]checks{c.to, c.from, c.when} {
+		if len(alternatives) > 0 && !slices.ContainsFunc(alternatives, func(a checks) bool { return !a.fail(example) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// Prepare makes a rule of an action ready.
+func (c *Comparison) Prepare(action Action, r Rule) *Compared {
+	out := &Compared{}
+	if r.Never {
+		return out
+	}
+	out.rule = &r
+	policy := Policy{Action: action, Rules: []Rule{r}}
+	for _, left := range policy.TCP().Rules {
+		out.connection = &left
+	}
+	demanded := slices.Clone(r.When)
+	for _, alternatives := range [][]Clauses{r.From, r.To} {
+		if len(alternatives) > 0 {
+			demanded = append(demanded, alternatives[0]...)
+		}
+	}
+	out.example = c.example(demanded)
+	out.to, out.from, out.when = checksOf(r.To...), checksOf(r.From...), checksOf(r.When)
+	return out
+}
+
+// example has a text for each subject that is one, such that all that is demanded of it holds. One that cannot be found is left out.
+func (c *Comparison) example(demanded Clauses) map[subject]string {
+	out := map[subject]string{}
+	for i := range demanded {
+		s := demanded[i].subject()
+		if _, done := out[s]; done || !s.text() {
+			continue
+		}
+		if found := c.languages.find(demandOf(demanded, s)); found.known {
+			out[s] = found.text
+		}
+	}
+	return out
+}
+
 // Impossible is a part of a rule that no request of HTTP can meet.
 type Impossible struct {
 	Part  string // "from", "to" or "when"
@@ -63,32 +157,24 @@ func (c *Comparison) impossible(r Rule) (out []Impossible) {
 	return out
 }
 
-// Contains reports whether a rule of an action certainly matches whatever another one of an action matches, at ports that are HTTP and at others.
-func (c *Comparison) Contains(action Action, r Rule, otherAction Action, other Rule) bool {
-	if r.Never {
-		return false
-	}
-	if other.Never {
-		return true
-	}
-	if !c.contains(r, other) {
-		return false
-	}
-	narrower := Policy{Action: otherAction, Rules: []Rule{other}}
-	wider := Policy{Action: action, Rules: []Rule{r}}
-	narrow, wide := narrower.TCP(), wider.TCP()
+// Contains reports whether a rule certainly matches whatever another one matches, at ports that are HTTP and at others.
+func (c *Comparison) Contains(r, other *Compared) bool {
 	switch {
-	case len(narrow.Rules) == 0:
-		return true
-	case len(wide.Rules) == 0:
+	case r.rule == nil:
 		return false
+	case other.rule == nil:
+		return true
+	case r.excluded(other.example) || !c.contains(r.rule, other.rule):
+		return false
+	case other.connection == nil:
+		return true
 	}
-	return c.contains(wide.Rules[0], narrow.Rules[0])
+	return r.connection != nil && c.contains(r.connection, other.connection)
 }
 
 // contains compares the rules as they are. What a rule's from and to look at has nothing in common, so that each alternative of the one can be
 // put beside what the rule demands besides, without those of the other.
-func (c *Comparison) contains(r, other Rule) bool {
+func (c *Comparison) contains(r, other *Rule) bool {
 	return c.covers(r.From, other.From, other.When) && c.covers(r.To, other.To, other.When) && c.demanded(r.When, other)
 }
 
@@ -110,7 +196,7 @@ func (c *Comparison) covers(wide, narrow []Clauses, when Clauses) bool {
 }
 
 // demanded reports whether a rule implies each of some clauses.
-func (c *Comparison) demanded(clauses Clauses, by Rule) bool {
+func (c *Comparison) demanded(clauses Clauses, by *Rule) bool {
 	for _, clause := range clauses {
 		if !c.always(by.From, by.When, clause) && !c.always(by.To, by.When, clause) {
 			return false
@@ -149,6 +235,11 @@ func (c *Clause) subject() subject {
 func (s subject) several() bool {
 	a := attributes[s.Attribute]
 	return a.text == nil && a.address == nil && !a.peer && s.Attribute != DestinationPort
+}
+
+// text reports whether it is one text, or, of a clause alone, none.
+func (s subject) text() bool {
+	return !s.several() && attributes[s.Attribute].address == nil && s.Attribute != DestinationPort
 }
 
 // opaque reports whether its matches are compared with something else than a text, so that of two of them no more is known than whether they are the same.

@@ -14,11 +14,19 @@ import (
 type languages struct {
 	matchers map[Match]func(string) bool
 	programs map[string]*syntax.Prog // of whole texts, nil for one that cannot be followed
-	answers  map[string]bool
+	answers  map[string]answer
+	budget   int // states that may still be looked at
 }
 
 func newLanguages() *languages {
-	return &languages{map[Match]func(string) bool{}, map[string]*syntax.Prog{}, map[string]bool{}}
+	return &languages{map[Match]func(string) bool{}, map[string]*syntax.Prog{}, map[string]answer{}, maxStatesOfAll}
+}
+
+// answer is whether a text meets a demand, and one that does, if it is known.
+type answer struct {
+	possible bool
+	text     string
+	known    bool
 }
 
 // demand is what a text is to meet: one match of each list of some, and none of others.
@@ -27,31 +35,37 @@ type demand struct {
 	none []Match
 }
 
-// maxStates bounds the search for a text, as that for none may grow with the product of all that is demanded.
-const maxStates = 4000
+// The searches for texts are bounded, as one for none may grow with the product of all that is demanded: each of them, and all together.
+const (
+	maxStates      = 4000
+	maxStatesOfAll = 200_000
+)
 
 // possible reports whether there is a text that meets a demand. It is false only if that is certain.
-func (l *languages) possible(d demand) bool {
+func (l *languages) possible(d demand) bool { return l.find(d).possible }
+
+// find looks for a text that meets a demand.
+func (l *languages) find(d demand) answer {
 	if slices.ContainsFunc(d.some, func(m []Match) bool { return len(m) == 0 }) {
-		return false
+		return answer{}
 	}
 	for _, t := range witnesses(d) {
 		if l.meets(d, t) {
-			return true
+			return answer{true, t, true}
 		}
 	}
 	for _, some := range d.some {
 		if !slices.ContainsFunc(some, func(m Match) bool { return m.Kind != Exact }) {
-			return false // each of them has been tried
+			return answer{} // each of them has been tried
 		}
 	}
 	key := d.key()
-	answer, known := l.answers[key]
+	found, known := l.answers[key]
 	if !known {
-		answer = l.search(d)
-		l.answers[key] = answer
+		found = l.search(d)
+		l.answers[key] = found
 	}
-	return answer
+	return found
 }
 
 // witnesses are texts that are likely to meet a demand, if any does. Of each exact match, its text is one.
@@ -108,14 +122,18 @@ func (d demand) key() string {
 }
 
 // search looks for a text by following the expressions of all that is demanded at once, character by character.
-func (l *languages) search(d demand) bool {
+func (l *languages) search(d demand) answer {
 	var programs []*syntax.Prog
 	for _, list := range append(slices.Clone(d.some), d.none) {
 		p := l.program(list)
 		if p == nil {
-			return true
+			return answer{possible: true}
 		}
 		programs = append(programs, p)
+	}
+	type state struct {
+		at   [][]uint32
+		text string
 	}
 	characters := distinct(programs)
 	start := make([][]uint32, len(programs))
@@ -123,15 +141,18 @@ func (l *languages) search(d demand) bool {
 		start[i] = closure(p, []uint32{uint32(p.Start)})
 	}
 	seen := map[string]bool{stateKey(start): true}
-	queue := [][][]uint32{start}
-	for len(queue) > 0 {
+	queue := []state{{start, ""}}
+	for ; len(queue) > 0; l.budget-- {
 		now := queue[0]
 		queue = queue[1:]
-		if accepted(programs, now) {
-			return true
+		if accepted(programs, now.at) {
+			return answer{true, now.text, true}
+		}
+		if l.budget <= 0 {
+			return answer{possible: true}
 		}
 		for _, c := range characters {
-			next, dead := advance(programs, now, c)
+			next, dead := advance(programs, now.at, c)
 			if dead {
 				continue
 			}
@@ -140,13 +161,13 @@ func (l *languages) search(d demand) bool {
 				continue
 			}
 			if len(seen) >= maxStates {
-				return true
+				return answer{possible: true}
 			}
 			seen[key] = true
-			queue = append(queue, next)
+			queue = append(queue, state{next, now.text + string(c)})
 		}
 	}
-	return false
+	return answer{}
 }
 
 // program is the expression of a list of matches; nil if a text is not followed character by character. A character that stands for bytes that are no UTF-8 is in none.
