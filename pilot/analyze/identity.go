@@ -39,7 +39,11 @@ func plaintext(w *world, r *report) {
 			}
 		}
 		if len(refused) > 0 {
-			r.add(PlaintextIdentity, Info, p.object, "", FromConfiguration, "callers in plaintext may connect, and it never admits them, as they have no identity: %s", portList(refused))
+			basis := FromConfiguration
+			if !w.Whole {
+				basis = Guess // another object may make it STRICT
+			}
+			r.add(PlaintextIdentity, Info, p.object, "", basis, "callers in plaintext may connect, and it never admits them, as they have no identity: %s", portList(refused))
 		}
 	}
 }

@@ -26,7 +26,7 @@ func strangers(w *world, r *report) {
 				continue
 			}
 			switch {
-			case w.Whole && w.snap.Namespace(m.Namespace) == nil:
+			case w.Whole && !w.namespaces[m.Namespace]:
 				r.say(UnknownNamespace, p.object, v.field, "there is no namespace %s", m.Namespace)
 			case w.Whole && w.Accounts && m.Account != "" && !w.exists(m):
 				r.say(UnknownAccount, p.object, v.field, "namespace %s has no service account %s", m.Namespace, m.Account)

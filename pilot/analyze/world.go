@@ -55,6 +55,7 @@ type world struct {
 	snap       *registry.Snapshot
 	before     *registry.Snapshot // the cluster without the files; nil if there is no cluster or there are no files
 	set        compile.Settings
+	namespaces map[string]bool       // that exist: also those that something is in
 	accounts   map[authz.Member]bool // that exist
 	classes    []class
 	byAccount  map[authz.Member][]*registry.Pod
@@ -86,7 +87,8 @@ type policy struct {
 func (p *policy) enforced() bool { return !p.Ignored && !p.DryRun }
 
 func newWorld(in Input) (*world, error) {
-	w := &world{Input: in, byName: map[Object]*unstructured.Unstructured{}, accounts: map[authz.Member]bool{}, byAccount: map[authz.Member][]*registry.Pod{}, comparison: authz.NewComparison(),
+	w := &world{Input: in, byName: map[Object]*unstructured.Unstructured{}, accounts: map[authz.Member]bool{},
+		namespaces: map[string]bool{core.NamespaceDefault: true, metav1.NamespaceSystem: true, metav1.NamespacePublic: true, core.NamespaceNodeLease: true}, byAccount: map[authz.Member][]*registry.Pod{}, comparison: authz.NewComparison(),
 		set: compile.Settings{TrustDomain: in.Options.TrustDomain, TrustDomainAliases: in.Options.TrustDomainAliases, RootNamespace: in.Options.RootNamespace}}
 	merged := merge(in.Cluster, in.Files, in.Now)
 	for _, o := range merged {
@@ -108,6 +110,10 @@ func newWorld(in Input) (*world, error) {
 		}
 	}
 	for _, o := range w.objects {
+		w.namespaces[o.GetNamespace()] = true
+		if o.GetKind() == "Namespace" {
+			w.namespaces[o.GetName()] = true
+		}
 		if o.GetKind() == accountKind.Kind {
 			w.accounts[authz.Member{Namespace: o.GetNamespace(), Account: o.GetName()}] = true
 		}
