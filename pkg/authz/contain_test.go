@@ -232,3 +232,41 @@ func matches(p Policy) func(Request) bool {
 		return request(s)
 	}
 }
+
+// A request may have a header twice: that one line is among some values says nothing of the other.
+func TestOneLineOfAHeaderSaysNothingOfTheOthers(t *testing.T) {
+	rule := func(conditions ...*security.Condition) *Compared {
+		p, _ := FromAuthorizationPolicy(Meta{Namespace: "own"}, &security.AuthorizationPolicy{Rules: []*security.Rule{{When: conditions}}}, Options{TrustDomain: "cluster.local", RootNamespace: "root"})
+		return NewComparison().Prepare(Allow, p.Rules[0])
+	}
+	is := func(values ...string) *security.Condition {
+		return &security.Condition{Key: "request.headers[x]", Values: values}
+	}
+	not := func(values ...string) *security.Condition {
+		return &security.Condition{Key: "request.headers[x]", NotValues: values}
+	}
+	for name, c := range map[string]struct {
+		wide, narrow *Compared
+		want         bool
+	}{
+		"one value and not another":       {rule(not("bad")), rule(is("ok")), false},
+		"more values":                     {rule(is("ok", "good")), rule(is("ok")), true},
+		"a beginning":                     {rule(is("o*")), rule(is("ok")), true},
+		"the same, and not another":       {rule(is("ok")), rule(is("ok"), not("bad")), true},
+		"fewer that it must not be":       {rule(not("bad")), rule(not("b*")), true},
+		"others that it must not be":      {rule(not("b*")), rule(not("bad")), false},
+		"either of two lines":             {rule(is("a")), rule(is("a", "b")), false},
+		"what no line can be in any case": {rule(is("a")), rule(is("a", "b"), not("b")), true},
+	} {
+		if got := NewComparison().Contains(c.wide, c.narrow); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	twice := rule(is("a"), is("b"))
+	if found := NewComparison().Impossible(Allow, *twice.rule); len(found) > 0 {
+		t.Errorf("two lines are taken for one: %+v", found)
+	}
+	if found := NewComparison().Impossible(Allow, *rule(is("ab"), not("a*")).rule); len(found) != 1 {
+		t.Errorf("%+v", found)
+	}
+}

@@ -367,6 +367,20 @@ var mutations = []mutation{
 		{"pilot/internal/compile/effects.go", "snap.RequestAuthsBy(k.ID)", "snap.RequestAuthsBy(\"\" + k.ID[:1])"}}},
 	{28, "a policy of a Service holds for the whole namespace", "pilot/internal/compile.TestPoliciesOfServices", []edit{
 		{"pilot/internal/compile/workload.go", "return len(services) == 0 || of == namespace &&", "return len(services) >= 0 || of == namespace &&"}}},
+	{29, "a rule is said to contain another one whose conditions it does not ask for", "pilot/analyze.TestWhatIsSaidOfRulesHolds", []edit{
+		{"pkg/authz/contain.go", "c.covers(r.To, other.To, other.When) && c.demanded(r.When, other)", "c.covers(r.To, other.To, other.When)"}}},
+	{29, "a rule that denies at ports that are not HTTP is said never to match", "pilot/analyze.TestWhatIsSaidOfRulesHolds", []edit{
+		{"pkg/authz/contain.go", "		never = slices.ContainsFunc(c.impossible(left), func(i Impossible) bool { return i.Whole })\n", "		never = true || left.Never\n"}}},
+	{29, "matches of tokens are compared as texts", "pkg/authz.TestContainedRulesNeverMatchAlone", []edit{
+		{"pkg/authz/contain.go", "return s.several() && s.Attribute != Header }", "return false }"}}},
+	{29, "one line of a header is taken for all of them", "pkg/authz.TestOneLineOfAHeaderSaysNothingOfTheOthers", []edit{
+		{"pkg/authz/contain.go", "return a.text == nil && a.address == nil && !a.peer && s.Attribute != DestinationPort", "return a.text == nil && a.address == nil && !a.peer && s.Attribute != DestinationPort && s.Attribute != Header"}}},
+	{29, "what is not in a folder is said to be missing", "pilot/analyze.TestSituations", []edit{
+		{"pilot/analyze/selection.go", "	case inScope == 0 && !w.Whole: // the workloads are elsewhere\n", ""}}},
+	{29, "an annotation leaves nothing out", "pilot/analyze.TestExamples", []edit{
+		{"pilot/analyze/analyze.go", "if r.said[key] || r.world.ignored(o, code) {", "if r.said[key] {"}}},
+	{29, "pods that a file replaces are still looked at", "pilot/analyze.TestSituations", []edit{
+		{"pilot/analyze/world.go", "if o.GetKind() == \"Pod\" && maker.Name != \"\" && isNew[maker] {", "if false && maker.Name != \"\" {"}}},
 }
 
 const (
