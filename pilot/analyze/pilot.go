@@ -42,6 +42,9 @@ func pilot(w *world, r *report) {
 		if err != nil {
 			continue // the snapshot would not have been made of it
 		}
+		if s, ok := event.Object.(*registry.Service); ok && !w.inMesh(s) {
+			continue // what proxies do not take is what nothing takes
+		}
 		for _, text := range kind.Advice(event.Object) {
 			field, reason, found := strings.Cut(text, ": ")
 			if !found || !strings.HasPrefix(field, "spec.") || strings.Contains(field, " ") {
@@ -53,6 +56,19 @@ func pilot(w *world, r *report) {
 			r.say(Advice, objectOf(o), field, "%s", reason)
 		}
 	}
+}
+
+// inMesh reports whether a Service has a pod with a proxy.
+func (w *world) inMesh(s *registry.Service) bool {
+	if len(s.Selector) == 0 {
+		return true // who can tell
+	}
+	for p := range w.snap.PodsSelected(s.Namespace, s.Selector) {
+		if p.Proxied {
+			return true
+		}
+	}
+	return false
 }
 
 // undeclaredPorts reports whether a workload of a policy has a port of which no Service says what it speaks. Of those that are declared to be something else

@@ -66,8 +66,27 @@ func (a *app) analyze() *cobra.Command {
 	f.StringSliceVar(&o.aliases, "trust-domain-aliases", nil, "its aliases (default: the installation's)")
 	f.StringVar(&o.root, "root-namespace", "", "namespace whose policies hold mesh-wide (default: the installation's, or "+mesh.Namespace+")")
 	outputFlag(cmd, &o.output)
+	for flag, words := range map[string][]string{"suppress": codeNames(), "output-threshold": severityNames(), "failure-threshold": severityNames(), "output": {"table", "json", "yaml"}} {
+		if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+			panic("completion of a flag that is not there: " + err.Error())
+		}
+	}
 	scripted(cmd)
 	return cmd
+}
+
+func codeNames() (out []string) {
+	for _, c := range analyze.Codes {
+		out = append(out, c.Code+"\t"+c.Title)
+	}
+	return out
+}
+
+func severityNames() (out []string) {
+	for _, s := range analyze.Severities {
+		out = append(out, string(s))
+	}
+	return out
 }
 
 // check makes of the flags what they mean.
@@ -267,7 +286,10 @@ func (a *app) fromCluster(ctx context.Context, in *analyze.Input) error {
 	if err != nil {
 		return fmt.Errorf("%w (--offline looks at files alone)", err)
 	}
-	if err := pilotOptions(ctx, client, &in.Options); err != nil {
+	switch err := pilotOptions(ctx, client, &in.Options); {
+	case kube.FailureOf(err) == kube.Forbidden:
+		a.notes.Line("The mesh's settings may not be read: its trust domain is taken to be %s (--trust-domain says otherwise)", in.Options.TrustDomain)
+	case err != nil:
 		return err
 	}
 	watched := offline.Resources()
