@@ -53,7 +53,7 @@ var Codes = []Code{
 	{Redundant, Info, "is contained in another rule"},
 	{WiderThanSiblings, Warning, "opens what policies beside it restrict"},
 	{HTTPOnTCP, Warning, "asks for HTTP where there is none"},
-	{ServicePort, Error, "names a Service's port, not the workload's"},
+	{ServicePort, Warning, "names a Service's port, not the workload's"},
 	{PlaintextIdentity, Warning, "relies on identities where plaintext comes in"},
 	{UnprovenHeader, Warning, "relies on a header that anybody can send"},
 	{TokenNotDemanded, Warning, "verifies tokens that nobody has to show"},
