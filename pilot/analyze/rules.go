@@ -34,10 +34,15 @@ func rules(w *world, r *report) {
 // impossible says what of a rule can never match, and reports whether the rule can not.
 func (w *world) impossible(r *report, p *policy, rule authz.Rule) (never bool) {
 	for _, i := range w.comparison.Impossible(p.Action, rule) {
-		field, what := fmt.Sprintf("spec.rules[%d].%s", rule.Index, i.Part), "its conditions cannot all hold"
+		field := fmt.Sprintf("spec.rules[%d].%s", rule.Index, i.Part)
 		if i.Part != "when" {
-			field, what = fmt.Sprintf("%s[%d]", field, i.Index), "what it asks for, and the conditions of the rule, cannot all hold"
+			field = fmt.Sprintf("%s[%d]", field, i.Index)
 		}
+		of := string(i.Of)
+		if i.Of.Identity() {
+			of = "identity"
+		}
+		what := "no " + of + " meets all that is asked of it, here and in the rule's conditions"
 		tail := "; the rule's other alternatives hold"
 		switch {
 		case i.Never:

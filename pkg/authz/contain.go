@@ -111,7 +111,9 @@ func (c *Comparison) example(demanded Clauses) map[subject]string {
 type Impossible struct {
 	Part  string // "from", "to" or "when"
 	Index int    // of the alternative; 0 for "when"
-	Whole bool   // so the rule matches no request of HTTP
+	// Of is what cannot be as demanded; Principal stands for all that comes from the peer's certificate.
+	Of    Attribute
+	Whole bool // so the rule matches no request of HTTP
 	// Never says that the rule matches no connection either that is not HTTP, of which less is asked unless the action is ALLOW.
 	Never bool
 }
@@ -137,14 +139,14 @@ func (c *Comparison) impossible(r Rule) (out []Impossible) {
 	if r.Never {
 		return nil
 	}
-	if !c.possible(r.When) {
-		return []Impossible{{Part: "when", Whole: true}}
+	if of := c.contradiction(r.When); of != "" {
+		return []Impossible{{Part: "when", Of: of, Whole: true}}
 	}
 	alternatives := func(part string, of []Clauses) {
 		var found []Impossible
 		for i, clauses := range of {
-			if !c.possible(both(clauses, r.When)) {
-				found = append(found, Impossible{Part: part, Index: i})
+			if of := c.contradiction(both(clauses, r.When)); of != "" {
+				found = append(found, Impossible{Part: part, Index: i, Of: of})
 			}
 		}
 		for i := range found {
@@ -259,17 +261,17 @@ func demandOf(clauses Clauses, s subject) (d demand) {
 	return d
 }
 
-// possible reports whether a request can meet all clauses.
-func (c *Comparison) possible(clauses Clauses) bool {
+// contradiction is an attribute that cannot be as all clauses demand; empty if there is none.
+func (c *Comparison) contradiction(clauses Clauses) Attribute {
 	done := map[subject]bool{}
 	for i := range clauses {
 		s := clauses[i].subject()
 		if !done[s] && !c.some(s, demandOf(clauses, s)) {
-			return false
+			return s.Attribute
 		}
 		done[s] = true
 	}
-	return true
+	return ""
 }
 
 // some reports whether a subject can meet a demand.
