@@ -178,7 +178,7 @@ func randomRequest(r *rand.Rand) Request {
 func TestContainedRulesNeverMatchAlone(t *testing.T) {
 	r := rand.New(rand.NewPCG(uint64(rand.Int64()), 1))
 	found := map[string]int{}
-	for range 6000 {
+	for range 3000 {
 		actions := []security.AuthorizationPolicy_Action{security.AuthorizationPolicy_ALLOW, security.AuthorizationPolicy_DENY}
 		make := func() Policy {
 			p, _ := FromAuthorizationPolicy(Meta{Namespace: "own"}, &security.AuthorizationPolicy{Action: actions[r.IntN(2)], Rules: []*security.Rule{randomRule(r)}},
@@ -211,7 +211,7 @@ func TestContainedRulesNeverMatchAlone(t *testing.T) {
 			}
 		}
 	}
-	if found["contained"] < 100 || found["impossible"] < 100 || found["matched"] < 10000 {
+	if found["contained"] < 50 || found["impossible"] < 50 || found["matched"] < 5000 {
 		t.Errorf("%v: the test does not test much", found)
 	}
 }
