@@ -179,25 +179,27 @@ func (b *builder) add(clauses *Clauses, attr Attribute, key, field string, value
 	if len(values) == 0 && len(not) == 0 {
 		return
 	}
-	c := Clause{Attribute: attr, Key: key}
+	c := Clause{Attribute: attr, Key: key, Asked: Asked{Field: field}}
 	good := true
 	b.members, b.unnamed = []Member{}, !attr.Identity()
 	for i, v := range values {
 		m, ok := b.match(attr, key, false, fmt.Sprintf("%s[%d]", field, i), v)
 		good = good && ok
 		c.Values = append(c.Values, m...)
+		c.Asked.Values = append(c.Asked.Values, Written{v, m})
 	}
 	if good && len(values) > 0 && !b.unnamed {
 		c.Members = b.members
 	}
 	if !good {
-		c.Values = nil // some value is not understood: demand nothing (the rule gets wider)
+		c.Values, c.Asked.Values = nil, nil // some value is not understood: demand nothing (the rule gets wider)
 	}
 	negated := "not" + strings.ToUpper(field[strings.LastIndex(field, ".")+1:][:1]) + field[strings.LastIndex(field, ".")+2:]
 	for i, v := range not {
 		m, ok := b.match(attr, key, true, fmt.Sprintf("%s.%s[%d]", field[:strings.LastIndex(field, ".")], negated, i), v)
 		if ok {
 			c.Not = append(c.Not, m...)
+			c.Asked.Not = append(c.Asked.Not, Written{v, m})
 		}
 	}
 	if len(c.Values) > 0 || len(c.Not) > 0 {

@@ -59,6 +59,20 @@ type Clause struct {
 	Not       []Match
 	// Members are those of the mesh outside of whom no peer meets Values. Nil: that cannot be told.
 	Members []Member
+	// Asked is the field of the policy with the values as they are written, for people.
+	Asked Asked
+}
+
+// Asked is a field of a policy, such as spec.rules[0].to[0].operation.paths, and its values as they are written.
+type Asked struct {
+	Field       string
+	Values, Not []Written
+}
+
+// Written is a value of a policy, and the matches that it has become, any of which will do.
+type Written struct {
+	Text    string
+	Matches []Match
 }
 
 // Member is a service account of the mesh, or, without an account, every one of a namespace.
