@@ -36,6 +36,9 @@ type Decision struct {
 	Audited []string `json:"audited,omitempty"` // AUDIT rules that matched
 }
 
+// DefaultDeny is the reason of a denial by no rule: what no ALLOW policy matches is denied where there is one.
+const DefaultDeny = "no ALLOW policy matches"
+
 // Program is the policies in scope of a workload, made ready to decide about many requests: what can be worked out once has been. It does not change, and
 // may be used by several goroutines.
 type Program struct{ requests, connections *order }
@@ -136,7 +139,7 @@ func (o *order) decide(s *seen) (d Decision) {
 		}
 	}
 	if o.restricted {
-		d.Reason = "no ALLOW policy matches"
+		d.Reason = DefaultDeny
 		return d
 	}
 	d.Allowed, d.Reason = true, "no ALLOW policy is in scope"

@@ -278,6 +278,11 @@ func ByIdentity(policies []Policy) bool {
 	return true
 }
 
+// Uses reports whether a rule of the policy looks at an attribute.
+func (p *Policy) Uses(a Attribute) bool {
+	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.uses(func(of Attribute) bool { return of == a }) })
+}
+
 func (r Rule) usesHTTP() bool { return r.uses(Attribute.HTTPOnly) }
 
 func (r Rule) uses(is func(Attribute) bool) bool {

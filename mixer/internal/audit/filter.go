@@ -17,6 +17,7 @@ type Filter struct {
 	Kind      string    // request, issuance, admin, trail
 	Identity  string    // of source or destination, proven or claimed, or a part of it
 	Verdict   string    // allowed, denied, refused
+	Index     *uint64   // the one record of this index; nil for all
 	Since     time.Time // only decisions from then on; zero for all
 	Last      int       // only the newest so many of what is there, 0 for all; what follows is not counted
 	Follow    bool
@@ -43,6 +44,10 @@ func ParseFilter(q url.Values) (Filter, error) {
 				err = fmt.Errorf("use request, issuance, admin or trail")
 			}
 			f.Kind = value
+		case "index":
+			var index uint64
+			index, err = strconv.ParseUint(value, 10, 64)
+			f.Index = &index
 		case "since":
 			f.Since, err = time.Parse(time.RFC3339Nano, value)
 		case "last":
@@ -64,6 +69,9 @@ func ParseFilter(q url.Values) (Filter, error) {
 // Matches reports whether a reader with this filter wants the record.
 func (f Filter) Matches(r *telemetryv1.Record) bool {
 	e := r.GetEvent()
+	if f.Index != nil && r.GetIndex() != *f.Index {
+		return false
+	}
 	if f.Namespace != "" && e.GetObserver().GetNamespace() != f.Namespace && e.GetSubject().GetNamespace() != f.Namespace {
 		return false
 	}

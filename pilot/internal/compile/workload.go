@@ -95,7 +95,7 @@ func CompileWorkload(snap *registry.Snapshot, set Settings, c Class) Workload {
 	ports := map[uint32]*InboundPort{}
 	for _, s := range servicesOf(snap, c) {
 		for _, sp := range s.Ports {
-			number := targetPort(c, sp)
+			number := TargetPort(c, sp)
 			if number == 0 {
 				continue
 			}
@@ -142,7 +142,8 @@ func servicesOf(snap *registry.Snapshot, c Class) []*registry.Service {
 	return out
 }
 
-func targetPort(c Class, sp registry.ServicePort) uint32 {
+// TargetPort is the port of a class's pods behind a port of a service; 0 if they have none of its name.
+func TargetPort(c Class, sp registry.ServicePort) uint32 {
 	if sp.TargetName == "" {
 		return sp.Target
 	}

@@ -1,0 +1,158 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
+	"github.com/bulwark-mesh/bulwark/meshctl/internal/objects"
+	"github.com/bulwark-mesh/bulwark/pilot/explain"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+)
+
+func (a *app) authz() *cobra.Command {
+	cmd := group("authz", "Ask why requests are allowed or denied, who may do what, and what other policies would change")
+	cmd.Long = "Answers come from the policies and workloads of the cluster, or of files (-f), as Pilot reads them. See docs/authz.md.\n" +
+		"For scripts: 0 says yes, allowed or the same; 1 says no, denied or different; 2 is an error, or something that could not be told."
+	cmd.AddCommand(a.authzExplain())
+	for _, c := range cmd.Commands() {
+		scripted(c)
+	}
+	return cmd
+}
+
+// world says which objects a command of authz asks.
+type world struct {
+	files       []string
+	only        bool // the files' policies instead of the cluster's
+	offline     bool
+	trustDomain string
+	aliases     []string
+	root        string
+}
+
+func (w *world) flags(cmd *cobra.Command, files string) {
+	f := cmd.Flags()
+	f.StringSliceVarP(&w.files, "filename", "f", nil, files)
+	f.BoolVar(&w.only, "only", false, "the policies of the files alone hold, not beside those of the cluster that have other names")
+	f.BoolVar(&w.offline, "offline", false, "ask no cluster: the files have workloads and Services, too")
+	f.StringVar(&w.trustDomain, "trust-domain", "", "trust domain of the mesh (default: the installation's, or cluster.local)")
+	f.StringSliceVar(&w.aliases, "trust-domain-aliases", nil, "its aliases (default: the installation's)")
+	f.StringVar(&w.root, "root-namespace", "", "namespace whose policies hold mesh-wide (default: the installation's, or bulwark-system)")
+}
+
+// base are the objects of the cluster, none if it is not asked, and what the mesh is told beside them. The client is nil then.
+func (a *app) base(ctx context.Context, w world) (*kube.Client, []*unstructured.Unstructured, authz.Options, error) {
+	options := authz.Options{TrustDomain: mesh.DefaultTrustDomain, RootNamespace: mesh.Namespace}
+	var client *kube.Client
+	var found []*unstructured.Unstructured
+	if !w.offline {
+		var err error
+		if client, err = a.connect(ctx); err != nil {
+			return nil, nil, options, fmt.Errorf("%w (or ask files alone, by --offline -f)", err)
+		}
+		if options, err = installedOptions(ctx, client, options); err != nil {
+			return nil, nil, options, err
+		}
+		if found, err = objects.InCluster(ctx, client, explain.Resources()); err != nil {
+			return nil, nil, options, err
+		}
+	}
+	if w.trustDomain != "" {
+		options.TrustDomain = w.trustDomain
+	}
+	if len(w.aliases) > 0 {
+		options.TrustDomainAliases = w.aliases
+	}
+	if w.root != "" {
+		options.RootNamespace = w.root
+	}
+	return client, found, options, nil
+}
+
+// mesh is what holds if the files are applied.
+func (a *app) mesh(ctx context.Context, w world, in io.Reader, namespace string) (*kube.Client, *explain.Mesh, error) {
+	if w.offline && len(w.files) == 0 {
+		return nil, nil, errors.New("--offline needs files: name them with -f")
+	}
+	client, base, options, err := a.base(ctx, w)
+	if err != nil {
+		return nil, nil, err
+	}
+	files, err := objects.InFiles(w.files, in, namespace)
+	if err != nil {
+		return nil, nil, err
+	}
+	m, err := explain.New(laidOver(base, files, w.only), options, time.Now())
+	return client, m, err
+}
+
+// laidOver are the objects of files and those of a cluster that have other names; with only, no policies of the cluster.
+func laidOver(base, files []*unstructured.Unstructured, only bool) []*unstructured.Unstructured {
+	if only {
+		base = explain.WithoutPolicies(base)
+	}
+	return explain.Overlay(base, files)
+}
+
+// installedOptions reads what Pilot was told off its Deployment, if there is one.
+func installedOptions(ctx context.Context, client *kube.Client, options authz.Options) (authz.Options, error) {
+	d, err := client.AppsV1().Deployments(mesh.Namespace).Get(ctx, mesh.PilotAccount, metav1.GetOptions{})
+	if kube.FailureOf(err) == kube.NotFound {
+		return options, nil
+	}
+	if err != nil {
+		return options, fmt.Errorf("reading the mesh's settings off Deployment %s/%s: %w", mesh.Namespace, mesh.PilotAccount, err)
+	}
+	for _, c := range d.Spec.Template.Spec.Containers {
+		for _, arg := range c.Args {
+			switch name, value, _ := strings.Cut(arg, "="); name {
+			case "--trustDomain":
+				options.TrustDomain = value
+			case "--trust-domain-aliases":
+				options.TrustDomainAliases = strings.Split(value, ",")
+			case "--rootNamespace":
+				options.RootNamespace = value
+			}
+		}
+	}
+	return options, nil
+}
+
+// completeWorkload completes names of workloads, of the files and the cluster that the command line names already.
+func (a *app) completeWorkload(w *world, namespace *string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		_, m, err := a.mesh(cmd.Context(), *w, strings.NewReader(""), *namespace)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return m.Names(*namespace), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completeAccount completes service accounts as which pods run.
+func (a *app) completeAccount(w *world) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		_, m, err := a.mesh(cmd.Context(), *w, strings.NewReader(""), "default")
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return m.Accounts(), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// complete sets the completion of a flag that the command has.
+func complete(cmd *cobra.Command, flag string, by cobra.CompletionFunc) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, by); err != nil {
+		panic("completion of a flag that is not there: " + err.Error())
+	}
+}

@@ -1,0 +1,91 @@
+package explain
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+// Recorded is a record of the audit trail as far as it says what was asked and what was decided.
+type Recorded struct {
+	Index   uint64    `json:"index"`
+	Time    time.Time `json:"time"`
+	Verdict string    `json:"verdict"`          // allowed, denied or refused
+	Policy  string    `json:"policy,omitempty"` // <namespace>/<name> rule <n>
+	Reason  string    `json:"reason,omitempty"`
+	Ask     Ask       `json:"-"`
+}
+
+// Summary is the record in a line.
+func (r *Recorded) Summary() string {
+	return strings.TrimSpace(fmt.Sprintf("%s %s %s %s", r.Time.UTC().Format(time.RFC3339), r.Verdict, r.Policy, r.Reason))
+}
+
+// Recorded reads a record of the audit trail. It is an error if that is no decision about a request that a workload was to have.
+func (m *Mesh) Recorded(record *telemetryv1.Record) (*Recorded, error) {
+	e := record.GetEvent()
+	if e.GetKind() != telemetryv1.Kind_KIND_REQUEST || e.GetVerdict() == telemetryv1.Verdict_VERDICT_UNSPECIFIED {
+		return nil, fmt.Errorf("record %d is no decision of a proxy about a request, but %s by %s", record.GetIndex(),
+			strings.ToLower(strings.TrimPrefix(e.GetKind().String(), "KIND_")), cmp.Or(e.GetObserver().GetIdentity(), "its sender"))
+	}
+	out := &Recorded{
+		Index: record.GetIndex(), Time: e.GetTime().AsTime(), Verdict: strings.ToLower(strings.TrimPrefix(e.GetVerdict().String(), "VERDICT_")), Policy: e.GetPolicy(), Reason: e.GetReason(),
+		Ask: Ask{Method: e.GetMethod(), Path: e.GetPath(), Host: e.GetAuthority(), From: e.GetSourceIdentity(), Plaintext: e.GetSourceIdentity() == "", TCP: e.GetMethod() == "" && e.GetPath() == ""},
+	}
+	if from, err := netip.ParseAddrPort(e.GetSourceAddress()); err == nil {
+		out.Ask.SourceIP = from.Addr().Unmap()
+	}
+	to, addressed := netip.ParseAddrPort(e.GetDestinationAddress())
+	if e.GetReporter() == telemetryv1.Reporter_REPORTER_SOURCE {
+		// The client's own proxy decided: it is the observer, and whom it called is a service.
+		out.Ask.From, out.Ask.Plaintext = cmp.Or(e.GetObserver().GetIdentity(), e.GetSourceIdentity()), false
+		name, namespace, ok := serviceOf(e.GetDestinationService())
+		if !ok {
+			return nil, fmt.Errorf("record %d is of the client's proxy, and does not say which service was called", record.GetIndex())
+		}
+		out.Ask.Namespace, out.Ask.To = namespace, "svc/"+name
+	} else {
+		out.Ask.Namespace, out.Ask.To = e.GetObserver().GetNamespace(), "pod/"+m.podNow(e.GetObserver())
+	}
+	if addressed == nil {
+		out.Ask.Port = uint32(to.Port())
+	}
+	return out, nil
+}
+
+// podNow is the pod of an observer, or one that has taken its place: of the same account, and with a name that begins alike.
+func (m *Mesh) podNow(w *telemetryv1.Workload) string {
+	if m.snap.Pod(w.GetNamespace()+"/"+w.GetPod()) != nil {
+		return w.GetPod()
+	}
+	alike, best := 0, w.GetPod()
+	for p := range m.snap.PodsIn(w.GetNamespace()) {
+		if p.ServiceAccount != w.GetServiceAccount() && w.GetServiceAccount() != "" {
+			continue
+		}
+		n := 0
+		for n < min(len(p.Name), len(w.GetPod())) && p.Name[n] == w.GetPod()[n] {
+			n++
+		}
+		if n > alike {
+			alike, best = n, p.Name
+		}
+	}
+	return best
+}
+
+// serviceOf reads a service's host name, <name>.<namespace>.svc.<cluster domain>, maybe with a port.
+func serviceOf(host string) (name, namespace string, ok bool) {
+	host, _, _ = strings.Cut(host, ":")
+	parts := strings.SplitN(host, ".", 3)
+	if len(parts) < 2 {
+		return "", "", false
+	}
+	_, err := spiffe.New("x", parts[1], parts[0])
+	return parts[0], parts[1], err == nil
+}
