@@ -3,8 +3,11 @@ package authz
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 // Describe is a request in a line, for people.
@@ -23,4 +26,44 @@ func (r Request) Describe() string {
 		out = append(out, fmt.Sprintf("%s: %s", name, strings.Join(r.Headers[name], " | ")))
 	}
 	return strings.Join(out, ", ")
+}
+
+// Many reports whether a request can have several values of the attribute, any of which is enough for a match: the lines of a header.
+func (a Attribute) Many() bool { return a == Header }
+
+// AtPort reports whether a clause about the destination's port holds at a port.
+func (c Clause) AtPort(port uint32) bool {
+	return c.predicate()(&seen{Request: Request{DestinationPort: port}})
+}
+
+// Set gives a request values of an attribute, in the form in which rules see them. It is false if a request cannot have them.
+func (r *Request) Set(a Attribute, key string, values []string) bool {
+	value := strings.Join(values, "")
+	var err error
+	switch {
+	case a.Many() && a == Header:
+		if r.Headers == nil {
+			r.Headers = map[string][]string{}
+		}
+		r.Headers[key] = values
+	case len(values) == 0:
+		return a.Identity()
+	case a.Identity():
+		r.Source, err = spiffe.Parse(value)
+	case a == SourceIP:
+		r.SourceIP, err = netip.ParseAddr(value)
+	case a == DestinationIP:
+		r.DestinationIP, err = netip.ParseAddr(value)
+	case a == SNI:
+		r.SNI = value
+	case a == Host:
+		r.Host = value
+	case a == Method:
+		r.Method = value
+	case a == Path:
+		r.Path = value
+	default:
+		return false
+	}
+	return err == nil
 }
