@@ -161,7 +161,13 @@ func (m *Mesh) Workloads(namespace string) []Workload {
 			byClass[key] = m.workload(p)
 		}
 	}
-	return slices.SortedFunc(maps.Values(byClass), func(a, b Workload) int { return cmp.Compare(a.Name, b.Name) })
+	out := slices.SortedFunc(maps.Values(byClass), func(a, b Workload) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.pod.ID, b.pod.ID)) })
+	for i := len(out) - 1; i > 0; i-- {
+		if out[i].Name == out[i-1].Name { // its pods differ, as while it is rolled out
+			out[i].Name += " (pod " + out[i].pod.Name + ")"
+		}
+	}
+	return out
 }
 
 // workload names a pod by what it belongs to.

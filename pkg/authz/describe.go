@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -14,11 +15,16 @@ import (
 func (r Request) Describe() string {
 	var out []string
 	if r.HTTP {
-		out = append(out, fmt.Sprintf("%s %s, host %s", r.Method, r.Path, r.Host))
+		out = append(out, strings.TrimSpace(r.Method+" "+r.Path))
+		if r.Host != "" {
+			out = append(out, "host "+r.Host)
+		}
 	} else {
 		out = append(out, "TCP connection")
 	}
-	out = append(out, fmt.Sprintf("to port %d", r.DestinationPort))
+	if r.DestinationPort != 0 {
+		out = append(out, fmt.Sprintf("to port %d", r.DestinationPort))
+	}
 	if r.SourceIP.IsValid() {
 		out = append(out, "from "+r.SourceIP.String())
 	}
@@ -67,3 +73,23 @@ func (r *Request) Set(a Attribute, key string, values []string) bool {
 	}
 	return err == nil
 }
+
+// Ports are the ports that the policy's rules name, in order.
+func (p *Policy) Ports() (out []uint32) {
+	for _, r := range p.Rules {
+		for _, clauses := range slices.Concat(r.From, r.To, []Clauses{r.When}) {
+			for _, c := range clauses {
+				for _, m := range slices.Concat(c.Values, c.Not) {
+					if n, err := strconv.ParseUint(m.Value, 10, 16); m.Kind == Port && err == nil {
+						out = append(out, uint32(n))
+					}
+				}
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// SeenPath is the path of a request as rules see it, without the query; it is false for one that the proxies refuse to read.
+func SeenPath(req Request) (string, bool) { return seenPath(req) }

@@ -39,7 +39,7 @@ type term struct {
 // Specials.
 const (
 	NoIdentity = "no identity"
-	Ambiguous  = "read by servers in different ways"
+	Ambiguous  = "ambiguous" // servers read it in different ways
 	Absent     = "none"
 	Tunnel     = "CONNECT"
 )
@@ -205,6 +205,7 @@ func (x *Axis) divideTexts(domains string) error {
 	for _, f := range found {
 		x.kinds = append(x.kinds, Kind{Example: []string{f.example}, in: f.in})
 	}
+	x.usual()
 	nothing := newSet(len(x.terms))
 	switch {
 	case x.Attribute == authz.Principal:
@@ -224,6 +225,21 @@ func (x *Axis) divideTexts(domains string) error {
 		x.kinds = append(x.kinds, Kind{Special: m.Exact, Example: []string{m.Exact}, in: x.matching(m.Exact)})
 	}
 	return nil
+}
+
+// usual makes examples of methods that are in use, where there are some.
+func (x *Axis) usual() {
+	if x.Attribute != authz.Method {
+		return
+	}
+	for _, method := range []string{"PATCH", "HEAD", "DELETE", "PUT", "POST", "GET"} { // the last one stays
+		in := x.matching(method)
+		for i, k := range x.kinds {
+			if slices.Equal(k.in, in) {
+				x.kinds[i].Example = []string{method}
+			}
+		}
+	}
 }
 
 // matching are the terms that match a text.

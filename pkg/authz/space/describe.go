@@ -19,14 +19,18 @@ func (x *Axis) Name() string {
 // Describe says which values the part has, as a list of alternatives in the words of the policies. It is as exact as the division: "any other" is what no value of the policies matches.
 func (p Part) Describe() []string {
 	x := p.Axis
-	all := full(len(x.kinds))
-	if rest := all.minus(p.kinds); rest.first() < 0 {
+	rest := full(len(x.kinds)).minus(p.kinds)
+	if rest.first() < 0 {
 		return []string{"any"}
-	} else if inside, outside := x.alternatives(p.kinds), x.alternatives(rest); len(outside) < len(inside) {
-		return []string{"any but " + strings.Join(outside, ", ")}
-	} else {
-		return inside
 	}
+	inside, outside := x.alternatives(p.kinds), x.alternatives(rest)
+	switch {
+	case x.Attribute == authz.Principal && slices.Equal(outside, []string{NoIdentity}):
+		return []string{"any identity"}
+	case len(outside) < len(inside) || x.ordinary.within(p.kinds):
+		return []string{"any but " + strings.Join(outside, ", ")}
+	}
+	return inside
 }
 
 // alternatives covers kinds with values of policies that have no others, the widest first, and says of the rest what they are.

@@ -3,6 +3,7 @@ package space
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 )
 
 // ErrTooMany says that values are so many, or so entangled, that what they tell apart could not be found out in time.
@@ -38,7 +39,9 @@ func kindsOfTexts(list, must, not []*language) ([]kindOfText, error) {
 			return nil, nil
 		}
 	}
-	places, seen := []place{start}, map[string]bool{keyOf(start.states): true}
+	places, seen := []place{start}, map[string]bool{}
+	var scratch []int32
+	var key []byte
 	var out []kindOfText
 	found := map[string]bool{}
 	work := 0
@@ -62,18 +65,17 @@ func kindsOfTexts(list, must, not []*language) ([]kindOfText, error) {
 			for p := at; places[p].from >= 0; p = places[p].from {
 				text = append(text, places[p].by)
 			}
-			for i, j := 0, len(text)-1; i < j; i, j = i+1, j-1 {
-				text[i], text[j] = text[j], text[i]
-			}
+			slices.Reverse(text)
 			out = append(out, kindOfText{in, string(text)})
 		}
 		for step, r := range steps {
-			var states []int32
+			scratch, key = scratch[:0], key[:0]
 			alive := 0
 			for i := 0; i < len(places[at].states); i += 2 {
 				index := places[at].states[i]
 				if s := all[index].step(places[at].states[i+1], step); s != dead {
-					states = append(states, index, s)
+					scratch = append(scratch, index, s)
+					key = binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(key, uint32(index)), uint32(s))
 					if int(index) < len(must) {
 						alive++
 					}
@@ -84,22 +86,11 @@ func kindsOfTexts(list, must, not []*language) ([]kindOfText, error) {
 			if work += len(places[at].states)/2 + 1; work > maxSteps || len(places) > maxStates {
 				return nil, ErrTooMany
 			}
-			if alive < len(must) {
-				continue
-			}
-			if k := keyOf(states); !seen[k] {
-				seen[k] = true
-				places = append(places, place{states, at, r})
+			if alive == len(must) && !seen[string(key)] {
+				seen[string(key)] = true
+				places = append(places, place{slices.Clone(scratch), at, r})
 			}
 		}
 	}
 	return out, nil
-}
-
-func keyOf(states []int32) string {
-	out := make([]byte, 0, 4*len(states))
-	for _, s := range states {
-		out = binary.LittleEndian.AppendUint32(out, uint32(s))
-	}
-	return string(out)
 }
