@@ -299,6 +299,7 @@ func (m *Mesh) object(s authz.Spec) (map[string]any, error) {
 	if err := json.Unmarshal(text, &spec); err != nil {
 		return nil, fmt.Errorf("AuthorizationPolicy %s/%s: %w", s.Namespace, s.Name, err)
 	}
+	spec["action"] = s.GetAction().String() // also where it is the one that policies have without saying so
 	o := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
 	o.SetAPIVersion("security.istio.io/v1")
 	o.SetKind(registry.Policies.Resource().Kind)
