@@ -270,8 +270,8 @@ func (m *Mesh) change(a *asked, out *Answer) {
 			}
 		}
 	}
-	if len(a.request.Headers) > 0 || a.request.SourceIP.IsValid() && !a.from.IsZero() {
-		out.ChangeNotes = append(out.ChangeNotes, "the change looks at identity, port, method and path: it admits the same with any headers and from any address")
+	if len(a.request.Headers) > 0 || a.request.Claims != nil || a.request.SourceIP.IsValid() && !a.from.IsZero() {
+		out.ChangeNotes = append(out.ChangeNotes, "the change looks at identity, port, method and path: it admits the same with any headers or none, without a token, and from any address")
 	}
 }
 

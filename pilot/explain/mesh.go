@@ -78,7 +78,7 @@ func WithoutPolicies(objects []*unstructured.Unstructured) []*unstructured.Unstr
 // New makes a mesh of objects. A Deployment, or the like, of which there is no pod has one that is imagined, with a proxy.
 func New(objects []*unstructured.Unstructured, options authz.Options, now time.Time) (*Mesh, error) {
 	m := &Mesh{
-		set:     compile.Settings{TrustDomain: options.TrustDomain, TrustDomainAliases: options.TrustDomainAliases, RootNamespace: options.RootNamespace},
+		set:     compile.Settings{TrustDomain: options.TrustDomain, TrustDomainAliases: options.TrustDomainAliases, RootNamespace: options.RootNamespace, TrustedProxies: options.TrustedProxies},
 		options: options, written: map[string]*unstructured.Unstructured{},
 	}
 	snap, others, err := offline.Snapshot(objects, options, now)

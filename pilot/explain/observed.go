@@ -18,7 +18,9 @@ const longest = 4096
 // unrecorded reports whether a clause is about what the audit trail does not record: headers, server names, and whatever is neither who nor what nor where.
 func unrecorded(c authz.Clause) bool {
 	switch c.Attribute {
-	case authz.SourceIP, authz.DestinationIP, authz.DestinationPort, authz.Host, authz.Method, authz.Path:
+	case authz.Claim:
+		return c.Key != "[iss]" && c.Key != "[sub]"
+	case authz.RequestPrincipal, authz.SourceIP, authz.DestinationIP, authz.DestinationPort, authz.Host, authz.Method, authz.Path:
 		return false
 	}
 	return !c.Attribute.Identity()
@@ -71,6 +73,8 @@ func (s *sight) see(record *telemetryv1.Record) (o observed, why string) {
 		return o, "refused in the handshake, which no policy decides"
 	case e.GetVerdict() == telemetryv1.Verdict_VERDICT_UNSPECIFIED:
 		return o, "no verdict"
+	case strings.HasPrefix(e.GetReason(), "the request's token is refused"):
+		return o, "a token was refused, which no AuthorizationPolicy decides"
 	}
 	o.index, o.allowed = record.GetIndex(), e.GetVerdict() == telemetryv1.Verdict_VERDICT_ALLOWED
 	to, _ := netip.ParseAddrPort(e.GetDestinationAddress())
@@ -93,7 +97,7 @@ func (s *sight) see(record *telemetryv1.Record) (o observed, why string) {
 	}
 	p := portOf(o.compiled, port)
 	o.request = authz.Request{
-		Source: o.from, DestinationIP: to.Addr(), DestinationPort: port, Method: e.GetMethod(), Path: e.GetPath(), Host: e.GetAuthority(),
+		Source: o.from, DestinationIP: to.Addr(), DestinationPort: port, Method: e.GetMethod(), Path: e.GetPath(), Host: e.GetAuthority(), Claims: claimsOf(e.GetRequestPrincipal()),
 		HTTP: p.Protocol != protocol.TCP && e.GetMethod() != "", NormalizesPaths: o.compiled.Class.NormalizePaths,
 	}
 	if p.Mode == authz.Disable {

@@ -37,6 +37,7 @@ func (m *Mesh) Recorded(record *telemetryv1.Record) (*Recorded, error) {
 		Index: record.GetIndex(), Time: e.GetTime().AsTime(), Verdict: strings.ToLower(strings.TrimPrefix(e.GetVerdict().String(), "VERDICT_")), Policy: e.GetPolicy(), Reason: e.GetReason(),
 		Ask: Ask{Method: e.GetMethod(), Path: e.GetPath(), Host: e.GetAuthority(), From: e.GetSourceIdentity(), Plaintext: e.GetSourceIdentity() == "", TCP: e.GetMethod() == "" && e.GetPath() == ""},
 	}
+	out.Ask.Claims = claimsOf(e.GetRequestPrincipal())
 	if from, err := netip.ParseAddrPort(e.GetSourceAddress()); err == nil {
 		out.Ask.SourceIP = from.Addr().Unmap()
 	}
@@ -56,6 +57,15 @@ func (m *Mesh) Recorded(record *telemetryv1.Record) (*Recorded, error) {
 		out.Ask.Port = uint32(to.Port())
 	}
 	return out, nil
+}
+
+// claimsOf are what a request principal, <issuer>/<subject>, says of a token; nil if there was none.
+func claimsOf(principal string) map[string]any {
+	i := strings.LastIndex(principal, "/")
+	if i < 0 {
+		return nil
+	}
+	return map[string]any{"iss": principal[:i], "sub": principal[i+1:]}
 }
 
 // podNow is the pod of an observer, or one that has taken its place: of the same account, and with a name that begins alike.

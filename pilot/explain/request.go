@@ -28,6 +28,8 @@ type Ask struct {
 	SNI       string
 	Headers   map[string][]string
 	SourceIP  netip.Addr
+	RemoteIP  netip.Addr     // of the client that trusted proxies have named
+	Claims    map[string]any // of the request's token, which is taken for a good one; nil without one
 }
 
 // asked is a request with what it comes to.
@@ -60,7 +62,7 @@ func (m *Mesh) resolve(ask Ask) (*asked, error) {
 		return nil, err
 	}
 	a.request = authz.Request{
-		Source: a.from, SourceIP: ask.SourceIP, DestinationPort: a.port.Number, SNI: ask.SNI,
+		Source: a.from, SourceIP: ask.SourceIP, RemoteIP: ask.RemoteIP, Claims: ask.Claims, DestinationPort: a.port.Number, SNI: ask.SNI,
 		Host: ask.Host, Method: ask.Method, Path: ask.Path, Headers: map[string][]string{}, NormalizesPaths: a.compiled.Class.NormalizePaths,
 	}
 	for name, values := range ask.Headers {
@@ -77,7 +79,30 @@ func (m *Mesh) resolve(ask Ask) (*asked, error) {
 		a.request.SNI = istiocompat.SNI(servicePort(a), "", compile.Host(a.service))
 	}
 	a.protocol(ask)
+	a.token()
 	return a, nil
+}
+
+// token notes what is to be said of the request's token, or of there being none.
+func (a *asked) token() {
+	asks := slices.ContainsFunc(a.compiled.Policies, func(p authz.Policy) bool { return p.Uses(authz.RequestPrincipal) || p.Uses(authz.Claim) })
+	var issuers []string
+	for _, i := range a.compiled.Issuers {
+		issuers = append(issuers, i.Issuer)
+	}
+	switch issuer, _ := a.request.Claims["iss"].(string); {
+	case !a.request.HTTP:
+	case a.request.Claims != nil && issuer == "":
+		a.note("the token has no issuer (--claim iss=…), so that no RequestAuthentication verifies it")
+		a.request.Claims = nil
+	case a.request.Claims != nil && !slices.Contains(issuers, issuer):
+		a.note("no RequestAuthentication verifies tokens of %s here: rules see no token", issuer)
+		a.request.Claims = nil
+	case a.request.Claims == nil && asks && len(issuers) == 0:
+		a.note("rules look at tokens, and no RequestAuthentication selects the workload: none is ever verified")
+	case a.request.Claims == nil && asks:
+		a.note("rules look at tokens, and the request has none (--claim iss=… and others); verified are those of %s", strings.Join(slices.Compact(issuers), ", "))
+	}
 }
 
 func (m *Mesh) client(a *asked, ask Ask) (err error) {

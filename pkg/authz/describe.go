@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -31,11 +32,20 @@ func (r Request) Describe() string {
 	for _, name := range slices.Sorted(maps.Keys(r.Headers)) {
 		out = append(out, fmt.Sprintf("%s: %s", name, strings.Join(r.Headers[name], " | ")))
 	}
+	if r.Claims != nil {
+		claims, err := json.Marshal(r.Claims)
+		if err == nil { // they come from JSON
+			out = append(out, "token "+string(claims))
+		}
+	}
 	return strings.Join(out, ", ")
 }
 
-// Many reports whether a request can have several values of the attribute, any of which is enough for a match: the lines of a header.
-func (a Attribute) Many() bool { return a == Header }
+// Many reports whether a request can have several values of the attribute, any of which is enough for a match: the lines of a header, the elements of a claim.
+func (a Attribute) Many() bool { return a == Header || a == Claim }
+
+// Optional reports whether a request can be without the attribute, other than with an empty text.
+func (a Attribute) Optional() bool { return a.Many() || a == RequestPrincipal }
 
 // AtPort reports whether a clause about the destination's port holds at a port.
 func (c Clause) AtPort(port uint32) bool {
@@ -53,7 +63,15 @@ func (r *Request) Set(a Attribute, key string, values []string) bool {
 		}
 		r.Headers[key] = values
 	case len(values) == 0:
-		return a.Identity()
+		return a.Identity() || a.Optional()
+	case a == Claim:
+		r.claim(ClaimPath(key), values)
+	case a == RequestPrincipal:
+		issuer, subject, _ := strings.Cut(value, BetweenIssuerAndSubject)
+		r.claim([]string{"iss"}, []string{issuer})
+		r.claim([]string{"sub"}, []string{subject})
+	case a == RemoteIP:
+		r.RemoteIP, err = netip.ParseAddr(value)
 	case a.Identity():
 		r.Source, err = spiffe.Parse(value)
 	case a == SourceIP:
@@ -72,6 +90,32 @@ func (r *Request) Set(a Attribute, key string, values []string) bool {
 		return false
 	}
 	return err == nil
+}
+
+// BetweenIssuerAndSubject is in the one text that a request principal is for Set: neither of them has it.
+const BetweenIssuerAndSubject = "\x1f"
+
+// claim sets a claim, which may be within others: a text, or a list of several.
+func (r *Request) claim(path, values []string) {
+	if r.Claims == nil {
+		r.Claims = map[string]any{}
+	}
+	in := r.Claims
+	for _, name := range path[:len(path)-1] {
+		inner, ok := in[name].(map[string]any)
+		if !ok {
+			inner = map[string]any{}
+			in[name] = inner
+		}
+		in = inner
+	}
+	list := make([]any, len(values))
+	for i, v := range values {
+		list[i] = v
+	}
+	if in[path[len(path)-1]] = any(list); len(list) == 1 {
+		in[path[len(path)-1]] = list[0]
+	}
 }
 
 // Ports are the ports that the policy's rules name, in order.

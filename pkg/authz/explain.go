@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -176,6 +177,24 @@ func (c *Clause) had(s *seen) []string {
 		return one(strconv.FormatUint(uint64(s.DestinationPort), 10))
 	case c.Attribute == Header:
 		return append([]string{}, s.Headers[c.Key]...)
+	case c.Attribute == RequestPrincipal && s.Claims != nil:
+		return []string{fmt.Sprintf("%v/%v", s.Claims["iss"], s.Claims["sub"])}
+	case c.Attribute == Claim:
+		return claimTexts(claimAt(s.Claims, ClaimPath(c.Key)))
 	}
 	return []string{}
+}
+
+// claimTexts are the texts of a claim, each of those of a list.
+func claimTexts(value any) (out []string) {
+	switch v := value.(type) {
+	case nil:
+		return []string{}
+	case []any:
+		for _, one := range v {
+			out = append(out, claimTexts(one)...)
+		}
+		return out
+	}
+	return []string{fmt.Sprint(value)}
 }

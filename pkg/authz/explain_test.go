@@ -16,15 +16,19 @@ func seen(req authz.Request) string {
 	return path
 }
 
-// decided is what the outcomes of rules amount to: the first that denies, else the first that allows.
+// decided is what the outcomes of rules amount to: one that denies, else one that allows, and of several the one whose name is first.
 func decided(e authz.Explanation) string {
 	for _, action := range []authz.Action{authz.Deny, authz.Allow} {
+		var matching []string
 		for _, p := range e.Policies {
 			for _, r := range p.Rules {
 				if p.Action == action && !p.DryRun && r.Matches && r.Skipped == "" {
-					return r.ID
+					matching = append(matching, r.ID)
 				}
 			}
+		}
+		if len(matching) > 0 {
+			return slices.Min(matching)
 		}
 	}
 	return ""

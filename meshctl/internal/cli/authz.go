@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
@@ -38,6 +39,7 @@ type world struct {
 	trustDomain string
 	aliases     []string
 	root        string
+	proxies     int
 }
 
 func (w *world) flags(cmd *cobra.Command, files string) {
@@ -47,6 +49,7 @@ func (w *world) flags(cmd *cobra.Command, files string) {
 	f.BoolVar(&w.offline, "offline", false, "ask no cluster: the files have workloads and Services, too")
 	f.StringVar(&w.trustDomain, "trust-domain", "", "trust domain of the mesh (default: the installation's, or cluster.local)")
 	f.StringSliceVar(&w.aliases, "trust-domain-aliases", nil, "its aliases (default: the installation's)")
+	f.IntVar(&w.proxies, "trusted-proxies", 0, "how many proxies before workloads are trusted to name a client's address (default: the installation's, or none)")
 	f.StringVar(&w.root, "root-namespace", "", "namespace whose policies hold mesh-wide (default: the installation's, or bulwark-system)")
 }
 
@@ -72,6 +75,9 @@ func (a *app) base(ctx context.Context, w world) (*kube.Client, []*unstructured.
 	}
 	if len(w.aliases) > 0 {
 		options.TrustDomainAliases = w.aliases
+	}
+	if w.proxies != 0 {
+		options.TrustedProxies = w.proxies
 	}
 	if w.root != "" {
 		options.RootNamespace = w.root
@@ -120,6 +126,10 @@ func installedOptions(ctx context.Context, client *kube.Client, options authz.Op
 				options.TrustDomain = value
 			case "--trust-domain-aliases":
 				options.TrustDomainAliases = strings.Split(value, ",")
+			case "--trustedProxies", "--trusted-proxies":
+				if options.TrustedProxies, err = strconv.Atoi(value); err != nil {
+					return options, fmt.Errorf("Deployment %s/%s: %s: %w", mesh.Namespace, mesh.PilotAccount, arg, err)
+				}
 			case "--rootNamespace":
 				options.RootNamespace = value
 			}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,7 +17,9 @@ import (
 type askFlags struct {
 	explain.Ask
 	headers  []string
+	claims   []string
 	sourceIP string
+	remoteIP string
 }
 
 func (f *askFlags) request(cmd *cobra.Command) {
@@ -36,7 +39,9 @@ func (f *askFlags) all(cmd *cobra.Command) {
 	flags.StringVar(&f.Host, "host", "", "authority of the request (Host)")
 	flags.StringVar(&f.SNI, "sni", "", "server name of the client's handshake (default: what proxies send)")
 	flags.StringArrayVar(&f.headers, "header", nil, "header, NAME=VALUE; may be given several times")
+	flags.StringArrayVar(&f.claims, "claim", nil, "claim of the request's token, which is taken for a good one: NAME=VALUE, or NAME.NAME=VALUE of one within another; given twice it is a list")
 	flags.StringVar(&f.sourceIP, "source-ip", "", "address of the client")
+	flags.StringVar(&f.remoteIP, "remote-ip", "", "address of the client that trusted proxies have named")
 }
 
 // ask reads what is no plain flag.
@@ -50,14 +55,62 @@ func (f *askFlags) ask(namespace string) (explain.Ask, error) {
 		name = strings.ToLower(name)
 		f.Headers[name] = append(f.Headers[name], value)
 	}
-	if f.sourceIP != "" {
-		ip, err := netip.ParseAddr(f.sourceIP)
-		if err != nil {
-			return f.Ask, fmt.Errorf("--source-ip %s is no IP address", f.sourceIP)
+	for _, c := range f.claims {
+		name, value, ok := strings.Cut(c, "=")
+		if !ok || name == "" || slices.Contains(strings.Split(name, "."), "") {
+			return f.Ask, fmt.Errorf("--claim %s: write NAME=VALUE", c)
 		}
-		f.SourceIP = ip
+		if f.Claims == nil {
+			f.Claims = map[string]any{}
+		}
+		if err := addClaim(f.Claims, strings.Split(name, "."), value); err != nil {
+			return f.Ask, fmt.Errorf("--claim %s: %w", c, err)
+		}
+	}
+	for _, address := range []struct {
+		flag, text string
+		into       *netip.Addr
+	}{{"--source-ip", f.sourceIP, &f.SourceIP}, {"--remote-ip", f.remoteIP, &f.RemoteIP}} {
+		if address.text == "" {
+			continue
+		}
+		ip, err := netip.ParseAddr(address.text)
+		if err != nil {
+			return f.Ask, fmt.Errorf("%s %s is no IP address", address.flag, address.text)
+		}
+		*address.into = ip
 	}
 	return f.Ask, nil
+}
+
+// addClaim adds a value of a claim, which is a list if it has several.
+func addClaim(claims map[string]any, path []string, value string) error {
+	name := path[0]
+	switch was := claims[name].(type) {
+	case nil:
+		if len(path) == 1 {
+			claims[name] = value
+			return nil
+		}
+		within := map[string]any{}
+		claims[name] = within
+		return addClaim(within, path[1:], value)
+	case map[string]any:
+		if len(path) > 1 {
+			return addClaim(was, path[1:], value)
+		}
+	case string:
+		if len(path) == 1 {
+			claims[name] = []any{was, value}
+			return nil
+		}
+	case []any:
+		if len(path) == 1 {
+			claims[name] = append(was, value)
+			return nil
+		}
+	}
+	return fmt.Errorf("%s is a value and has others within it", name)
 }
 
 func (a *app) authzExplain() *cobra.Command {

@@ -38,6 +38,8 @@ var words = map[string][]string{
 	"paths":      {"/a", "/a/*", "*/x", "/a/{*}", "/b/{**}/x", "/", "*", "/a,b"},
 	"headers":    {"good", "ba*", "*d"},
 	"ports":      {"8080", "9000"},
+	"tokens":     {"https://a/b", "https://a/*", "*", "*/b", "http*", "*b"},
+	"claims":     {"x", "y*", "*", "1", "true"},
 }
 
 func (g *Generator) some(of string) (out []string) {
@@ -60,7 +62,11 @@ func (g *Generator) spec() *security.AuthorizationPolicy {
 			} else {
 				s.Principals, s.NotPrincipals, s.Namespaces = g.some("principals"), g.some("principals"), g.some("namespaces")
 			}
-			if len(s.GetIpBlocks())+len(s.GetServiceAccounts())+len(s.GetPrincipals())+len(s.GetNotPrincipals())+len(s.GetNamespaces()) > 0 {
+			if g.IntN(4) == 0 {
+				s.RequestPrincipals, s.NotRequestPrincipals = g.some("tokens"), g.some("tokens")
+			}
+			if len(s.GetIpBlocks())+len(s.GetServiceAccounts())+len(s.GetPrincipals())+len(s.GetNotPrincipals())+len(s.GetNamespaces())+
+				len(s.GetRequestPrincipals())+len(s.GetNotRequestPrincipals()) > 0 {
 				r.From = append(r.From, &security.Rule_From{Source: s})
 			}
 		}
@@ -72,6 +78,9 @@ func (g *Generator) spec() *security.AuthorizationPolicy {
 		}
 		if values := g.some("headers"); len(values) > 0 {
 			r.When = append(r.When, &security.Condition{Key: "request.headers[x-test]", Values: values})
+		}
+		if values := g.some("claims"); len(values) > 0 && g.IntN(2) == 0 {
+			r.When = append(r.When, &security.Condition{Key: "request.auth.claims[groups]", NotValues: values})
 		}
 		spec.Rules = append(spec.Rules, r)
 	}
@@ -95,6 +104,10 @@ func (g *Generator) Request() authz.Request {
 	if req.HTTP {
 		req.Method, req.Host = g.of([]string{"GET", "POST", "PUT", "DELETE", "get"}), g.of([]string{"payroll", "x.finance", "Payroll:80"})
 		req.Path = g.of([]string{"/a", "/a/x", "/a/b?c", "/b/c/x", "/", "/a,b", "/a/;x"})
+		if g.IntN(3) > 0 {
+			req.Claims = map[string]any{"iss": g.of([]string{"https://a", "http:b", "https://c"}), "sub": g.of([]string{"b", "c"})}
+			req.Claims["groups"] = []any{nil, "x", "yes", []any{"x", "z"}, true, 1.0, map[string]any{"a": "x"}}[g.IntN(7)]
+		}
 		req.Headers = map[string][]string{"x-test": [][]string{nil, {"good"}, {"bad", "x"}}[g.IntN(3)]}
 	}
 	return req

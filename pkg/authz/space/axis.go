@@ -152,6 +152,9 @@ func (x *Axis) domain(domains string) (must, not []string) {
 		must = []string{authz.Authority, "[^A-Z]*"}
 	case authz.SNI:
 		must = []string{`[^A-Z\x00-\x20\x7f]*`}
+	case authz.RequestPrincipal:
+		const part = `[^\x00-\x1f\x7f]+`
+		must = []string{part + authz.BetweenIssuerAndSubject + part}
 	case authz.Header:
 		must = []string{`(?:[^\x00-\x20\x7f](?:[^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?)?`}
 	default:
@@ -189,7 +192,7 @@ func (x *Axis) divideTexts(domains string) error {
 	for _, t := range x.terms {
 		var alternatives []string
 		for _, m := range t.matches {
-			alternatives = append(alternatives, "(?:"+expression(m)+")")
+			alternatives = append(alternatives, "(?:"+x.expression(m)+")")
 		}
 		of = append(of, strings.Join(alternatives, "|"))
 	}
@@ -210,9 +213,11 @@ func (x *Axis) divideTexts(domains string) error {
 	switch {
 	case x.Attribute == authz.Principal:
 		x.kinds = append(x.kinds, Kind{Special: NoIdentity, Example: []string{}, in: nothing})
-	case x.Attribute.Many():
+	case x.Attribute.Optional():
 		x.kinds = append(x.kinds, Kind{Special: Absent, Example: []string{}, in: nothing})
-		return x.unite()
+		if x.Attribute.Many() {
+			return x.unite()
+		}
 	}
 	for _, m := range authz.Ambiguities {
 		if m.Attribute != x.Attribute {
@@ -247,7 +252,7 @@ func (x *Axis) matching(text string) set {
 	in := newSet(len(x.terms))
 	for i, t := range x.terms {
 		for _, m := range t.matches {
-			if re, err := regexp.Compile("^(?:" + expression(m) + ")$"); err == nil && re.MatchString(text) {
+			if re, err := regexp.Compile("^(?:" + x.expression(m) + ")$"); err == nil && re.MatchString(text) {
 				in.add(i)
 			}
 		}
@@ -297,6 +302,15 @@ func (x *Axis) unite() error {
 		}
 	}
 	return nil
+}
+
+// expression is a match as an expression for the texts of the axis: of a request principal, the parts of which are compared for themselves, for both with what is between them.
+func (x *Axis) expression(m authz.Match) string {
+	if x.Attribute != authz.RequestPrincipal {
+		return expression(m)
+	}
+	issuer, subject := m.IssuerSubject()
+	return "(?:" + expression(issuer) + ")" + authz.BetweenIssuerAndSubject + "(?:" + expression(subject) + ")"
 }
 
 func (x *Axis) ofAddresses() bool {

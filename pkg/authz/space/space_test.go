@@ -35,6 +35,26 @@ func values(x *Axis, req authz.Request) []string {
 		return []string{strings.ToLower(req.Host)}
 	case authz.SNI:
 		return []string{strings.ToLower(req.SNI)}
+	case authz.RequestPrincipal:
+		issuer, _ := req.Claims["iss"].(string)
+		subject, ok := req.Claims["sub"].(string)
+		if !ok {
+			return nil
+		}
+		return []string{issuer + authz.BetweenIssuerAndSubject + subject}
+	case authz.Claim:
+		switch v := req.Claims["groups"].(type) {
+		case nil, map[string]any:
+			return nil
+		case []any:
+			var out []string
+			for _, one := range v {
+				out = append(out, fmt.Sprint(one))
+			}
+			return out
+		default:
+			return []string{fmt.Sprint(v)}
+		}
 	case authz.SourceIP:
 		return []string{req.SourceIP.String()}
 	}
@@ -62,7 +82,7 @@ func kindOf(t *testing.T, x *Axis, req authz.Request) int {
 					if p.Contains(netip.MustParseAddr(v)) {
 						in.add(i)
 					}
-				} else if regexp.MustCompile("^(?:" + expression(m) + ")$").MatchString(v) {
+				} else if regexp.MustCompile("^(?:" + x.expression(m) + ")$").MatchString(v) {
 					in.add(i)
 				}
 			}
