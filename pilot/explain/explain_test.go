@@ -105,6 +105,11 @@ func TestEveryReasonIsExplained(t *testing.T) {
 			auditor, false, AtReach, "", "not exported to namespace finance", 0},
 		{"hidden", "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: default, namespace: finance}\nspec: {egress: [{hosts: [shop/*]}]}",
 			auditor, false, AtReach, "", "Sidecar finance/default", 0},
+		{"no proxy", "apiVersion: v1\nkind: Namespace\nmetadata: {name: finance}", auditor, true, AtNothing, "", "nothing decides about what comes to it", 0},
+		{"another workload behind the service", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: canary, namespace: finance}\nspec: {selector: {matchLabels: {app: payroll, v: canary}}, template: {metadata: {labels: {app: payroll, v: canary}}, spec: {}}}",
+			with(func(a *Ask) { a.To, a.Port = "svc/payroll", 80 }), true, AtPolicies, "finance/payroll-readers rule 0", "other workloads are behind", 0},
+		{"a token", policyYAML("tokens", `{action: DENY, rules: [{from: [{source: {notRequestPrincipals: ["https://issuer/*"]}}]}]}`), auditor,
+			false, AtPolicies, "finance/tokens rule 0", "no RequestAuthentication selects the workload", 1},
 		{"a service's port", "", with(func(a *Ask) { a.Port = 80 }), true, AtPolicies, "finance/payroll-readers rule 0", "the workload's, which policies name, is 8080", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -20,6 +20,8 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/offline"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -91,7 +93,7 @@ func New(objects []*unstructured.Unstructured, options authz.Options, now time.T
 		if short[o.GetKind()] == "" {
 			continue
 		}
-		pods := offline.Templates([]*unstructured.Unstructured{o}, nil)
+		pods := offline.Templates([]*unstructured.Unstructured{o}, injected(objects))
 		if len(pods) == 0 {
 			continue
 		}
@@ -121,6 +123,27 @@ func New(objects []*unstructured.Unstructured, options authz.Options, now time.T
 		}
 	}
 	return m, nil
+}
+
+// injected says whether a pod of a template would have a proxy: what its label says, else what its namespace's labels say if the namespace is there. Of a namespace that is not there it is taken for granted.
+func injected(objects []*unstructured.Unstructured) func(*unstructured.Unstructured) bool {
+	wants := map[string]bool{}
+	for _, o := range objects {
+		if o.GetKind() == "Namespace" {
+			labels := o.GetLabels()
+			wants[o.GetName()] = labels[istiocompat.InjectionLabel] == "enabled" || labels[mesh.InjectionLabel] == "enabled"
+		}
+	}
+	return func(pod *unstructured.Unstructured) bool {
+		switch pod.GetLabels()[istiocompat.PodInjectionLabel] {
+		case "true":
+			return true
+		case "false":
+			return false
+		}
+		wanted, known := wants[pod.GetNamespace()]
+		return wanted || !known
+	}
 }
 
 // specs are the policies of a scope that somebody wrote.

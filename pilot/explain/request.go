@@ -55,6 +55,7 @@ func (m *Mesh) resolve(ask Ask) (*asked, error) {
 		return nil, err
 	}
 	a.compiled = m.compiled(a.workload)
+	m.others(a)
 	if err := m.client(a, ask); err != nil {
 		return nil, err
 	}
@@ -102,6 +103,22 @@ func (a *asked) token() {
 		a.note("rules look at tokens, and no RequestAuthentication selects the workload: none is ever verified")
 	case a.request.Claims == nil && asks:
 		a.note("rules look at tokens, and the request has none (--claim iss=… and others); verified are those of %s", strings.Join(slices.Compact(issuers), ", "))
+	}
+}
+
+// others notes the other workloads behind the service that is asked about.
+func (m *Mesh) others(a *asked) {
+	if a.service == nil {
+		return
+	}
+	var names []string
+	for p := range m.snap.PodsSelected(a.service.Namespace, a.service.Selector) {
+		if name := m.workload(p).Name; name != a.workload.Name && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) > 0 {
+		a.note("other workloads are behind Service %s, too, and may decide otherwise: %s", a.service.ID, strings.Join(names, ", "))
 	}
 }
 
