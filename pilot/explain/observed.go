@@ -85,7 +85,7 @@ func (s *sight) see(record *telemetryv1.Record) (o observed, why string) {
 			return o, "the client's side of what the server's proxy decides"
 		}
 		identity = e.GetObserver().GetIdentity()
-		o.target, port = s.called(e.GetDestinationService(), port)
+		o.target, port = s.called(e.GetDestinationService(), to)
 	} else {
 		o.target = s.observer(e.GetObserver())
 	}
@@ -125,16 +125,16 @@ func (s *sight) observer(w *telemetryv1.Workload) *target {
 }
 
 // called is the target behind a service, and the port of it behind the service's.
-func (s *sight) called(host string, port uint32) (*target, uint32) {
-	name, namespace, _ := serviceOf(host)
-	service := s.mesh.snap.Service(namespace + "/" + name)
+func (s *sight) called(host string, at netip.AddrPort) (*target, uint32) {
+	port := uint32(at.Port())
+	service := s.mesh.calledService(host, at.Addr())
 	if service == nil {
 		return nil, 0
 	}
 	key := "service " + service.ID
 	t, ok := s.targets[key]
 	if !ok {
-		if w, _, err := s.mesh.Find(namespace, "svc/"+name); err == nil {
+		if w, _, err := s.mesh.Find(service.Namespace, "svc/"+service.Name); err == nil {
 			t = s.mesh.target(w)
 		}
 		s.targets[key] = t

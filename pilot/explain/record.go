@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
@@ -45,11 +46,11 @@ func (m *Mesh) Recorded(record *telemetryv1.Record) (*Recorded, error) {
 	if e.GetReporter() == telemetryv1.Reporter_REPORTER_SOURCE {
 		// The client's own proxy decided: it is the observer, and whom it called is a service.
 		out.Ask.From, out.Ask.Plaintext = cmp.Or(e.GetObserver().GetIdentity(), e.GetSourceIdentity()), false
-		name, namespace, ok := serviceOf(e.GetDestinationService())
-		if !ok {
-			return nil, fmt.Errorf("record %d is of the client's proxy, and does not say which service was called", record.GetIndex())
+		service := m.calledService(e.GetDestinationService(), to.Addr())
+		if service == nil {
+			return nil, fmt.Errorf("record %d is of the client's proxy, and %s is no Service's (any more)", record.GetIndex(), cmp.Or(e.GetDestinationService(), e.GetDestinationAddress(), "what was called"))
 		}
-		out.Ask.Namespace, out.Ask.To = namespace, "svc/"+name
+		out.Ask.Namespace, out.Ask.To = service.Namespace, "svc/"+service.Name
 	} else {
 		out.Ask.Namespace, out.Ask.To = e.GetObserver().GetNamespace(), "pod/"+m.podNow(e.GetObserver())
 	}
@@ -87,6 +88,24 @@ func (m *Mesh) podNow(w *telemetryv1.Workload) string {
 		}
 	}
 	return best
+}
+
+// calledService is the service of a host name, or else of an address; nil if there is none.
+func (m *Mesh) calledService(host string, at netip.Addr) *registry.Service {
+	if name, namespace, ok := serviceOf(host); ok {
+		if s := m.snap.Service(namespace + "/" + name); s != nil {
+			return s
+		}
+	}
+	for s := range m.snap.ServicesAt(at.Unmap().String()) {
+		return s
+	}
+	if p := m.snap.PodAt(at.Unmap().String()); p != nil { // of a headless one
+		for _, s := range m.snap.ServicesFor(p.Namespace, p.Labels) {
+			return s
+		}
+	}
+	return nil
 }
 
 // serviceOf reads a service's host name, <name>.<namespace>.svc.<cluster domain>, maybe with a port.

@@ -54,6 +54,18 @@ func TestReplayCountsWhatWouldChange(t *testing.T) {
 			}
 		})
 	}
+	// Of what the client's own proxy refused there is the Service's address.
+	away := recorded(8, "web", "GET", "/accounts/1", false)
+	away.Event.Reporter, away.Event.DestinationAddress = telemetryv1.Reporter_REPORTER_SOURCE, "10.96.0.7:80"
+	away.Event.Observer = &telemetryv1.Workload{Namespace: "finance", Pod: "web-1", Identity: away.GetEvent().GetSourceIdentity()}
+	addressed := strings.Replace(sample(t), "spec:\n  selector: {app: payroll}", "spec:\n  clusterIP: 10.96.0.7\n  clusterIPs: [10.96.0.7]\n  selector: {app: payroll}", 1)
+	m := meshOf(t, objectsOf(t, addressed, policyYAML("web", `{rules: [{from: [{source: {serviceAccounts: [web]}}]}]}`)))
+	if r := m.Replay([]*telemetryv1.Record{away}); len(r.Changed) != 1 || r.Changed[0].Port != 8080 || r.Changed[0].After != "allowed" {
+		t.Errorf("what was out of reach: %+v", r)
+	}
+	if e, err := m.Recorded(away); err != nil || e.Ask.To != "svc/payroll" {
+		t.Errorf("what was out of reach: %+v, %v", e, err)
+	}
 	header := policyYAML("role", `{action: DENY, rules: [{to: [{operation: {paths: [/accounts/all]}}], when: [{key: "request.headers[x-role]", notValues: [auditor]}]}]}`)
 	r := meshOf(t, objectsOf(t, sample(t), header)).Replay(records)
 	if len(r.Changed) != 0 || len(r.Unknown) != 1 || r.Unknown[0].Event != 3 || !strings.Contains(r.Unknown[0].Why, "header x-role") {

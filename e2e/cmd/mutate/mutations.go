@@ -381,6 +381,18 @@ var mutations = []mutation{
 		{"pilot/analyze/analyze.go", "if r.said[key] || r.world.ignored(o, code) {", "if r.said[key] {"}}},
 	{29, "pods that a file replaces are still looked at", "pilot/analyze.TestSituations", []edit{
 		{"pilot/analyze/world.go", "if o.GetKind() == \"Pod\" && maker.Name != \"\" && isNew[maker] {", "if false && maker.Name != \"\" {"}}},
+	{30, "an explanation passes over what must not match", "pkg/authz.TestExplanationAgreesWithTheDecision", []edit{
+		{"pkg/authz/explain.go", "	if len(c.Not) == 0 || !c.any(c.Not)(s) {\n", "	if len(c.Not) >= 0 || !c.any(c.Not)(s) {\n"}}},
+	{30, "the change that admits a request admits other paths", "pkg/authz.TestChangeAdmitsExactlyTheRequest", []edit{
+		{"pkg/authz/admit.go", "		operation(func(o *security.Operation) { o.NotPaths = append(o.NotPaths, e.path) })\n", ""}}},
+	{30, "a change of policies is missed where mutual TLS is demanded", "pkg/authz/space.TestDivisionAgreesWithDecisions", []edit{
+		{"pkg/authz/space/divide.go", "case mode == authz.Strict && x.kinds[kind].Special == NoIdentity:", "case false && mode == authz.Strict && x.kinds[kind].Special == NoIdentity:"}}},
+	{30, "headers with several lines are taken for one", "pkg/authz/space.TestDivisionAgreesWithDecisions", []edit{
+		{"pkg/authz/space/axis.go", "		if x.Attribute.Many() {\n			return x.unite()", "		if false && x.Attribute.Many() {\n			return x.unite()"}}},
+	{30, "what is not recorded is taken for what policies ask", "pilot/explain.TestReplayCountsWhatWouldChange", []edit{
+		{"pkg/authz/assume.go", "		holds := cautious == (out[i].Action != Allow)\n", "		holds := true || cautious == (out[i].Action != Allow)\n"}}},
+	{30, "a denial is explained by a service that was not called", "TestADenialIsExplainedByItsRecordAndAdmittedByWhatIsPrinted", []edit{
+		{"pilot/explain/record.go", "	for s := range m.snap.ServicesAt(at.Unmap().String()) {\n		return s\n	}\n", ""}}},
 }
 
 const (
