@@ -106,9 +106,9 @@ func (g *Generator) Request() authz.Request {
 		req.Path = g.of([]string{"/a", "/a/x", "/a/b?c", "/b/c/x", "/", "/a,b", "/a/;x"})
 		if g.IntN(3) > 0 {
 			req.Claims = map[string]any{"iss": g.of([]string{"https://a", "http:b", "https://c"}), "sub": g.of([]string{"b", "c"})}
-			req.Claims["groups"] = []any{nil, "x", "yes", []any{"x", "z"}, true, 1.0, map[string]any{"a": "x"}}[g.IntN(7)]
+			req.Claims["groups"] = []any{nil, "x", "yes", []any{"x", "yes"}, true, 1.0, map[string]any{"a": "x"}}[g.IntN(7)]
 		}
-		req.Headers = map[string][]string{"x-test": [][]string{nil, {"good"}, {"bad", "x"}}[g.IntN(3)]}
+		req.Headers = map[string][]string{"x-test": [][]string{nil, {"good"}, {"bad", "x"}, {"good", "bad"}}[g.IntN(4)]}
 	}
 	return req
 }
