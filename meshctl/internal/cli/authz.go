@@ -126,7 +126,7 @@ func installedOptions(ctx context.Context, client *kube.Client, options authz.Op
 				options.TrustDomain = value
 			case "--trust-domain-aliases":
 				options.TrustDomainAliases = strings.Split(value, ",")
-			case "--trustedProxies", "--trusted-proxies":
+			case "--trusted-proxies":
 				if options.TrustedProxies, err = strconv.Atoi(value); err != nil {
 					return options, fmt.Errorf("Deployment %s/%s: %s: %w", mesh.Namespace, mesh.PilotAccount, arg, err)
 				}

@@ -38,6 +38,9 @@ func (s *Space) settled(l live, level int) live {
 	return live{outcome: l.outcome}
 }
 
+// maxNodes bounds what is divided, and so the time that it takes.
+const maxNodes = 100_000
+
 // walk goes through the axes from a level on.
 func (s *Space) walk(level int, lives []live) *node {
 	decided, alike := true, true
@@ -61,6 +64,10 @@ func (s *Space) walk(level int, lives []live) *node {
 	key := memoKey(level, lives)
 	if n := s.memo[key]; n != nil {
 		return n
+	}
+	if len(s.memo) > maxNodes {
+		s.tooMany = true
+		return s.unique(&node{axis: -1, same: true})
 	}
 	n := s.branch(level, lives)
 	s.memo[key] = n
@@ -223,7 +230,11 @@ func (s *Space) Regions() ([]Region, error) {
 		}
 		return nil
 	}
-	err := list(s.root())
+	root := s.root()
+	if s.tooMany {
+		return nil, ErrTooMany
+	}
+	err := list(root)
 	return out, err
 }
 

@@ -19,16 +19,17 @@ type Side struct {
 
 // Space is all requests to a port, divided by what the policies of some sides tell apart.
 type Space struct {
-	axes  []*Axis
-	order []int // of axes, as the division goes
-	sides []side
-	cubes []cube
-	last  []int // of each cube: after how many axes it demands nothing more
-	ids   map[string]int32
-	nodes map[string]*node
-	memo  map[string]*node
-	fixed map[int]int // kinds of axes that alone are looked at
-	equal bool        // where all sides are the same, it does not matter how they decide
+	axes    []*Axis
+	order   []int // of axes, as the division goes
+	sides   []side
+	cubes   []cube
+	last    []int // of each cube: after how many axes it demands nothing more
+	ids     map[string]int32
+	nodes   map[string]*node
+	memo    map[string]*node
+	tooMany bool        // to be gone through
+	fixed   map[int]int // kinds of axes that alone are looked at
+	equal   bool        // where all sides are the same, it does not matter how they decide
 }
 
 // side is a Side in numbers.
@@ -74,7 +75,11 @@ func Divide(sides []Side, trustDomains []string, changesAlone bool) (*Space, err
 	}
 	s.axes = a.list
 	for i, of := range sides {
-		s.sides = append(s.sides, s.sideOf(a, of, demands[i]))
+		side, ok := s.sideOf(a, of, demands[i])
+		if !ok {
+			return nil, ErrTooMany
+		}
+		s.sides = append(s.sides, side)
 	}
 	s.order = make([]int, len(s.axes))
 	for i := range s.order {
@@ -192,8 +197,11 @@ func (a *axes) clausesOf(of authz.Clauses, port uint32) (out clauses) {
 	return out
 }
 
-// sideOf makes cubes of demands.
-func (s *Space) sideOf(a *axes, of Side, demands []demand) side {
+// maxCubes bounds what the alternatives of rules multiply to.
+const maxCubes = 20_000
+
+// sideOf makes cubes of demands; false if they are too many.
+func (s *Space) sideOf(a *axes, of Side, demands []demand) (side, bool) {
 	out := side{mode: of.Mode}
 	for _, p := range of.Policies {
 		out.restricted = out.restricted || !p.Ignored && !p.DryRun && p.Action == authz.Allow
@@ -205,6 +213,9 @@ func (s *Space) sideOf(a *axes, of Side, demands []demand) side {
 		}
 		whens := s.alternatives([]clauses{d.when})
 		froms, tos := s.alternatives(d.from), s.alternatives(d.to)
+		if len(froms)*len(tos)+len(s.cubes) > maxCubes {
+			return side{}, false
+		}
 		for _, when := range whens {
 			for _, from := range froms {
 				for _, to := range tos {
@@ -234,7 +245,7 @@ func (s *Space) sideOf(a *axes, of Side, demands []demand) side {
 	slices.Sort(out.deny)
 	slices.Sort(out.allow)
 	out.deny, out.allow = slices.Compact(out.deny), slices.Compact(out.allow)
-	return out
+	return out, true
 }
 
 // alternatives are cubes, any of which will do; one that demands nothing if there are no alternatives. Those that look at the same one axis are one cube.

@@ -268,6 +268,28 @@ func TestManyPoliciesAreComparedInTime(t *testing.T) {
 	}
 }
 
+// What is too much is said, and does not take long.
+func TestWhatIsTooEntangledIsSaid(t *testing.T) {
+	var from, to, paths []string
+	for i := range 400 {
+		from = append(from, fmt.Sprintf(`{"source":{"principals":["cluster.local/ns/n/sa/a%d"],"ipBlocks":["10.0.%d.0/24"]}}`, i, i%256))
+		to = append(to, fmt.Sprintf(`{"operation":{"methods":["M%d"],"paths":["/p%d"]}}`, i, i))
+		paths = append(paths, fmt.Sprintf(`"/{*}/%c%c/{*}/%c/{**}"`, 'a'+i%26, 'a'+i/26, 'a'+i%7))
+	}
+	for name, spec := range map[string]string{
+		"alternatives": `{"rules":[{"from":[` + strings.Join(from, ",") + `],"to":[` + strings.Join(to, ",") + `]}]}`,
+		"paths":        `{"rules":[{"to":[{"operation":{"paths":[` + strings.Join(paths, ",") + `],"notPaths":["*x","*y","*/a*b"]}}]}]}`,
+	} {
+		start := time.Now()
+		_, err := Divide([]Side{sideOf(t, spec)}, []string{"cluster.local"}, false)
+		if took := time.Since(start); err != nil && !strings.Contains(err.Error(), ErrTooMany.Error()) || took > 20*time.Second {
+			t.Errorf("%s: %v after %s", name, err, took)
+		} else {
+			t.Logf("%s: %v after %s", name, err, took)
+		}
+	}
+}
+
 func BenchmarkDivide(b *testing.B) {
 	before, after := many(b, 500, ""), many(b, 500, "-new")
 	for b.Loop() {
