@@ -270,8 +270,11 @@ func (m *Mesh) change(a *asked, out *Answer) {
 			}
 		}
 	}
+	if a.request.Claims == nil && a.request.HTTP && slices.ContainsFunc(scope, func(p authz.Policy) bool { return p.Uses(authz.RequestPrincipal) || p.Uses(authz.Claim) }) {
+		out.ChangeNotes = append(out.ChangeNotes, "rules ask for tokens here, and this admits a request without one: the client may better bring one")
+	}
 	if len(a.request.Headers) > 0 || a.request.Claims != nil || a.request.SourceIP.IsValid() && !a.from.IsZero() {
-		out.ChangeNotes = append(out.ChangeNotes, "the change looks at identity, port, method and path: it admits the same with any headers or none, without a token, and from any address")
+		out.ChangeNotes = append(out.ChangeNotes, "the change looks at identity, the token's principal, port, method and path: it admits the same with any other headers and claims, and from any address")
 	}
 }
 

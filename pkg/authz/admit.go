@@ -13,7 +13,10 @@ import (
 )
 
 // exactly are what tells a request, or a connection, from all others that policies can tell by identity, port, method and path, as policies write it.
-type exactly struct{ principal, port, method, path string }
+type exactly struct {
+	principal, port, method, path string
+	token                         string // request principal; empty without one
+}
 
 // theseAlone says how policies write exactly this request, or why they cannot.
 func theseAlone(req Request) (exactly, error) {
@@ -29,6 +32,11 @@ func theseAlone(req Request) (exactly, error) {
 		return e, errors.New("the proxies refuse to read the path, whatever the policies")
 	}
 	e.method, e.path = req.Method, path
+	issuer, _ := req.Claims["iss"].(string)
+	subject, _ := req.Claims["sub"].(string)
+	if token := issuer + "/" + subject; issuer != "" && subject != "" && !strings.Contains(subject, "/") && !strings.Contains(token, "*") {
+		e.token = token
+	}
 	for _, a := range Ambiguities {
 		if text := map[Attribute]string{Method: req.Method, Path: path}[a.Attribute]; a.Finds(text) {
 			return e, fmt.Errorf("%s, and no policy changes that", a.Reason)
@@ -40,7 +48,7 @@ func theseAlone(req Request) (exactly, error) {
 	return e, nil
 }
 
-// Admitting is the spec of an ALLOW policy that admits, to workloads that have the labels, exactly what a request has of identity, port, method and path. A
+// Admitting is the spec of an ALLOW policy that admits, to workloads that have the labels, exactly what a request has of identity, token, port, method and path. A
 // request without identity is told from others by its client's address; it is an error if that is not known.
 func Admitting(labels map[string]string, req Request) (*security.AuthorizationPolicy, error) {
 	e, err := theseAlone(req)
@@ -56,6 +64,9 @@ func Admitting(labels map[string]string, req Request) (*security.AuthorizationPo
 		source.NotPrincipals = []string{"*"}
 	default:
 		return nil, errors.New("the client has no identity, and its address is not known: whatever admits it admits everybody")
+	}
+	if e.token != "" {
+		source.RequestPrincipals = []string{e.token}
 	}
 	operation := &security.Operation{Ports: []string{e.port}}
 	if req.HTTP {
@@ -116,6 +127,9 @@ func Excepting(spec *security.AuthorizationPolicy, rule int, req Request) (*secu
 		instead = append(instead, r)
 	default:
 		return nil, errors.New("the client has no identity, and its address is not known: whatever excepts it excepts everybody")
+	}
+	if e.token != "" {
+		condition("request.auth.principal", e.token)
 	}
 	if !pins(was, e.port) {
 		operation(func(o *security.Operation) { o.NotPorts = append(o.NotPorts, e.port) })

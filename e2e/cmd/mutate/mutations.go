@@ -387,6 +387,8 @@ var mutations = []mutation{
 		{"pkg/authz/admit.go", "		operation(func(o *security.Operation) { o.NotPaths = append(o.NotPaths, e.path) })\n", ""}}},
 	{30, "a change of policies is missed where mutual TLS is demanded", "pkg/authz/space.TestDivisionAgreesWithDecisions", []edit{
 		{"pkg/authz/space/divide.go", "case mode == authz.Strict && x.kinds[kind].Special == NoIdentity:", "case false && mode == authz.Strict && x.kinds[kind].Special == NoIdentity:"}}},
+	{30, "rules that two sets of policies share are never asked", "pkg/authz/space.TestDivisionAgreesWithDecisions", []edit{
+		{"pkg/authz/space/narrow.go", "return everywhere(key) && !x.clientKinds(clients[key]).meets(concerned)", "return everywhere(key) && x != nil"}}},
 	{30, "headers with several lines are taken for one", "pkg/authz/space.TestDivisionAgreesWithDecisions", []edit{
 		{"pkg/authz/space/axis.go", "		if x.Attribute.Many() {\n			return x.unite()", "		if false && x.Attribute.Many() {\n			return x.unite()"}}},
 	{30, "what is not recorded is taken for what policies ask", "pilot/explain.TestReplayCountsWhatWouldChange", []edit{

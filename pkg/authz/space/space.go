@@ -67,8 +67,15 @@ func Divide(sides []Side, trustDomains []string, changesAlone bool) (*Space, err
 	s := &Space{ids: map[string]int32{}, nodes: map[string]*node{}, memo: map[string]*node{}, fixed: map[int]int{}, equal: changesAlone}
 	// Attributes first, so that all sides speak of the same kinds.
 	demands := make([][]demand, len(sides))
+	asked := sides
+	if changesAlone {
+		var err error
+		if asked, err = narrowed(sides, a.domains); err != nil {
+			return nil, err
+		}
+	}
 	for i, of := range sides {
-		demands[i] = demandsOf(a, of)
+		demands[i] = demandsOf(a, of, asked[i].Policies)
 	}
 	if err := a.divide(); err != nil {
 		return nil, err
@@ -144,9 +151,10 @@ type clause struct {
 	holds       *bool // what is known of a port already
 }
 
-func demandsOf(a *axes, of Side) (out []demand) {
-	for _, p := range of.Policies {
-		if p.Ignored || p.DryRun || p.Action == authz.Audit {
+// demandsOf are those of the policies of a side that are to be asked.
+func demandsOf(a *axes, of Side, asked []authz.Policy) (out []demand) {
+	for _, p := range asked {
+		if !decides(p) {
 			continue
 		}
 		rules := p
@@ -180,7 +188,7 @@ func demandsOf(a *axes, of Side) (out []demand) {
 // concerns reports whether what is ambiguous is denied.
 func concerns(policies []authz.Policy, m authz.Ambiguity) bool {
 	return slices.ContainsFunc(policies, func(p authz.Policy) bool {
-		return !p.Ignored && !p.DryRun && p.Action != authz.Audit && m.Concerns(p)
+		return decides(p) && m.Concerns(p)
 	})
 }
 
@@ -202,10 +210,7 @@ const maxCubes = 20_000
 
 // sideOf makes cubes of demands; false if they are too many.
 func (s *Space) sideOf(a *axes, of Side, demands []demand) (side, bool) {
-	out := side{mode: of.Mode}
-	for _, p := range of.Policies {
-		out.restricted = out.restricted || !p.Ignored && !p.DryRun && p.Action == authz.Allow
-	}
+	out := side{mode: of.Mode, restricted: restricted(of.Policies)}
 	for _, d := range demands {
 		list := &out.allow
 		if d.policy.Action == authz.Deny {

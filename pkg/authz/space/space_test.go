@@ -108,7 +108,7 @@ func (r Region) has(t *testing.T, req authz.Request) bool {
 	return true
 }
 
-func decides(of Side, req authz.Request) bool {
+func decided(of Side, req authz.Request) bool {
 	if of.Mode == authz.Strict && req.Source.IsZero() {
 		return false
 	}
@@ -148,7 +148,7 @@ func TestDivisionAgreesWithDecisions(t *testing.T) {
 					t.Fatalf("no example of %v", r)
 				}
 				for i, of := range sides {
-					if decides(of, example) != r.Allowed[i] {
+					if decided(of, example) != r.Allowed[i] {
 						t.Fatalf("side %d decides %v about %+v, the region says %v\n%v\n%+v", i, !r.Allowed[i], example, r.Allowed, described(r), of)
 					}
 				}
@@ -164,13 +164,13 @@ func TestDivisionAgreesWithDecisions(t *testing.T) {
 					if r.has(t, other) {
 						in++
 						for i, of := range sides {
-							if decides(of, other) != r.Allowed[i] {
+							if decided(of, other) != r.Allowed[i] {
 								t.Fatalf("side %d decides %v about %+v, the region says %v\n%v\n%+v", i, !r.Allowed[i], other, r.Allowed, described(r), of)
 							}
 						}
 					}
 				}
-				if differs := decides(sides[0], other) != decides(sides[1], other); in > 1 || in == 0 && (!changesAlone || differs) {
+				if differs := decided(sides[0], other) != decided(sides[1], other); in > 1 || in == 0 && (!changesAlone || differs) {
 					t.Fatalf("%+v is in %d regions, and decided differently: %v", other, in, differs)
 				}
 			}
