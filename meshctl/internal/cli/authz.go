@@ -24,7 +24,7 @@ func (a *app) authz() *cobra.Command {
 	cmd := group("authz", "Ask why requests are allowed or denied, who may do what, and what other policies would change")
 	cmd.Long = "Answers come from the policies and workloads of the cluster, or of files (-f), as Pilot reads them. See docs/authz.md.\n" +
 		"For scripts: 0 says yes, allowed or the same; 1 says no, denied or different; 2 is an error, or something that could not be told."
-	cmd.AddCommand(a.authzExplain(), a.authzWhoCan(), a.authzWhatCan(), a.authzDiff(), a.authzReplay(), a.authzSuggest())
+	cmd.AddCommand(a.authzExplain(), a.authzWhoCan(), a.authzWhatCan(), a.authzDiff(), a.authzReplay(), a.authzSuggest(), a.authzCheck())
 	for _, c := range cmd.Commands() {
 		scripted(c)
 	}

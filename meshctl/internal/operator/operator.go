@@ -149,7 +149,7 @@ func (a *Access) Connect(ctx context.Context, pod *corev1.Pod) (*Connection, err
 		return nil, err
 	}
 	config := mtls.ClientWithoutCert(a.roots, mtls.OneOf(id))
-	port, stop, err := forward(ctx, a.client, pod)
+	port, stop, err := forward(ctx, a.client, pod, mesh.OperatorPort)
 	if err != nil {
 		return nil, fmt.Errorf("port-forward to pod %s/%s (needs the right `create pods/portforward` in %s): %w", pod.Namespace, pod.Name, mesh.Namespace, err)
 	}
@@ -307,8 +307,17 @@ func (n *noting) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// forward opens a local port to the pod's operator API, and closes it when the returned channel is closed.
-func forward(ctx context.Context, c *kube.Client, pod *corev1.Pod) (uint16, chan struct{}, error) {
+// Forward opens a local port to a port of a pod. Call stop to close it.
+func Forward(ctx context.Context, c *kube.Client, pod *corev1.Pod, port int) (local uint16, stop func(), err error) {
+	local, end, err := forward(ctx, c, pod, port)
+	if err != nil {
+		return 0, nil, fmt.Errorf("port-forward to pod %s/%s (needs the right `create pods/portforward` in %s): %w", pod.Namespace, pod.Name, pod.Namespace, err)
+	}
+	return local, func() { close(end) }, nil
+}
+
+// forward opens a local port to a port of the pod, and closes it when the returned channel is closed.
+func forward(ctx context.Context, c *kube.Client, pod *corev1.Pod, port int) (uint16, chan struct{}, error) {
 	transport, upgrader, err := spdy.RoundTripperFor(c.Config)
 	if err != nil {
 		return 0, nil, err
@@ -318,7 +327,7 @@ func forward(ctx context.Context, c *kube.Client, pod *corev1.Pod) (uint16, chan
 	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: answer}, http.MethodPost, url)
 	stop, ready := make(chan struct{}), make(chan struct{})
 	var trouble bytes.Buffer
-	fw, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", mesh.OperatorPort)}, stop, ready, io.Discard, &trouble)
+	fw, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, &trouble)
 	if err != nil {
 		return 0, nil, err
 	}
