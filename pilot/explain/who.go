@@ -24,6 +24,7 @@ func (m *Mesh) WhoCan(ask Ask) (*Accesses, error) {
 		return nil, err
 	}
 	a := &asked{workload: w, service: service, compiled: m.compiled(w)}
+	m.others(a)
 	if ask.Port != 0 {
 		if err := m.findPort(a, ask.Port, ask.TCP); err != nil {
 			return nil, err

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -165,4 +166,17 @@ func complete(cmd *cobra.Command, flag string, by cobra.CompletionFunc) {
 	if err := cmd.RegisterFlagCompletionFunc(flag, by); err != nil {
 		panic("completion of a flag that is not there: " + err.Error())
 	}
+}
+
+// widest is how many characters of a value a table has; -o json has all.
+const widest = 120
+
+// brief are cells as wide as people read: values of policies and paths of requests may be much longer.
+func brief(cells ...string) []string {
+	for i, c := range cells {
+		if utf8.RuneCountInString(c) > widest {
+			cells[i] = string([]rune(c)[:widest]) + "…"
+		}
+	}
+	return cells
 }

@@ -95,7 +95,7 @@ func showDifference(out *printer.Printer, d *explain.Difference) {
 		if c.After {
 			change = "now allowed"
 		}
-		t.Row(append(append([]string{change}, accessRow(c.Access)...), c.Client+": "+c.Example)...)
+		t.Row(append(append([]string{change}, accessRow(c.Access)...), brief(c.Client+": "+c.Example)...)...)
 	}
 	t.Flush()
 	out.Line("%d changes, of %d workloads that were compared.", len(d.Changes), d.Compared)

@@ -196,7 +196,7 @@ func showAnswer(out *printer.Printer, e *explain.Answer, recorded *explain.Recor
 	t := out.Table()
 	t.Row("From:", client)
 	t.Row("To:", fmt.Sprintf("%s, port %d (%s, mutual TLS %s)", e.Workload, e.Port, e.Protocol, e.Mode))
-	t.Row("Request:", e.Request)
+	t.Row(brief("Request:", e.Request)...)
 	if recorded != nil {
 		t.Row("Recorded:", recorded.Summary())
 	}
@@ -253,7 +253,7 @@ func showNearest(out *printer.Printer, e *explain.Answer) {
 		if len(m.Had) > 0 {
 			has = first(m.Had)
 		}
-		t.Row(n.Policy, action, what, asked, has)
+		t.Row(brief(n.Policy, action, what, asked, has)...)
 	}
 	t.Flush()
 	if more := len(e.Nearest) - most; more > 0 {

@@ -132,7 +132,7 @@ func showReplay(out *printer.Printer, r *explain.Replayed) {
 			if c.Method == "" {
 				request = "TCP"
 			}
-			t.Row(fmt.Sprint(c.Count), c.Before, c.After, c.Client, c.Workload, fmt.Sprint(c.Port), request, c.Why, fmt.Sprint(c.Event))
+			t.Row(brief(fmt.Sprint(c.Count), c.Before, c.After, c.Client, c.Workload, fmt.Sprint(c.Port), request, c.Why, fmt.Sprint(c.Event))...)
 		}
 		t.Flush()
 	}

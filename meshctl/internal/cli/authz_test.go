@@ -127,6 +127,24 @@ func TestAuthzCompletesNames(t *testing.T) {
 	}
 }
 
+// Values of policies and paths are chosen by others: a line stays one, and no longer than people read.
+func TestWhatOthersChoseIsBoundedInTables(t *testing.T) {
+	file := proposed(t, "paths: [/accounts/*]", "paths: ["+strings.Repeat("/very-long", 190)+", \"/a\u202eb\"]")
+	for _, line := range []string{
+		"explain --offline -f " + file + " -n finance --from web --to payroll --port 8080 --path /" + strings.Repeat("x", 3000),
+		"explain --offline -f " + file + " -n finance --from web --to payroll --port 8080 --header X-A=" + strings.Repeat("y", 3000),
+		"who-can --offline -f " + file + " -n finance payroll", "diff --against @ -f " + file,
+	} {
+		_, out, notes := meshctl(t, "authz "+line)
+		table, _, _ := strings.Cut(out, "# The smallest") // YAML to apply is whole
+		for l := range strings.Lines(table + notes) {
+			if len([]rune(l)) > 1200 || strings.Contains(l, "\u202e") {
+				t.Errorf("%.60s…: a line of %d: %.300s", line, len(l), l)
+			}
+		}
+	}
+}
+
 func TestExplanationOfFilesIsQuick(t *testing.T) {
 	best := time.Hour
 	for range 5 { // other tests may take the machine's time

@@ -124,7 +124,7 @@ func accessRow(x explain.Access) []string {
 			cells[i+1] = "-"
 		}
 	}
-	return cells
+	return brief(cells...)
 }
 
 func showUntold(out *printer.Printer, untold []explain.Untold) {
