@@ -56,6 +56,10 @@ func ADenialIsExplained(ctx context.Context, s *Scene) (string, error) {
 			return "", fmt.Errorf("with the change: %w\n%s", err, out)
 		}
 	}
+	// The live Envoys hold what was applied.
+	if out, err := s.Meshctl(ctx, "authz", "check", "-n", s.Namespace, "deploy/payroll"); err != nil || !strings.Contains(string(out), "allow-web-to-payroll") {
+		return "", fmt.Errorf("what the server's Envoy holds: %w\n%s", err, out)
+	}
 	for _, args := range [][]string{
 		{"who-can", "-n", s.Namespace, "deploy/payroll"}, {"what-can", s.Namespace + "/web", "-n", s.Namespace},
 		{"suggest", "-n", s.Namespace, "--workload", "payroll", "--since", "10m"},

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 )
@@ -126,11 +127,13 @@ func (m *Mesh) Compare(namespace, pod string, sent, held Held) ([]HeldRule, erro
 			}
 		}
 	}
+	own := []string{rbac.PlaintextRule} // that nobody writes: Pilot adds them where they are needed
 	for _, a := range authz.Ambiguities {
-		for _, id := range []Held{sent, held} {
-			if id[a.Rule] != nil { // nobody writes it, and Pilot adds it where it is needed
-				row(a.Rule).Wanted = true
-			}
+		own = append(own, a.Rule)
+	}
+	for _, id := range own {
+		if sent[id] != nil {
+			row(id).Wanted = true
 		}
 	}
 	for id := range sent {
