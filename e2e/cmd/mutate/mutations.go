@@ -393,7 +393,7 @@ var mutations = []mutation{
 		{"pkg/authz/space/axis.go", "		if x.Attribute.Many() {\n			return x.unite()", "		if false && x.Attribute.Many() {\n			return x.unite()"}}},
 	{30, "what is not recorded is taken for what policies ask", "pilot/explain.TestReplayCountsWhatWouldChange", []edit{
 		{"pkg/authz/assume.go", "		holds := cautious == (out[i].Action != Allow)\n", "		holds := true || cautious == (out[i].Action != Allow)\n"}}},
-	{30, "a denial is explained by a service that was not called", "TestADenialIsExplainedByItsRecordAndAdmittedByWhatIsPrinted", []edit{
+	{30, "what a client's proxy refused is of no service", "pilot/explain.TestReplayCountsWhatWouldChange", []edit{
 		{"pilot/explain/record.go", "	for s := range m.snap.ServicesAt(at.Unmap().String()) {\n		return s\n	}\n", ""}}},
 }
 
