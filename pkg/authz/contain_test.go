@@ -12,8 +12,8 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
-// texts are all of up to some length over an alphabet.
-func texts(alphabet string, length int) []string {
+// allTexts are all of up to some length over an alphabet.
+func allTexts(alphabet string, length int) []string {
 	out, last := []string{""}, []string{""}
 	for range length {
 		var next []string
@@ -29,7 +29,7 @@ func texts(alphabet string, length int) []string {
 
 // Whether a text meets a demand is found out exactly: as when all short texts are tried.
 func TestWhetherATextExistsIsKnown(t *testing.T) {
-	all, values := texts("abA/~", 5), texts("ab/", 2)[1:]
+	all, values := allTexts("abA/~", 5), allTexts("ab/", 2)[1:]
 	expressions := []string{`a[ab]*`, `(?s:.)*b`, `/[^/]+`, `(?:a|b)+/`, `(?i:A)b`, `[^a]*`, `/a(?s:.)*/b`, `[-a-z]+`}
 	r := rand.New(rand.NewPCG(3, 5))
 	pick := func() Match {

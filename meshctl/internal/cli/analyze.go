@@ -286,7 +286,7 @@ func (a *app) fromCluster(ctx context.Context, in *analyze.Input) error {
 	if err != nil {
 		return fmt.Errorf("%w (--offline looks at files alone)", err)
 	}
-	switch err := pilotOptions(ctx, client, &in.Options); {
+	switch in.Options, err = installedOptions(ctx, client, in.Options); {
 	case kube.FailureOf(err) == kube.Forbidden:
 		a.notes.Line("The mesh's settings may not be read: its trust domain is taken to be %s (--trust-domain says otherwise)", in.Options.TrustDomain)
 	case err != nil:
@@ -315,40 +315,6 @@ func (a *app) fromCluster(ctx context.Context, in *analyze.Input) error {
 	if slices.ContainsFunc(in.Files, func(o *unstructured.Unstructured) bool { return o.GetKind() == "PeerAuthentication" }) {
 		if in.Plaintext, err = a.countedPlaintext(ctx); err != nil {
 			a.notes.Line("Mixer says nothing of traffic, so whom STRICT would refuse is a guess (BW0116): %s", err)
-		}
-	}
-	return nil
-}
-
-// pilotOptions reads what Pilot was told off its Deployment, if there is one.
-func pilotOptions(ctx context.Context, client *kube.Client, options *authz.Options) error {
-	pilot := &unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": "apps/v1", "kind": "Deployment", "metadata": map[string]any{"name": mesh.PilotAccount, "namespace": mesh.Namespace},
-	}}
-	switch err := client.Get(ctx, pilot); kube.FailureOf(err) {
-	case kube.NotFound:
-		return nil // the mesh is not installed yet, and what it will find can be looked at
-	default:
-		if err != nil {
-			return fmt.Errorf("reading the mesh's settings: %w", err)
-		}
-	}
-	containers, _, _ := unstructured.NestedSlice(pilot.Object, "spec", "template", "spec", "containers")
-	for _, c := range containers {
-		container, ok := c.(map[string]any)
-		if !ok {
-			continue
-		}
-		args, _, _ := unstructured.NestedStringSlice(container, "args")
-		for _, arg := range args {
-			switch name, value, _ := strings.Cut(arg, "="); name {
-			case "--trustDomain":
-				options.TrustDomain = value
-			case "--trust-domain-aliases":
-				options.TrustDomainAliases = strings.Split(value, ",")
-			case "--rootNamespace":
-				options.RootNamespace = value
-			}
 		}
 	}
 	return nil

@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
@@ -109,34 +107,6 @@ func laidOver(base, files []*unstructured.Unstructured, only bool) []*unstructur
 		base = explain.WithoutPolicies(base)
 	}
 	return explain.Overlay(base, files)
-}
-
-// installedOptions reads what Pilot was told off its Deployment, if there is one.
-func installedOptions(ctx context.Context, client *kube.Client, options authz.Options) (authz.Options, error) {
-	d, err := client.AppsV1().Deployments(mesh.Namespace).Get(ctx, mesh.PilotAccount, metav1.GetOptions{})
-	if kube.FailureOf(err) == kube.NotFound {
-		return options, nil
-	}
-	if err != nil {
-		return options, fmt.Errorf("reading the mesh's settings off Deployment %s/%s: %w", mesh.Namespace, mesh.PilotAccount, err)
-	}
-	for _, c := range d.Spec.Template.Spec.Containers {
-		for _, arg := range c.Args {
-			switch name, value, _ := strings.Cut(arg, "="); name {
-			case "--trustDomain":
-				options.TrustDomain = value
-			case "--trust-domain-aliases":
-				options.TrustDomainAliases = strings.Split(value, ",")
-			case "--trusted-proxies":
-				if options.TrustedProxies, err = strconv.Atoi(value); err != nil {
-					return options, fmt.Errorf("Deployment %s/%s: %s: %w", mesh.Namespace, mesh.PilotAccount, arg, err)
-				}
-			case "--rootNamespace":
-				options.RootNamespace = value
-			}
-		}
-	}
-	return options, nil
 }
 
 // completeWorkload completes names of workloads, of the files and the cluster that the command line names already.
