@@ -34,7 +34,7 @@ $(CRDS): pkg/go.mod Makefile
 proto: ## generate Go code from the protobuf definitions
 	@$(call need,protoc,protobuf-compiler)
 	cd pkg && GOBIN=$(CURDIR)/bin go install google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
-	cd pkg && protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative api/telemetry/v1/telemetry.proto api/identity/v1/identity.proto api/node/v1/node.proto
+	cd pkg && protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative api/telemetry/v1/telemetry.proto api/identity/v1/identity.proto api/node/v1/node.proto api/pilot/v1/pilot.proto
 
 proto-check: proto ## fail when generated code is not what the definitions generate
 	git diff --exit-code -- pkg/api

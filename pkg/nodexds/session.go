@@ -261,11 +261,18 @@ func (o *Outgoing) add(of *held, c Change) {
 // Behind says whether what a pod has of a type is not known yet to have reached its proxy: it is unsent, or the agent has not said yet how far the
 // proxy has come with it.
 func (s *Session) Behind(uid, typeURL string) bool {
-	if s.unsaid[uid] || s.spoken[uid] > s.asOf {
-		return true
-	}
-	return slices.ContainsFunc(s.said[uid], func(layer string) bool {
-		of := s.held[layer]
-		return len(s.dirty[layer][typeURL]) > 0 || of != nil && of.changed[typeURL] > s.asOf
-	})
+	return s.unsettled(uid) || slices.ContainsFunc(s.said[uid], func(layer string) bool { return s.behind(layer, typeURL) })
+}
+
+// BehindIn is Behind for what the pod has in one of its layers.
+func (s *Session) BehindIn(uid, layer, typeURL string) bool {
+	return s.unsettled(uid) || !slices.Contains(s.said[uid], layer) || s.behind(layer, typeURL)
+}
+
+// unsettled says whether the agent has not said yet how far the proxy has come with the word about a pod.
+func (s *Session) unsettled(uid string) bool { return s.unsaid[uid] || s.spoken[uid] > s.asOf }
+
+func (s *Session) behind(layer, typeURL string) bool {
+	of := s.held[layer]
+	return len(s.dirty[layer][typeURL]) > 0 || of != nil && of.changed[typeURL] > s.asOf
 }

@@ -92,6 +92,9 @@ func (c *Catalog) subjectOf(p *registry.Pod) (Subject, *registry.Sidecar) {
 // Pod is the pod whose proxy it is ("namespace/name").
 func (s Subject) Pod() string { return s.pod }
 
+// Class is the layer of the pods of its class, which has all by which policies hold for them.
+func (s Subject) Class() Layer { return ofClass(s.class) }
+
 // Layers returns whose resources the subject has. Where two layers have one of the same name, the subject has the former's.
 func (s Subject) Layers() []Layer {
 	out := []Layer{ofClass(s.class)}
@@ -150,6 +153,9 @@ func (c *Catalog) enter(s Subject, p *registry.Pod, sidecar *registry.Sidecar) {
 		c.places[p]++
 	}
 }
+
+// ClassOf returns the class of a subject that has joined.
+func (c *Catalog) ClassOf(s Subject) compile.Class { return c.classes[s.class].Class }
 
 // Leave removes a subject, and returns the resources that nobody has any more.
 func (c *Catalog) Leave(s Subject) (gone []Resource) {

@@ -27,6 +27,7 @@ type agent struct {
 	layers  map[string]catalog.Layer // of its pods, by the names that the agent knows
 	having  map[catalog.Layer]int    // how many of them have it
 	waiting time.Time                // when the oldest change came that is not sent yet
+	lagging map[*member]bool         // whose proxies have not taken all that their classes have
 }
 
 // member is a pod of an agent's node, with what the agent has said of its proxy.
@@ -41,12 +42,13 @@ type member struct {
 	proxy     string // its node ID
 	connected time.Time
 	types     map[string]deltaxds.Status
+	standing  standing
 }
 
 func newAgent(s *Store, own spiffe.Pod, most int) *agent {
 	a := &agent{
 		store: s, pod: own, most: most, wake: make(chan struct{}, 1), pods: map[string]*member{}, layers: map[string]catalog.Layer{},
-		having: map[catalog.Layer]int{},
+		having: map[catalog.Layer]int{}, lagging: map[*member]bool{},
 	}
 	a.session = nodexds.NewSession(a)
 	return a
@@ -174,6 +176,7 @@ func (s *Store) admit(p *member, now *registry.Pod) {
 	delete(s.full, p)
 	p.agent.hold(p.subject)
 	p.agent.speak(p)
+	s.enlist(p)
 }
 
 // move has a pod that has changed be the subject that it is now.
@@ -188,6 +191,9 @@ func (s *Store) move(p *member, now *registry.Pod) {
 	p.agent.release(was)
 	s.forget(gone)
 	p.agent.speak(p)
+	if was.Class() != subject.Class() {
+		s.enlist(p)
+	}
 }
 
 // refuse has a pod's proxy have nothing from here, and tells the agent why.
@@ -210,6 +216,7 @@ func (s *Store) withdraw(p *member) {
 	}
 	s.admitted--
 	p.admitted = false
+	s.enlist(p)
 	p.agent.release(p.subject)
 	s.forget(s.catalog.Leave(p.subject))
 	for other := range s.full {
@@ -271,6 +278,9 @@ func (s *Store) next(a *agent) (u *nodexds.Outgoing, since time.Time) {
 	defer s.mu.Unlock()
 	if u = a.session.Next(); u != nil || !a.session.Waits() {
 		since, a.waiting = a.waiting, time.Time{}
+	}
+	if u == nil {
+		a.catchUp() // what turned out to be the same is not waited for
 	}
 	return u, since
 }

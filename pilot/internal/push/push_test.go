@@ -150,8 +150,9 @@ func (p *proxy) Send(r *discovery.DeltaDiscoveryResponse) error {
 	}
 	p.removed[short(r.GetTypeUrl())] = append(p.removed[short(r.GetTypeUrl())], r.GetRemovedResources()...)
 	p.settled.Broadcast()
+	silent := p.silent
 	p.mu.Unlock()
-	if p.silent {
+	if silent {
 		return nil
 	}
 	go p.answer(&discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()})

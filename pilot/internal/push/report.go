@@ -53,6 +53,7 @@ func (s *Store) hear(a *agent, r *nodev1.Report) ([]stall, error) {
 				For: time.Duration(stalled.GetSeconds() * float64(time.Second)), Waits: bounded(stalled.GetWaits())}})
 		}
 	}
+	a.catchUp()
 	a.awake() // what it has received, another may follow
 	return stalls, nil
 }
@@ -87,6 +88,7 @@ func (p *member) report(proxy string, connected time.Time) {
 	}
 	s.metrics.connections.Set(float64(s.proxies))
 	p.proxy, p.connected, p.types = proxy, connected, map[string]deltaxds.Status{}
+	s.enlist(p)
 }
 
 // progress notes what the proxy has of a type.

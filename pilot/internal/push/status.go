@@ -55,6 +55,12 @@ func (p *member) status() ProxyStatus {
 
 func (p *member) asked(url string) bool { _, ok := p.types[url]; return ok }
 
+// podID is the pod ("namespace/name") of the proxy of a name; neither a namespace's nor a pod's name may hold what would be ambiguous: a namespace has no dot.
+func podID(proxy string) string {
+	i := strings.LastIndexByte(proxy, '.')
+	return proxy[i+1:] + "/" + proxy[:max(0, i)]
+}
+
 func proxyName(pod string) string {
 	namespace, name, _ := strings.Cut(pod, "/")
 	return name + "." + namespace

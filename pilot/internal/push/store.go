@@ -30,6 +30,7 @@ type Store struct {
 	admitted  int                               // how many of them are subjects
 	full      map[*member]bool                  // those that there is no room for
 	proxies   int                               // that are connected, by what the agents say
+	progress  progress                          // of them with policies
 }
 
 // NewStore returns a store that shows the snapshot.
@@ -37,7 +38,7 @@ func NewStore(settings compile.Settings, snap *registry.Snapshot, metrics *Metri
 	return &Store{
 		settings: settings, metrics: metrics, log: log, catalog: catalog.New(settings, snap),
 		bytes:  map[catalog.Resource]*deltaxds.Resource{},
-		agents: map[*agent]bool{}, following: map[catalog.Layer]map[*agent]bool{}, pods: map[string]map[*member]bool{}, full: map[*member]bool{},
+		agents: map[*agent]bool{}, following: map[catalog.Layer]map[*agent]bool{}, pods: map[string]map[*member]bool{}, full: map[*member]bool{}, progress: newProgress(),
 	}
 }
 
@@ -49,6 +50,7 @@ func (s *Store) Apply(snap *registry.Snapshot, changes []registry.Change) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
+	s.turn(changes)
 	touched, following := s.catalog.Apply(snap, changes)
 	for _, t := range touched {
 		concerned := t.Moves
@@ -58,6 +60,7 @@ func (s *Store) Apply(snap *registry.Snapshot, changes []registry.Change) {
 			concerned = append(concerned, t.Stays...)
 		}
 		for _, l := range concerned {
+			s.overdue(t.Resource, l)
 			for a := range s.following[l] {
 				if a.session.Mark(l.String(), t.Type(), t.Name()) {
 					a.changed(now)

@@ -168,6 +168,9 @@ func (k *KindOf[T]) Verdict(object any) (Verdict, bool) {
 	}
 	v := k.judge(t)
 	v.Kind = k.resource.Kind
+	if s, ok := object.(selecting); ok {
+		_, _, v.Selector = s.selects()
+	}
 	return v, true
 }
 

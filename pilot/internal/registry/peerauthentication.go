@@ -49,3 +49,7 @@ func (s *Snapshot) PeerAuths() iter.Seq[*PeerAuth] { return PeerAuths.all(s, byI
 func (s *Snapshot) PeerAuthsIn(ns string) iter.Seq[*PeerAuth] {
 	return PeerAuths.all(s, byNamespace.Name, ns)
 }
+
+func (p *PeerAuth) selects() (id, namespace string, selector map[string]string) {
+	return p.ID, p.Namespace, p.Selector
+}

@@ -18,7 +18,13 @@ import (
 
 var security = schema.GroupVersion{Group: "security.istio.io", Version: "v1"}
 
-// Verdict says how much of a stored policy can be enforced.
+// PolicyRef names a policy.
+type PolicyRef struct {
+	Kind Kind
+	ID   string // namespace/name
+}
+
+// Verdict says how much of a stored policy can be enforced, and for which workloads it is.
 type Verdict struct {
 	Kind       string          `json:"kind"`
 	Namespace  string          `json:"namespace"`
@@ -27,6 +33,16 @@ type Verdict struct {
 	Idle       bool            `json:"idle,omitempty"`   // it touches no workload, whatever it says
 	Partly     bool            `json:"partly,omitempty"` // what of it can be enforced holds, and what cannot is left out
 	Problems   []authz.Problem `json:"problems"`
+
+	Selector map[string]string `json:"-"` // of pods' labels; empty: every pod that its namespace stands for
+}
+
+// Ref names the policy that it is on.
+func (v Verdict) Ref() PolicyRef { return PolicyRef{KindOfObject(v.Kind), v.Namespace + "/" + v.Name} }
+
+// Selects reports whether the policy is for pods of a namespace with the labels; root is the namespace of mesh-wide policies.
+func (v Verdict) Selects(root, namespace string, labels map[string]string) bool {
+	return (v.Namespace == root || v.Namespace == namespace) && authz.Selects(v.Selector, labels)
 }
 
 func verdictOn(id string, generation int64, idle bool, problems []authz.Problem) Verdict {

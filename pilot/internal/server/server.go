@@ -27,6 +27,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/inject"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/admission"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/enforcement"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/feed"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/keyserver"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/push"
@@ -34,6 +35,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/status"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/validate"
 	nodev1 "github.com/bulwark-mesh/bulwark/pkg/api/node/v1"
+	pilotv1 "github.com/bulwark-mesh/bulwark/pkg/api/pilot/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/health"
@@ -41,6 +43,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 	"github.com/bulwark-mesh/bulwark/pkg/operatorapi"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 	"github.com/bulwark-mesh/bulwark/pkg/svid"
 )
 
@@ -57,6 +60,8 @@ type Pilot struct {
 	keys     *keyserver.Servers
 	identity *svid.Source
 	health   *health.Server
+	pilots   *enforcement.Dialed // the others
+	census   *enforcement.Census
 }
 
 // Run runs Pilot until ctx ends.
@@ -115,13 +120,27 @@ func newPilot(s Settings, config *rest.Config, log *slog.Logger) (*Pilot, error)
 	if err != nil {
 		return nil, err
 	}
+	own, err := os.Hostname() // a pod's name
+	if err != nil {
+		return nil, fmt.Errorf("name of this Pilot: %w", err)
+	}
+	store := push.NewStore(s.compile(), reg.Snapshot(), push.NewMetrics(metrics), log)
+	pilots := enforcement.Dial(mtls.Client(identity, identity, mtls.OneOf(s.pilots()...)))
 	p := &Pilot{
-		settings: s, log: log, kube: kube, registry: reg, feed: objects, identity: identity, health: health.New(metrics),
-		store:  push.NewStore(s.compile(), reg.Snapshot(), push.NewMetrics(metrics), log),
+		settings: s, log: log, kube: kube, registry: reg, feed: objects, identity: identity, health: health.New(metrics), store: store,
 		status: status.NewWriter(dyn, reg.Snapshot, objects.Stored, metrics, log),
+		pilots: pilots, census: enforcement.NewCensus(store, pilots, reg.Snapshot, s.RootNamespace, own),
 	}
 	p.keys = p.keyServers(keyserver.Options{Memory: keyserver.Memory{ConfigMaps: kube.CoreV1().ConfigMaps(mesh.Namespace)}, Metrics: metrics, Log: log})
 	return p, nil
+}
+
+// pilots are the identities that a Pilot of the mesh may have.
+func (s Settings) pilots() (out []spiffe.ID) {
+	for _, domain := range s.authz().TrustDomains() {
+		out = append(out, spiffe.ID{TrustDomain: domain, Namespace: mesh.Namespace, ServiceAccount: mesh.PilotAccount})
+	}
+	return out
 }
 
 func (s Settings) authz() authz.Options {
@@ -155,12 +174,14 @@ func (p *Pilot) run(ctx context.Context) error {
 	g.Go(func() error { return p.status.Run(ctx) })
 	g.Go(func() error { return p.keys.Run(ctx) })
 	g.Go(func() error { return p.followMeshKeys(ctx) })
+	defer p.pilots.Close()
 	g.Go(func() error { return p.identity.Run(ctx) })
 	g.Go(func() error {
 		if err := p.identity.WaitReady(ctx); err != nil {
 			return ended(ctx, err)
 		}
 		g.Go(func() error { return p.serveXDS(ctx) })
+		g.Go(func() error { return p.status.Follow(ctx, p.census, p.store) })
 		g.Go(func() error { return p.serveWebhooks(ctx) })
 		g.Go(func() error { return p.serveOperator(ctx) })
 		return nil
@@ -203,6 +224,7 @@ func (p *Pilot) serveXDS(ctx context.Context) error {
 		Certificate: mtls.PeerCertificate, MaxProxies: p.settings.MaxProxies, Recorder: p.events, UnknownKey: p.demandKeys,
 		Clock: clock.RealClock{}, Log: p.log,
 	}))
+	pilotv1.RegisterEnforcementServer(srv, &enforcement.Server{Store: p.store, Caller: mtls.PeerID, Allow: p.settings.pilots()})
 	stop := context.AfterFunc(ctx, srv.Stop)
 	defer stop()
 	p.log.Info("serving xDS", "address", l.Addr().String())
@@ -275,6 +297,7 @@ func (p *Pilot) serveOperator(ctx context.Context) error {
 	api := operatorapi.New(p.kube.AuthenticationV1().TokenReviews(), p.log)
 	api.HandleJSON("GET /v1/proxies", func(*http.Request) (any, error) { return p.store.Proxies(), nil })
 	api.HandleJSON("GET /v1/policies", func(*http.Request) (any, error) { return registry.Unenforceable(p.registry.Snapshot()), nil })
+	api.HandleJSON("GET /v1/enforced", p.enforced)
 	api.HandleJSON("GET /v1/config", func(r *http.Request) (any, error) { return p.store.Config(r.URL.Query().Get("proxy")) })
 	api.HandleJSON("GET /v1/reach", p.reach)
 	api.HandleJSON("GET /v1/held", func(*http.Request) (any, error) { return p.feed.Held(), nil })

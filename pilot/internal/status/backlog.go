@@ -14,34 +14,29 @@ const (
 	longestWait = 5 * time.Minute
 )
 
-// item names a policy.
-type item struct {
-	kind registry.Kind
-	id   string // namespace/name
-}
-
 // backlog is the policies whose status is to be written. Each is in it once.
 type backlog struct {
 	random func() float64 // in [0, 1)
 	wake   chan struct{}  // capacity one
 
 	mu    sync.Mutex
-	due   map[item]time.Time
-	tries map[item]int // of those whose last write failed
+	due   map[registry.PolicyRef]time.Time
+	tries map[registry.PolicyRef]int // of those whose last write failed
 }
 
 func newBacklog(random func() float64) *backlog {
-	return &backlog{random: random, wake: make(chan struct{}, 1), due: map[item]time.Time{}, tries: map[item]int{}}
+	return &backlog{random: random, wake: make(chan struct{}, 1), due: map[registry.PolicyRef]time.Time{}, tries: map[registry.PolicyRef]int{}}
 }
 
-// add notes that a policy is to be written; one that failed before keeps waiting for its next try.
-func (b *backlog) add(it item, now time.Time) {
+// add notes that a policy is to be written, by its turn; one that failed before keeps waiting for its next try.
+func (b *backlog) add(it registry.PolicyRef, turn time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if _, ok := b.due[it]; ok || len(b.due) >= maxBacklog {
+	due, ok := b.due[it]
+	if ok && (b.tries[it] > 0 || !turn.Before(due)) || !ok && len(b.due) >= maxBacklog {
 		return
 	}
-	b.due[it] = now
+	b.due[it] = turn
 	select {
 	case b.wake <- struct{}{}:
 	default:
@@ -49,7 +44,7 @@ func (b *backlog) add(it item, now time.Time) {
 }
 
 // next takes out the policy that has been due longest, or says how long it is until one will be.
-func (b *backlog) next(now time.Time) (it item, in time.Duration, ok bool) {
+func (b *backlog) next(now time.Time) (it registry.PolicyRef, in time.Duration, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var first time.Time
@@ -60,23 +55,30 @@ func (b *backlog) next(now time.Time) (it item, in time.Duration, ok bool) {
 	}
 	switch {
 	case !ok:
-		return item{}, time.Hour, false
+		return registry.PolicyRef{}, time.Hour, false
 	case first.After(now):
-		return item{}, first.Sub(now), false
+		return registry.PolicyRef{}, first.Sub(now), false
 	}
 	delete(b.due, it)
 	return it, 0, true
 }
 
+// putOff has a policy wait, since it has been written a moment ago.
+func (b *backlog) putOff(it registry.PolicyRef, until time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.due[it] = until
+}
+
 // succeeded forgets the failures of a policy.
-func (b *backlog) succeeded(it item) {
+func (b *backlog) succeeded(it registry.PolicyRef) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.tries, it)
 }
 
 // failed puts a policy off: longer each time, and not at the same moment as others, nor as other Pilots.
-func (b *backlog) failed(it item, now time.Time) {
+func (b *backlog) failed(it registry.PolicyRef, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	wait := min(longestWait, firstRetry<<min(b.tries[it], 10))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,12 +16,14 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/enforcement"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 )
 
 // How the writer goes about it.
 const (
 	FieldManager = "bulwark-pilot"
+	objectGap    = time.Second            // between two writes of one policy
 	writeGap     = 100 * time.Millisecond // between two writes: a cluster full of bad policies is no reason to flood its API server
 	deadline     = 10 * time.Second       // of a write
 	lookEvery    = 10 * time.Minute       // through all policies, for what was missed, or changed by someone else
@@ -35,6 +38,10 @@ type Writer struct {
 	backlog  *backlog
 	writes   *prometheus.CounterVec
 	log      *slog.Logger
+
+	mu      sync.Mutex
+	counts  map[registry.PolicyRef]enforcement.Count // that are to be written
+	written map[registry.PolicyRef]time.Time         // of the last objectGap
 }
 
 // NewWriter returns a writer that is not running.
@@ -42,6 +49,7 @@ func NewWriter(client dynamic.Interface, snapshot func() *registry.Snapshot, sto
 	metrics prometheus.Registerer, log *slog.Logger) *Writer {
 	w := &Writer{
 		client: client, snapshot: snapshot, stored: stored, backlog: newBacklog(rand.Float64), log: log,
+		counts: map[registry.PolicyRef]enforcement.Count{}, written: map[registry.PolicyRef]time.Time{},
 		writes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_pilot_status_writes_total", Help: "Writes of policies' statuses."}, []string{"result"}),
 	}
 	metrics.MustRegister(w.writes, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulwark_pilot_status_writes_waiting",
@@ -65,7 +73,7 @@ func (w *Writer) lookThroughAll() {
 }
 
 func (w *Writer) note(kind registry.Kind, v registry.Verdict) {
-	it := item{kind, v.Namespace + "/" + v.Name}
+	it := registry.PolicyRef{Kind: kind, ID: v.Namespace + "/" + v.Name}
 	if w.patch(it, v) != nil {
 		w.backlog.add(it, time.Now())
 	}
@@ -99,10 +107,11 @@ func (w *Writer) Run(ctx context.Context) error {
 }
 
 // write brings a policy's status up to date and reports whether it had to ask the API server.
-func (w *Writer) write(ctx context.Context, it item) bool {
-	v, ok := registry.VerdictOn(w.snapshot(), it.kind, it.id)
+func (w *Writer) write(ctx context.Context, it registry.PolicyRef) bool {
+	v, ok := registry.VerdictOn(w.snapshot(), it.Kind, it.ID)
 	if !ok {
 		w.backlog.succeeded(it)
+		w.settle(it)
 		return false
 	}
 	patch := w.patch(it, v)
@@ -110,15 +119,19 @@ func (w *Writer) write(ctx context.Context, it item) bool {
 		w.backlog.succeeded(it)
 		return false
 	}
+	if until := w.next(it, time.Now()); !until.IsZero() {
+		w.backlog.putOff(it, until)
+		return false
+	}
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
-	_, err := w.client.Resource(it.kind.Resource().GroupVersionResource).Namespace(v.Namespace).
+	_, err := w.client.Resource(it.Kind.Resource().GroupVersionResource).Namespace(v.Namespace).
 		Patch(ctx, v.Name, types.MergePatchType, patch, meta.PatchOptions{FieldManager: FieldManager}, "status")
 	switch {
 	case err == nil:
 		w.writes.WithLabelValues("written").Inc()
 		w.backlog.succeeded(it)
-		w.log.Info("wrote the status of a policy", "kind", v.Kind, "policy", it.id, "problems", len(v.Problems))
+		w.log.Debug("wrote the status of a policy", "kind", v.Kind, "policy", it.ID, "problems", len(v.Problems))
 	case apierrors.IsNotFound(err):
 		w.backlog.succeeded(it)
 	case apierrors.IsConflict(err):
@@ -127,15 +140,15 @@ func (w *Writer) write(ctx context.Context, it item) bool {
 	default:
 		w.writes.WithLabelValues("error").Inc()
 		w.backlog.failed(it, time.Now())
-		w.log.Warn("writing the status of a policy", "kind", v.Kind, "policy", it.id, "error", err)
+		w.log.Warn("writing the status of a policy", "kind", v.Kind, "policy", it.ID, "error", err)
 	}
 	return true
 }
 
 // patch makes the write that a policy needs, nil if it needs none. It replaces the list of conditions, which the API server
 // cannot merge by type, and holds only for the version of the policy that the list was taken from.
-func (w *Writer) patch(it item, v registry.Verdict) []byte {
-	u := w.stored(it.kind, it.id)
+func (w *Writer) patch(it registry.PolicyRef, v registry.Verdict) []byte {
+	u := w.stored(it.Kind, it.ID)
 	if u == nil || u.GetGeneration() != v.Generation {
 		return nil // another change is on its way
 	}
@@ -144,6 +157,11 @@ func (w *Writer) patch(it item, v registry.Verdict) []byte {
 		have = nil // not a list
 	}
 	want, differs := Wanted(v, have, time.Now())
+	if n, ok := w.count(it); ok && n.Generation == v.Generation {
+		var more bool
+		want, more = WantedEnforced(v, n, want, time.Now())
+		differs = differs || more
+	}
 	if !differs {
 		return nil
 	}
@@ -152,7 +170,7 @@ func (w *Writer) patch(it item, v registry.Verdict) []byte {
 		"status":   map[string]any{"conditions": want},
 	})
 	if err != nil {
-		w.log.Error("the status of a policy cannot be written", "policy", it.id, "error", fmt.Errorf("marshalling: %w", err))
+		w.log.Error("the status of a policy cannot be written", "policy", it.ID, "error", fmt.Errorf("marshalling: %w", err))
 		return nil
 	}
 	return patch

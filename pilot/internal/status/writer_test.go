@@ -150,7 +150,7 @@ func TestOnlyPoliciesThatAreOrWereBadAreWritten(t *testing.T) {
 		l.expect("good", "")
 		l.expect("bad", "False 1")
 		l.apply(policy("good", "ALLOW", 2), policy("bad", "DENY", 2))
-		time.Sleep(time.Second)
+		time.Sleep(2 * objectGap)
 		l.expect("good", "")
 		l.expect("bad", "True 2")
 		time.Sleep(24 * time.Hour)
@@ -264,7 +264,7 @@ func TestPolicyThatWentIsForgotten(t *testing.T) {
 func TestBacklogIsBounded(t *testing.T) {
 	b := newBacklog(func() float64 { return 0 })
 	for i := range 2 * maxBacklog {
-		b.add(item{registry.Policies, fmt.Sprint(i)}, noon)
+		b.add(registry.PolicyRef{Kind: registry.Policies, ID: fmt.Sprint(i)}, noon)
 	}
 	if n := b.size(); n != maxBacklog {
 		t.Errorf("%d items", n)
