@@ -413,6 +413,12 @@ var mutations = []mutation{
 		{"pilot/internal/status/writer.go", "!until.IsZero() {", "!until.IsZero() && false {"}}},
 	{28, "an older generation of a policy is taken for what is waited for", "meshctl/internal/cli.TestWhatAPolicysStatusTells", []edit{
 		{"meshctl/internal/cli/wait.go", "m[\"type\"] == typ && generation == u.GetGeneration() {", "m[\"type\"] == typ && generation <= u.GetGeneration() {"}}},
+	{29, "what a policy forbids goes on if it is open", "pilot/internal/push.TestWhatAPolicyForbidsEndsAndNothingElse", []edit{
+		{"pilot/internal/open/rules.go", "either(plaintext, forbidden(w.Policies)), either(plaintext, forbidden(tcp))", "either(plaintext, both(no, forbidden(w.Policies))), either(plaintext, both(no, forbidden(tcp)))"}}},
+	{29, "what no policy forbids ends with what one does", "pilot/internal/push.TestWhatAPolicyForbidsEndsAndNothingElse", []edit{
+		{"pilot/internal/open/rules.go", "		denied = append(denied, not(either(allowed...)))\n", "		denied = append(denied, yes)\n"}}},
+	{29, "namespaces in policies end nothing that is open", "pilot/internal/open.TestAllThatIsSaidOfIdentitiesIsKnown", []edit{
+		{"pilot/internal/open/rules.go", "	case m.Kind == authz.Regexp:\n		if patterns", "	case m.Kind == authz.Regexp && false:\n		if patterns"}}},
 }
 
 const (

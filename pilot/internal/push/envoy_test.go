@@ -124,8 +124,16 @@ func allowFrom(principal string) registry.Event {
 	return registry.Event{Kind: registry.Policies, ID: "shop/allow", Object: &registry.Policy{ID: "shop/allow", Namespace: "shop", Policy: p}}
 }
 
+// policyAllow is that of allowFrom for one identity, and another may ask for one path.
+func policyAllow(id, other spiffe.ID) registry.Event {
+	e := allowFrom(id.String())
+	p := e.Object.(*registry.Policy)
+	p.Rules = append(p.Rules, authz.Rule{Index: 1, When: authz.Clauses{clause(authz.Principal, authz.Exact, other.String()), clause(authz.Path, authz.Exact, "/elsewhere")}})
+	return e
+}
+
 // A request on a connection that was open before a policy or the revocations changed follows the change, and the
-// connections stay.
+// connections stay, as long as the policy leaves anything that may come on them.
 func TestOpenConnectionsFollowAChangedPolicy(t *testing.T) {
 	application := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) }))
 	application.Config.Protocols = protocols(true, true)
@@ -172,7 +180,7 @@ func TestOpenConnectionsFollowAChangedPolicy(t *testing.T) {
 			until(http.StatusOK)
 			before := server.handshakes(t)
 			for range 3 {
-				m.apply(allowFrom(other.String()))
+				m.apply(policyAllow(other, client))
 				until(http.StatusForbidden)
 				m.apply(allowFrom(client.String()))
 				until(http.StatusOK)

@@ -261,13 +261,13 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		p.in <- endpoints
 		p.take(t, "eds", services)
 		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: append(translate.AuthorizationNames(), translate.RevocationNames()...)}
-		p.take(t, short(deltaxds.ExtensionConfigType), 8)
+		p.take(t, short(deltaxds.ExtensionConfigType), 10)
 	}
 	// Shared: clusters, endpoints and listeners of services, four clusters, three listeners, three filters of listeners (two of them in each family), two lists of revocations.
-	// Own, of each proxy: a listener, two tables of routes, the six configurations of authorization.
+	// Own, of each proxy: a listener, two tables of routes, the eight configurations of authorization.
 	shared := services*3 + 4 + 3 + 5 + 2
 	recomputed, marshalled := m.counts()
-	if want := float64(shared + proxies*(1+2+6)); marshalled != want || recomputed != want {
+	if want := float64(shared + proxies*(1+2+8)); marshalled != want || recomputed != want {
 		t.Fatalf("connecting %d proxies took %v recomputes and %v marshals, want %v of each", proxies, recomputed, marshalled, want)
 	}
 
@@ -280,14 +280,14 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 	m.expect(t, "one endpoint for all proxies", &recomputed, &marshalled, 1, 1)
 
 	m.apply(deny("shop", "p", "s3"))
-	if got := connected[3].take(t, "ecds", 2); !slices.Equal(got, []string{"authorization/http/deny", "authorization/tcp/deny"}) {
+	if got := connected[3].take(t, "ecds", 3); !slices.Equal(got, []string{"authorization/http/deny", "authorization/open", "authorization/tcp/deny"}) {
 		t.Fatalf("sent %v", got)
 	}
-	connected[3].take(t, "lds", 1)                                          // the first policy: new TCP connections wait for the verdict from now on
-	m.expect(t, "a policy of one workload", &recomputed, &marshalled, 9, 9) // and the tables, as its first one
+	connected[3].take(t, "lds", 1)                                            // the first policy: new TCP connections wait for the verdict from now on
+	m.expect(t, "a policy of one workload", &recomputed, &marshalled, 11, 11) // and the tables, as its first one
 	m.apply(deny("shop", "q", "s3"))
 	connected[3].take(t, "ecds", 2)
-	m.expect(t, "another policy of the workload", &recomputed, &marshalled, 6, 6)
+	m.expect(t, "another policy of the workload", &recomputed, &marshalled, 8, 8)
 	for i, p := range connected {
 		p.mu.Lock()
 		if len(p.received["lds"])+len(p.received["cds"])+len(p.received["ecds"]) > 0 {
@@ -310,7 +310,7 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 	}
 	// Made anew to stay as they are: cluster, endpoints and listener of port 80. New: cluster, endpoints and
 	// listener of port 90, for all. Of the workload: its listener, and its tables and authorization, which have the names of services.
-	m.expect(t, "a service's second port", &recomputed, &marshalled, 15, 15)
+	m.expect(t, "a service's second port", &recomputed, &marshalled, 17, 17)
 
 	m.apply(revoke("one", "s7", "abc"))
 	for _, p := range connected {

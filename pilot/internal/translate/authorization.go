@@ -97,7 +97,7 @@ func connections(w *compile.Workload, action authz.Action) *netrbac.RBAC {
 
 // AuthorizationNames are the names of a workload's authorization resources.
 func AuthorizationNames() []string {
-	var out []string
+	out := []string{openConnections}
 	for _, s := range stages {
 		if s.http != nil {
 			out = append(out, s.httpName())
@@ -111,6 +111,9 @@ func AuthorizationNames() []string {
 
 // Authorization is the configuration of one filter of a workload, nil if there is none of the name.
 func Authorization(w *compile.Workload, name string) *core.TypedExtensionConfig {
+	if name == openConnections {
+		return envoy.Extension(name, closer(w))
+	}
 	for _, s := range stages {
 		switch {
 		case s.http != nil && name == s.httpName():

@@ -2,6 +2,7 @@ package translate_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -69,7 +70,8 @@ func deliver(m *hcm.HttpConnectionManager, cluster string) {
 
 func applicationBehind(port uint32) string { return fmt.Sprintf("application-%d", port) }
 
-// inlineAuthorization puts the authorization resources where a chain asks for them, as an Envoy with Pilot has them.
+// inlineAuthorization puts the authorization resources where a chain asks for them, as an Envoy with Pilot has them, but for what closes open connections: a proxy
+// has that for one workload, and these Envoys stand for several. It is tried in package push.
 func inlineAuthorization(t *testing.T, c *listener.FilterChain, w *compile.Workload, revoked ...revocation.Revocation) {
 	t.Helper()
 	config := func(name string) *core.TypedExtensionConfig {
@@ -82,6 +84,7 @@ func inlineAuthorization(t *testing.T, c *listener.FilterChain, w *compile.Workl
 		}
 		return out
 	}
+	c.Filters = slices.DeleteFunc(c.GetFilters(), func(f *listener.Filter) bool { return f.GetName() == "authorization/open" })
 	for _, f := range c.GetFilters() {
 		if f.GetConfigDiscovery() != nil {
 			f.ConfigType = &listener.Filter_TypedConfig{TypedConfig: config(f.GetName()).GetTypedConfig()}
