@@ -395,29 +395,29 @@ var mutations = []mutation{
 		{"pkg/authz/assume.go", "		holds := cautious == (out[i].Action != Allow)\n", "		holds := true || cautious == (out[i].Action != Allow)\n"}}},
 	{30, "what a client's proxy refused is of no service", "pilot/explain.TestReplayCountsWhatWouldChange", []edit{
 		{"pilot/explain/record.go", "	for s := range m.snap.ServicesAt(at.Unmap().String()) {\n		return s\n	}\n", ""}}},
-	{28, "a policy counts as enforced before its proxies have acknowledged it", "pilot/internal/push.TestPolicyIsEnforcedByWhoHasAcknowledgedIt", []edit{
+	{31, "a policy counts as enforced before its proxies have acknowledged it", "pilot/internal/push.TestPolicyIsEnforcedByWhoHasAcknowledgedIt", []edit{
 		{"pilot/internal/push/enforced.go", "				if p.standing.taken < since {\n", "				if p.standing.taken < since && false {\n"}}},
-	{28, "what is enforced is not any more when a newer policy is on its way", "pilot/internal/push.TestPolicyIsEnforcedByWhoHasAcknowledgedIt", []edit{
+	{31, "what is enforced is not any more when a newer policy is on its way", "pilot/internal/push.TestPolicyIsEnforcedByWhoHasAcknowledgedIt", []edit{
 		{"pilot/internal/push/enforced.go", "p.standing.taken = s.progress.turn - 1", "p.standing.taken = 0"}}},
-	{28, "all policies are counted anew when one changes", "pilot/internal/push.TestOnlyWhatMovedIsCountedAnew", []edit{
+	{31, "all policies are counted anew when one changes", "pilot/internal/push.TestOnlyWhatMovedIsCountedAnew", []edit{
 		{"pilot/internal/push/enforced.go", "				if v.Selects(s.settings.RootNamespace, f.class.Namespace, f.class.Labels) {\n					out", "				if v.Name != \"\" || f == nil {\n					out"}}},
-	{28, "pods whose node has no agent are left out of the count", "pilot/internal/enforcement.TestCensusIsOfAllPilots", []edit{
+	{31, "pods whose node has no agent are left out of the count", "pilot/internal/enforcement.TestCensusIsOfAllPilots", []edit{
 		{"pilot/internal/enforcement/census.go", "len(p.IPs) > 0 && !nodes[p.Node] {", "len(p.IPs) > 0 && !nodes[p.Node] && false {"}}},
-	{28, "Pilots write against each other", "pilot/internal/enforcement.TestOneOfThePilotsLeads", []edit{
+	{31, "Pilots write against each other", "pilot/internal/enforcement.TestOneOfThePilotsLeads", []edit{
 		{"pilot/internal/enforcement/census.go", "return len(pilots) == 0 || pilots[0].Name == c.own", "return len(pilots) == 0 || pilots[0].Name != \"\""}}},
-	{28, "any workload may ask a Pilot which proxies lag", "pilot/internal/enforcement.TestOnlyPilotsAreAnswered", []edit{
+	{31, "any workload may ask a Pilot which proxies lag", "pilot/internal/enforcement.TestOnlyPilotsAreAnswered", []edit{
 		{"pilot/internal/enforcement/peers.go", "	if !slices.Contains(s.Allow, id) {\n", "	if !slices.Contains(s.Allow, id) && false {\n"}}},
-	{28, "each acknowledgement is a write", "pilot/internal/status.TestManyAcknowledgementsAreFewWrites", []edit{
+	{31, "each acknowledgement is a write", "pilot/internal/status.TestManyAcknowledgementsAreFewWrites", []edit{
 		{"pilot/internal/status/follow.go", "	if slow && now.Sub", "	if false && slow && now.Sub"}}},
-	{28, "a policy is written more than once a second", "pilot/internal/status.TestAPolicyIsWrittenOnceASecondAtMost", []edit{
+	{31, "a policy is written more than once a second", "pilot/internal/status.TestAPolicyIsWrittenOnceASecondAtMost", []edit{
 		{"pilot/internal/status/writer.go", "!until.IsZero() {", "!until.IsZero() && false {"}}},
-	{28, "an older generation of a policy is taken for what is waited for", "meshctl/internal/cli.TestWhatAPolicysStatusTells", []edit{
+	{31, "an older generation of a policy is taken for what is waited for", "meshctl/internal/cli.TestWhatAPolicysStatusTells", []edit{
 		{"meshctl/internal/cli/wait.go", "m[\"type\"] == typ && generation == u.GetGeneration() {", "m[\"type\"] == typ && generation <= u.GetGeneration() {"}}},
-	{29, "what a policy forbids goes on if it is open", "pilot/internal/push.TestWhatAPolicyForbidsEndsAndNothingElse", []edit{
+	{32, "what a policy forbids goes on if it is open", "pilot/internal/push.TestWhatAPolicyForbidsEndsAndNothingElse", []edit{
 		{"pilot/internal/open/rules.go", "either(plaintext, forbidden(w.Policies)), either(plaintext, forbidden(tcp))", "either(plaintext, both(no, forbidden(w.Policies))), either(plaintext, both(no, forbidden(tcp)))"}}},
-	{29, "what no policy forbids ends with what one does", "pilot/internal/push.TestWhatAPolicyForbidsEndsAndNothingElse", []edit{
+	{32, "what no policy forbids ends with what one does", "pilot/internal/push.TestWhatAPolicyForbidsEndsAndNothingElse", []edit{
 		{"pilot/internal/open/rules.go", "		denied = append(denied, not(either(allowed...)))\n", "		denied = append(denied, yes)\n"}}},
-	{29, "namespaces in policies end nothing that is open", "pilot/internal/open.TestAllThatIsSaidOfIdentitiesIsKnown", []edit{
+	{32, "namespaces in policies end nothing that is open", "pilot/internal/open.TestAllThatIsSaidOfIdentitiesIsKnown", []edit{
 		{"pilot/internal/open/rules.go", "	case m.Kind == authz.Regexp:\n		if patterns", "	case m.Kind == authz.Regexp && false:\n		if patterns"}}},
 }
 

@@ -68,8 +68,7 @@ func (a *app) root() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&a.cluster.Kubeconfig, "kubeconfig", "", "kubeconfig file (default: KUBECONFIG, then ~/.kube/config)")
 	root.PersistentFlags().StringVar(&a.cluster.Context, "context", "", "context of the kubeconfig")
-	root.AddCommand(a.install(), a.uninstall(), a.verify(), a.status(), a.reach(), a.inject(), a.checkInject(), a.identity(), a.ca(), a.audit(), a.analyze(), a.authz(), a.pilot(), a.dashboard(), a.version())
-	root.AddCommand(a.install(), a.uninstall(), a.verify(), a.status(), a.reach(), a.wait(), a.inject(), a.checkInject(), a.identity(), a.ca(), a.audit(), a.pilot(), a.dashboard(), a.version())
+	root.AddCommand(a.install(), a.uninstall(), a.verify(), a.status(), a.reach(), a.wait(), a.inject(), a.checkInject(), a.identity(), a.ca(), a.audit(), a.analyze(), a.authz(), a.pilot(), a.dashboard(), a.version())
 	return root
 }
 
