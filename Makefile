@@ -39,17 +39,16 @@ proto: ## generate Go code from the protobuf definitions
 proto-check: proto ## fail when generated code is not what the definitions generate
 	git diff --exit-code -- pkg/api
 
-# The filter that closes open connections, in C as a WebAssembly module. What is checked in is what these compilers make of it.
+# The filter that closes open connections, in C as a WebAssembly module. What is checked in is what these compilers make of it; a test compares sums, so
+# that no other machine needs them, or those of the same version.
 CLOSER := pilot/internal/open/closer
-.PHONY: closer closer-check
+.PHONY: closer
 closer: ## compile the filter that closes connections which new policies forbid
 	@$(call need,clang,clang)
 	@$(call need,wasm-ld,lld)
 	clang --target=wasm32 -Oz -Wall -Wextra -Wno-unused-parameter -nostdlib -Wl,--no-entry -Wl,--allow-undefined -Wl,--strip-all -o $(CLOSER).wasm $(CLOSER)/closer.c
 	chmod 0644 $(CLOSER).wasm
-
-closer-check: closer ## fail when the module is not what its source makes
-	git diff --exit-code -- $(CLOSER).wasm
+	cd $(CLOSER) && sha256sum closer.c ../closer.wasm > closer.sum
 
 # A tag says what is in the image: with the version "dev" it is made of the binaries, so that what was built anew is
 # rolled out anew.
@@ -86,7 +85,7 @@ endif
 
 ##@ Checking
 .PHONY: check fmt-check tidy-check vet lint test e2e
-check: fmt-check tidy-check vet lint proto-check closer-check test e2e demo-twice ## everything that a change must pass
+check: fmt-check tidy-check vet lint proto-check test e2e demo-twice ## everything that a change must pass
 	@echo "check: all passed"
 
 fmt-check:

@@ -1,0 +1,32 @@
+package open
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The module that is checked in is made of the source that is.
+func TestCloserIsMadeOfItsSource(t *testing.T) {
+	sums, err := os.ReadFile("closer/closer.sum")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(sums)), "\n")
+	for _, line := range lines {
+		sum, name, _ := strings.Cut(line, "  ")
+		content, err := os.ReadFile(filepath.Join("closer", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprintf("%x", sha256.Sum256(content)); got != sum {
+			t.Errorf("%s is not what it was when the module was made: run make closer", name)
+		}
+	}
+	if len(lines) != 2 {
+		t.Errorf("%d sums, want those of the source and of the module", len(lines))
+	}
+}
