@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -254,7 +255,7 @@ func TestWhatAPolicyForbidsEndsAndNothingElse(t *testing.T) {
 				t.Logf("%s: %d of %d connections ended in %s", what, ended[mine], len(all), took)
 				m.apply(gone)
 			}
-			quiet := forbidsNothing
+			quiet := maps.Clone(forbidsNothing)
 			if c.protocol == protocol.HTTP { // of TCP a rule about requests forbids all
 				for what, p := range forbidsSomeRequests {
 					quiet[what] = p
