@@ -38,6 +38,7 @@ var All = []Claim{
 	{7, "a changed policy is enforced", "a policy applied and deleted while its subject goes on asking", AChangedPolicyIsEnforced},
 	{8, "the audit trail has every decision", "each kind of decision looked up; Mixer away for 20 s under traffic", TheAuditTrailIsComplete},
 	{9, "a token is demanded and verified", "tokens of an issuer: good, none, changed, expired, for others, without the role", ATokenIsDemanded},
+	{10, "a denied request is explained", "meshctl authz explain --event of two denials, and what it prints applied", ADenialIsExplained},
 }
 
 // Scene is the sample, deployed: namespaces in which a claim is tried.
@@ -65,7 +66,7 @@ func Deploy(ctx context.Context, l *lab.Lab, namespace string, labels ...string)
 	manifest = strings.Replace(manifest, own, strings.Join(append([]string{own}, labels...), ", "), 1)
 	// What claims add for a while, a run that was killed has left. Nothing else of the namespaces is touched: they may be a
 	// user's.
-	for _, added := range []string{impostor, fmt.Sprintf(rogueSlice, "192.0.2.1"), webMayRead, tokenPolicies, issuerWorkload} {
+	for _, added := range []string{impostor, fmt.Sprintf(rogueSlice, "192.0.2.1"), webMayRead, tokenPolicies, issuerWorkload, explained} {
 		if err := l.Delete(ctx, s.Local(added)); err != nil {
 			return nil, fmt.Errorf("removing what an earlier run has left: %w", err)
 		}

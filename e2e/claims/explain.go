@@ -14,9 +14,17 @@ import (
 	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
 )
 
-// ADenialIsExplained has two requests denied, by the server's proxy and by the client's own, has the records of the audit trail explained, and applies what is printed: exactly these
+// explained are the policies that are printed and applied.
+const explained = `
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: allow-web-to-payroll, namespace: finance}}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: allow-account-auditor-to-payroll, namespace: finance}}
+`
+
+// ADenialIsExplained is claim 10. It has two requests denied, by the server's proxy and by the client's own, has the records of the audit trail explained, and applies what is printed: exactly these
 // requests are admitted then.
-func ADenialIsExplained(ctx context.Context, s *Scene) (string, error) {
+func ADenialIsExplained(ctx context.Context, s *Scene) (_ string, err error) {
+	defer func() { err = errors.Join(err, s.Delete(context.WithoutCancel(ctx), s.Local(explained))) }()
 	longest := time.Duration(0)
 	for _, c := range []struct {
 		account, method, path, reporter, says string

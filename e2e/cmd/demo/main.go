@@ -118,12 +118,12 @@ func try(ctx context.Context, scene *claims.Scene) []result {
 		if err != nil {
 			state = "FAILED"
 		}
-		fmt.Printf("  %d %-44s %-6s %5.1f s\n", number, claim.Title, state, time.Since(began).Seconds())
+		fmt.Printf("  %2d %-44s %-6s %5.1f s\n", number, claim.Title, state, time.Since(began).Seconds())
 		results[number-1] = result{claim, happened, err}
 	}
 	var rotation sync.WaitGroup
 	rotation.Go(func() { run(6) })
-	for _, number := range []int{1, 2, 3, 4, 7, 9, 8} {
+	for _, number := range []int{1, 2, 3, 4, 7, 9, 8, 10} {
 		run(number)
 	}
 	rotation.Wait()
