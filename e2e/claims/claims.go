@@ -66,10 +66,13 @@ func Deploy(ctx context.Context, l *lab.Lab, namespace string, labels ...string)
 	manifest = strings.Replace(manifest, own, strings.Join(append([]string{own}, labels...), ", "), 1)
 	// What claims add for a while, a run that was killed has left. Nothing else of the namespaces is touched: they may be a
 	// user's.
-	for _, added := range []string{impostor, fmt.Sprintf(rogueSlice, "192.0.2.1"), webMayRead, tokenPolicies, issuerWorkload, explained} {
+	for _, added := range []string{impostor, fmt.Sprintf(rogueSlice, "192.0.2.1"), webMayRead, tokenPolicies, issuerWorkload} {
 		if err := l.Delete(ctx, s.Local(added)); err != nil {
 			return nil, fmt.Errorf("removing what an earlier run has left: %w", err)
 		}
+	}
+	if err := s.removeExplained(ctx); err != nil {
+		return nil, fmt.Errorf("removing what an earlier run has left: %w", err)
 	}
 	if err := s.restart(ctx); err != nil {
 		return nil, fmt.Errorf("removing what an earlier run has left: %w", err)
