@@ -91,6 +91,13 @@ func TestWhatIsSuggestedAdmitsWhatWasSeenAndNoMore(t *testing.T) {
 	if got := fmt.Sprint(s.Policy["spec"]); got != want {
 		t.Errorf("%s\nwant\n%s", got, want)
 	}
+	// With a connection that is not HTTP both are admitted, which takes two rules.
+	connection := recorded(94, "account-auditor", "", "", true)
+	connection.Event.Protocol, connection.Event.Method, connection.Event.Path, connection.Event.Authority = "TCP", "", "", ""
+	connection.Event.DestinationAddress = "10.0.0.1:9000"
+	if s, err := m.Suggest("finance", "payroll", append(records, connection), false); err != nil || s.From != 62 || s.Admitted != 62 {
+		t.Errorf("with a connection: %+v, %v", s, err)
+	}
 	if s, err := m.Suggest("finance", "web", records, false); err != nil || s.Policy != nil || len(s.Notes) == 0 {
 		t.Errorf("of what nothing was seen: %+v, %v", s, err)
 	}

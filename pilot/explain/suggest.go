@@ -121,7 +121,7 @@ func (m *Mesh) check(out *Suggestion, w Workload, policy authz.Policy, seen []ob
 	}
 }
 
-// specOf is a rule for each identity, with an operation for each port and set of paths.
+// specOf is a rule for each identity, and another one for its connections that are not HTTP, with an operation for each port and set of paths.
 func specOf(w Workload, seen []observed) (*istio.AuthorizationPolicy, error) {
 	byClient := map[string]map[string]*use{}
 	for _, o := range seen {
@@ -148,11 +148,18 @@ func specOf(w Workload, seen []observed) (*istio.AuthorizationPolicy, error) {
 		spec.Selector = &typev1beta1.WorkloadSelector{MatchLabels: w.labels}
 	}
 	for _, client := range slices.Sorted(maps.Keys(byClient)) {
-		r := &istio.Rule{From: []*istio.Rule_From{{Source: &istio.Source{Principals: []string{client}}}}}
-		for _, key := range slices.Sorted(maps.Keys(byClient[client])) {
-			r.To = append(r.To, byClient[client][key].operations()...)
+		// A rule that asks for something of HTTP anywhere never matches a connection that is not HTTP, so that those have one of their own.
+		for _, http := range []bool{true, false} {
+			r := &istio.Rule{From: []*istio.Rule_From{{Source: &istio.Source{Principals: []string{client}}}}}
+			for _, key := range slices.Sorted(maps.Keys(byClient[client])) {
+				if u := byClient[client][key]; u.http == http {
+					r.To = append(r.To, u.operations()...)
+				}
+			}
+			if len(r.GetTo()) > 0 {
+				spec.Rules = append(spec.Rules, r)
+			}
 		}
-		spec.Rules = append(spec.Rules, r)
 	}
 	return spec, nil
 }
