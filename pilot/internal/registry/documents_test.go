@@ -1,0 +1,65 @@
+package registry_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+	security "istio.io/api/security/v1beta1"
+)
+
+// Whatever can be written into a policy stands in its documentation, with what holds, so that nothing is unsupported in silence: also what a later version of Istio's types adds.
+func TestEveryFieldOfPoliciesIsDocumented(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/policies.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections := map[string]string{}
+	name := ""
+	for line := range strings.Lines(string(text)) {
+		if heading, ok := strings.CutPrefix(line, "## "); ok {
+			name = strings.TrimSpace(heading)
+		}
+		sections[name] += line
+	}
+	for _, kind := range []protoreflect.MessageDescriptor{(&security.AuthorizationPolicy{}).ProtoReflect().Descriptor(), (&security.PeerAuthentication{}).ProtoReflect().Descriptor(),
+		(&security.RequestAuthentication{}).ProtoReflect().Descriptor()} {
+		section := sections[string(kind.Name())]
+		if section == "" {
+			t.Errorf("docs/policies.md has no section %s", kind.Name())
+			continue
+		}
+		documented(t, section, string(kind.Name()), kind, map[protoreflect.FullName]bool{})
+	}
+}
+
+// structure are fields that only hold others.
+var structure = map[string]bool{"rules": true, "from": true, "source": true, "to": true, "operation": true, "when": true, "key": true, "matchLabels": true, "mode": true, "name": true, "prefix": true,
+	"header": true, "claim": true, "group": true, "kind": true, "namespace": true, "seconds": true, "nanos": true, "value": true, "jwtRules": true}
+
+func documented(t *testing.T, section, path string, m protoreflect.MessageDescriptor, seen map[protoreflect.FullName]bool) {
+	if seen[m.FullName()] {
+		return
+	}
+	seen[m.FullName()] = true
+	for i := range m.Fields().Len() {
+		f := m.Fields().Get(i)
+		name := f.JSONName()
+		negated := strings.ToLower(strings.TrimPrefix(name, "not")[:1]) + strings.TrimPrefix(name, "not")[1:]
+		if !structure[name] && !strings.Contains(section, "`"+name) && !(strings.HasPrefix(name, "not") && strings.Contains(section, "`"+negated) && strings.Contains(section, "`not…`")) {
+			t.Errorf("%s.%s is not documented", path, name)
+		}
+		if f.Message() != nil {
+			documented(t, section, path+"."+name, f.Message(), seen)
+		}
+	}
+	for i := range m.Enums().Len() {
+		values := m.Enums().Get(i).Values()
+		for j := range values.Len() {
+			if value := string(values.Get(j).Name()); !strings.Contains(section, value) {
+				t.Errorf("%s: value %s is not documented", path, value)
+			}
+		}
+	}
+}
