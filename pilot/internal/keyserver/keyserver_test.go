@@ -107,6 +107,28 @@ func (w *world) state() string {
 	return fmt.Sprint(len(w.asked), w.held)
 }
 
+// answers has servers answer so from now on.
+func (w *world) answers(how func() (jwt.Keys, time.Duration, error)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.answer = how
+}
+
+// count is how often servers have been asked, and keys are those that are held.
+func (w *world) count() int {
+	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.asked)
+}
+
+func (w *world) keys() string {
+	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.held[source]
+}
+
 func (w *world) want(state string) {
 	w.t.Helper()
 	if got := w.state(); got != state {
@@ -123,49 +145,46 @@ func fails() (jwt.Keys, time.Duration, error) { return jwt.Keys{}, 0, errors.New
 func TestKeysAreFetchedAgainAndKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.answer = fails
+		w.answers(fails)
 		defer w.run()()
 		w.want("0 map[]")
 		w.name(source)
 		w.want("1 map[]") // none has ever been seen
-		w.answer = answers("first", 0)
+		w.answers(answers("first", 0))
 		time.Sleep(2 * time.Second) // not 20 minutes, when the server comes up after the policy
 		w.want("2 map[" + source + ":first]")
-		w.answer = answers("second", 0)
+		w.answers(answers("second", 0))
 		time.Sleep(17 * time.Minute)
 		w.want("2 map[" + source + ":first]")
 		time.Sleep(4 * time.Minute)
 		w.want("3 map[" + source + ":second]")
-		w.answer = fails
+		w.answers(fails)
 		time.Sleep(6 * time.Hour)
-		if n := len(w.asked); n < 300 || n > 800 {
+		if n := w.count(); n < 300 || n > 800 {
 			t.Errorf("a server that is down was asked %d times in six hours", n)
 		}
-		if w.held[source] != "second" {
-			t.Errorf("a server is down, and its keys are %q", w.held[source])
+		if w.keys() != "second" {
+			t.Errorf("a server is down, and its keys are %q", w.keys())
 		}
-		w.answer = answers("third", 5*time.Minute)
+		w.answers(answers("third", 5*time.Minute))
 		time.Sleep(2 * time.Minute)
-		synctest.Wait()
-		before := len(w.asked)
+		before := w.count()
 		time.Sleep(5 * time.Minute)
-		if synctest.Wait(); len(w.asked) != before+1 || w.held[source] != "third" {
-			t.Errorf("asked %d times more in the five minutes for which an answer holds; keys %q", len(w.asked)-before, w.held[source])
+		if w.count() != before+1 || w.keys() != "third" {
+			t.Errorf("asked %d times more in the five minutes for which an answer holds; keys %q", w.count()-before, w.keys())
 		}
 		if len(w.said) != 4 || w.said[0] == nil || w.said[1] != nil || w.said[2] == nil || w.said[3] != nil {
 			t.Errorf("said: %v", w.said)
 		}
-		w.answer = answers("fourth", time.Second)
+		w.answers(answers("fourth", time.Second))
 		time.Sleep(5 * time.Minute)
-		synctest.Wait()
-		before = len(w.asked)
+		before = w.count()
 		time.Sleep(time.Minute)
-		if synctest.Wait(); len(w.asked) > before+2 {
-			t.Errorf("asked %d times in a minute of one whose answers hold for a second", len(w.asked)-before)
+		if w.count() > before+2 {
+			t.Errorf("asked %d times in a minute of one whose answers hold for a second", w.count()-before)
 		}
 		w.name()
-		synctest.Wait()
-		before = len(w.asked)
+		before = w.count()
 		time.Sleep(time.Hour)
 		w.want(fmt.Sprint(before, " map[]"))
 	})
@@ -174,12 +193,12 @@ func TestKeysAreFetchedAgainAndKept(t *testing.T) {
 func TestUnknownKeysBringTheNextQuestionForward(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.answer = answers("first", 0)
+		w.answers(answers("first", 0))
 		defer w.run()()
 		w.name(source)
 		w.want("1 map[" + source + ":first]")
 		time.Sleep(time.Minute)
-		w.answer = answers("second", 0)
+		w.answers(answers("second", 0))
 		w.s.Demand("https://nobody.example/keys")
 		w.want("1 map[" + source + ":first]")
 		w.s.Demand(source)
@@ -188,8 +207,8 @@ func TestUnknownKeysBringTheNextQuestionForward(t *testing.T) {
 			w.s.Demand(source)
 			time.Sleep(10 * time.Millisecond)
 		}
-		if synctest.Wait(); len(w.asked) > 4 {
-			t.Errorf("asked %d times", len(w.asked))
+		if w.count() > 4 {
+			t.Errorf("asked %d times", w.count())
 		}
 	})
 }
@@ -201,7 +220,7 @@ func TestKeysOutliveAPilot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.answer = answers(good.Text, 0)
+		w.answers(answers(good.Text, 0))
 		stop := w.run()
 		w.name(source, "https://b.example")
 		time.Sleep(5 * time.Second)
@@ -211,14 +230,14 @@ func TestKeysOutliveAPilot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.answer = answers(good.Text, 0)
+		w.answers(answers(good.Text, 0))
 		w.s.Demand(source)
 		synctest.Wait()
 		stop() // at once
 		if n := len(w.config.Actions()); n < 5 || n > 7 {
 			t.Errorf("the API server is asked %d times", n)
 		}
-		w.answer = fails
+		w.answers(fails)
 		w.begin()
 		defer w.run()()
 		w.want("3 map[]")
@@ -233,8 +252,8 @@ func TestKeysOutliveAPilot(t *testing.T) {
 		w.s.Apply(w.reg.Snapshot(), []registry.Change{{Kind: registry.KeySets, ID: source, New: &registry.KeySet{ID: source}}})
 		w.s.WaitTried(t.Context())
 		time.Sleep(24 * time.Hour)
-		if synctest.Wait(); w.held[source] != good.Text {
-			t.Errorf("after a day without the key server: %q", w.held[source])
+		if w.keys() != good.Text {
+			t.Errorf("after a day without the key server: %q", w.keys())
 		}
 	})
 }

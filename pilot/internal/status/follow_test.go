@@ -3,6 +3,7 @@ package status
 import (
 	"context"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,6 +21,7 @@ import (
 // proxies is what a census of a world finds that a test makes. All policies select the same proxies.
 type proxies struct {
 	lab        *lab
+	mu         sync.Mutex // of what the follower and the test look at
 	proxies    int
 	taken      int
 	generation int64
@@ -30,14 +32,23 @@ type proxies struct {
 	moved      []registry.PolicyRef
 }
 
-func (p *proxies) Leads() bool           { return p.leads }
+func (p *proxies) Leads() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.leads
+}
+
 func (p *proxies) News() <-chan struct{} { return p.news }
 func (p *proxies) Moved() (out []registry.PolicyRef) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	out, p.moved = p.moved, nil
 	return out
 }
 
 func (p *proxies) Count(_ context.Context, refs []registry.PolicyRef, _ int) (out []enforcement.Count) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.counted += len(refs)
 	for range refs {
 		e := push.Enforcement{Generation: p.generation, Proxies: p.proxies, Taken: p.taken}
@@ -49,8 +60,23 @@ func (p *proxies) Count(_ context.Context, refs []registry.PolicyRef, _ int) (ou
 	return out
 }
 
+// set changes what a census finds.
+func (p *proxies) set(change func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change()
+}
+
+func (p *proxies) countedNow() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.counted
+}
+
 // tell has the follower look at policies.
 func (p *proxies) tell(names ...string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, n := range names {
 		p.moved = append(p.moved, registry.PolicyRef{Kind: registry.Policies, ID: "a/" + n})
 	}
@@ -104,27 +130,27 @@ func TestConditionSaysHowManyProxiesEnforceAPolicy(t *testing.T) {
 		defer l.close()
 		p := l.follows()
 		l.apply(policy("p", "DENY", 1))
-		p.proxies, p.taken = 3, 0
+		p.set(func() { p.proxies, p.taken = 3, 0 })
 		p.tell("p")
 		time.Sleep(gather + time.Millisecond)
 		l.says("p", "False 1 enforced by 0 of 3 proxies; not yet by pod-0.a, pod-1.a, pod-2.a")
-		p.taken = 3
+		p.set(func() { p.taken = 3 })
 		p.tell()
 		time.Sleep(2 * objectGap)
 		l.says("p", "True 1 enforced by 3 of 3 proxies")
 
 		l.apply(policy("p", "ALLOW", 2))
-		p.generation, p.taken = 2, 2
+		p.set(func() { p.generation, p.taken = 2, 2 })
 		p.tell("p")
 		time.Sleep(2 * objectGap)
 		l.says("p", "False 2 enforced by 2 of 3 proxies; not yet by pod-0.a")
-		p.taken = 3
+		p.set(func() { p.taken = 3 })
 		time.Sleep(3 * time.Second) // without a word: it is counted again as long as it is not done
 		l.says("p", "True 2 enforced by 3 of 3 proxies")
-		n := p.counted
+		n := p.countedNow()
 		time.Sleep(lookEvery - time.Minute)
-		if p.counted != n {
-			t.Errorf("it is counted %d times more while nothing happens", p.counted-n)
+		if now := p.countedNow(); now != n {
+			t.Errorf("it is counted %d times more while nothing happens", now-n)
 		}
 		if n := l.writes.Load(); n != 4 {
 			t.Errorf("%d writes, want 4", n)
@@ -139,10 +165,10 @@ func TestManyAcknowledgementsAreFewWrites(t *testing.T) {
 		defer l.close()
 		p := l.follows()
 		l.apply(policy("p", "DENY", 1))
-		p.proxies = 1000
+		p.set(func() { p.proxies = 1000 })
 		p.tell("p")
 		for range 1000 {
-			p.taken++
+			p.set(func() { p.taken++ })
 			p.tell()
 			time.Sleep(5 * time.Millisecond)
 		}
@@ -161,26 +187,26 @@ func TestNumbersThatChangeAllTheTimeAreWrittenRarely(t *testing.T) {
 		defer l.close()
 		p := l.follows()
 		l.apply(policy("p", "DENY", 1))
-		p.proxies, p.taken = 1, 1
+		p.set(func() { p.proxies, p.taken = 1, 1 })
 		p.tell("p")
 		time.Sleep(2 * time.Second)
 		for i := range 100 {
-			p.proxies = 2 + i%5
-			p.taken = p.proxies - 1 // the one that has just come
+			p.set(func() { p.proxies = 2 + i%5 })
+			p.set(func() { p.taken = p.proxies - 1 }) // the one that has just come
 			p.tell("p")
 			time.Sleep(500 * time.Millisecond)
-			p.taken = p.proxies
+			p.set(func() { p.taken = p.proxies })
 			p.tell("p")
 			time.Sleep(500 * time.Millisecond)
 		}
 		if n := l.writes.Load(); n > 12 {
 			t.Errorf("%d writes in 100 s", n)
 		}
-		p.proxies, p.taken = 7, 7
+		p.set(func() { p.proxies, p.taken = 7, 7 })
 		p.tell("p")
 		time.Sleep(2 * patience)
 		l.says("p", "True 1 enforced by 7 of 7 proxies")
-		p.taken = 6
+		p.set(func() { p.taken = 6 })
 		p.tell("p")
 		time.Sleep(patience / 2)
 		l.says("p", "True 1 enforced by 7 of 7 proxies")
@@ -195,13 +221,13 @@ func TestOnlyTheOneThatLeadsWrites(t *testing.T) {
 		l := newLab(t)
 		defer l.close()
 		p := l.follows()
-		p.leads = false
+		p.set(func() { p.leads = false })
 		l.apply(policy("p", "DENY", 1))
-		p.proxies, p.taken = 1, 1
+		p.set(func() { p.proxies, p.taken = 1, 1 })
 		p.tell("p")
 		time.Sleep(time.Hour)
 		l.says("p", "")
-		p.leads = true
+		p.set(func() { p.leads = true })
 		time.Sleep(2 * idle)
 		l.says("p", "True 1 enforced by 1 of 1 proxies")
 	})
@@ -212,15 +238,15 @@ func TestWhatIsOfAnotherGenerationIsNotWritten(t *testing.T) {
 		l := newLab(t)
 		defer l.close()
 		p := l.follows()
-		p.proxies, p.taken, p.generation = 1, 1, 2
+		p.set(func() { p.proxies, p.taken, p.generation = 1, 1, 2 })
 		l.apply(policy("p", "DENY", 1))
 		p.tell("p")
 		time.Sleep(time.Minute)
 		l.says("p", "")
-		p.generation, p.unsettled = 1, "another Pilot has another"
+		p.set(func() { p.generation, p.unsettled = 1, "another Pilot has another" })
 		time.Sleep(time.Minute)
 		l.says("p", "")
-		p.unsettled = ""
+		p.set(func() { p.unsettled = "" })
 		time.Sleep(2 * time.Second)
 		l.says("p", "True 1 enforced by 1 of 1 proxies")
 	})
@@ -232,9 +258,9 @@ func TestAPolicyIsWrittenOnceASecondAtMost(t *testing.T) {
 		l := newLab(t)
 		defer l.close()
 		p := l.follows()
-		p.proxies, p.taken = 1, 1
+		p.set(func() { p.proxies, p.taken = 1, 1 })
 		for i := range 100 {
-			p.generation = int64(i + 1)
+			p.set(func() { p.generation = int64(i + 1) })
 			l.apply(policy("p", []string{"CUSTOM", "DENY"}[i%2], p.generation))
 			p.tell("p")
 			time.Sleep(100 * time.Millisecond)
