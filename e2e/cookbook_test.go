@@ -26,7 +26,7 @@ type question struct{ who, what, gets string }
 
 var (
 	yamlBlock = regexp.MustCompile("(?s)```yaml\n(.*?)```")
-	row   = regexp.MustCompile(`(?m)^\| ([a-z-]+) \| (.+) \| ([^|]+) \|$`)
+	row       = regexp.MustCompile(`(?m)^\| ([a-z-]+) \| (.+) \| ([^|]+) \|$`)
 )
 
 // tasksOf reads the cookbook.
@@ -38,7 +38,7 @@ func tasksOf(text string) (out []task) {
 			t.manifest += block[1] + "\n---\n"
 		}
 		for _, r := range row.FindAllStringSubmatch(rest, -1) {
-			if r[1] != "who" {
+			if r[1] != "who" && r[1] != "---" {
 				t.asks = append(t.asks, question{r[1], r[2], strings.TrimSpace(r[3])})
 			}
 		}
