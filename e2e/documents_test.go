@@ -83,6 +83,17 @@ var documented = map[string]struct {
 	"revocation.md: meshctl identity revoke finance/payroll --reason \"account misused\"          # an identity": {run: revocations},
 	documentOfRotation: {
 		why: "TestRootRotatesWithoutAFailedRequest runs it, under traffic"},
+	"policies.md: apiVersion: security.istio.io/v1": {
+		why: "its issuer is nobody's, and must not be asked; TestATokenIsDemandedAndVerified applies the same of one that is there"},
+	"policies.md: kubectl apply -f deny-all.yaml": {
+		why: "TestPolicyIsWaitedForUntilEveryProxyHasIt waits so"},
+}
+
+// wholes are documents of which another test reads every block.
+var wholes = map[string]string{
+	"analyze.md":  "pilot/analyze.TestExamples",
+	"cookbook.md": "TestCookbook",
+	"authz.md":    "TestADenialIsExplainedByItsRecordAndAdmittedByWhatIsPrinted and TestWhoCanAndWhatWasSeenAreTold ask the same; what is answered depends on what was there before",
 }
 
 // documentOfRotation names the block by which a root is rotated.
@@ -97,6 +108,9 @@ func TestDocumentsAreTrue(t *testing.T) {
 	seen := map[string]bool{}
 	for _, b := range all {
 		seen[b.name()] = true
+		if wholes[b.document] != "" {
+			continue
+		}
 		if entry, ok := documented[b.name()]; !ok || entry.run == nil && entry.why == "" {
 			t.Errorf("the block %q is not in the list of what is tried", b.name())
 		}

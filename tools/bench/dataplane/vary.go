@@ -62,6 +62,7 @@ var variations = []variation{
 		chain: noNetworkFilters("authorization/tcp/audit")},
 	{name: "deny-filter", without: "the filter of DENY policies", manager: noFilters("authorization/http/deny"), routes: unnamed("authorization/http/deny"), chain: noNetworkFilters("authorization/tcp/deny")},
 	{name: "allow-filter", without: "the filter of ALLOW policies", manager: noFilters("authorization/http/allow"), routes: unnamed("authorization/http/allow"), chain: noNetworkFilters("authorization/tcp/allow")},
+	{name: "open", without: "the filter that closes connections which new policies forbid", chain: noNetworkFilters("authorization/open")},
 	{name: "ambiguity", without: "the denial of ambiguous paths", rules: func(enforced *rbac.RBAC) {
 		delete(enforced.GetPolicies(), authz.AmbiguousPathRule)
 	}},
