@@ -13,7 +13,6 @@ import (
 // TestOpenConnectionsThatAPolicyForbidsEnd has two workloads of two namespaces hold connections of every kind to one server. A policy comes that
 // denies one of them: within five seconds all of its connections have ended, and each of the other's goes on.
 func TestOpenConnectionsThatAPolicyForbidsEnd(t *testing.T) {
-	t.Parallel()
 	const ns, other = "e2e-cut", "e2e-cut-other"
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
