@@ -29,8 +29,7 @@ type analysis struct {
 	namespace, output        string
 	show, fail               string // thresholds
 	offline, whole, all      bool
-	trustDomain, root        string
-	aliases                  []string
+	mesh                     meshFlags
 	suppressed               []suppression
 	showAtLeast, failAtLeast analyze.Severity
 }
@@ -62,14 +61,10 @@ func (a *app) analyze() *cobra.Command {
 	f.StringArrayVar(&o.suppress, "suppress", nil, "leave findings out: CODE, or CODE=KIND NAMESPACE/NAME; * stands for anything")
 	f.StringVar(&o.show, "output-threshold", string(analyze.Info), "least severity to show: error, warning or info")
 	f.StringVar(&o.fail, "failure-threshold", string(analyze.Error), "least severity to fail for: error, warning or info")
-	f.StringVar(&o.trustDomain, "trust-domain", "", "trust domain of the mesh (default: the installation's, or "+mesh.DefaultTrustDomain+")")
-	f.StringSliceVar(&o.aliases, "trust-domain-aliases", nil, "its aliases (default: the installation's)")
-	f.StringVar(&o.root, "root-namespace", "", "namespace whose policies hold mesh-wide (default: the installation's, or "+mesh.Namespace+")")
+	o.mesh.flags(cmd)
 	outputFlag(cmd, &o.output)
 	for flag, words := range map[string][]string{"suppress": codeNames(), "output-threshold": severityNames(), "failure-threshold": severityNames(), "output": {"table", "json", "yaml"}} {
-		if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-			panic("completion of a flag that is not there: " + err.Error())
-		}
+		complete(cmd, flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}
 	scripted(cmd)
 	return cmd
@@ -199,11 +194,7 @@ func (a *app) runAnalysis(ctx context.Context, o analysis, stdin io.Reader) erro
 			return err
 		}
 	}
-	in.Options.TrustDomain = cmp.Or(o.trustDomain, in.Options.TrustDomain)
-	in.Options.RootNamespace = cmp.Or(o.root, in.Options.RootNamespace)
-	if len(o.aliases) > 0 {
-		in.Options.TrustDomainAliases = o.aliases
-	}
+	in.Options = o.mesh.over(in.Options)
 	found, err := analyze.Analyze(in)
 	if err != nil {
 		return err

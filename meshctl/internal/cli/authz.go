@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,13 +33,34 @@ func (a *app) authz() *cobra.Command {
 
 // world says which objects a command of authz asks.
 type world struct {
-	files       []string
-	only        bool // the files' policies instead of the cluster's
-	offline     bool
-	trustDomain string
-	aliases     []string
-	root        string
-	proxies     int
+	files   []string
+	only    bool // the files' policies instead of the cluster's
+	offline bool
+	mesh    meshFlags
+	proxies int
+}
+
+// meshFlags say what the mesh is told beside objects, in place of what the installation says.
+type meshFlags struct {
+	trustDomain, root string
+	aliases           []string
+}
+
+func (m *meshFlags) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&m.trustDomain, "trust-domain", "", "trust domain of the mesh (default: the installation's, or "+mesh.DefaultTrustDomain+")")
+	f.StringSliceVar(&m.aliases, "trust-domain-aliases", nil, "its aliases (default: the installation's)")
+	f.StringVar(&m.root, "root-namespace", "", "namespace whose policies hold mesh-wide (default: the installation's, or "+mesh.Namespace+")")
+}
+
+// over are the options with what the flags say in their place.
+func (m *meshFlags) over(o authz.Options) authz.Options {
+	o.TrustDomain = cmp.Or(m.trustDomain, o.TrustDomain)
+	o.RootNamespace = cmp.Or(m.root, o.RootNamespace)
+	if len(m.aliases) > 0 {
+		o.TrustDomainAliases = m.aliases
+	}
+	return o
 }
 
 func (w *world) flags(cmd *cobra.Command, files string) {
@@ -46,10 +68,8 @@ func (w *world) flags(cmd *cobra.Command, files string) {
 	f.StringSliceVarP(&w.files, "filename", "f", nil, files)
 	f.BoolVar(&w.only, "only", false, "the policies of the files alone hold, not beside those of the cluster that have other names")
 	f.BoolVar(&w.offline, "offline", false, "ask no cluster: the files have workloads and Services, too")
-	f.StringVar(&w.trustDomain, "trust-domain", "", "trust domain of the mesh (default: the installation's, or cluster.local)")
-	f.StringSliceVar(&w.aliases, "trust-domain-aliases", nil, "its aliases (default: the installation's)")
+	w.mesh.flags(cmd)
 	f.IntVar(&w.proxies, "trusted-proxies", 0, "how many proxies before workloads are trusted to name a client's address (default: the installation's, or none)")
-	f.StringVar(&w.root, "root-namespace", "", "namespace whose policies hold mesh-wide (default: the installation's, or bulwark-system)")
 }
 
 // base are the objects of the cluster, none if it is not asked, and what the mesh is told beside them. The client is nil then.
@@ -69,18 +89,8 @@ func (a *app) base(ctx context.Context, w world) (*kube.Client, []*unstructured.
 			return nil, nil, options, err
 		}
 	}
-	if w.trustDomain != "" {
-		options.TrustDomain = w.trustDomain
-	}
-	if len(w.aliases) > 0 {
-		options.TrustDomainAliases = w.aliases
-	}
-	if w.proxies != 0 {
-		options.TrustedProxies = w.proxies
-	}
-	if w.root != "" {
-		options.RootNamespace = w.root
-	}
+	options = w.mesh.over(options)
+	options.TrustedProxies = cmp.Or(w.proxies, options.TrustedProxies)
 	return client, found, options, nil
 }
 

@@ -11,7 +11,6 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
-	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
 	"github.com/bulwark-mesh/bulwark/pilot/explain"
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 )
@@ -30,11 +29,7 @@ func recordOf(ctx context.Context, client *kube.Client, m *explain.Mesh, index u
 
 // recordsOf gets records from Mixer.
 func recordsOf(ctx context.Context, client *kube.Client, query url.Values) ([]*telemetryv1.Record, error) {
-	pods, err := operator.Pods(ctx, client, "mixer")
-	if err != nil {
-		return nil, err
-	}
-	conn, err := operator.Connect(ctx, client, &pods[0])
+	conn, err := mixerOf(ctx, client)
 	if err != nil {
 		return nil, err
 	}

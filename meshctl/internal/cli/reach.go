@@ -9,8 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
-	"github.com/bulwark-mesh/bulwark/meshctl/internal/operator"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/printer"
 	operatorv1 "github.com/bulwark-mesh/bulwark/pkg/api/operator/v1"
 )
@@ -66,7 +64,7 @@ func (a *app) reachOf(ctx context.Context, namespace, workload, output string) e
 		return err
 	}
 	var answer operatorv1.Reach
-	if err := askReach(ctx, client, "workload", namespace+"/"+pod, &answer); err != nil {
+	if err := askPilot(ctx, client, "/v1/reach", url.Values{"workload": {namespace + "/" + pod}}, &answer); err != nil {
 		return err
 	}
 	return a.out.Value(output, answer, func(out *printer.Printer) { showReach(out, answer) })
@@ -78,27 +76,10 @@ func (a *app) reachTo(ctx context.Context, service, output string) error {
 		return err
 	}
 	var answer operatorv1.Audience
-	if err := askReach(ctx, client, "service", service, &answer); err != nil {
+	if err := askPilot(ctx, client, "/v1/reach", url.Values{"service": {service}}, &answer); err != nil {
 		return err
 	}
 	return a.out.Value(output, answer, func(out *printer.Printer) { showAudience(out, answer) })
-}
-
-// askReach asks any Pilot, as all of them know the same.
-func askReach(ctx context.Context, client *kube.Client, what, id string, answer any) error {
-	pods, err := operator.Pods(ctx, client, "pilot")
-	if err != nil {
-		return err
-	}
-	conn, err := operator.Connect(ctx, client, &pods[0])
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := conn.GetJSON(ctx, "/v1/reach?"+url.Values{what: {id}}.Encode(), answer); err != nil {
-		return fmt.Errorf("asking pod %s: %w", pods[0].Name, err)
-	}
-	return nil
 }
 
 func showReach(out *printer.Printer, r operatorv1.Reach) {

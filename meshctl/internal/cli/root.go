@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -80,11 +81,33 @@ func (a *app) toMixer(ctx context.Context) (*operator.Connection, error) {
 	if err != nil {
 		return nil, err
 	}
+	return mixerOf(ctx, client)
+}
+
+// mixerOf is toMixer in a cluster that is connected to already.
+func mixerOf(ctx context.Context, client *kube.Client) (*operator.Connection, error) {
 	pods, err := operator.Pods(ctx, client, "mixer")
 	if err != nil {
 		return nil, err
 	}
 	return operator.Connect(ctx, client, &pods[0])
+}
+
+// askPilot asks any Pilot, as each answers for all of them.
+func askPilot(ctx context.Context, client *kube.Client, path string, query url.Values, answer any) error {
+	pods, err := operator.Pods(ctx, client, "pilot")
+	if err != nil {
+		return err
+	}
+	conn, err := operator.Connect(ctx, client, &pods[0])
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.GetJSON(ctx, path+"?"+query.Encode(), answer); err != nil {
+		return fmt.Errorf("asking pod %s: %w", pods[0].Name, err)
+	}
+	return nil
 }
 
 // group is a command that does nothing but hold others. Without one that it knows it fails, so that no script takes a

@@ -142,7 +142,8 @@ func (a *app) waitEnforced(ctx context.Context, policies []policyName, timeout t
 			failures = append(failures, err)
 			continue
 		case late || output != "table":
-			if asked := askEnforced(ctx, client, p, &outcome); asked != nil {
+			query := url.Values{"kind": {p.kind}, "policy": {p.namespace + "/" + p.name}}
+			if asked := askPilot(ctx, client, "/v1/enforced", query, &outcome); asked != nil {
 				err = errors.Join(err, fmt.Errorf("which proxies lag is not known: %w", asked))
 			}
 		}
@@ -177,24 +178,6 @@ func showEnforced(out *printer.Printer, p policyName, last string, e operatorv1.
 	for _, l := range e.Lagging {
 		t.Row(l.Proxy, l.Reason)
 	}
-}
-
-// askEnforced asks a Pilot, which asks the others.
-func askEnforced(ctx context.Context, client *kube.Client, p policyName, answer *operatorv1.Enforcement) error {
-	pods, err := operator.Pods(ctx, client, "pilot")
-	if err != nil {
-		return err
-	}
-	conn, err := operator.Connect(ctx, client, &pods[0])
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	query := url.Values{"kind": {p.kind}, "policy": {p.namespace + "/" + p.name}}
-	if err := conn.GetJSON(ctx, "/v1/enforced?"+query.Encode(), answer); err != nil {
-		return fmt.Errorf("asking pod %s: %w", pods[0].Name, err)
-	}
-	return nil
 }
 
 // errLate is that the time is over.
