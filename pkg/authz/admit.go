@@ -27,7 +27,7 @@ func theseAlone(req Request) (exactly, error) {
 	if !req.HTTP {
 		return e, nil
 	}
-	path, ok := seenPath(req)
+	path, ok := SeenPath(req)
 	if !ok {
 		return e, errors.New("the proxies refuse to read the path, whatever the policies")
 	}

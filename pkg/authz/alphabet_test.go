@@ -406,7 +406,7 @@ func TestWhatNormalisationWouldChangeIsAmbiguous(t *testing.T) {
 	for text := range textsOf(alphabet, 4) {
 		path := "/" + string(text)
 		normal, ok := NormalizePath(path)
-		sent, readable := seenPath(Request{Path: path})
+		sent, readable := SeenPath(Request{Path: path})
 		if readable && (!ok || normal != sent) && !IsAmbiguous(sent) {
 			t.Fatalf("%q goes on as it is and would be %q when it is normalised", path, normal)
 		}

@@ -330,7 +330,7 @@ func addressOf(d demand) bool {
 	for _, list := range append(slices.Clone(some), none) {
 		for _, p := range list {
 			candidates = append(candidates, p.Masked().Addr())
-			if next := last(p).Next(); next.IsValid() {
+			if next := LastAddress(p).Next(); next.IsValid() {
 				candidates = append(candidates, next)
 			}
 		}
@@ -343,8 +343,8 @@ func addressOf(d demand) bool {
 	})
 }
 
-// last is the last address of a network.
-func last(p netip.Prefix) netip.Addr {
+// LastAddress is the last address of a network.
+func LastAddress(p netip.Prefix) netip.Addr {
 	bytes := p.Masked().Addr().AsSlice()
 	for bit := p.Bits(); bit < len(bytes)*8; bit++ {
 		bytes[bit/8] |= 0x80 >> (bit % 8)

@@ -227,7 +227,7 @@ func matches(p Policy) func(Request) bool {
 		if !req.HTTP {
 			return connection(s)
 		}
-		s.Path, _ = seenPath(req)
+		s.Path, _ = SeenPath(req)
 		s.Host = strings.ToLower(req.Host)
 		return request(s)
 	}

@@ -134,6 +134,3 @@ func (p *Policy) Ports() (out []uint32) {
 	slices.Sort(out)
 	return slices.Compact(out)
 }
-
-// SeenPath is the path of a request as rules see it, without the query; it is false for one that the proxies refuse to read.
-func SeenPath(req Request) (string, bool) { return seenPath(req) }

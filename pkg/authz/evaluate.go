@@ -112,7 +112,7 @@ func (p *Program) Decide(req Request) Decision {
 		return p.connections.decide(seenOf(req))
 	}
 	s := seenOf(req)
-	path, ok := seenPath(req)
+	path, ok := SeenPath(req)
 	if !ok || !IsAuthority(req.Host) {
 		return Decision{Reason: "the path or the authority is malformed"}
 	}
@@ -146,8 +146,8 @@ func (o *order) decide(s *seen) (d Decision) {
 	return d
 }
 
-// seenPath is the path as rules see it, without the query; it is false for one that the proxies refuse to read. CONNECT has none.
-func seenPath(req Request) (string, bool) {
+// SeenPath is the path as rules see it, without the query; it is false for one that the proxies refuse to read. CONNECT has none.
+func SeenPath(req Request) (string, bool) {
 	if req.Method == "CONNECT" {
 		return "", req.Path == ""
 	}

@@ -49,7 +49,7 @@ func Explain(policies []Policy, req Request) Explanation {
 	out := Explanation{Decision: Evaluate(policies, req), Policies: []PolicyOutcome{}}
 	s := seenOf(req)
 	if req.HTTP {
-		s.Path, _ = seenPath(req)
+		s.Path, _ = SeenPath(req)
 		s.Host = strings.ToLower(req.Host)
 	}
 	tried := slices.Clone(policies)

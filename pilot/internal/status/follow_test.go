@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/enforcement"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/push"
@@ -106,12 +104,7 @@ func (l *lab) follows() *proxies {
 // enforced returns a policy's condition as "<status> <generation> <message>".
 func (l *lab) enforced(name string) string {
 	l.t.Helper()
-	u, err := l.client.Resource(registry.Policies.Resource().GroupVersionResource).Namespace("a").Get(l.t.Context(), name, meta.GetOptions{})
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	conditions, _, _ := unstructured.NestedSlice(u.Object, "status", "conditions")
-	if c := of(EnforcedType, conditions); c != nil {
+	if c := of(EnforcedType, l.conditions(name)); c != nil {
 		return fmt.Sprint(c["status"], " ", c["observedGeneration"], " ", c["message"])
 	}
 	return ""

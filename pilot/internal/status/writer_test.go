@@ -120,18 +120,25 @@ func (l *lab) apply(policies ...*unstructured.Unstructured) {
 
 // enforceable returns a policy's condition as "<status> <generation>".
 func (l *lab) enforceable(name string) string {
-	u, err := l.client.Resource(registry.Policies.Resource().GroupVersionResource).Namespace("a").Get(l.t.Context(), name, meta.GetOptions{})
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	conditions, _, _ := unstructured.NestedSlice(u.Object, "status", "conditions")
+	l.t.Helper()
 	out := ""
-	for _, c := range conditions {
+	for _, c := range l.conditions(name) {
 		if m := c.(map[string]any); m["type"] == Type {
 			out += fmt.Sprint(m["status"], " ", m["observedGeneration"])
 		}
 	}
 	return out
+}
+
+// conditions are those that a policy has.
+func (l *lab) conditions(name string) []any {
+	l.t.Helper()
+	u, err := l.client.Resource(registry.Policies.Resource().GroupVersionResource).Namespace("a").Get(l.t.Context(), name, meta.GetOptions{})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	conditions, _, _ := unstructured.NestedSlice(u.Object, "status", "conditions")
+	return conditions
 }
 
 func (l *lab) expect(name, want string) {

@@ -331,7 +331,7 @@ func (x *Axis) divideAddresses() {
 			}
 			of = append(of, p)
 			points = append(points, p.Masked().Addr())
-			if after := lastOf(p).Next(); after.IsValid() {
+			if after := authz.LastAddress(p).Next(); after.IsValid() {
 				points = append(points, after)
 			}
 		}
@@ -350,16 +350,6 @@ func (x *Axis) divideAddresses() {
 			x.kinds = append(x.kinds, Kind{Example: []string{at.String()}, in: in})
 		}
 	}
-}
-
-// lastOf is the last address of a network.
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
 }
 
 // clauseKinds are the kinds of which a clause holds.
