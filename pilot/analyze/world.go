@@ -3,6 +3,7 @@ package analyze
 import (
 	"cmp"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -13,15 +14,12 @@ import (
 	core "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"github.com/bulwark-mesh/bulwark/pilot/inject"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/offline"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
-	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 )
 
 // Kinds are the kinds of objects that are looked at. Of those that Pilot does not watch, what makes pods stands for the pods that are not there yet.
@@ -89,7 +87,7 @@ func (p *policy) enforced() bool { return !p.Ignored && !p.DryRun }
 func newWorld(in Input) (*world, error) {
 	w := &world{Input: in, byName: map[Object]*unstructured.Unstructured{}, accounts: map[authz.Member]bool{},
 		namespaces: map[string]bool{core.NamespaceDefault: true, metav1.NamespaceSystem: true, metav1.NamespacePublic: true, core.NamespaceNodeLease: true}, byAccount: map[authz.Member][]*registry.Pod{}, comparison: authz.NewComparison(),
-		set: compile.Settings{TrustDomain: in.Options.TrustDomain, TrustDomainAliases: in.Options.TrustDomainAliases, RootNamespace: in.Options.RootNamespace}}
+		set: compile.SettingsOf(in.Options)}
 	merged := merge(in.Cluster, in.Files, in.Now)
 	for _, o := range merged {
 		if offline.Watched(o) || w.byName[objectOf(o)] == nil {
@@ -170,24 +168,13 @@ func snapshot(merged map[string]*unstructured.Unstructured, in Input) (*registry
 	for _, o := range in.Files {
 		isNew[objectOf(o)] = true
 	}
-	labels := map[string]map[string]string{}
 	running := map[Object]bool{} // what has pods
 	for _, o := range merged {
-		switch o.GetKind() {
-		case "Namespace":
-			labels[o.GetName()] = o.GetLabels()
-		case "Pod":
+		if o.GetKind() == "Pod" {
 			running[makerOf(o)] = true
 		}
 	}
-	injected := func(pod *unstructured.Unstructured) bool {
-		known, ok := labels[pod.GetNamespace()]
-		if !ok {
-			known = map[string]string{istiocompat.InjectionLabel: "enabled"} // it may be; a file does not say
-		}
-		var p core.Pod
-		return runtime.DefaultUnstructuredConverter.FromUnstructured(pod.Object, &p) == nil && inject.LeavesAlone(&p, pod.GetNamespace(), known) == ""
-	}
+	injected := offline.Injected(maps.Values(merged))
 	var objects []*unstructured.Unstructured
 	for _, o := range merged {
 		id, maker := objectOf(o), makerOf(o)

@@ -20,8 +20,6 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/offline"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
-	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
-	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -80,20 +78,20 @@ func WithoutPolicies(objects []*unstructured.Unstructured) []*unstructured.Unstr
 // New makes a mesh of objects. A Deployment, or the like, of which there is no pod has one that is imagined, with a proxy.
 func New(objects []*unstructured.Unstructured, options authz.Options, now time.Time) (*Mesh, error) {
 	m := &Mesh{
-		set:     compile.Settings{TrustDomain: options.TrustDomain, TrustDomainAliases: options.TrustDomainAliases, RootNamespace: options.RootNamespace, TrustedProxies: options.TrustedProxies},
-		options: options, written: map[string]*unstructured.Unstructured{},
+		set: compile.SettingsOf(options), options: options, written: map[string]*unstructured.Unstructured{},
 	}
 	snap, others, err := offline.Snapshot(objects, options, now)
 	if err != nil {
 		return nil, err
 	}
 	m.snap = snap
+	injected := offline.Injected(slices.Values(objects))
 	var without []*unstructured.Unstructured
 	for _, o := range others {
 		if short[o.GetKind()] == "" {
 			continue
 		}
-		pods := offline.Templates([]*unstructured.Unstructured{o}, injected(objects))
+		pods := offline.Templates([]*unstructured.Unstructured{o}, injected)
 		if len(pods) == 0 {
 			continue
 		}
@@ -123,27 +121,6 @@ func New(objects []*unstructured.Unstructured, options authz.Options, now time.T
 		}
 	}
 	return m, nil
-}
-
-// injected says whether a pod of a template would have a proxy: what its label says, else what its namespace's labels say if the namespace is there. Of a namespace that is not there it is taken for granted.
-func injected(objects []*unstructured.Unstructured) func(*unstructured.Unstructured) bool {
-	wants := map[string]bool{}
-	for _, o := range objects {
-		if o.GetKind() == "Namespace" {
-			labels := o.GetLabels()
-			wants[o.GetName()] = labels[istiocompat.InjectionLabel] == "enabled" || labels[mesh.InjectionLabel] == "enabled"
-		}
-	}
-	return func(pod *unstructured.Unstructured) bool {
-		switch pod.GetLabels()[istiocompat.PodInjectionLabel] {
-		case "true":
-			return true
-		case "false":
-			return false
-		}
-		wanted, known := wants[pod.GetNamespace()]
-		return wanted || !known
-	}
 }
 
 // specs are the policies of a scope that somebody wrote.

@@ -1,6 +1,7 @@
 package offline
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -54,5 +55,28 @@ spec: {jobTemplate: {spec: {template: {spec: {serviceAccountName: batch}}}}}`)
 	}
 	if len(got) != 2 || got["finance/payroll"] != "default" || got["finance/nightly"] != "batch" {
 		t.Errorf("pods and accounts: %v", got)
+	}
+}
+
+// What injection leaves alone has no proxy here either, whatever its labels say.
+func TestInjectedIsWhatInjectionGivesAProxy(t *testing.T) {
+	namespaces := []*unstructured.Unstructured{
+		object(t, "{apiVersion: v1, kind: Namespace, metadata: {name: in, labels: {istio-injection: enabled}}}"),
+		object(t, "{apiVersion: v1, kind: Namespace, metadata: {name: out}}"),
+	}
+	injected := Injected(slices.Values(namespaces))
+	for pod, want := range map[string]bool{
+		"{metadata: {namespace: in}}":  true,
+		"{metadata: {namespace: out}}": false,
+		"{metadata: {namespace: out, labels: {sidecar.istio.io/inject: \"true\"}}}":         true,
+		"{metadata: {namespace: in, labels: {sidecar.istio.io/inject: \"false\"}}}":         false,
+		"{metadata: {namespace: in, annotations: {sidecar.istio.io/inject: \"false\"}}}":    false,
+		"{metadata: {namespace: in}, spec: {hostNetwork: true}}":                            false,
+		"{metadata: {namespace: not-there}}":                                                true,
+		"{metadata: {namespace: kube-system, labels: {sidecar.istio.io/inject: \"true\"}}}": false,
+	} {
+		if got := injected(object(t, pod)); got != want {
+			t.Errorf("%s: %v, want %v", pod, got, want)
+		}
 	}
 }

@@ -1,8 +1,13 @@
 package offline
 
 import (
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"iter"
 
+	core "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/bulwark-mesh/bulwark/pilot/inject"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 )
 
@@ -45,4 +50,23 @@ func Templates(objects []*unstructured.Unstructured, injected func(pod *unstruct
 		pods = append(pods, pod)
 	}
 	return pods
+}
+
+// Injected says whether a pod of a template would have a proxy, by the labels of the namespaces that are among the objects. Of a namespace that is not there
+// it is taken for granted that it asks for proxies: a file does not say.
+func Injected(objects iter.Seq[*unstructured.Unstructured]) func(pod *unstructured.Unstructured) bool {
+	labels := map[string]map[string]string{}
+	for o := range objects {
+		if o.GetKind() == "Namespace" {
+			labels[o.GetName()] = o.GetLabels()
+		}
+	}
+	return func(pod *unstructured.Unstructured) bool {
+		known, ok := labels[pod.GetNamespace()]
+		if !ok {
+			known = map[string]string{istiocompat.InjectionLabel: "enabled"}
+		}
+		var p core.Pod
+		return runtime.DefaultUnstructuredConverter.FromUnstructured(pod.Object, &p) == nil && inject.LeavesAlone(&p, pod.GetNamespace(), known) == ""
+	}
 }

@@ -26,6 +26,11 @@ type Settings struct {
 	TrustedProxies     int // before workloads; see authz.Options
 }
 
+// SettingsOf are the settings that go with the options by which policies are read.
+func SettingsOf(o authz.Options) Settings {
+	return Settings{TrustDomain: o.TrustDomain, TrustDomainAliases: o.TrustDomainAliases, RootNamespace: o.RootNamespace, TrustedProxies: o.TrustedProxies}
+}
+
 // TrustDomains returns the mesh's trust domain and its aliases.
 func (s Settings) TrustDomains() []string {
 	return append([]string{s.TrustDomain}, s.TrustDomainAliases...)

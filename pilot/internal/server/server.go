@@ -148,7 +148,7 @@ func (s Settings) authz() authz.Options {
 }
 
 func (s Settings) compile() compile.Settings {
-	return compile.Settings{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace, TrustedProxies: s.TrustedProxies}
+	return compile.SettingsOf(s.authz())
 }
 
 // run owns every goroutine of Pilot: one ends, all end.
