@@ -12,9 +12,6 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
-// longest is how many bytes of a path the audit trail has.
-const longest = 4096
-
 // unrecorded reports whether a clause is about what the audit trail does not record: headers, server names, and whatever is neither who nor what nor where.
 func unrecorded(c authz.Clause) bool {
 	switch c.Attribute {
@@ -69,11 +66,11 @@ func (s *sight) see(record *telemetryv1.Record) (o observed, why string) {
 	switch {
 	case e.GetKind() != telemetryv1.Kind_KIND_REQUEST:
 		return o, "no decision about a request"
-	case e.GetVerdict() == telemetryv1.Verdict_VERDICT_REFUSED && e.GetReason() != "no mutual TLS where it is required":
+	case e.GetVerdict() == telemetryv1.Verdict_VERDICT_REFUSED && e.GetReason() != telemetryv1.ReasonPlaintext:
 		return o, "refused in the handshake, which no policy decides"
 	case e.GetVerdict() == telemetryv1.Verdict_VERDICT_UNSPECIFIED:
 		return o, "no verdict"
-	case strings.HasPrefix(e.GetReason(), "the request's token is refused"):
+	case strings.HasPrefix(e.GetReason(), telemetryv1.ReasonTokenRefused):
 		return o, "a token was refused, which no AuthorizationPolicy decides"
 	}
 	o.index, o.allowed = record.GetIndex(), e.GetVerdict() == telemetryv1.Verdict_VERDICT_ALLOWED
@@ -107,7 +104,7 @@ func (s *sight) see(record *telemetryv1.Record) (o observed, why string) {
 		o.request.SourceIP = from.Addr()
 	}
 	path, query, _ := strings.Cut(e.GetPath(), "?")
-	o.cut = len(e.GetPath()) >= longest && query == "" && len(path) >= longest
+	o.cut = len(e.GetPath()) >= telemetryv1.MaxPath && query == "" && len(path) >= telemetryv1.MaxPath
 	return o, ""
 }
 
@@ -165,7 +162,7 @@ func (o observed) then(m *Mesh) (d authz.Decision, certain bool) {
 // depends says on what an uncertain decision depends.
 func (o observed) depends() string {
 	if o.cut {
-		return fmt.Sprintf("the path beyond %d bytes", longest)
+		return fmt.Sprintf("the path beyond %d bytes", telemetryv1.MaxPath)
 	}
 	seen := map[string]bool{}
 	var out []string

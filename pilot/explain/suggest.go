@@ -52,7 +52,7 @@ func (m *Mesh) Suggest(namespace, ref string, records []*telemetryv1.Record, den
 		case o.from.IsZero():
 			left["clients without identity: a policy could only admit all of them, or addresses"]++
 		case o.cut:
-			left[fmt.Sprintf("paths of more than %d bytes, of which the rest is not recorded", longest)]++
+			left[fmt.Sprintf("paths of more than %d bytes, of which the rest is not recorded", telemetryv1.MaxPath)]++
 		case o.request.HTTP && (!ok || authz.IsAmbiguous(path)):
 			left["paths that servers read in different ways: they are denied wherever a rule looks at paths"]++
 		case o.request.HTTP && strings.HasSuffix(path, "*"):

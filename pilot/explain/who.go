@@ -10,7 +10,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/authz/space"
 )
 
-// Access of one question, and what could not be told.
+// Accesses are the answer to one question, and what could not be told of it.
 type Accesses struct {
 	Access []Access `json:"access"`
 	Untold []Untold `json:"untold,omitempty"`

@@ -147,7 +147,7 @@ func decide(e *telemetryv1.Event, r record, details string) {
 		return
 	}
 	if why, ok := strings.CutPrefix(details, "jwt_authn_access_denied{"); ok {
-		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_DENIED, tokenRefused+clip(strings.ReplaceAll(strings.TrimSuffix(why, "}"), "_", " "), maxName)
+		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_DENIED, telemetryv1.ReasonTokenRefused+clip(strings.ReplaceAll(strings.TrimSuffix(why, "}"), "_", " "), maxName)
 		return
 	}
 	upstream, downstream := r.get("upstream_failure"), r.get("downstream_failure")
@@ -155,13 +155,13 @@ func decide(e *telemetryv1.Event, r record, details string) {
 	case r.tag("direction") == "outbound" && upstream != "":
 		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, clip("server's identity or certificate refused: "+upstream, maxName)
 	case r.tag("kind") == "refused" && e.GetResponseFlags() == "NR": // no chain takes it, whatever Envoy made of its first bytes
-		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, "no mutual TLS where it is required"
+		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, telemetryv1.ReasonPlaintext
 	case downstream != "":
 		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, clip("TLS handshake failed: "+downstream, maxName)
 	case e.GetClaimedSource() != "" && r.tag("kind") == "tcp":
 		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, "the client left before its identity was proven"
 	case r.tag("kind") == "refused":
-		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, "no mutual TLS where it is required"
+		e.Verdict, e.Reason = telemetryv1.Verdict_VERDICT_REFUSED, telemetryv1.ReasonPlaintext
 	default:
 		e.Verdict = telemetryv1.Verdict_VERDICT_ALLOWED
 		if e.Policy = Policy(r.tag("allow_policy")); e.Policy == "" && r.tag("kind") == "http" {
@@ -170,11 +170,9 @@ func decide(e *telemetryv1.Event, r record, details string) {
 	}
 }
 
-const tokenRefused = "the request's token is refused: "
-
 // ofUnknownKey reports whether a token was refused that may be good by a newer set of keys: no key has its ID, or, if it names none, none verifies it. The texts are Envoy's.
 func ofUnknownKey(e *telemetryv1.Event) bool {
-	why, ok := strings.CutPrefix(e.GetReason(), tokenRefused)
+	why, ok := strings.CutPrefix(e.GetReason(), telemetryv1.ReasonTokenRefused)
 	return ok && (strings.HasPrefix(why, "Jwks doesn't have key to match") || strings.HasPrefix(why, "Jwt verification fails"))
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
+	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -69,7 +70,7 @@ var (
 // request is what a client said and heard. A client chooses some of it, and a batch that outgrows Envoy's buffer for retries is not
 // sent again: hence the limits.
 func request() []attribute {
-	return []attribute{{"method", "%REQ(:METHOD):256%"}, {"path", "%REQ(:PATH):4096%"}, {"authority", "%REQ(:AUTHORITY):4096%"},
+	return []attribute{{"method", "%REQ(:METHOD):256%"}, {"path", fmt.Sprintf("%%REQ(:PATH):%d%%", telemetryv1.MaxPath)}, {"authority", "%REQ(:AUTHORITY):4096%"},
 		{"request_id", "%REQ(X-REQUEST-ID):256%"}, {"response_code", "%RESPONSE_CODE%"}}
 }
 
