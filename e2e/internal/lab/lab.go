@@ -60,7 +60,7 @@ func Open(tag string) (*Lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("KUBECONFIG names no cluster (make cluster): %w", err)
 	}
-	config.QPS, config.Burst = 200, 400
+	config.QPS = -1 // no limit of its own, whose errors would hide what is waited for
 	config.WarningHandler = rest.NoWarnings{}
 	klog.SetLogger(logr.Discard()) // forwarded connections that end are not news
 	l := &Lab{Config: config, Tag: tag}

@@ -174,7 +174,7 @@ func (c *client) get(ctx context.Context, at string, most int64) ([]byte, http.H
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, nil, fmt.Errorf("asking %s: it answers %s", shown(at), cut(resp.Status))
+		return nil, nil, fmt.Errorf("asking %s: %w %s", shown(at), errAnswer, cut(resp.Status))
 	}
 	text, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
 	if err != nil {
@@ -196,6 +196,26 @@ func lifetime(h http.Header) time.Duration {
 	}
 	return 0
 }
+
+// Step names what of the asking has failed, as the action of an Event: Events of one object that differ in their text alone are counted as one, with the text of the
+// first (client-go, tools/events), so that a server that is there and answers with an error would still be said to refuse connections.
+func Step(err error) string {
+	var name *net.DNSError
+	var network *net.OpError
+	switch {
+	case errors.As(err, &name):
+		return "Resolve"
+	case errors.As(err, &network) && network.Op == "dial":
+		return "Connect"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "Wait"
+	case errors.Is(err, errAnswer):
+		return "Ask"
+	}
+	return "Read"
+}
+
+var errAnswer = errors.New("it answers")
 
 const maxShown = 200
 

@@ -187,3 +187,34 @@ func TestWhatServersAnswer(t *testing.T) {
 		t.Errorf("another issuer's document: %v", err)
 	}
 }
+
+// What has failed is told apart for Events: real servers, and none.
+func TestStepsOfAsking(t *testing.T) {
+	slow := make(chan struct{})
+	defer close(slow)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/away":
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case "/slow":
+			select {
+			case <-slow:
+			case <-r.Context().Done():
+			}
+		default:
+			fmt.Fprint(w, "no keys")
+		}
+	}))
+	defer server.Close()
+	c := newClient(nil, none)
+	c.judge = anywhere
+	for at, want := range map[string]string{
+		"http://issuer.invalid/keys": "Resolve", "http://127.0.0.1:1/keys": "Connect", server.URL + "/away": "Ask", server.URL + "/slow": "Wait", server.URL + "/keys": "Read",
+	} {
+		within, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		if _, _, _, err := c.fetch(within, jwt.Source{URI: at}); err == nil || Step(err) != want {
+			t.Errorf("%s: %v is of %s, want %s", at, err, Step(err), want)
+		}
+		cancel()
+	}
+}

@@ -45,7 +45,7 @@ type Servers struct {
 	mu      sync.Mutex
 	wanted  map[string]question
 	running map[string]*follower // of Run
-	failing map[string]bool
+	failing map[string]string    // by source: why its last answer is of no use
 	tried   map[string]bool
 	kept    map[string]string // the last keys of each source
 	dirty   chan struct{}     // capacity one: what is kept has changed
@@ -71,7 +71,7 @@ type Options struct {
 	PrivateHosts []string                       // whose addresses may be private
 	Forbids      func(netip.Addr) string        // why an address of the cluster's own must not be asked; empty if it may
 	Put          func(registry.Event)           // takes key sets
-	Report       func(source string, err error) // hears of each answer whose outcome differs from that of the last, nil being a good one
+	Report       func(source string, err error) // hears of each answer that differs from the last: a good one, which is nil, after a failure, and a failure for another reason than before
 	Memory       Memory
 	Metrics      prometheus.Registerer
 	Log          *slog.Logger
@@ -81,7 +81,7 @@ type Options struct {
 func New(o Options) *Servers {
 	s := &Servers{
 		fetch: newClient(o.PrivateHosts, o.Forbids).fetch, put: o.Put, report: o.Report, slots: make(chan struct{}, atOnce), log: o.Log, wake: make(chan struct{}, 1),
-		wanted: map[string]question{}, running: map[string]*follower{}, failing: map[string]bool{}, tried: map[string]bool{}, news: make(chan struct{}), memory: o.Memory, kept: map[string]string{}, inForce: map[string]bool{}, dirty: make(chan struct{}, 1),
+		wanted: map[string]question{}, running: map[string]*follower{}, failing: map[string]string{}, tried: map[string]bool{}, news: make(chan struct{}), memory: o.Memory, kept: map[string]string{}, inForce: map[string]bool{}, dirty: make(chan struct{}, 1),
 		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "bulwark_pilot_key_fetches_total", Help: "Key sets asked for, by outcome."}, []string{"result"}),
 	}
 	o.Metrics.MustRegister(s.fetches, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "bulwark_pilot_key_sources_failing",
@@ -270,13 +270,13 @@ func (s *Servers) ask(ctx context.Context, id string, q question) (time.Duration
 		err = errors.Join(errors.New("it has not answered within "+q.timeout.String()), err)
 	}
 	s.mu.Lock()
-	was, known := s.failing[id]
+	was, failed := s.failing[id]
 	if !s.tried[id] {
 		s.tried[id] = true
 		s.hasNews()
 	}
 	if err != nil {
-		s.failing[id] = true
+		s.failing[id] = err.Error()
 	} else {
 		delete(s.failing, id)
 		s.keep(id, keys.Text)
@@ -290,7 +290,7 @@ func (s *Servers) ask(ctx context.Context, id string, q question) (time.Duration
 		s.log.Debug("keys are fetched", "source", shown(id), "keys", len(keys.IDs), "leftOut", len(dropped))
 		s.put(registry.Event{Kind: registry.KeySets, ID: id, Object: &registry.KeySet{ID: id, Keys: keys.Text}})
 	}
-	if failed := err != nil; failed && !was || !failed && known {
+	if err != nil && err.Error() != was || err == nil && failed {
 		s.report(id, err)
 	}
 	return lasts, err

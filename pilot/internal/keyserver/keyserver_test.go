@@ -176,6 +176,13 @@ func TestKeysAreFetchedAgainAndKept(t *testing.T) {
 		if len(w.said) != 4 || w.said[0] == nil || w.said[1] != nil || w.said[2] == nil || w.said[3] != nil {
 			t.Errorf("said: %v", w.said)
 		}
+		for _, why := range []string{"connection refused", "connection refused", "it answers 503", "connection refused"} {
+			w.answers(func() (jwt.Keys, time.Duration, error) { return jwt.Keys{}, 0, errors.New(why) })
+			time.Sleep(25 * time.Minute)
+		}
+		if len(w.said) != 7 || w.said[5].Error() != "it answers 503" {
+			t.Errorf("of a failure for another reason is said: %v", w.said)
+		}
 		w.answers(answers("fourth", time.Second))
 		time.Sleep(5 * time.Minute)
 		before = w.count()

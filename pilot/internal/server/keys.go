@@ -42,7 +42,7 @@ func ownAddress(snap *registry.Snapshot, at netip.Addr) string {
 	return ""
 }
 
-// sayKeys makes what a key server answers, when it is another outcome than before, an Event of the policies that name it.
+// sayKeys makes what a key server answers, when it is another than before, an Event of the policies that name it.
 func (p *Pilot) sayKeys(source string, err error) {
 	for r := range p.registry.Snapshot().RequestAuthsBy(source) {
 		of := &corev1.ObjectReference{APIVersion: registry.RequestAuths.Resource().GroupVersion().String(), Kind: registry.RequestAuths.Resource().Kind, Namespace: r.Namespace, Name: r.Name}
@@ -50,7 +50,7 @@ func (p *Pilot) sayKeys(source string, err error) {
 			p.events.Eventf(of, nil, corev1.EventTypeNormal, "KeysFetched", "Fetch", "The keys of %s are there again", printable.Text(source))
 			continue
 		}
-		p.events.Eventf(of, nil, corev1.EventTypeWarning, "KeysNotFetched", "Fetch", "Tokens are verified by the last keys of %s, and refused if there are none: %s",
+		p.events.Eventf(of, nil, corev1.EventTypeWarning, "KeysNotFetched", keyserver.Step(err), "Tokens are verified by the last keys of %s, and refused if there are none: %s",
 			printable.Text(source), printable.Text(err.Error()))
 	}
 }
