@@ -180,6 +180,7 @@ func TestKeysAreFetchedAgainAndKept(t *testing.T) {
 			w.answers(func() (jwt.Keys, time.Duration, error) { return jwt.Keys{}, 0, errors.New(why) })
 			time.Sleep(25 * time.Minute)
 		}
+		w.count() // which waits until nothing happens
 		if len(w.said) != 7 || w.said[5].Error() != "it answers 503" {
 			t.Errorf("of a failure for another reason is said: %v", w.said)
 		}
