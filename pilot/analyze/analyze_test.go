@@ -14,12 +14,14 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
 var update = flag.Bool("update", false, "write the golden file")
 
-var options = authz.Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
+var options = authz.Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system",
+	Authorizers: []authorizer.Provider{{Name: "opa", GRPC: true, Service: "opa/opa", Port: 9191}}}
 
 func objects(t testing.TB, text string) (out []*unstructured.Unstructured) {
 	t.Helper()

@@ -39,6 +39,7 @@ const (
 	NotEnforceable    = "BW0120"
 	Advice            = "BW0121"
 	UnknownCode       = "BW0122"
+	NoAuthorizer      = "BW0123"
 )
 
 // Codes are all of them, in their order.
@@ -65,6 +66,7 @@ var Codes = []Code{
 	{NotEnforceable, Error, "cannot be enforced"},
 	{Advice, Info, "may not be what its author thinks"},
 	{UnknownCode, Warning, "ignores a code that there is not"},
+	{NoAuthorizer, Error, "asks an authorizer that cannot answer"},
 }
 
 // Known reports whether there is a code.

@@ -11,12 +11,13 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/authz/space"
 )
 
-// Change is requests about which other policies decide otherwise.
+// Change is requests about which other policies decide otherwise, or ask otherwise.
 type Change struct {
 	Access
-	Before  bool   `json:"before"` // allowed
+	Before  bool   `json:"before"` // allowed; of an authorizer: asked
 	After   bool   `json:"after"`
-	Example string `json:"example"` // one of these requests
+	Asked   string `json:"authorizer,omitempty"` // the external authorizer that is asked about them before or after; empty: it is the policies' own verdict that changes
+	Example string `json:"example"`              // one of these requests
 	Client  string `json:"exampleClient"`
 }
 
@@ -43,26 +44,9 @@ func Diff(before, after *Mesh) *Difference {
 		if same(a, b) {
 			continue
 		}
-		at := map[string]int{}
-		for _, e := range entrances(a, b) {
-			pairs, err := compare(known, before, canonical(side(a, e), side(b, e)))
-			if err != nil {
-				out.Untold = append(out.Untold, Untold{name, e.label, err.Error()})
-				continue
-			}
-			for _, p := range pairs {
-				p.example.DestinationPort = e.port
-				c := Change{accessOf(name, e, p.region), p.region.Allowed[0], p.region.Allowed[1], p.example.Describe(), "no identity"}
-				if !p.example.Source.IsZero() {
-					c.Client = p.example.Source.Principal()
-				}
-				if i, ok := at[c.key()]; ok && out.Changes[i].Before == c.Before && out.Changes[i].After == c.After {
-					out.Changes[i].Ports = append(out.Changes[i].Ports, e.label)
-					continue
-				}
-				at[c.key()] = len(out.Changes)
-				out.Changes = append(out.Changes, c)
-			}
+		out.compare(known, before, name, "", a, b)
+		for _, authorizer := range authorizers(a, b) {
+			out.compare(known, before, name, authorizer, a, b)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(is)) {
@@ -72,6 +56,55 @@ func Diff(before, after *Mesh) *Difference {
 	}
 	out.Notes = append(out.Notes, broken(before, after)...)
 	return out
+}
+
+// compare adds what changes at a workload, of its policies' verdict, or of what an authorizer is asked about.
+func (d *Difference) compare(known map[string][]pair, m *Mesh, name, authorizer string, a, b compile.Workload) {
+	at := map[string]int{}
+	for _, e := range entrances(a, b) {
+		pairs, err := compare(known, m, canonical(asking(authorizer, side(a, e), side(b, e))))
+		if err != nil {
+			d.Untold = append(d.Untold, Untold{name, e.label, err.Error()})
+			continue
+		}
+		for _, p := range pairs {
+			p.example.DestinationPort = e.port
+			c := Change{accessOf(name, e, p.region), p.region.Allowed[0], p.region.Allowed[1], authorizer, p.example.Describe(), "no identity"}
+			if authorizer != "" {
+				c.Before, c.After = !c.Before, !c.After
+			}
+			if !p.example.Source.IsZero() {
+				c.Client = p.example.Source.Principal()
+			}
+			if i, ok := at[c.key()]; ok && d.Changes[i].Before == c.Before && d.Changes[i].After == c.After {
+				d.Changes[i].Ports = append(d.Changes[i].Ports, e.label)
+				continue
+			}
+			at[c.key()] = len(d.Changes)
+			d.Changes = append(d.Changes, c)
+		}
+	}
+}
+
+// authorizers are those that the policies of workloads have asked.
+func authorizers(of ...compile.Workload) []string {
+	names := map[string]bool{}
+	for _, w := range of {
+		for _, p := range w.Policies {
+			if p.Action == authz.Custom && !p.Ignored {
+				names[p.Provider] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// asking are sides, about whether an authorizer is asked; if none is named, about what policies decide.
+func asking(authorizer string, sides ...space.Side) []space.Side {
+	for i := range sides {
+		sides[i].Asked = authorizer
+	}
+	return sides
 }
 
 // broken notes the policies that cannot be enforced after the change and could before, or were not there.
@@ -110,7 +143,7 @@ type pair struct {
 }
 
 // canonical are sides that decide alike, at one port of all that no policy of theirs names.
-func canonical(sides ...space.Side) []space.Side {
+func canonical(sides []space.Side) []space.Side {
 	for _, s := range sides {
 		for _, p := range s.Policies {
 			if slices.Contains(p.Ports(), s.Port) {
@@ -149,7 +182,7 @@ func compare(known map[string][]pair, m *Mesh, sides []space.Side) ([]pair, erro
 
 // keyOf tells the sides of one mesh apart.
 func keyOf(s space.Side) string {
-	key := string(s.Mode)
+	key := string(s.Mode) + " " + s.Asked
 	if s.HTTP {
 		key += " HTTP"
 	}

@@ -11,6 +11,17 @@ func words(a Access) string {
 	return strings.TrimPrefix(a.Workload, "finance/deploy/") + fmt.Sprint(a.Ports, a.Clients, a.Methods, a.Paths, a.Conditions)
 }
 
+const custom = `---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: asks, namespace: finance}
+spec:
+  selector: {matchLabels: {app: payroll}}
+  action: CUSTOM
+  provider: {name: opa}
+  rules: [{from: [{source: {serviceAccounts: [finance/account-auditor]}}], to: [{operation: {paths: [/accounts/1]}}]}]
+`
+
 func TestDiffNamesWhatChangesAndNothingElse(t *testing.T) {
 	const auditor = " [cluster.local/ns/finance/sa/account-auditor] "
 	for _, c := range []struct{ name, old, new, want string }{
@@ -19,6 +30,8 @@ func TestDiffNamesWhatChangesAndNothingElse(t *testing.T) {
 		{"a method", "methods: [GET]", "methods: [GET, HEAD]", "true payroll[8080 HTTP]" + auditor + "[HEAD] [/accounts/*] []"},
 		{"a port that is taken away", `ports: ["9000"]`, `ports: ["9001"]`,
 			"false payroll[9000 TCP]" + auditor + "[] [] []\ntrue payroll[9001 HTTP]" + auditor + "[any but CONNECT, ambiguous] [any but ambiguous] []\ntrue payroll[9001 TCP]" + auditor + "[] [] []"},
+		{"an authorizer that is asked", "---\n", custom + "---\n",
+			"opatrue payroll[any other HTTP 7000 HTTP 8080 HTTP] [account finance/account-auditor] [any] [/accounts/1] []\nopatrue payroll[any other TCP 9000 TCP] [account finance/account-auditor] [] [] []"},
 		{"a policy that is tried out", "name: ledger-readers, namespace: finance}", "name: ledger-readers, namespace: finance, annotations: {istio.io/dry-run: 'true'}}",
 			"false payroll[9000 TCP]" + auditor + "[] [] []"},
 	} {
@@ -26,7 +39,7 @@ func TestDiffNamesWhatChangesAndNothingElse(t *testing.T) {
 			d := Diff(meshOf(t, objectsOf(t, sample(t))), meshOf(t, objectsOf(t, strings.Replace(sample(t), c.old, c.new, 1))))
 			var got []string
 			for _, change := range d.Changes {
-				got = append(got, fmt.Sprint(change.After, " ", words(change.Access)))
+				got = append(got, fmt.Sprint(change.Asked, change.After, " ", words(change.Access)))
 			}
 			if strings.Join(got, "\n") != c.want || d.Compared != 3 {
 				t.Errorf("got\n%s\nwant\n%s\n%+v", strings.Join(got, "\n"), c.want, d)

@@ -103,6 +103,9 @@ func (m *Mesh) Explain(ask Ask) (*Answer, error) {
 	for _, id := range e.Audited {
 		out.Audited = append(out.Audited, authz.Short(scope, id))
 	}
+	for _, id := range e.Asked {
+		a.note("an external authorizer is asked by %s, and can deny it: what it says is not known here", authz.Short(scope, id))
+	}
 	if e.DryRun != nil {
 		out.DryRun = &Verdict{e.DryRun.Allowed, authz.Short(scope, e.DryRun.Policy), e.DryRun.Reason}
 	}

@@ -15,10 +15,12 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
-var options = authz.Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
+var options = authz.Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system",
+	Authorizers: []authorizer.Provider{{Name: "opa", GRPC: true, Service: "opa/opa", Port: 9191}}}
 
 func objectsOf(t testing.TB, texts ...string) (out []*unstructured.Unstructured) {
 	t.Helper()

@@ -70,6 +70,8 @@ func (s *sight) see(record *telemetryv1.Record) (o observed, why string) {
 		return o, "refused in the handshake, which no policy decides"
 	case e.GetVerdict() == telemetryv1.Verdict_VERDICT_UNSPECIFIED:
 		return o, "no verdict"
+	case strings.HasPrefix(e.GetReason(), telemetryv1.ReasonAuthorizer):
+		return o, "an external authorizer denied it, which can know more than policies do"
 	case strings.HasPrefix(e.GetReason(), telemetryv1.ReasonTokenRefused):
 		return o, "a token was refused, which no AuthorizationPolicy decides"
 	}

@@ -36,7 +36,7 @@ func (m *Mesh) WhoCan(ask Ask) (*Accesses, error) {
 		return out, nil
 	}
 	m.list(out, w.Name, a.compiled, ask, a.port.Number, nil)
-	out.Notes = a.notes
+	out.Notes = append(a.notes, alsoAsked(a.compiled)...)
 	return out, nil
 }
 
@@ -149,4 +149,14 @@ func (m *Mesh) regions(of space.Side, ask Ask, client *string, w compile.Workloa
 		return nil, nil
 	}
 	return s.Regions()
+}
+
+// alsoAsked says of which policies an external authorizer can deny what the others admit.
+func alsoAsked(w compile.Workload) (out []string) {
+	for _, p := range w.Policies {
+		if p.Action == authz.Custom && !p.Ignored {
+			out = append(out, fmt.Sprintf("what %s/%s matches is admitted only if the external authorizer %s allows it, too", p.Namespace, p.Name, p.Provider))
+		}
+	}
+	return out
 }

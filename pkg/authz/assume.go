@@ -45,7 +45,7 @@ func (r Rule) assuming(unknown func(Clause) bool, holds bool) Rule {
 // Uncertain lists the clauses about something unknown, by what a request must have for them.
 func Uncertain(policies []Policy, unknown func(Clause) bool) (out []Clause) {
 	for _, p := range policies {
-		if p.Ignored || p.DryRun || p.Action == Audit {
+		if p.Ignored || p.DryRun || p.Action == Audit || p.Action == Custom {
 			continue
 		}
 		for _, r := range p.Rules {

@@ -101,8 +101,10 @@ func TestOnConnectionsDenyGetsWiderAndAllowIsSkipped(t *testing.T) {
 
 func TestWhatCannotBeEnforcedIsNamedAndFailsClosed(t *testing.T) {
 	for _, c := range []struct{ spec, field string }{
-		{`{"action":"CUSTOM","provider":{"name":"x"},"rules":[{}]}`, "spec.action"},
-		{`{"action":"CUSTOM","provider":{"name":"x"}}`, "spec.action"},
+		{`{"action":"CUSTOM","rules":[{}]}`, "spec.provider.name"},
+		{`{"action":"CUSTOM","provider":{"name":"x"}}`, "spec.rules"},
+		{`{"action":"CUSTOM","provider":{"name":"x"},"rules":[{"from":[{"source":{"requestPrincipals":["*"]}}]}]}`, "spec.rules[0].from[0].source.requestPrincipals"},
+		{`{"action":"CUSTOM","provider":{"name":"x"},"rules":[{"when":[{"key":"request.auth.claims[a]","values":["b"]}]}]}`, "spec.rules[0].when[0].values"},
 		{`{"rules":[{"from":[{"source":{"requestPrincipals":["nobody"]}}]}]}`, "spec.rules[0].from[0].source.requestPrincipals[0]"},
 		{`{"action":"DENY","rules":[{"from":[{"source":{"notRequestPrincipals":["https://issuer.example*"]}}]}]}`, "spec.rules[0].from[0].source.notRequestPrincipals[0]"},
 		{`{"rules":[{"from":[{"source":{"remoteIpBlocks":["10.0.0.0/99"]}}]}]}`, "spec.rules[0].from[0].source.remoteIpBlocks[0]"},

@@ -8,6 +8,8 @@ import (
 
 	security "istio.io/api/security/v1beta1"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 )
 
 // Limits on what one policy may hold, so that nobody's policy is a burden to others.
@@ -26,6 +28,7 @@ type Options struct {
 	// TrustedProxies is how many proxies before a workload append the address of their client to X-Forwarded-For, as one can rely on. With none, the
 	// remote address is that of the TCP peer: a client writes what it likes into that header.
 	TrustedProxies int
+	Authorizers    []authorizer.Provider // whom policies of action CUSTOM may have asked
 }
 
 // FromAuthorizationPolicy makes the intermediate form. It never fails: what cannot be enforced is reported as problems,
@@ -41,8 +44,7 @@ func FromAuthorizationPolicy(meta Meta, spec *security.AuthorizationPolicy, opts
 	case security.AuthorizationPolicy_AUDIT:
 		p.Action = Audit
 	case security.AuthorizationPolicy_CUSTOM:
-		p.Action = Deny
-		b.problem("spec.action", "CUSTOM is not supported: no external authorizer is configured")
+		b.provider(&p, spec.GetProvider().GetName())
 	default:
 		p.Action = Deny
 		b.problem("spec.action", fmt.Sprintf("unknown action %d", spec.GetAction()))
@@ -70,7 +72,7 @@ func FromAuthorizationPolicy(meta Meta, spec *security.AuthorizationPolicy, opts
 	rules := spec.GetRules()
 	if len(rules) == 0 && spec.GetAction() != security.AuthorizationPolicy_ALLOW {
 		b.problem("spec.rules", "a "+spec.GetAction().String()+" policy without rules matches nothing")
-		if b.custom(spec) {
+		if spec.GetAction() != security.AuthorizationPolicy_DENY && spec.GetAction() != security.AuthorizationPolicy_AUDIT {
 			p.Rules = []Rule{{}}
 		}
 	}
@@ -92,6 +94,7 @@ type builder struct {
 	opts     Options
 	meta     Meta
 	action   Action
+	custom   bool // its action is CUSTOM, whether or not there is an authorizer
 	values   int
 	count    int       // of problems, also of those that are not listed
 	problems []Problem // the first maxProblems
@@ -101,12 +104,26 @@ type builder struct {
 	unnamed  bool     // they can match others, too
 }
 
+// provider reads which authorizer a Custom policy has asked. One whose authorizer is not there denies what it matches, until the installation has it.
+func (b *builder) provider(p *Policy, name string) {
+	p.Action, p.Provider, b.custom = Custom, name, true
+	b.at = "spec.provider.name"
+	switch {
+	case name == "":
+		p.Action = Deny
+		b.problem(b.at, "is empty; name one of the installation's extensionProviders")
+	case !slices.ContainsFunc(b.opts.Authorizers, func(p authorizer.Provider) bool { return p.Name == name }):
+		p.Action = Deny
+		b.warn(fmt.Sprintf("there is no external authorizer %q (extensionProviders of the installation): what this matches is denied", name))
+	}
+	if p.DryRun {
+		p.DryRun = false
+		b.problem(DryRunField, "an external authorizer cannot be tried out; this would be enforced")
+	}
+}
+
 // maxProblems bounds how many problems of a policy are kept. What a rule matches never depends on what is kept.
 const maxProblems = 50
-
-func (b *builder) custom(spec *security.AuthorizationPolicy) bool {
-	return spec.GetAction() != security.AuthorizationPolicy_DENY && spec.GetAction() != security.AuthorizationPolicy_AUDIT
-}
 
 func (b *builder) problem(field, reason string) {
 	b.count++
@@ -177,6 +194,10 @@ func (b *builder) rule(i int, r *security.Rule) Rule {
 // add appends a clause of values and their negations, dropping what cannot be parsed.
 func (b *builder) add(clauses *Clauses, attr Attribute, key, field string, values, not []string) {
 	if len(values) == 0 && len(not) == 0 {
+		return
+	}
+	if b.custom && (attr == RequestPrincipal || attr == Claim) {
+		b.problem(field, "is of the token, which is verified after external authorizers are asked; demand it by an ALLOW or DENY policy")
 		return
 	}
 	c := Clause{Attribute: attr, Key: key, Asked: Asked{Field: field}}

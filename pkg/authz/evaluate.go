@@ -2,6 +2,7 @@ package authz
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -34,6 +35,7 @@ type Decision struct {
 	Policy  string   `json:"policy,omitempty"` // rule that decided; empty if none matched
 	Reason  string   `json:"reason"`
 	Audited []string `json:"audited,omitempty"` // AUDIT rules that matched
+	Asked   []string `json:"asked,omitempty"`   // CUSTOM rules that matched, of each authorizer the first: what it says is not known here, and it can only deny
 }
 
 // DefaultDeny is the reason of a denial by no rule: what no ALLOW policy matches is denied where there is one.
@@ -47,7 +49,8 @@ type Program struct{ requests, connections *order }
 // rule among those that deny, or audit.
 type order struct {
 	audit, deny, allow []step
-	restricted         bool // some policy is ALLOW, so that what none allows is denied
+	custom             map[string][]step // by authorizer
+	restricted         bool              // some policy is ALLOW, so that what none allows is denied
 }
 
 // step is a rule.
@@ -68,7 +71,7 @@ func Compile(policies []Policy) *Program {
 }
 
 func orderOf(scope []Policy) *order {
-	o := &order{}
+	o := &order{custom: map[string][]step{}}
 	for _, p := range scope {
 		steps, reason := &o.audit, ""
 		switch p.Action {
@@ -77,11 +80,16 @@ func orderOf(scope []Policy) *order {
 		case Allow:
 			steps, reason = &o.allow, "allowed by "+p.Namespace+"/"+p.Name
 			o.restricted = true
+		case Custom:
+			steps = new([]step)
 		}
 		for _, r := range p.Rules {
 			if !r.Never {
 				*steps = append(*steps, step{p.RuleID(r), reason, r.predicate()})
 			}
+		}
+		if p.Action == Custom {
+			o.custom[p.Provider] = append(o.custom[p.Provider], *steps...)
 		}
 	}
 	for _, a := range Ambiguities {
@@ -97,7 +105,7 @@ func orderOf(scope []Policy) *order {
 			o.deny = append(o.deny, found)
 		}
 	}
-	for _, steps := range [][]step{o.audit, o.deny, o.allow} {
+	for _, steps := range append([][]step{o.audit, o.deny, o.allow}, slices.Collect(maps.Values(o.custom))...) {
 		slices.SortStableFunc(steps, func(a, b step) int { return cmp.Compare(a.id, b.id) })
 	}
 	return o
@@ -124,6 +132,11 @@ func (o *order) decide(s *seen) (d Decision) {
 	for _, r := range o.audit {
 		if r.holds(s) {
 			d.Audited = append(d.Audited, r.id)
+		}
+	}
+	for _, provider := range slices.Sorted(maps.Keys(o.custom)) {
+		if i := slices.IndexFunc(o.custom[provider], func(r step) bool { return r.holds(s) }); i >= 0 {
+			d.Asked = append(d.Asked, o.custom[provider][i].id)
 		}
 	}
 	for _, r := range o.deny {

@@ -14,11 +14,12 @@ import (
 // Action is what a matching policy does.
 type Action string
 
-// The actions; CUSTOM does not appear: Bulwark cannot enforce it and turns it into Deny.
+// The actions. What a Custom policy matches is denied unless its external authorizer allows it, too.
 const (
-	Allow Action = "ALLOW"
-	Deny  Action = "DENY"
-	Audit Action = "AUDIT"
+	Allow  Action = "ALLOW"
+	Deny   Action = "DENY"
+	Audit  Action = "AUDIT"
+	Custom Action = "CUSTOM"
 )
 
 // Meta is what of a policy's metadata matters.
@@ -36,6 +37,7 @@ type Policy struct {
 	Services []string          // of its namespace, that it targets: it holds for workloads behind one of them; empty: for all that it selects
 	Ignored  bool              // it targets or selects something that is no workload, so it touches none
 	Rules    []Rule
+	Provider string    // the external authorizer that a Custom policy has asked
 	Warnings []Problem // what is enforced as it is written, but may not be what its author wants
 }
 
@@ -208,7 +210,7 @@ func (p *Policy) TCP() Policy {
 func AdmitsTCP(policies []Policy, port uint32) bool {
 	restricted, admitted := false, false
 	for _, p := range policies {
-		if p.Ignored || p.DryRun || p.Action == Audit {
+		if p.Ignored || p.DryRun || p.Action == Audit || p.Action == Custom {
 			continue
 		}
 		restricted = restricted || p.Action == Allow
@@ -254,7 +256,7 @@ func (r Rule) atPort(port uint32) (maybe, certain bool) {
 	return maybe, certain
 }
 
-// ByIdentity reports whether who the peer is decides alone, and wholly, about connections that are not HTTP: no DENY policy has a word, and each ALLOW rule
+// ByIdentity reports whether who the peer is decides alone, and wholly, about connections that are not HTTP: no DENY or CUSTOM policy has a word, and each ALLOW rule
 // asks for one property of the peer's identity, or for nothing.
 func ByIdentity(policies []Policy) bool {
 	for _, p := range policies {
@@ -265,7 +267,7 @@ func ByIdentity(policies []Policy) bool {
 			if r.Never {
 				continue
 			}
-			if p.Action == Deny || len(r.When) > 0 || slices.ContainsFunc(r.To, func(to Clauses) bool { return len(to) > 0 }) {
+			if p.Action != Allow || len(r.When) > 0 || slices.ContainsFunc(r.To, func(to Clauses) bool { return len(to) > 0 }) {
 				return false
 			}
 			for _, from := range r.From {

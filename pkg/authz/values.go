@@ -59,6 +59,9 @@ func wildcard(v string) Match {
 	return Match{Exact, v}
 }
 
+// Wildcard reads a text as policies write it: with one * at the beginning or at the end, or alone, for anything.
+func Wildcard(v string) Match { return wildcard(v) }
+
 func parseCIDR(v string) ([]Match, error) {
 	if !strings.Contains(v, "/") {
 		a, err := netip.ParseAddr(v)

@@ -43,3 +43,12 @@ func SNI(port uint32, subset, host string) string {
 func PolicyRule(namespace, name string, rule int) string {
 	return fmt.Sprintf("ns[%s]-policy[%s]-rule[%d]", namespace, name, rule)
 }
+
+// CustomRule names a rule, as PolicyRule does, of which an external authorizer is asked.
+func CustomRule(provider, rule string) string { return CustomRules + provider + "-" + rule }
+
+// CustomRules is how the names of such rules begin, and CustomPrefix how what Envoy notes of them in dynamic metadata does.
+const (
+	CustomRules  = "istio-ext-authz-"
+	CustomPrefix = "istio_ext_authz_"
+)

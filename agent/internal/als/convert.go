@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -65,7 +66,7 @@ func (r record) event() *telemetryv1.Event {
 	} else {
 		e.SourceIdentity, e.ClaimedSource = r.peer("source_principal")
 	}
-	details := r.get("termination_details")
+	details := firstOf(r.get("termination_details"), r.get("response_code_details"))
 	if r.tag("kind") == "http" {
 		e.Protocol, e.Method, e.Path, e.Authority = r.get("protocol"), r.get("method"), withoutTokens(r.get("path")), r.get("authority")
 		e.RequestId, e.ResponseCode = r.get("request_id"), uint32(number(r.get("response_code")))
@@ -113,7 +114,7 @@ func (r record) handshaken() bool {
 	case "http":
 		return true
 	case "tcp":
-		return matched.MatchString(r.get("termination_details")) || number(r.tag("received")) > 0
+		return matched.MatchString(r.get("termination_details")) || authorizers[r.get("response_code_details")] != "" || number(r.tag("received")) > 0
 	default:
 		return false
 	}
@@ -130,6 +131,12 @@ func number(s string) uint64 {
 // matched finds the rule in what Envoy's RBAC says of a refusal.
 var matched = regexp.MustCompile(`^rbac_access_denied_matched_policy\[(.*)\]`)
 
+// authorizers are Envoy's words of what an external authorizer has answered, and asked finds who it was, and by which rule it was asked.
+var (
+	authorizers = map[string]string{"ext_authz_denied": "has denied it", "ext_authz_error": "has not answered, and had to be asked"}
+	asked       = regexp.MustCompile("^" + istiocompat.CustomRules + `(.*?)-(ns\[.*)$`)
+)
+
 // decide fills in the verdict, who decided, and why.
 func decide(e *telemetryv1.Event, r record, details string) {
 	if r.tag("out_of_reach") != "" {
@@ -144,6 +151,14 @@ func decide(e *telemetryv1.Event, r record, details string) {
 		}
 		e.Policy = Policy(firstOf(r.tag("deny_policy"), m[1]))
 		e.Reason = "a DENY policy matched"
+		return
+	}
+	if answer, ok := authorizers[details]; ok {
+		m := asked.FindStringSubmatch(r.tag("custom_policy"))
+		if m == nil {
+			m = []string{"", "of unknown name", ""}
+		}
+		e.Verdict, e.Policy, e.Reason = telemetryv1.Verdict_VERDICT_DENIED, Policy(m[2]), telemetryv1.ReasonAuthorizer+clip(m[1], maxName)+" "+answer
 		return
 	}
 	if why, ok := strings.CutPrefix(details, "jwt_authn_access_denied{"); ok {

@@ -258,3 +258,19 @@ func FuzzRequest(f *testing.F) {
 		}
 	})
 }
+
+// Who denied is told of external authorizers, too, whatever their names look like, and by which policy they were asked.
+func TestExternalAuthorizersAreNamed(t *testing.T) {
+	for _, c := range []struct{ kind, details, rule, policy, reason string }{
+		{"http", "ext_authz_denied", "istio-ext-authz-opa-ns[finance]-policy[asks]-rule[1]", "finance/asks rule 1", "external authorizer opa has denied it"},
+		{"http", "ext_authz_error", "istio-ext-authz-opa-ns-2-ns[finance]-policy[asks]-rule[0]", "finance/asks rule 0", "external authorizer opa-ns-2 has not answered, and had to be asked"},
+		{"tcp", "ext_authz_denied", "istio-ext-authz-opa-ns[a]-policy[b]-rule[0]", "a/b rule 0", "external authorizer opa has denied it"},
+		{"tcp", "ext_authz_denied", "-", "", "external authorizer of unknown name has denied it"},
+	} {
+		e := one(t, wire(t, 1, map[string]string{"bulwark.direction": "inbound", "bulwark.kind": c.kind, "response_code_details": c.details, "termination_details": "-", "bulwark.custom_policy": c.rule,
+			"bulwark.source_principal": "spiffe://cluster.local/ns/shop/sa/web", "bulwark.received": "0"}))
+		if e.GetVerdict() != denied || e.GetPolicy() != c.policy || e.GetReason() != c.reason || !strings.HasPrefix(e.GetReason(), telemetryv1.ReasonAuthorizer) || e.GetSourceIdentity() == "" {
+			t.Errorf("%+v: %v", c, e)
+		}
+	}
+}

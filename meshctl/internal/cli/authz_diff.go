@@ -92,7 +92,12 @@ func showDifference(out *printer.Printer, d *explain.Difference) {
 	t := out.Table("CHANGE", "WORKLOAD", "PORT", "CLIENT", "METHOD", "PATH", "AND ONLY IF", "EXAMPLE")
 	for _, c := range d.Changes {
 		change := "now denied"
-		if c.After {
+		switch {
+		case c.Asked != "" && c.After:
+			change = "now asks " + c.Asked
+		case c.Asked != "":
+			change = "no longer asks " + c.Asked
+		case c.After:
 			change = "now allowed"
 		}
 		t.Row(append(append([]string{change}, accessRow(c.Access)...), brief(c.Client+": "+c.Example)...)...)

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -32,6 +33,10 @@ func installedOptions(ctx context.Context, client *kube.Client, options authz.Op
 				options.TrustDomainAliases = strings.Split(value, ",")
 			case "--rootNamespace":
 				options.RootNamespace = value
+			case "--extension-providers":
+				if options.Authorizers, err = authorizer.Parse(value); err != nil {
+					return options, fmt.Errorf("reading the mesh's settings off Deployment %s/%s: %w", mesh.Namespace, mesh.PilotAccount, err)
+				}
 			case "--trusted-proxies":
 				if options.TrustedProxies, err = strconv.Atoi(value); err != nil {
 					return options, fmt.Errorf("reading the mesh's settings off Deployment %s/%s: %s: %w", mesh.Namespace, mesh.PilotAccount, name, err)

@@ -22,6 +22,7 @@ type reach struct {
 
 // scope is an identity whose workloads may know, of the services that it may reach, only those that a Sidecar names.
 type scope struct {
+	settings           compile.Settings
 	sidecar            *registry.Sidecar
 	namespace, account string
 }
@@ -53,7 +54,7 @@ func (r *reach) close(l Layer) {
 // has reports whether a service is in the scope, given the layers of its audience.
 func (s *scope) has(service *registry.Service, audience []Layer) bool {
 	reachable := slices.ContainsFunc(reachOf(s.namespace, s.account), func(l Layer) bool { return slices.Contains(audience, l) })
-	return reachable && compile.Imports(s.sidecar, s.namespace, service)
+	return reachable && (compile.Imports(s.sidecar, s.namespace, service) || s.settings.Asks(service.ID))
 }
 
 // renew looks at a service again, and reports whether others may reach it now.

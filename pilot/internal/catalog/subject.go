@@ -132,7 +132,7 @@ func (c *Catalog) enter(s Subject, p *registry.Pod, sidecar *registry.Sidecar) {
 		c.reach, c.spread = newReach(c), newSpread(c)
 	}
 	if sidecar != nil && c.scopes[s.scope] == nil {
-		c.scopes[s.scope] = &scope{sidecar, s.namespace, s.account}
+		c.scopes[s.scope] = &scope{c.settings, sidecar, s.namespace, s.account}
 		c.reach.open(c, s.scope)
 	}
 	for _, id := range s.Layers() {

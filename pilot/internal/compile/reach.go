@@ -42,6 +42,9 @@ func everyone(format string, args ...any) Audience {
 
 // AudienceOf finds out who may reach a service: whom policies admit, of the namespaces to which it is exported.
 func AudienceOf(snap *registry.Snapshot, set Settings, s *registry.Service) Audience {
+	if set.Asks(s.ID) {
+		return everyone("it is an external authorizer, which proxies of all workloads ask")
+	}
 	a := admitted(snap, set, s)
 	if s.ExportTo == nil || slices.Contains(s.ExportTo, "*") {
 		return a

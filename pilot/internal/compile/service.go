@@ -11,6 +11,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
@@ -23,17 +24,39 @@ type Settings struct {
 	TrustDomain        string
 	TrustDomainAliases []string // under which identities are the same, too
 	RootNamespace      string
-	TrustedProxies     int // before workloads; see authz.Options
+	TrustedProxies     int                   // before workloads; see authz.Options
+	Authorizers        []authorizer.Provider // see authz.Options
 }
 
 // SettingsOf are the settings that go with the options by which policies are read.
 func SettingsOf(o authz.Options) Settings {
-	return Settings{TrustDomain: o.TrustDomain, TrustDomainAliases: o.TrustDomainAliases, RootNamespace: o.RootNamespace, TrustedProxies: o.TrustedProxies}
+	return Settings{TrustDomain: o.TrustDomain, TrustDomainAliases: o.TrustDomainAliases, RootNamespace: o.RootNamespace, TrustedProxies: o.TrustedProxies, Authorizers: o.Authorizers}
 }
 
 // TrustDomains returns the mesh's trust domain and its aliases.
 func (s Settings) TrustDomains() []string {
 	return append([]string{s.TrustDomain}, s.TrustDomainAliases...)
+}
+
+// Asks reports whether a Service ("namespace/name") is an external authorizer's. Every proxy has it, whatever narrows others.
+func (s Settings) Asks(service string) bool {
+	return slices.ContainsFunc(s.Authorizers, func(p authorizer.Provider) bool { return p.Service == service })
+}
+
+// protocolAt is what the port of a Service speaks: what it is declared to, or else what the settings say of it, if an external authorizer is there.
+func (s Settings) protocolAt(service string, p registry.ServicePort) protocol.Protocol {
+	if p.Protocol == protocol.Auto {
+		for _, a := range s.Authorizers {
+			switch {
+			case a.Service != service || a.Port != p.Number:
+			case a.GRPC:
+				return protocol.HTTP2
+			default:
+				return protocol.HTTP
+			}
+		}
+	}
+	return p.Protocol
 }
 
 // URIs are the SPIFFE URIs of a service account, one for each trust domain of the mesh; none if it can have no identity.
@@ -119,7 +142,7 @@ func ServicePorts(snap *registry.Snapshot, set Settings, s *registry.Service) []
 	out := make([]ServicePort, 0, len(s.Ports)*len(families))
 	for _, p := range s.Ports {
 		for _, f := range families {
-			out = append(out, ServicePort{Service: s, Host: Host(s), Number: p.Number, Family: f, Protocol: p.Protocol,
+			out = append(out, ServicePort{Service: s, Host: Host(s), Number: p.Number, Family: f, Protocol: set.protocolAt(s.ID, p),
 				Sticky: s.Affinity != 0 && !s.Headless, Mutual: n.mutual, Identities: n.identities})
 		}
 	}

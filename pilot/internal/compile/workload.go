@@ -14,6 +14,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/jwt"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -56,14 +57,15 @@ func (c Class) AsInjected() Class {
 
 // Workload is what the inbound side of a class's proxies does.
 type Workload struct {
-	Class    Class
-	Identity string
-	Labels   Labels
-	Ports    []InboundPort  // ports that services or policies name, in order
-	Other    InboundPort    // every other port
-	Policies []authz.Policy // in scope, in the order of namespace and name
-	Issuers  []Issuer       // whose tokens are verified, in the order of their names
-	IPv6     bool           // it is called by addresses of IPv6, too
+	Class       Class
+	Identity    string
+	Labels      Labels
+	Ports       []InboundPort         // ports that services or policies name, in order
+	Other       InboundPort           // every other port
+	Policies    []authz.Policy        // in scope, in the order of namespace and name
+	Authorizers []authorizer.Provider // that its policies have asked, in the order of their names
+	Issuers     []Issuer              // whose tokens are verified, in the order of their names
+	IPv6        bool                  // it is called by addresses of IPv6, too
 }
 
 // Issuer is one whose tokens are verified, and by which keys.
@@ -87,6 +89,7 @@ type InboundPort struct {
 // CompileWorkload compiles a class.
 func CompileWorkload(snap *registry.Snapshot, set Settings, c Class) Workload {
 	w := Workload{Class: c, Policies: policies(snap, set, c), Issuers: issuers(snap, set, c), IPv6: IPv6(ServiceRanges(snap))}
+	w.Authorizers = authorizers(set, w.Policies)
 	w.Labels = Labels{Namespace: c.Namespace, CanonicalName: CanonicalName(c.Labels, ""), CanonicalRevision: CanonicalRevision(c.Labels)}
 	if id, err := spiffe.New(set.TrustDomain, c.Namespace, c.ServiceAccount); err == nil {
 		w.Identity = id.String()
@@ -155,11 +158,16 @@ func TargetPort(c Class, sp registry.ServicePort) uint32 {
 	return 0
 }
 
-// policies returns the policies in scope of a class. A RequestAuthentication that cannot be enforced denies all.
+// policies returns the policies in scope of a class. A RequestAuthentication that cannot be enforced denies all. Nobody is asked about what is sent to an external
+// authorizer: it would be asked about the question, and about that one.
 func policies(snap *registry.Snapshot, set Settings, c Class) []authz.Policy {
 	var out []authz.Policy
+	authorizes := slices.ContainsFunc(snap.ServicesFor(c.Namespace, c.Labels), func(s *registry.Service) bool { return set.Asks(s.ID) })
 	for _, ns := range scopes(set, c.Namespace) {
 		for _, p := range snap.PoliciesFor(ns, c.Labels) {
+			if p.Action == authz.Custom && authorizes {
+				continue
+			}
 			if p.InScope(set.RootNamespace, c.Namespace, c.Labels) && targeted(snap, p.Namespace, p.Services, c.Namespace, c.Labels) {
 				out = append(out, p.Policy)
 			}
@@ -189,6 +197,17 @@ func issuers(snap *registry.Snapshot, set Settings, c Class) (out []Issuer) {
 		}
 	}
 	slices.SortStableFunc(out, func(a, b Issuer) int { return cmp.Compare(a.Issuer, b.Issuer) })
+	return out
+}
+
+// authorizers are those of the installation that policies have asked.
+func authorizers(set Settings, policies []authz.Policy) (out []authorizer.Provider) {
+	for _, p := range set.Authorizers {
+		if slices.ContainsFunc(policies, func(q authz.Policy) bool { return q.Action == authz.Custom && q.Provider == p.Name }) {
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, func(a, b authorizer.Provider) int { return cmp.Compare(a.Name, b.Name) })
 	return out
 }
 

@@ -22,7 +22,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
-var settings = compile.Settings{TrustDomain: fixture.Options.TrustDomain, RootNamespace: fixture.Options.RootNamespace}
+var settings = compile.SettingsOf(fixture.Options)
 
 // pilot is Pilot between its informers and its network, put together as package server does, and the agents of its nodes.
 type pilot struct {

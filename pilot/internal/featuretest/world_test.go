@@ -371,7 +371,7 @@ func (w *world) authorization(namespace, name string) {
 	if w.chance(20) {
 		annotations = `{istio.io/dry-run: "true"}`
 	}
-	action := one(w, []string{"ALLOW", "ALLOW", "DENY", "DENY", "AUDIT", "CUSTOM", "NONSENSE"})
+	action := one(w, []string{"ALLOW", "ALLOW", "DENY", "DENY", "AUDIT", "CUSTOM", "CUSTOM, provider: {name: opa}", "NONSENSE"})
 	w.set("AuthorizationPolicy", namespace, name, "annotations: "+annotations,
 		fmt.Sprintf("spec: {action: %s, %s rules: [%s]}", action, w.target(), strings.Join(w.some(rules, 20), ", ")))
 }

@@ -36,6 +36,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/validate"
 	nodev1 "github.com/bulwark-mesh/bulwark/pkg/api/node/v1"
 	pilotv1 "github.com/bulwark-mesh/bulwark/pkg/api/pilot/v1"
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/health"
@@ -144,7 +145,11 @@ func (s Settings) pilots() (out []spiffe.ID) {
 }
 
 func (s Settings) authz() authz.Options {
-	return authz.Options{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace, TrustedProxies: s.TrustedProxies}
+	authorizers, err := authorizer.Parse(s.ExtensionProviders)
+	if err != nil {
+		authorizers = nil // which Validate has refused; without it, what policies would have asked is denied
+	}
+	return authz.Options{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace, TrustedProxies: s.TrustedProxies, Authorizers: authorizers}
 }
 
 func (s Settings) compile() compile.Settings {

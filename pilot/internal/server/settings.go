@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/bulwark-mesh/bulwark/pilot/inject"
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
@@ -20,6 +21,7 @@ type Settings struct {
 	TrustDomainAliases []string `mapstructure:"trust-domain-aliases" usage:"other trust domains whose identities are the mesh's own, as while it changes its name"`
 	TrustedProxies     int      `mapstructure:"trusted-proxies" usage:"proxies before workloads whose word in X-Forwarded-For counts for remote addresses; with none, the address of the TCP peer does"`
 	KeyServerHosts     []string `mapstructure:"key-server-hosts" usage:"hosts of key servers (or *.SUFFIX) that may have private addresses, as within the cluster; see RequestAuthentication"`
+	ExtensionProviders string   `mapstructure:"extension-providers" usage:"external authorizers, as a list in JSON with the names and fields of Istio's meshConfig.extensionProviders"`
 	RootNamespace      string   `mapstructure:"rootNamespace" usage:"namespace whose policies hold mesh-wide"`
 	ClusterName        string   `mapstructure:"clusterName" usage:"name of the cluster in metrics"`
 	Kubeconfig         string   `mapstructure:"kubeconfig" usage:"kubeconfig file; empty inside a cluster"`
@@ -85,6 +87,9 @@ func (s Settings) Validate() error {
 	}
 	if s.TrustedProxies < 0 || s.TrustedProxies > maxTrustedProxies {
 		errs = append(errs, fmt.Errorf("trusted-proxies %d is outside 0 to %d", s.TrustedProxies, maxTrustedProxies))
+	}
+	if _, err := authorizer.Parse(s.ExtensionProviders); err != nil {
+		errs = append(errs, err)
 	}
 	for _, host := range s.KeyServerHosts {
 		if u, err := url.Parse("https://" + strings.TrimPrefix(host, "*.")); err != nil || u.Host != strings.TrimPrefix(host, "*.") || u.Port() != "" || host == "" {

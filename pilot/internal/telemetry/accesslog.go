@@ -30,12 +30,17 @@ func inboundRequest() []attribute {
 	const enforced = "%%DYNAMIC_METADATA(envoy.filters.http.rbac:%senforced_effective_policy_id)%%"
 	return inboundEntry("http", append(request(), attribute{"protocol", "%PROTOCOL%"}, attribute{"response_code_details", "%RESPONSE_CODE_DETAILS%"},
 		attribute{"bulwark.request_principal", fmt.Sprintf("%[1]s:iss)%%/%[1]s:sub)%%", "%DYNAMIC_METADATA("+rbac.JWTFilter+":"+rbac.Payload)},
+		attribute{"bulwark.custom_policy", fmt.Sprintf(askedPolicy, "http")},
 		attribute{"bulwark.deny_policy", fmt.Sprintf(enforced, rbac.Prefix(authz.Deny))}, attribute{"bulwark.allow_policy", fmt.Sprintf(enforced, rbac.Prefix(authz.Allow))})...)
 }
 
+// askedPolicy is the rule by which an external authorizer was asked, the last one if several were.
+const askedPolicy = "%%DYNAMIC_METADATA(envoy.filters.%s.rbac:" + rbac.AskedKey + ")%%"
+
 // inboundConnection is of one over TLS or in plaintext, where tls_inspector would have it that a handshake failed.
 func inboundConnection(mutual bool) []attribute {
-	out := inboundEntry("tcp", attribute{"termination_details", "%CONNECTION_TERMINATION_DETAILS%"},
+	out := inboundEntry("tcp", attribute{"termination_details", "%CONNECTION_TERMINATION_DETAILS%"}, attribute{"response_code_details", "%RESPONSE_CODE_DETAILS%"},
+		attribute{"bulwark.custom_policy", fmt.Sprintf(askedPolicy, "network")},
 		// With bytes of the application the handshake is over, which Envoy does not say otherwise.
 		attribute{"bulwark.received", "%BYTES_RECEIVED%"},
 		attribute{"bulwark.allow_policy", fmt.Sprintf("%%DYNAMIC_METADATA(envoy.filters.network.rbac:%sshadow_effective_policy_id)%%", rbac.Prefix(authz.Allow))})

@@ -37,6 +37,9 @@ func when(expression string) *accesslog.AccessLogFilter {
 		ConfigType: &accesslog.ExtensionFilter_TypedConfig{TypedConfig: envoy.Typed(&cel.ExpressionFilter{Expression: expression})}}}}
 }
 
+// deniedByAuthorizer passes what an external authorizer has denied, with whatever status, or has not answered about.
+func deniedByAuthorizer() *accesslog.AccessLogFilter { return envoy.Flagged("UAEX") }
+
 // deniedByPolicy passes requests that a policy denied, or whose token is refused. What an application answers seldom is a denial of its own, as a status of HTTP or of gRPC, in
 // which a denied call of gRPC has it.
 func deniedByPolicy() *accesslog.AccessLogFilter {

@@ -19,12 +19,12 @@ import (
 // InboundRequests audit requests to a server that a policy denied or selected, and count all of them. Mutual says whether they come over
 // mutual TLS.
 func InboundRequests(mutual bool) []*accesslog.AccessLog {
-	return []*accesslog.AccessLog{audit(either(audited(), deniedByPolicy()), inboundRequest()), requestMetrics(byServer(httpService, mutual)), unread("server")}
+	return []*accesslog.AccessLog{audit(either(audited(), deniedByAuthorizer(), deniedByPolicy()), inboundRequest()), requestMetrics(byServer(httpService, mutual)), unread("server")}
 }
 
 // InboundConnections do the same with connections that are not HTTP.
 func InboundConnections(mutual bool) []*accesslog.AccessLog {
-	return append([]*accesslog.AccessLog{audit(atEnd(either(audited(), when(deniedConnection))), inboundConnection(mutual))},
+	return append([]*accesslog.AccessLog{audit(atEnd(either(audited(), deniedByAuthorizer(), when(deniedConnection))), inboundConnection(mutual))},
 		connectionMetrics(byServer(tcpService, mutual))...)
 }
 

@@ -29,12 +29,21 @@ import (
 // open already follow a changed policy, no connection is drained for it, and next to nothing is sent. A proxy that has no such
 // configuration yet refuses everything.
 type stage struct {
-	name   string
-	http   func(*compile.Workload) proto.Message // nil if it decides about no requests
-	kinds  []proto.Message                       // of which that may be
-	tcp    func(*compile.Workload) *netrbac.RBAC // nil if it decides about no connections
-	silent func(w *compile.Workload, mutual bool) bool
-	action authz.Action // of the policies that hold there, if it is a stage of policies
+	name     string
+	http     func(*compile.Workload) proto.Message // nil if it decides about no requests
+	kinds    []proto.Message                       // of which that may be
+	tcp      func(*compile.Workload) proto.Message // nil if it decides about no connections
+	tcpKinds []proto.Message                       // of which that may be; nil: RBAC
+	silent   func(w *compile.Workload, mutual bool) bool
+	action   authz.Action // of the policies that hold there, if it is a stage of policies
+}
+
+// ofConnections are the kinds of its filter for connections.
+func (s stage) ofConnections() []proto.Message {
+	if s.tcpKinds != nil {
+		return s.tcpKinds
+	}
+	return []proto.Message{&netrbac.RBAC{}}
 }
 
 func (s stage) httpName() string { return "authorization/http/" + s.name }
@@ -43,16 +52,18 @@ func (s stage) tcpName() string { return "authorization/tcp/" + s.name }
 
 // stages are in the order of the filters: tokens are verified before policies ask for them, what is audited is so whatever the verdict, and a denial outweighs what allows.
 var stages = []stage{
+	askedWhether,
+	askThem,
 	verified,
-	policyStage("audit", authz.Audit, nil, func(w *compile.Workload) *netrbac.RBAC {
+	policyStage("audit", authz.Audit, nil, func(w *compile.Workload) proto.Message {
 		filter := connections(w, authz.Audit)
 		filter.ShadowRules, filter.ShadowRulesStatPrefix = rbac.ServedBy(w), rbac.ServicePrefix
 		return filter
 	}),
 	policyStage("deny", authz.Deny, func(w *compile.Workload, filter *httprbac.RBAC) {
 		filter.Rules = rbac.With(filter.GetRules(), rbac.PlaintextRule, rbac.StrictPorts(w))
-	}, func(w *compile.Workload) *netrbac.RBAC { return connections(w, authz.Deny) }),
-	policyStage("allow", authz.Allow, nil, func(w *compile.Workload) *netrbac.RBAC {
+	}, func(w *compile.Workload) proto.Message { return connections(w, authz.Deny) }),
+	policyStage("allow", authz.Allow, nil, func(w *compile.Workload) proto.Message {
 		filter := connections(w, authz.Allow)
 		if filter.ShadowRules == nil {
 			// Which rule let a connection in is told only of shadow rules, so the enforced ones are that, too.
@@ -63,7 +74,7 @@ var stages = []stage{
 }
 
 // policyStage is where the policies of an action hold. More is what else its filter for requests has.
-func policyStage(name string, action authz.Action, more func(*compile.Workload, *httprbac.RBAC), tcp func(*compile.Workload) *netrbac.RBAC) stage {
+func policyStage(name string, action authz.Action, more func(*compile.Workload, *httprbac.RBAC), tcp func(*compile.Workload) proto.Message) stage {
 	part := func(w *compile.Workload, policies []authz.Policy) *httprbac.RBAC {
 		filter := requests(w, policies, action)
 		if more != nil {
@@ -227,7 +238,7 @@ func tcpAuthorizationFilters() []*listener.Filter {
 		if s.tcp == nil {
 			continue
 		}
-		out = append(out, &listener.Filter{Name: s.tcpName(), ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(&netrbac.RBAC{})}})
+		out = append(out, &listener.Filter{Name: s.tcpName(), ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(s.ofConnections()...)}})
 	}
 	return out
 }

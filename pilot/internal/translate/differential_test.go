@@ -35,6 +35,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -338,7 +339,8 @@ var settings = compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bu
 // aliased is a mesh that had another trust domain once.
 var aliased = compile.Settings{TrustDomain: settings.TrustDomain, RootNamespace: settings.RootNamespace, TrustDomainAliases: []string{"old.local"}, TrustedProxies: 1}
 
-var aliasedOptions = authz.Options{TrustDomain: aliased.TrustDomain, TrustDomainAliases: aliased.TrustDomainAliases, RootNamespace: aliased.RootNamespace, TrustedProxies: 1}
+var aliasedOptions = authz.Options{TrustDomain: aliased.TrustDomain, TrustDomainAliases: aliased.TrustDomainAliases, RootNamespace: aliased.RootNamespace, TrustedProxies: 1,
+	Authorizers: []authorizer.Provider{{Name: "grpc"}, {Name: "http"}, {Name: "down"}, {Name: "open"}, {Name: "grpc-ns"}, {Name: "silent"}}}
 
 var vocabulary = map[string][]string{
 	"principals": {"cluster.local/ns/finance/sa/a.b", "cluster.local/ns/finance*", "*/sa/auditor", "*", "*auditor", "other.domain/ns/shop/sa/auditor",

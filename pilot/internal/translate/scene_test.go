@@ -31,6 +31,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
@@ -38,16 +39,17 @@ var update = flag.Bool("update", false, "write what proxies push and log, which 
 
 // scene is one Envoy that stands for the proxies of a client and of a server, and what it is to be asked.
 type scene struct {
-	t         *testing.T
-	ca        *envoytest.CA
-	leaf      envoytest.Leaf   // of both
-	loggers   string           // that are kept, of each listener
-	mode      authz.TLSMode    // of the next inbound ports
-	idle      time.Duration    // after which the workload wants what is silent to end
-	sticky    bool             // the next services are
-	issuers   []compile.Issuer // of the next inbound ports
-	listeners []*listener.Listener
-	clusters  []*cluster.Cluster
+	t           *testing.T
+	ca          *envoytest.CA
+	leaf        envoytest.Leaf        // of both
+	loggers     string                // that are kept, of each listener
+	mode        authz.TLSMode         // of the next inbound ports
+	idle        time.Duration         // after which the workload wants what is silent to end
+	sticky      bool                  // the next services are
+	issuers     []compile.Issuer      // of the next inbound ports
+	authorizers []authorizer.Provider // that these have asked
+	listeners   []*listener.Listener
+	clusters    []*cluster.Cluster
 }
 
 const (
@@ -57,7 +59,7 @@ const (
 
 // inbound puts a server's side of a port before an application.
 func (s *scene) inbound(port, app uint32, p protocol.Protocol, name string, policies ...authz.Policy) {
-	w := &compile.Workload{Class: compile.Class{Namespace: "shop", IdleTimeout: s.idle}, Identity: sceneClient, Policies: policies, Issuers: s.issuers,
+	w := &compile.Workload{Class: compile.Class{Namespace: "shop", IdleTimeout: s.idle}, Identity: sceneClient, Policies: policies, Issuers: s.issuers, Authorizers: s.authorizers,
 		Other: compile.InboundPort{Mode: authz.Strict, Protocol: p},
 		Ports: []compile.InboundPort{{Number: port, Protocol: p, Mode: s.mode, ServiceName: name}}}
 	as := translate.InboundListener(settings, w)

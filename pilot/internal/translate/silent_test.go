@@ -75,8 +75,8 @@ func TestOnlyFiltersWithNothingToSayAreLeftOut(t *testing.T) {
 		t.Errorf("%d filters are left out in all, %d more of requests that are not suspicious: too few to be of use", left, quiet)
 	}
 	strict := translate.InboundRoutes(&compile.Workload{Other: compile.InboundPort{Mode: authz.Strict}}, false, "inbound-tls")
-	if n := len(strict.GetVirtualHosts()[0].GetTypedPerFilterConfig()); n != 5 {
-		t.Errorf("%d filters are left out of requests over mutual TLS where there are no policies, want all 5", n)
+	if n := len(strict.GetVirtualHosts()[0].GetTypedPerFilterConfig()); n != 6 {
+		t.Errorf("%d filters are left out of requests over mutual TLS where there are no policies, want all 6", n)
 	}
 }
 

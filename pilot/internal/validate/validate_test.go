@@ -26,7 +26,7 @@ func annotated(t *testing.T, kind, namespace, spec, annotations string) *admissi
 
 func TestRefusalsNameFieldAndReason(t *testing.T) {
 	for _, c := range []struct{ kind, namespace, spec, want string }{
-		{"AuthorizationPolicy", "a", `{"action":"CUSTOM","rules":[{}]}`, "spec.action: CUSTOM is not supported"},
+		{"AuthorizationPolicy", "a", `{"action":"CUSTOM","rules":[{}]}`, "spec.provider.name: is empty"},
 		{"AuthorizationPolicy", "a", `{"rules":[{"to":[{"operation":{"pathes":["/"]}}]}]}`, `unknown field "pathes"`},
 		{"AuthorizationPolicy", "a", `{"rules":[{"to":[{"operation":{"ports":["70000"]}}]}]}`, `spec.rules[0].to[0].operation.ports[0]: "70000" is not a port`},
 		{"PeerAuthentication", "a", `{"portLevelMtls":{"80":{"mode":"STRICT"}}}`, "spec.portLevelMtls: needs a selector"},
@@ -63,6 +63,7 @@ func TestPoliciesThatCanBeEnforcedPass(t *testing.T) {
 		{"AuthorizationPolicy", `{"rules":[{"from":[{"source":{"principals":["cluster.local/ns/a/sa/b"]}}]}]}`, ""},
 		{"AuthorizationPolicy", `{"rules":[{"from":[{"source":{"ipBlocks":["10.0.0.0/8"]}}]}]}`, "a client that waits for the server to speak gets nothing"},
 		{"AuthorizationPolicy", `{"action":"DENY","rules":[{"from":[{"source":{"principals":["cluster.local/ns/a/sa/b"]}}]}]}`, "a client that waits for the server to speak gets nothing"},
+		{"AuthorizationPolicy", `{"action":"CUSTOM","provider":{"name":"opa"},"rules":[{}]}`, "there is no external authorizer \"opa\""},
 		{"RequestAuthentication", `{"jwtRules":[{"issuer":"https://a.example"}]}`, "a request without a token passes"},
 		{"RequestAuthentication", `{"jwtRules":[{"issuer":"spiffe://cluster.local"}]}`, "name your audiences"},
 		{"RequestAuthentication", `{"jwtRules":[{"issuer":"x","jwksUri":"http://a.example/keys"}]}`, "use https, or jwks"},

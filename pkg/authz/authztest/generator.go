@@ -10,12 +10,13 @@ import (
 
 	security "istio.io/api/security/v1beta1"
 
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
 // Options are of the mesh that the policies are of.
-var Options = authz.Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
+var Options = authz.Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system", Authorizers: []authorizer.Provider{{Name: "one"}, {Name: "two"}}}
 
 // Generator makes policies and requests of a small vocabulary, so that they meet.
 type Generator struct{ *rand.Rand }
@@ -51,8 +52,13 @@ func (g *Generator) some(of string) (out []string) {
 
 func (g *Generator) of(list []string) string { return list[g.IntN(len(list))] }
 
-func (g *Generator) spec() *security.AuthorizationPolicy {
+// spec is a policy, which may have an authorizer asked if it may be asked.
+func (g *Generator) spec(mayAsk bool) *security.AuthorizationPolicy {
 	spec := &security.AuthorizationPolicy{Action: []security.AuthorizationPolicy_Action{0, 0, 1, 2}[g.IntN(4)]}
+	tokens := !mayAsk || g.IntN(5) > 0
+	if !tokens {
+		spec.Action, spec.ActionDetail = security.AuthorizationPolicy_CUSTOM, &security.AuthorizationPolicy_Provider{Provider: &security.AuthorizationPolicy_ExtensionProvider{Name: g.of([]string{"one", "two"})}}
+	}
 	for range 1 + g.IntN(3) {
 		r := &security.Rule{}
 		for range g.IntN(3) {
@@ -62,7 +68,7 @@ func (g *Generator) spec() *security.AuthorizationPolicy {
 			} else {
 				s.Principals, s.NotPrincipals, s.Namespaces = g.some("principals"), g.some("principals"), g.some("namespaces")
 			}
-			if g.IntN(4) == 0 {
+			if tokens && g.IntN(4) == 0 {
 				s.RequestPrincipals, s.NotRequestPrincipals = g.some("tokens"), g.some("tokens")
 			}
 			if len(s.GetIpBlocks())+len(s.GetServiceAccounts())+len(s.GetPrincipals())+len(s.GetNotPrincipals())+len(s.GetNamespaces())+
@@ -79,7 +85,7 @@ func (g *Generator) spec() *security.AuthorizationPolicy {
 		if values := g.some("headers"); len(values) > 0 {
 			r.When = append(r.When, &security.Condition{Key: "request.headers[x-test]", Values: values})
 		}
-		if values := g.some("claims"); len(values) > 0 && g.IntN(2) == 0 {
+		if values := g.some("claims"); tokens && len(values) > 0 && g.IntN(2) == 0 {
 			r.When = append(r.When, &security.Condition{Key: "request.auth.claims[groups]", NotValues: values})
 		}
 		spec.Rules = append(spec.Rules, r)
@@ -90,7 +96,8 @@ func (g *Generator) spec() *security.AuthorizationPolicy {
 // Specs are a few policies of a namespace.
 func (g *Generator) Specs() (out []authz.Spec) {
 	for i := range 1 + g.IntN(4) {
-		out = append(out, authz.Spec{Meta: authz.Meta{Namespace: "finance", Name: fmt.Sprint("p", i), DryRun: g.IntN(8) == 0}, AuthorizationPolicy: g.spec()})
+		meta := authz.Meta{Namespace: "finance", Name: fmt.Sprint("p", i), DryRun: g.IntN(8) == 0}
+		out = append(out, authz.Spec{Meta: meta, AuthorizationPolicy: g.spec(!meta.DryRun)})
 	}
 	return out
 }

@@ -11,11 +11,11 @@ import (
 // decide alike, with these rules and without them. So what is common to large sets of policies costs next to nothing.
 func narrowed(sides []Side, domains string) ([]Side, error) {
 	for _, s := range sides {
-		if s.Mode != sides[0].Mode || s.HTTP != sides[0].HTTP || restricted(s.Policies) != restricted(sides[0].Policies) {
+		if s.Mode != sides[0].Mode || s.HTTP != sides[0].HTTP || s.restricted() != sides[0].restricted() || s.Asked != sides[0].Asked {
 			return sides, nil
 		}
 		for _, m := range authz.Ambiguities {
-			if concerns(s.Policies, m) != concerns(sides[0].Policies, m) {
+			if s.concerns(m) != sides[0].concerns(m) {
 				return sides, nil
 			}
 		}
@@ -23,7 +23,7 @@ func narrowed(sides []Side, domains string) ([]Side, error) {
 	keys := make([]map[string]bool, len(sides))
 	for i, s := range sides {
 		keys[i] = map[string]bool{}
-		eachRule(s.Policies, func(p *authz.Policy, r authz.Rule) { keys[i][ruleKey(p, r)] = true })
+		eachRule(s.Policies, func(p *authz.Policy, r authz.Rule) { keys[i][s.ruleKey(p, r)] = true })
 	}
 	everywhere := func(key string) bool {
 		return !slices.ContainsFunc(keys, func(k map[string]bool) bool { return !k[key] })
@@ -32,7 +32,7 @@ func narrowed(sides []Side, domains string) ([]Side, error) {
 	a.of(authz.Principal, "")
 	clients := map[string][]byClient{} // of each rule
 	for _, s := range sides {
-		eachRule(s.Policies, func(p *authz.Policy, r authz.Rule) { clients[ruleKey(p, r)] = a.clients(r) })
+		eachRule(s.Policies, func(p *authz.Policy, r authz.Rule) { clients[s.ruleKey(p, r)] = a.clients(r) })
 	}
 	if err := a.divide(); err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func narrowed(sides []Side, domains string) ([]Side, error) {
 		policies := slices.Clone(out[i].Policies)
 		for j := range policies {
 			policies[j].Rules = slices.DeleteFunc(slices.Clone(policies[j].Rules), func(r authz.Rule) bool {
-				key := ruleKey(&policies[j], r)
+				key := sides[i].ruleKey(&policies[j], r)
 				return everywhere(key) && !x.clientKinds(clients[key]).meets(concerned)
 			})
 		}
@@ -58,12 +58,17 @@ func narrowed(sides []Side, domains string) ([]Side, error) {
 	return out, nil
 }
 
-func restricted(policies []authz.Policy) bool {
-	return slices.ContainsFunc(policies, func(p authz.Policy) bool { return decides(p) && p.Action == authz.Allow })
+func (s Side) restricted() bool {
+	return slices.ContainsFunc(s.Policies, func(p authz.Policy) bool { return s.decides(p) && p.Action == authz.Allow })
 }
 
-// decides reports whether a policy has a part in decisions.
-func decides(p authz.Policy) bool { return !p.Ignored && !p.DryRun && p.Action != authz.Audit }
+// decides reports whether a policy has a part in what the side decides.
+func (s Side) decides(p authz.Policy) bool {
+	if s.Asked != "" {
+		return !p.Ignored && p.Action == authz.Custom && p.Provider == s.Asked
+	}
+	return !p.Ignored && !p.DryRun && p.Action != authz.Audit && p.Action != authz.Custom
+}
 
 func eachRule(policies []authz.Policy, f func(*authz.Policy, authz.Rule)) {
 	for i := range policies {
@@ -74,8 +79,8 @@ func eachRule(policies []authz.Policy, f func(*authz.Policy, authz.Rule)) {
 }
 
 // ruleKey is what a rule does, whatever it is called.
-func ruleKey(p *authz.Policy, r authz.Rule) string {
-	key := fmt.Sprint(decides(*p), p.Action, r.Never)
+func (s Side) ruleKey(p *authz.Policy, r authz.Rule) string {
+	key := fmt.Sprint(s.decides(*p), p.Action, r.Never)
 	for _, clauses := range slices.Concat(r.From, []authz.Clauses{nil}, r.To, []authz.Clauses{nil, r.When}) {
 		key += "\x00"
 		for _, c := range clauses {

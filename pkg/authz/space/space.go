@@ -15,6 +15,9 @@ type Side struct {
 	Port     uint32
 	HTTP     bool
 	Mode     authz.TLSMode // of the port
+	// Asked is an external authorizer, if it is about whether that is asked: then what is allowed is what it is not asked about. Otherwise it is about the verdict of
+	// policies, whatever authorizers say.
+	Asked string
 }
 
 // Space is all requests to a port, divided by what the policies of some sides tell apart.
@@ -154,7 +157,7 @@ type clause struct {
 // demandsOf are those of the policies of a side that are to be asked.
 func demandsOf(a *axes, of Side, asked []authz.Policy) (out []demand) {
 	for _, p := range asked {
-		if !decides(p) {
+		if !of.decides(p) {
 			continue
 		}
 		rules := p
@@ -177,7 +180,7 @@ func demandsOf(a *axes, of Side, asked []authz.Policy) (out []demand) {
 	}
 	if of.HTTP {
 		for _, m := range authz.Ambiguities {
-			if concerns(of.Policies, m) {
+			if of.concerns(m) {
 				a.of(m.Attribute, "")
 			}
 		}
@@ -185,10 +188,10 @@ func demandsOf(a *axes, of Side, asked []authz.Policy) (out []demand) {
 	return out
 }
 
-// concerns reports whether what is ambiguous is denied.
-func concerns(policies []authz.Policy, m authz.Ambiguity) bool {
-	return slices.ContainsFunc(policies, func(p authz.Policy) bool {
-		return decides(p) && m.Concerns(p)
+// concerns reports whether what is ambiguous is denied: also if an external authorizer is asked by it, which may read it in another way.
+func (s Side) concerns(m authz.Ambiguity) bool {
+	return s.Asked == "" && slices.ContainsFunc(s.Policies, func(p authz.Policy) bool {
+		return (s.decides(p) || p.Action == authz.Custom && !p.Ignored) && m.Concerns(p)
 	})
 }
 
@@ -210,10 +213,10 @@ const maxCubes = 20_000
 
 // sideOf makes cubes of demands; false if they are too many.
 func (s *Space) sideOf(a *axes, of Side, demands []demand) (side, bool) {
-	out := side{mode: of.Mode, restricted: restricted(of.Policies)}
+	out := side{mode: of.Mode, restricted: of.restricted()}
 	for _, d := range demands {
 		list := &out.allow
-		if d.policy.Action == authz.Deny {
+		if d.policy.Action != authz.Allow {
 			list = &out.deny
 		}
 		whens := s.alternatives([]clauses{d.when})
@@ -233,7 +236,7 @@ func (s *Space) sideOf(a *axes, of Side, demands []demand) (side, bool) {
 	}
 	if of.HTTP {
 		for _, m := range authz.Ambiguities {
-			if !concerns(of.Policies, m) {
+			if !of.concerns(m) {
 				continue
 			}
 			axis := a.of(m.Attribute, "")

@@ -11,6 +11,7 @@ import (
 	security "istio.io/api/security/v1beta1"
 
 	"net/netip"
+	"slices"
 
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/authz/authztest"
@@ -115,7 +116,13 @@ func decided(of Side, req authz.Request) bool {
 	if of.Mode == authz.Disable {
 		req.Source.Namespace, req.Source.ServiceAccount, req.Source.TrustDomain = "", "", ""
 	}
-	return authz.Evaluate(of.Policies, req).Allowed
+	d := authz.Evaluate(of.Policies, req)
+	if of.Asked == "" {
+		return d.Allowed
+	}
+	return !slices.ContainsFunc(of.Policies, func(p authz.Policy) bool {
+		return p.Provider == of.Asked && slices.ContainsFunc(p.Rules, func(r authz.Rule) bool { return slices.Contains(d.Asked, p.RuleID(r)) })
+	})
 }
 
 // Each region's example is decided as the region says, each random request is in the one region that there is for it, and no change is missing.
@@ -125,9 +132,10 @@ func TestDivisionAgreesWithDecisions(t *testing.T) {
 	for range 60 {
 		specs := g.Specs()
 		req := g.Request()
+		asked := []string{"", "", "one"}[g.IntN(3)]
 		sides := []Side{
-			{authztest.Compiled(t, specs), req.DestinationPort, req.HTTP, modes[g.IntN(4)]},
-			{authztest.Compiled(t, append(g.Specs()[:1], specs[1:]...)), req.DestinationPort, req.HTTP, modes[g.IntN(4)]},
+			{authztest.Compiled(t, specs), req.DestinationPort, req.HTTP, modes[g.IntN(4)], asked},
+			{authztest.Compiled(t, append(g.Specs()[:1], specs[1:]...)), req.DestinationPort, req.HTTP, modes[g.IntN(4)], asked},
 		}
 		for _, changesAlone := range []bool{false, true} {
 			space, err := Divide(sides, []string{"cluster.local"}, changesAlone)

@@ -7,6 +7,8 @@ const (
 	ReasonPlaintext = "no mutual TLS where it is required"
 	// ReasonTokenRefused begins the reason of a request whose token is not good; what is wrong with it follows.
 	ReasonTokenRefused = "the request's token is refused: "
+	// ReasonAuthorizer begins the reason of a request or connection that an external authorizer has denied, or has not answered about; its name follows.
+	ReasonAuthorizer = "external authorizer "
 )
 
 // MaxPath bounds the path of a request in an Event, in bytes; longer ones are cut.
