@@ -92,7 +92,7 @@ fmt-check:
 	@unformatted=$$(gofmt -l $(MODULES)); if [ -n "$$unformatted" ]; then echo "gofmt -w these:" >&2; echo "$$unformatted" >&2; exit 1; fi
 
 tidy-check:
-	@for m in $(MODULES) tools/cluster tools/helm tools/nats tools/kafka; do GOWORK=off go -C $$m mod tidy -diff >/dev/null || { echo "go mod tidy in $$m" >&2; exit 1; }; done
+	@for m in $(MODULES) tools/cluster tools/helm tools/nats tools/kafka tools/opa; do GOWORK=off go -C $$m mod tidy -diff >/dev/null || { echo "go mod tidy in $$m" >&2; exit 1; }; done
 
 vet: generate
 	go vet $(addsuffix /...,$(addprefix ./,$(MODULES)))
@@ -123,11 +123,14 @@ e2e-dual: images bin/cluster ## what only a cluster of IPv4 and IPv6 can show, o
 		KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -C e2e -v -count=1 -timeout 20m -run DualStack . -tag "$$(cat bin/tag)"
 
 # The image of real programs: Debian's packages, and what Debian does not have. It is large and changes seldom, so only this target builds it.
-APPLICATIONS := bin/applications/nats bin/applications/kafka
+APPLICATIONS := bin/applications/nats bin/applications/kafka bin/applications/opa
 bin/applications/nats: tools/nats/go.mod
 	CGO_ENABLED=0 GOWORK=off go -C tools/nats build -trimpath -ldflags '-s -w' -o ../../$@ github.com/nats-io/natscli/nats
 bin/applications/kafka: tools/kafka/go.mod tools/kafka/main.go
 	CGO_ENABLED=0 GOWORK=off go -C tools/kafka build -trimpath -ldflags '-s -w' -o ../../$@ .
+
+bin/applications/opa: tools/opa/go.mod
+	CGO_ENABLED=0 GOWORK=off go -C tools/opa build -trimpath -ldflags '-s -w' -o ../../$@ github.com/open-policy-agent/opa-envoy-plugin/cmd/opa-envoy-plugin
 
 PROGRAM ?= .
 .PHONY: applications
@@ -135,7 +138,7 @@ applications: images cluster $(APPLICATIONS) ## real programs between pods of th
 	@$(call need,mmdebstrap,mmdebstrap)
 	bin/images applications --binaries $(subst $() $(),$(comma),$(APPLICATIONS)) > bin/applications/tag
 	bin/cluster load bin/oci/*.tar bin/applications/image.tar
-	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 30m ./applications -run 'TestPrograms/$(PROGRAM)' -tag "$$(cat ../bin/tag)" -image "$$(cat ../bin/applications/tag)"
+	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 30m ./applications -run 'Test(Programs|Authorizers)/$(PROGRAM)' -tag "$$(cat ../bin/tag)" -image "$$(cat ../bin/applications/tag)"
 
 bin/helm: tools/helm/go.mod
 	GOWORK=off go -C tools/helm build -o ../../bin/helm helm.sh/helm/v4/cmd/helm

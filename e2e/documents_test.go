@@ -85,6 +85,8 @@ var documented = map[string]struct {
 		why: "TestRootRotatesWithoutAFailedRequest runs it, under traffic"},
 	"policies.md: apiVersion: security.istio.io/v1": {
 		why: "its issuer is nobody's, and must not be asked; TestATokenIsDemandedAndVerified applies the same of one that is there"},
+	"policies.md: extensionProviders: # values of the installation: meshctl install --values FILE": {run: values},
+	"policies.md: kind: AuthorizationPolicy":                                                       {run: taken},
 	"policies.md: kubectl apply -f deny-all.yaml": {
 		why: "TestPolicyIsWaitedForUntilEveryProxyHasIt waits so"},
 }
@@ -268,6 +270,19 @@ func installDiff(ctx context.Context, _ *testing.T, s *claims.Scene, text string
 	args := append(strings.Fields(strings.TrimPrefix(strings.TrimSpace(text), "meshctl ")), "--diff")
 	out, err := s.Meshctl(ctx, args...)
 	if err == nil && !strings.Contains(string(out), "--upstreamSigner=clusterissuers.cert-manager.io/corporate") {
+		err = fmt.Errorf("changes something else: %s", out)
+	}
+	return err
+}
+
+// values says what an installation by the values would change: it has another authorizer.
+func values(ctx context.Context, t *testing.T, s *claims.Scene, text string) error {
+	file := filepath.Join(t.TempDir(), "values.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return err
+	}
+	out, err := s.Meshctl(ctx, "install", "--diff", "--values", file)
+	if err == nil && !strings.Contains(string(out), "opa.opa.svc.cluster.local") {
 		err = fmt.Errorf("changes something else: %s", out)
 	}
 	return err

@@ -121,11 +121,14 @@ func ATokenIsDemanded(ctx context.Context, s *Scene) (_ string, err error) {
 	return fmt.Sprintf("200 for a clerk's token, 401 and 403 for none and %d others; keys found by discovery", tried-2), nil
 }
 
-// Issuer is an identity provider of the scene.
+// Issuer is an identity provider of the scene, or another server that can be told what to do.
 type Issuer struct {
 	at   string
 	stop func()
 }
+
+// ServerAt is one at an address of this machine.
+func ServerAt(address string) *Issuer { return &Issuer{"http://" + address, func() {}} }
 
 // Issuer deploys it.
 func (s *Scene) Issuer(ctx context.Context) (*Issuer, error) {

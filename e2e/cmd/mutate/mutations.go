@@ -29,7 +29,7 @@ var mutations = []mutation{
 	{7, "changed policies are not pushed", "TestChangedPolicyIsEnforced", []edit{
 		{"pilot/internal/catalog/authorization.go", "			if !same {", "			if false && !same {"}}},
 	{8, "only denials are audited", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
-		{"pilot/internal/telemetry/telemetry.go", "either(audited(), deniedByPolicy())", "deniedByPolicy()"}}},
+		{"pilot/internal/telemetry/telemetry.go", "either(audited(), deniedByAuthorizer(), deniedByPolicy())", "either(deniedByAuthorizer(), deniedByPolicy())"}}},
 	{8, "agents do not keep what Mixer has not taken", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
 		{"pkg/spool/reader.go", "first := s.firstUnacked()\n", "first := s.firstUnacked() + s.Stats().Unacked\n"}}},
 	{9, "an agent may ask for the pods of other nodes", "TestIdentity/NobodyGetsTheIdentityOfAnother", []edit{
@@ -419,6 +419,24 @@ var mutations = []mutation{
 		{"pilot/internal/open/rules.go", "		denied = append(denied, not(either(allowed...)))\n", "		denied = append(denied, yes)\n"}}},
 	{32, "namespaces in policies end nothing that is open", "pilot/internal/open.TestAllThatIsSaidOfIdentitiesIsKnown", []edit{
 		{"pilot/internal/open/rules.go", "	case m.Kind == authz.Regexp:\n		if patterns", "	case m.Kind == authz.Regexp && false:\n		if patterns"}}},
+	{33, "an external authorizer is never asked", "pilot/internal/translate.TestExternalAuthorizersAreAsked", []edit{
+		{"pilot/internal/rbac/custom.go", "if p.Action != authz.Custom || p.Ignored || p.Provider != provider {", "if p.Action != authz.Custom || !p.Ignored || p.Provider != provider {"}}},
+	{33, "an external authorizer is asked about what is for another one", "pilot/internal/translate.TestExternalAuthorizersAreAsked", []edit{
+		{"pilot/internal/rbac/custom.go", "|| p.Ignored || p.Provider != provider {", "|| p.Ignored {"}}},
+	{33, "what an authorizer that is down would be asked passes", "pilot/internal/translate.TestExternalAuthorizersAreAsked", []edit{
+		{"pilot/internal/translate/custom.go", "FailureModeAllow: p.FailOpen, StatusOnError", "FailureModeAllow: true, StatusOnError"}}},
+	{33, "connections pass whose authorizer is down", "pilot/internal/translate.TestExternalAuthorizersAreAskedAboutConnections", []edit{
+		{"pilot/internal/translate/custom.go", "FailureModeAllow: p.FailOpen, TransportApiVersion", "FailureModeAllow: true, TransportApiVersion"}}},
+	{33, "of two authorizers of a connection one is forgotten", "pilot/internal/translate.TestExternalAuthorizersAreAskedAboutConnections", []edit{
+		{"pilot/internal/translate/custom.go", "			others = append(others, p.Name)\n", ""}}},
+	{33, "a policy whose authorizer is not there denies nothing", "pkg/authz.TestWhetherAnAuthorizerIsAsked", []edit{
+		{"pkg/authz/build.go", "		p.Action = Deny\n		b.warn(", "		b.warn("}}},
+	{33, "an external authorizer is asked about the question", "pilot/internal/compile.TestNobodyIsAskedAboutTheQuestion", []edit{
+		{"pilot/internal/compile/workload.go", "if p.Action == authz.Custom && authorizes {", "if p.Action == authz.Custom && authorizes && false {"}}},
+	{33, "whom an external authorizer does not answer is told of as allowed", "agent/internal/als.TestExternalAuthorizersAreNamed", []edit{
+		{"agent/internal/als/convert.go", "if answer, ok := authorizers[details]; ok {", "if answer, ok := authorizers[details]; ok && details != \"ext_authz_error\" {"}}},
+	{33, "a change of what authorizers are asked is missed", "pilot/explain.TestDiffNamesWhatChangesAndNothingElse", []edit{
+		{"pilot/explain/diff.go", "if p.Action == authz.Custom && !p.Ignored {\n				names", "if p.Action == authz.Custom && p.Ignored {\n				names"}}},
 }
 
 const (

@@ -80,10 +80,21 @@ func Open(tag string) (*Lab, error) {
 	return l, nil
 }
 
-// Install runs meshctl install as the claims need it: with certificates of a minute, so that their rotation can be watched, and key servers in the cluster.
+// authorizers are the external authorizers of the installation: one in the mesh, one outside of it, one that is nowhere, and Open Policy Agent.
+var authorizers = []string{
+	"extensionProviders[0].name=in-mesh", "extensionProviders[0].envoyExtAuthzGrpc.service=authorizer.e2e-custom.svc.cluster.local", "extensionProviders[0].envoyExtAuthzGrpc.port=9191",
+	"extensionProviders[0].envoyExtAuthzGrpc.timeout=2s",
+	"extensionProviders[1].name=outside", "extensionProviders[1].envoyExtAuthzHttp.service=authorizer.e2e-custom-outside.svc.cluster.local", "extensionProviders[1].envoyExtAuthzHttp.port=8080",
+	"extensionProviders[1].envoyExtAuthzHttp.pathPrefix=/check", "extensionProviders[1].envoyExtAuthzHttp.includeRequestHeadersInCheck={x-answer}",
+	"extensionProviders[3].name=opa", "extensionProviders[3].envoyExtAuthzGrpc.service=opa.app-opa.svc.cluster.local", "extensionProviders[3].envoyExtAuthzGrpc.port=9191",
+	"extensionProviders[3].envoyExtAuthzGrpc.timeout=2s",
+	"extensionProviders[2].name=nowhere", "extensionProviders[2].envoyExtAuthzGrpc.service=authorizer.nowhere.svc.cluster.local", "extensionProviders[2].envoyExtAuthzGrpc.port=9191",
+}
+
+// Install runs meshctl install as the claims need it: with certificates of a minute, so that their rotation can be watched, and with key servers and authorizers in the cluster.
 func (l *Lab) Install(ctx context.Context, out io.Writer, set ...string) error {
 	args := []string{"install", "--reset", "--set", "citadel.workloadTTL=1m", "--set", "keyServers.privateHosts={*.svc.cluster.local}", "--set", "image.tag=" + l.Tag}
-	for _, s := range set {
+	for _, s := range append(authorizers, set...) {
 		args = append(args, "--set", s)
 	}
 	return l.MeshctlTo(ctx, out, args...)
