@@ -14,12 +14,57 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/e2e/claims"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
+	"github.com/bulwark-mesh/bulwark/e2e/internal/sample"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 // A request without the token that a policy demands is denied, and so is one with a token that is not good.
 func TestATokenIsDemandedAndVerified(t *testing.T) {
 	proveFor(t, "token", 5*time.Minute, claims.ATokenIsDemanded)
+}
+
+// The mesh's own tokens are verified without a key server: a pod's JWT-SVID, which it has from the Workload API, is worth what its claims say, and no other's.
+func TestTokensOfTheMeshAreVerified(t *testing.T) {
+	proveFor(t, "mesh-token", 5*time.Minute, func(ctx context.Context, s *claims.Scene) (string, error) {
+		if err := s.Apply(ctx, fillIn(barePod("caller", bareClient, ownSocket)+barePod("other", bareClient, ownSocket), s.Outside, s.Tag)+"---"+s.Local(`
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: mesh, namespace: finance}
+spec:
+  selector: {matchLabels: {app: payroll}}
+  jwtRules: [{issuer: "spiffe://cluster.local", audiences: [payroll]}]
+---`)+policyOf(s, "mesh", "ALLOW", fmt.Sprintf(`{from: [{source: {requestPrincipals: ["spiffe://cluster.local/spiffe://cluster.local/ns/%s/sa/caller"]}}]}`, s.Outside), "")); err != nil {
+			return "", err
+		}
+		if err := s.Ready(ctx, s.Outside, 2*time.Minute); err != nil {
+			return "", err
+		}
+		tokens := map[string]string{}
+		for _, of := range [][2]string{{"caller", "payroll"}, {"caller", "ledger"}, {"other", "payroll"}} {
+			got, err := lab.ExecJSON[sample.JWTResult](ctx, s.Lab, s.Outside, of[0], "client", "sample", "spiffe", "jwt", of[1])
+			if err != nil {
+				return "", err
+			}
+			tokens[of[0]+" for "+of[1]] = got.Token
+		}
+		tokens["none"], tokens["forged"], tokens["unsigned"] = "", forge(tokens["other for payroll"], "sa/other", "sa/caller"), unsigned(tokens["caller for payroll"])
+		for name, want := range map[string]int{"caller for payroll": 200, "caller for ledger": 403, "other for payroll": 403, "none": 403, "forged": 401, "unsigned": 401} {
+			if err := lab.PollFor(ctx, 30*time.Second, func(ctx context.Context) error {
+				var flags []string
+				if tokens[name] != "" {
+					flags = []string{"-H", "Authorization: Bearer " + tokens[name]}
+				}
+				r, err := s.Get(ctx, "web", s.URL("/people/1"), flags...)
+				if err == nil && r.Status != want {
+					err = fmt.Errorf("with the token %s: %d %s, want %d", name, r.Status, r.Error+r.Body, want)
+				}
+				return err
+			}); err != nil {
+				return "", err
+			}
+		}
+		return fmt.Sprintf("200 for the JWT-SVID of the pod that is admitted, 401 and 403 for %d others", len(tokens)-1), nil
+	})
 }
 
 // Keys change, their server goes away and comes back, Pilot starts again meanwhile: who has a good token is served, and who has none of a key that

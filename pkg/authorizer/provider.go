@@ -116,7 +116,9 @@ func parse(raw json.RawMessage) (Provider, error) {
 			p.Timeout = h.GetTimeout().AsDuration()
 		}
 		p.PathPrefix, p.AdditionalHeaders = h.GetPathPrefix(), h.GetIncludeAdditionalHeadersInCheck()
-		p.RequestHeaders = append(h.GetIncludeRequestHeadersInCheck(), h.GetIncludeHeadersInCheck()...) //nolint:staticcheck // who still writes the former name means it
+		//lint:ignore SA1019 who still writes the former name means it
+		former := h.GetIncludeHeadersInCheck()
+		p.RequestHeaders = append(h.GetIncludeRequestHeadersInCheck(), former...)
 		p.UpstreamOnAllow, p.DownstreamOnAllow, p.DownstreamOnDeny = h.GetHeadersToUpstreamOnAllow(), h.GetHeadersToDownstreamOnAllow(), h.GetHeadersToDownstreamOnDeny()
 	default:
 		return p, fmt.Errorf("%s is neither envoyExtAuthzGrpc nor envoyExtAuthzHttp", p.Name)

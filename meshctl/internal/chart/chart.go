@@ -24,6 +24,7 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 
 	"github.com/bulwark-mesh/bulwark/manifests"
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/config"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/settings"
@@ -188,10 +189,31 @@ func Render(values map[string]any) ([]*unstructured.Unstructured, error) {
 	return objects, accepted(objects)
 }
 
+// checks are of the flags of components, by the names of their Deployments.
+var checks = map[string]func(args []string) error{
+	mesh.CitadelAccount: func(args []string) error {
+		if _, err := config.Parse(settings.CitadelDefaults(), args); err != nil {
+			return fmt.Errorf("settings: Citadel would refuse them: %w", oneLine(err))
+		}
+		return nil
+	},
+	mesh.PilotAccount: func(args []string) error {
+		for _, arg := range args {
+			if providers, ok := strings.CutPrefix(arg, "--extension-providers="); ok {
+				if _, err := authorizer.Parse(providers); err != nil {
+					return fmt.Errorf("settings: Pilot would refuse them: %w", err)
+				}
+			}
+		}
+		return nil
+	},
+}
+
 // accepted returns why a component would not start with the flags that it is given. The checks are the components' own.
 func accepted(objects []*unstructured.Unstructured) error {
 	for _, o := range objects {
-		if o.GetKind() != "Deployment" || o.GetName() != "bulwark-citadel" {
+		check := checks[o.GetName()]
+		if o.GetKind() != "Deployment" || check == nil {
 			continue
 		}
 		containers, _, err := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "containers")
@@ -203,8 +225,8 @@ func accepted(objects []*unstructured.Unstructured) error {
 			if err != nil {
 				return fmt.Errorf("rendering %s: %w", o.GetName(), err)
 			}
-			if _, err := config.Parse(settings.CitadelDefaults(), args); err != nil {
-				return fmt.Errorf("settings: Citadel would refuse them: %w", oneLine(err))
+			if err := check(args); err != nil {
+				return err
 			}
 		}
 	}

@@ -95,7 +95,10 @@ func TestSettingsThatComponentsRefuseAreRefusedHere(t *testing.T) {
 		"mixer.storage.size=much":              "size",
 		"mtls=Strict":                          "mtls",
 		"image.pullPolicy=Sometimes":           "pullPolicy",
-		"citadel.secrets.rotationFraction=0.3,citadel.secrets.rotationJitter=0.2": "fraction",
+		"extensionProviders[0].name=a":         "neither envoyExtAuthzGrpc nor envoyExtAuthzHttp",
+		"extensionProviders[0].name=a,extensionProviders[0].envoyExtAuthzGrpc.service=opa,extensionProviders[0].envoyExtAuthzGrpc.port=1":                                                                   "not <name>.<namespace>.svc",
+		"extensionProviders[0].name=a,extensionProviders[0].envoyExtAuthzGrpc.service=a.b.svc.cluster.local,extensionProviders[0].envoyExtAuthzGrpc.port=1,extensionProviders[0].envoyExtAuthzGrpc.wrong=1": "wrong",
+		"citadel.secrets.rotationFraction=0.3,citadel.secrets.rotationJitter=0.2":                                                                                                                           "fraction",
 	} {
 		values, err := Values(nil, nil, []string{set}, nil)
 		if err == nil {
