@@ -149,11 +149,14 @@ demo-twice: images cluster ## the demo where one was killed in the middle, and a
 	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig timeout -s KILL 25 bin/demo --tag "$$(cat bin/tag)" || true
 	for run in first second; do KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/demo --tag "$$(cat bin/tag)"; done
 
-FUZZTIME ?= 20s
+FUZZTIME ?= 1h
+EACH ?= 20s
 .PHONY: fuzz
-fuzz: generate ## every fuzz target for FUZZTIME (20s); their seeds run with the tests
+fuzz: build ## every fuzz target for EACH (20s), whose seeds run with the tests; then new policies and requests for FUZZTIME (1h) in Envoy and in the evaluator
+	@[ -n "$${BULWARK_ENVOY:-}" ] || $(call need,pip3,python3-pip)
 	@grep -rn --include=*_test.go -o 'func Fuzz[A-Za-z0-9]*' $(MODULES) | while IFS=: read -r file _ func; do \
-		echo "$${func#func } in $$(dirname $$file)"; go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file) || exit 1; done
+		echo "$${func#func } in $$(dirname $$file)"; go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(EACH) ./$$(dirname $$file) || exit 1; done
+	BULWARK_ENVOY=$$(bin/images envoy-path) go test -count=1 -timeout 0 -run EnvoyAndEvaluatorAgree ./pilot/internal/translate -lasting $(FUZZTIME)
 
 .PHONY: soak
 soak: images cluster ## the rotations under traffic at their full length, five minutes each, ten minutes of Services that come and go, 50 pods replaced

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	bootstrap "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
-	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 )
 
 // Find returns the Envoy binary named by BULWARK_ENVOY or on PATH, and skips the test if there is none.
@@ -33,11 +33,11 @@ func Find(t testing.TB) string {
 
 func write(t testing.TB, b *bootstrap.Bootstrap) string {
 	t.Helper()
-	text, err := protojson.Marshal(b)
+	text, err := proto.Marshal(b) // which Envoy reads sooner than JSON
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(t.TempDir(), "envoy.json")
+	path := filepath.Join(t.TempDir(), "envoy.pb")
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -48,7 +48,7 @@ var logService = grpc.ServiceDesc{
 		for _, r := range in.GetResourceLogs() {
 			for _, s := range r.GetScopeLogs() {
 				for _, e := range s.GetLogRecords() {
-					srv.(*logger).keep(e)
+					srv.(interface{ keep(*logs.LogRecord) }).keep(e)
 				}
 			}
 		}

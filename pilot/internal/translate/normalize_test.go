@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 
@@ -20,9 +19,9 @@ import (
 
 // TestPathsAreSeenAsEnvoyDoes compares what a rule sees of random paths, letter by letter: as they were sent, and normalised.
 func TestPathsAreSeenAsEnvoyDoes(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	g := &generator{rand.New(rand.NewPCG(seed, 2))}
+	seed := newSeed()
+	t.Logf("to see it again: -seed %d", seed)
+	g := &generator{Rand: rand.New(rand.NewPCG(seed, 2))}
 	ports, ca := envoytest.FreePorts(t, 3), envoytest.NewCA(t)
 	b := translate.Bootstrap()
 	b.DynamicResources, b.StatsSinks = nil, nil

@@ -4,9 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
-	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -157,42 +155,5 @@ func TestDeniedClientHearsNothingFromTheApplication(t *testing.T) {
 	}
 	if heard := talk(t, ports[1], friend, clients, "", ""); heard != "hello" {
 		t.Errorf("an allowed client that waits for the server heard %q", heard)
-	}
-}
-
-// TestEnvoyAndEvaluatorAgreeOnConnections is the differential test for what is not HTTP.
-func TestEnvoyAndEvaluatorAgreeOnConnections(t *testing.T) {
-	const sets, connections = 40, 20
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	g := &generator{rand.New(rand.NewPCG(seed, 2))}
-	ports, ca := envoytest.FreePorts(t, sets+1), envoytest.NewCA(t)
-	server, app := ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll"), startApplication(t, false)
-	b := translate.Bootstrap()
-	b.DynamicResources, b.StatsSinks = nil, nil
-	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[sets]}
-	policies := make([][]authz.Policy, sets)
-	for i := range sets {
-		policies[i] = g.policies(ports[i])
-		l, c := tcpWorkload(t, policies[i], ports[i], i%4 == 0, app, ca, server)
-		b.StaticResources.Listeners, b.StaticResources.Clusters = append(b.StaticResources.Listeners, l), append(b.StaticResources.Clusters, c)
-	}
-	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
-	clients := map[spiffe.ID]envoytest.Leaf{}
-	for _, id := range identities {
-		clients[id] = ca.Issue(t, id.String())
-	}
-	for i := range sets {
-		for range connections {
-			local := netip.MustParseAddr("127.0.0.1")
-			req := authz.Request{SourceIP: local, DestinationIP: local, DestinationPort: ports[i]}
-			if g.IntN(4) != 0 {
-				req.Source, req.SNI = identities[g.IntN(len(identities))], g.one("outbound_.80_._.payroll", "payroll", "")
-			}
-			want := authz.Evaluate(policies[i], req)
-			if got := talk(t, ports[i], req.Source, clients, req.SNI, "knock knock") == "knock knock"; got != want.Allowed {
-				t.Fatalf("Envoy lets through: %v, the evaluator: %v by %q (%s)\nrequest %+v\npolicies %+v", got, want.Allowed, want.Policy, want.Reason, req, policies[i])
-			}
-		}
 	}
 }

@@ -1,0 +1,110 @@
+package translate_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	data "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	otel "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
+	tcpproxy "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	otlp "go.opentelemetry.io/proto/otlp/common/v1"
+	logs "go.opentelemetry.io/proto/otlp/logs/v1"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
+	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
+)
+
+// connection is one that is not HTTP, by the addresses of its two ends.
+type connection struct{ from, to string }
+
+// verdict is what a proxy has logged of a connection.
+type verdict struct {
+	rule            string
+	denied, audited bool
+	refused         bool // by the handshake, which takes nobody whom no policy admits where the server may speak first
+}
+
+// verdicts are those of all connections that have ended, as proxies log them for the audit trail.
+type verdicts struct {
+	mu  sync.Mutex
+	all map[connection]verdict
+	new chan struct{} // closed when one comes
+}
+
+func newVerdicts() *verdicts {
+	return &verdicts{all: map[connection]verdict{}, new: make(chan struct{})}
+}
+
+func (v *verdicts) keep(e *logs.LogRecord) {
+	text := map[string]string{}
+	for _, a := range e.GetAttributes() {
+		text[a.GetKey()] = a.GetValue().GetStringValue()
+	}
+	var of verdict
+	if of.rule, of.denied = deniedBy(text["termination_details"]); !of.denied && text["bulwark.allow_policy"] != "-" {
+		of.rule = text["bulwark.allow_policy"]
+	}
+	of.audited, of.refused = text["audited"] == "true", text["downstream_failure"] != "" && text["downstream_failure"] != "-"
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.all[connection{text["source_address"], text["local_address"]}] = of
+	close(v.new)
+	v.new = make(chan struct{})
+}
+
+// of waits for the verdict about a connection, and forgets it: another one may come to have the same addresses.
+func (v *verdicts) of(t *testing.T, c connection) (verdict, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for {
+		v.mu.Lock()
+		of, ok := v.all[c]
+		news := v.new
+		delete(v.all, c)
+		v.mu.Unlock()
+		if ok {
+			return of, nil
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return of, fmt.Errorf("nothing is logged of the connection from %s to %s", c.from, c.to)
+		}
+	}
+}
+
+// tellVerdicts has a chain for what is not HTTP log each connection's end, as it logs those that are audited.
+func tellVerdicts(t *testing.T, c *listener.FilterChain) {
+	t.Helper()
+	audit := telemetry.InboundConnections(c.GetTransportSocket() != nil)[0]
+	audit.Filter = &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_LogTypeFilter{
+		LogTypeFilter: &accesslog.LogTypeFilter{Types: []data.AccessLogType{data.AccessLogType_TcpConnectionEnd}}}}
+	repack(t, audit.GetTypedConfig(), func(m any) {
+		config := m.(*otel.OpenTelemetryAccessLogConfig)
+		config.Attributes.Values = append(config.Attributes.Values, &otlp.KeyValue{Key: "audited", Value: &otlp.AnyValue{Value: &otlp.AnyValue_StringValue{
+			StringValue: "%DYNAMIC_METADATA(envoy.common:access_log_hint)%"}}})
+	})
+	repack(t, last(c).GetTypedConfig(), func(m any) { m.(*tcpproxy.TcpProxy).AccessLog = []*accesslog.AccessLog{audit} })
+}
+
+// knock connects as a client, says something, and reports whether the application, which repeats what it hears, has heard it.
+func knock(t *testing.T, by caller, to netip.AddrPort, clients map[spiffe.ID]envoytest.Leaf) (connection, bool) {
+	t.Helper()
+	conn := by.dial(t, to, clients)
+	defer conn.Close()
+	const word = "knock knock"
+	heard := make([]byte, len(word))
+	_, err := io.WriteString(conn, word)
+	if err == nil {
+		_, err = io.ReadFull(conn, heard)
+	}
+	return connection{conn.LocalAddr().String(), to.String()}, err == nil && string(heard) == word
+}
