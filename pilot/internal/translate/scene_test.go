@@ -46,6 +46,7 @@ type scene struct {
 	mode        authz.TLSMode         // of the next inbound ports
 	idle        time.Duration         // after which the workload wants what is silent to end
 	sticky      bool                  // the next services are
+	normalizes  bool                  // the next workloads have their proxies normalise paths
 	issuers     []compile.Issuer      // of the next inbound ports
 	authorizers []authorizer.Provider // that these have asked
 	listeners   []*listener.Listener
@@ -59,7 +60,7 @@ const (
 
 // inbound puts a server's side of a port before an application.
 func (s *scene) inbound(port, app uint32, p protocol.Protocol, name string, policies ...authz.Policy) {
-	w := &compile.Workload{Class: compile.Class{Namespace: "shop", IdleTimeout: s.idle}, Identity: sceneClient, Policies: policies, Issuers: s.issuers, Authorizers: s.authorizers,
+	w := &compile.Workload{Class: compile.Class{Namespace: "shop", IdleTimeout: s.idle, NormalizePaths: s.normalizes}, Identity: sceneClient, Policies: policies, Issuers: s.issuers, Authorizers: s.authorizers,
 		Other: compile.InboundPort{Mode: authz.Strict, Protocol: p},
 		Ports: []compile.InboundPort{{Number: port, Protocol: p, Mode: s.mode, ServiceName: name}}}
 	as := translate.InboundListener(settings, w)

@@ -154,11 +154,15 @@ type verifying struct {
 
 func newVerifying(t *testing.T, workloads int) *verifying {
 	v := &verifying{t: t, ports: envoytest.FreePorts(t, workloads+1)}
-	v.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	v.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		v.arrived = r
 	}))
+	v.server.Config.Protocols = new(http.Protocols)
+	v.server.Config.Protocols.SetHTTP1(true)
+	v.server.Config.Protocols.SetUnencryptedHTTP2(true)
+	v.server.Start()
 	t.Cleanup(v.server.Close)
 	ca := envoytest.NewCA(t)
 	v.scene = &scene{t: t, ca: ca, leaf: ca.Issue(t, sceneClient), mode: authz.Permissive}

@@ -35,12 +35,12 @@ type verdict struct {
 // verdicts are those of all connections that have ended, as proxies log them for the audit trail.
 type verdicts struct {
 	mu  sync.Mutex
-	all map[connection]verdict
-	new chan struct{} // closed when one comes
+	all map[connection][]verdict // in their order, as a client may have the same port again
+	new chan struct{}            // closed when one comes
 }
 
 func newVerdicts() *verdicts {
-	return &verdicts{all: map[connection]verdict{}, new: make(chan struct{})}
+	return &verdicts{all: map[connection][]verdict{}, new: make(chan struct{})}
 }
 
 func (v *verdicts) keep(e *logs.LogRecord) {
@@ -55,28 +55,30 @@ func (v *verdicts) keep(e *logs.LogRecord) {
 	of.audited, of.refused = text["audited"] == "true", text["downstream_failure"] != "" && text["downstream_failure"] != "-"
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.all[connection{text["source_address"], text["local_address"]}] = of
+	c := connection{text["source_address"], text["local_address"]}
+	v.all[c] = append(v.all[c], of)
 	close(v.new)
 	v.new = make(chan struct{})
 }
 
-// of waits for the verdict about a connection, and forgets it: another one may come to have the same addresses.
+// of waits for the verdict about a connection, and forgets it.
 func (v *verdicts) of(t *testing.T, c connection) (verdict, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	for {
 		v.mu.Lock()
-		of, ok := v.all[c]
-		news := v.new
-		delete(v.all, c)
+		all, news := v.all[c], v.new
+		if len(all) > 0 {
+			v.all[c] = all[1:]
+		}
 		v.mu.Unlock()
-		if ok {
-			return of, nil
+		if len(all) > 0 {
+			return all[0], nil
 		}
 		select {
 		case <-news:
 		case <-ctx.Done():
-			return of, fmt.Errorf("nothing is logged of the connection from %s to %s", c.from, c.to)
+			return verdict{}, fmt.Errorf("nothing is logged of the connection from %s to %s", c.from, c.to)
 		}
 	}
 }
