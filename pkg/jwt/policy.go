@@ -149,6 +149,9 @@ func (r *reader) rule(field string, rule *security.JWTRule) Rule {
 		if hidden := hiddenHeaders[strings.ToLower(from.GetName())]; hidden {
 			r.problem(fmt.Sprintf("%s[%d].name", h, i), fmt.Sprintf("%q is of the connection, and carries no token", from.GetName()))
 		}
+		if from.GetPrefix() != "" {
+			r.text(fmt.Sprintf("%s[%d].prefix", h, i), from.GetPrefix())
+		}
 		out.Headers = append(out.Headers, Header{from.GetName(), from.GetPrefix()})
 	}
 	if name := rule.GetOutputPayloadToHeader(); name != "" {
@@ -159,7 +162,7 @@ func (r *reader) rule(field string, rule *security.JWTRule) Rule {
 		c := rule.GetOutputClaimToHeaders()[i]
 		r.output(fmt.Sprintf("%s[%d].header", f, i), c.GetHeader())
 		path := strings.Split(c.GetClaim(), ".")
-		if len(path) > maxDepth || slices.Contains(path, "") {
+		if r.text(fmt.Sprintf("%s[%d].claim", f, i), c.GetClaim()); len(path) > maxDepth || slices.Contains(path, "") {
 			r.problem(fmt.Sprintf("%s[%d].claim", f, i), fmt.Sprintf("%q is not the name of a claim, nor names separated by dots", c.GetClaim()))
 		}
 		out.Claims = append(out.Claims, ClaimHeader{c.GetHeader(), path})
@@ -203,6 +206,9 @@ func (r *reader) keys(field string, rule *security.JWTRule, out *Rule) {
 
 // CheckURI says why keys cannot be fetched from a URI.
 func CheckURI(text string) error {
+	if len(text) > maxText {
+		return fmt.Errorf("the URL has %d bytes, at most %d", len(text), maxText)
+	}
 	u, err := url.Parse(text)
 	switch {
 	case err != nil:
