@@ -199,12 +199,17 @@ func (v *verifying) start() {
 	envoytest.Start(v.t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
 }
 
+// forget has the application have been asked nothing.
+func (v *verifying) forget() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.arrived = nil
+}
+
 // ask sends a request as it is written, and returns the answer and what the application got; nil if it got nothing.
 func (v *verifying) ask(port uint32, method, target string, headers ...string) (*http.Response, string, *http.Request) {
 	v.t.Helper()
-	v.mu.Lock()
-	v.arrived = nil
-	v.mu.Unlock()
+	v.forget()
 	conn := connect(v.t, port, authz.Request{}, nil)
 	defer conn.Close()
 	text := method + " " + target + " HTTP/1.1\r\nHost: payroll\r\nConnection: close\r\n"
