@@ -166,6 +166,18 @@ var mutations = []mutation{
 		{"pkg/authz/path.go", "`//|\\\\|/\\.\\.?(?:/|$)|`", "`//|\\\\|`"}}},
 	{20, "a path with characters that no URI has is not ambiguous", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
 		{"pilot/internal/rbac/policies.go", "if a.Alphabet != \"\" {", "if false {"}}},
+	{20, "parameters of a segment are not ambiguous", "pilot/internal/translate.TestNoServerServesWhatIsDenied", []edit{
+		{"pkg/authz/path.go", "`(?i:;|%3b|%([^0-9a-f]|$)", "`(?i:%([^0-9a-f]|$)"}}},
+	{20, "lists within a line of a header are one text", "pilot/internal/translate.TestEveryLineOfAHeaderIsSeen", []edit{
+		{"pkg/authz/values.go", "const begin, end = `(?:` + anyBytes + `,)?[ \\t]*`,", "const begin, end = `[ \\t]*`,"}}},
+	{20, "a dot after a host is another host", "pilot/internal/translate.TestHostsInOtherSpellingsAreDenied", []edit{
+		{"pkg/authz/host.go", "return \"(?i)\" + text + `\\.?(?::[0-9]*)?`", "return \"(?i)\" + text + `(?::[0-9]*)?`"}}},
+	{20, "values of policies are patterns", "pilot/internal/translate.TestValuesOfPoliciesAreNoPatterns", []edit{
+		{"pkg/authz/path.go", "			sb.WriteString(regexp.QuoteMeta(c))\n", "			sb.WriteString(c)\n"}}},
+	{20, "values of policies are as long as their authors like", "pilot/internal/validate.TestHugePolicyIsRefusedAtOnce", []edit{
+		{"pkg/authz/values.go", "len(v) > MaxValueLength", "len(v) > 1000*MaxValueLength"}}},
+	{20, "which rule lets a connection in is not told", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
+		{"pilot/internal/translate/authorization.go", "			filter.ShadowRules, filter.ShadowRulesStatPrefix = filter.Rules, rbac.Prefix(authz.Allow)\n", "			filter.ShadowRulesStatPrefix = rbac.Prefix(authz.Allow)\n"}}},
 	{20, "what follows a host does not matter where it admits", "pkg/authz.TestMatchIsWideWhereItDeniesAndNarrowWhereItAdmits", []edit{
 		{"pkg/authz/host.go", "	if !wide || m.Kind", "	if m.Kind"}}},
 	{20, "an authority may have user information", "pilot/internal/translate.TestAuthorityIsAHostAndMaybeAPort", []edit{
@@ -357,6 +369,10 @@ var mutations = []mutation{
 		{"pilot/internal/rbac/policies.go", "claim([]string{\"sub\"}, text(subject))", "claim([]string{\"sub\"}, text(authz.Match{Kind: subject.Kind}))"}}},
 	{28, "remote addresses are those of the TCP peer", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
 		{"pilot/internal/rbac/policies.go", "rbac.Principal_RemoteIp{RemoteIp: cidr(m.Value)}", "rbac.Principal_DirectRemoteIp{DirectRemoteIp: cidr(m.Value)}"}}},
+	{28, "an address is not judged when it is dialled", "pilot/internal/keyserver.TestNameThatComesToMeanThisMachineIsNotAsked", []edit{
+		{"pilot/internal/keyserver/client.go", "return c.judge(strings.ToLower(host), at.Addr().Unmap())", "_ = c.judge(strings.ToLower(host), at.Addr().Unmap())\n		return nil"}}},
+	{28, "a token may follow whatever an author writes", "pilot/internal/translate.TestEnvoyTakesWhatIsAdmitted", []edit{
+		{"pkg/jwt/policy.go", "		if from.GetPrefix() != \"\" {\n", "		if false {\n"}}},
 	{28, "Pilot asks its own machine for keys", "pilot/internal/keyserver.TestNobodyIsReachedThroughPilot", []edit{
 		{"pilot/internal/keyserver/client.go", "at.IsLoopback(), at.IsUnspecified(), at.IsLinkLocalUnicast()", "at.IsLinkLocalUnicast()"}}},
 	{28, "keys are dropped when their server is away", "pilot/internal/keyserver.TestKeysAreFetchedAgainAndKept", []edit{
