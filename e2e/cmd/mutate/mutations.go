@@ -366,7 +366,7 @@ var mutations = []mutation{
 	{28, "a list of claims has to be one text", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
 		{"pilot/internal/rbac/claims.go", "	return or([]*matcher.ValueMatcher{one, {", "	return one\n	return or([]*matcher.ValueMatcher{one, {"}}},
 	{28, "the subject of a request principal is not looked at", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
-		{"pilot/internal/rbac/policies.go", "claim([]string{\"sub\"}, text(subject))", "claim([]string{\"sub\"}, text(authz.Match{Kind: subject.Kind}))"}}},
+		{"pilot/internal/rbac/policies.go", "claim([]string{\"sub\"}, text(subject))", "claim([]string{\"sub\"}, text(authz.Match{Kind: authz.Present, Value: subject.Value}))"}}},
 	{28, "remote addresses are those of the TCP peer", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
 		{"pilot/internal/rbac/policies.go", "rbac.Principal_RemoteIp{RemoteIp: cidr(m.Value)}", "rbac.Principal_DirectRemoteIp{DirectRemoteIp: cidr(m.Value)}"}}},
 	{28, "an address is not judged when it is dialled", "pilot/internal/keyserver.TestNameThatComesToMeanThisMachineIsNotAsked", []edit{

@@ -2,6 +2,9 @@ package registry_test
 
 import (
 	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -61,5 +64,42 @@ func documented(t *testing.T, section, path string, m protoreflect.MessageDescri
 				t.Errorf("%s: value %s is not documented", path, value)
 			}
 		}
+	}
+}
+
+var namedTest = regexp.MustCompile("`([a-z/]+)\\.(Test[A-Za-z0-9]+)`")
+
+// What stands in the documentation as tried is tried by a test that there is.
+func TestThreatsAreTriedByTestsThatThereAre(t *testing.T) {
+	const root = "../../../"
+	text, err := os.ReadFile(root + "docs/threats.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := 0
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, "| ---") || strings.HasPrefix(line, "| way around") {
+			continue
+		}
+		tests := namedTest.FindAllStringSubmatch(line, -1)
+		if len(tests) == 0 {
+			t.Errorf("no test is named in %s", line)
+		}
+		for _, m := range tests {
+			files, err := filepath.Glob(root + m[1] + "/*_test.go")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.ContainsFunc(files, func(file string) bool {
+				content, err := os.ReadFile(file)
+				return err == nil && strings.Contains(string(content), "\nfunc "+m[2]+"(t *testing.T) {")
+			}) {
+				t.Errorf("there is no %s.%s", m[1], m[2])
+			}
+			named++
+		}
+	}
+	if named < 20 {
+		t.Errorf("%d tests are named", named)
 	}
 }
