@@ -44,6 +44,17 @@ func write(t testing.TB, b *bootstrap.Bootstrap) string {
 	return path
 }
 
+// telling are the lines of Envoy's log that are not about settings which its makers call unfinished: there is one for each listener, and what went wrong comes after them.
+func telling(log []byte) []byte {
+	var out []byte
+	for line := range bytes.Lines(log) {
+		if !bytes.Contains(line, []byte("work-in-progress")) {
+			out = append(out, line...)
+		}
+	}
+	return out
+}
+
 // Start runs Envoy until the test ends, and waits for it to be ready. The bootstrap's admin must be on 127.0.0.1. It is an error
 // if Envoy finds something deprecated. It returns the file that has what Envoy says.
 func Start(t testing.TB, b *bootstrap.Bootstrap, node string) string {
@@ -85,7 +96,7 @@ func start(t testing.TB, in *Netns, b *bootstrap.Bootstrap, node string) (log st
 			t.Error("Envoy finds something deprecated")
 		}
 		if t.Failed() {
-			t.Logf("Envoy's log:\n%.20000s", log)
+			t.Logf("Envoy's log:\n%.20000s", telling(log))
 		}
 	})
 	port := b.GetAdmin().GetAddress().GetSocketAddress().GetPortValue()
