@@ -87,6 +87,8 @@ var documented = map[string]struct {
 		why: "its issuer is nobody's, and must not be asked; TestATokenIsDemandedAndVerified applies the same of one that is there"},
 	"policies.md: extensionProviders: # values of the installation: meshctl install --values FILE": {run: values},
 	"policies.md: kind: AuthorizationPolicy":                                                       {run: taken},
+	"policies.md: $ meshctl audit tail -n finance --trial denied --since 24h": {
+		why: "TestWhatPoliciesOnTrialWouldChangeIsTold asks so, and reads this"},
 	"policies.md: kubectl apply -f deny-all.yaml": {
 		why: "TestPolicyIsWaitedForUntilEveryProxyHasIt waits so"},
 }

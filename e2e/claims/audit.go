@@ -42,6 +42,7 @@ type Event struct {
 	Kind                string
 	CertificateSerial   string
 	Subject             struct{ Pod, PodUid string }
+	Trial               *struct{ Verdict, Policy, Reason string }
 }
 
 // events reads the scene's audit trail from a moment on, as a user does.

@@ -170,11 +170,15 @@ func TestRecordIsARequestOfTheOneWhoDecided(t *testing.T) {
 	event := &telemetryv1.Event{
 		Observer: &telemetryv1.Workload{Namespace: "finance", Pod: "payroll-5d9c-abc", ServiceAccount: "payroll"}, Reporter: telemetryv1.Reporter_REPORTER_DESTINATION,
 		SourceIdentity: "spiffe://cluster.local/ns/finance/sa/web", SourceAddress: "10.0.0.9:4000", DestinationAddress: "10.0.0.8:8080",
-		Method: "GET", Path: "/accounts/1?x=y", Authority: "payroll.finance", Verdict: telemetryv1.Verdict_VERDICT_DENIED, Reason: "no ALLOW policy matched",
+		Method: "GET", Path: "/accounts/1?x=y", Authority: "payroll.finance", Verdict: telemetryv1.Verdict_VERDICT_DENIED, Reason: telemetryv1.ReasonNoAllow,
+		Trial: &telemetryv1.Trial{Verdict: telemetryv1.Verdict_VERDICT_ALLOWED, Policy: "finance/tried rule 0"},
 	}
 	r, err := m.Recorded(&telemetryv1.Record{Index: 7, Event: event})
 	if err != nil || r.Ask.To != "pod/payroll" || r.Ask.Port != 8080 || r.Ask.SourceIP != netip.MustParseAddr("10.0.0.9") {
 		t.Fatalf("%+v, %v", r, err)
+	}
+	if said := r.Summary(); !strings.HasSuffix(said, "; on trial allowed: finance/tried rule 0") {
+		t.Error(said)
 	}
 	if e, err := m.Explain(r.Ask); err != nil || e.Allowed || len(e.Change) != 1 || !strings.Contains(e.Request, "/accounts/1") {
 		t.Errorf("%+v, %v", e, err)

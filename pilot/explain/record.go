@@ -19,12 +19,17 @@ type Recorded struct {
 	Verdict string    `json:"verdict"`          // allowed, denied or refused
 	Policy  string    `json:"policy,omitempty"` // <namespace>/<name> rule <n>
 	Reason  string    `json:"reason,omitempty"`
+	Trial   *Verdict  `json:"trial,omitempty"` // what the policies on trial would have decided then, where that is something else
 	Ask     Ask       `json:"-"`
 }
 
 // Summary is the record in a line.
 func (r *Recorded) Summary() string {
-	return strings.TrimSpace(fmt.Sprintf("%s %s %s %s", r.Time.UTC().Format(time.RFC3339), r.Verdict, r.Policy, r.Reason))
+	out := strings.TrimSpace(fmt.Sprintf("%s %s %s %s", r.Time.UTC().Format(time.RFC3339), r.Verdict, r.Policy, r.Reason))
+	if t := r.Trial; t != nil {
+		out += fmt.Sprintf("; on trial %s: %s", map[bool]string{true: "allowed", false: "denied"}[t.Allowed], cmp.Or(t.Policy, t.Reason))
+	}
+	return out
 }
 
 // Recorded reads a record of the audit trail. It is an error if that is no decision about a request that a workload was to have.
@@ -37,6 +42,9 @@ func (m *Mesh) Recorded(record *telemetryv1.Record) (*Recorded, error) {
 	out := &Recorded{
 		Index: record.GetIndex(), Time: e.GetTime().AsTime(), Verdict: strings.ToLower(strings.TrimPrefix(e.GetVerdict().String(), "VERDICT_")), Policy: e.GetPolicy(), Reason: e.GetReason(),
 		Ask: Ask{Method: e.GetMethod(), Path: e.GetPath(), Host: e.GetAuthority(), From: e.GetSourceIdentity(), Plaintext: e.GetSourceIdentity() == "", TCP: e.GetMethod() == "" && e.GetPath() == ""},
+	}
+	if t := e.GetTrial(); t != nil {
+		out.Trial = &Verdict{Allowed: t.GetVerdict() == telemetryv1.Verdict_VERDICT_ALLOWED, Policy: t.GetPolicy(), Reason: t.GetReason()}
 	}
 	out.Ask.Claims = claimsOf(e.GetRequestPrincipal())
 	if from, err := netip.ParseAddrPort(e.GetSourceAddress()); err == nil {

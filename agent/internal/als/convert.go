@@ -76,6 +76,7 @@ func (r record) event() *telemetryv1.Event {
 		}
 	}
 	decide(e, r, details)
+	e.Trial = trial(e, r)
 	return e
 }
 
@@ -146,7 +147,7 @@ func decide(e *telemetryv1.Event, r record, details string) {
 	if m := matched.FindStringSubmatch(details); m != nil {
 		e.Verdict = telemetryv1.Verdict_VERDICT_DENIED
 		if m[1] == "none" {
-			e.Reason = "no ALLOW policy matched"
+			e.Reason = telemetryv1.ReasonNoAllow
 			return
 		}
 		e.Policy = Policy(firstOf(r.tag("deny_policy"), m[1]))

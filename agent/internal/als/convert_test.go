@@ -136,7 +136,7 @@ func TestVerdicts(t *testing.T) {
 func TestTokensOfUnknownKeysAreNoted(t *testing.T) {
 	var noted []string
 	counter := func() prometheus.Counter { return prometheus.NewCounter(prometheus.CounterOpts{Name: "c"}) }
-	s := &server{observer: &telemetryv1.Workload{PodUid: "u"}, sink: nowhere{}, unknown: func(uid string) { noted = append(noted, uid) }, received: counter(), dropped: counter()}
+	s := &server{observer: &telemetryv1.Workload{PodUid: "u"}, sink: nowhere{}, hears: Hears{UnknownKey: func(uid string) { noted = append(noted, uid) }}, received: counter(), dropped: counter()}
 	for details, want := range map[string]int{
 		"jwt_authn_access_denied{Jwks_doesn't_have_key_to_match_kid_or_alg_from_Jwt}": 1, "jwt_authn_access_denied{Jwt_verification_fails}": 1,
 		"jwt_authn_access_denied{Jwt_is_expired}": 0, "rbac_access_denied_matched_policy[none]": 0, "via_upstream": 0,

@@ -104,7 +104,7 @@ func receive(t *testing.T, socket string, sink Sink) (kill func()) {
 		t.Fatal(err)
 	}
 	s := grpc.NewServer(mtls.BoundedOptions(mtls.Limits{MaxRecvMsgSize: 16 << 20})...)
-	Attach(sink, func(string) {}, "node", prometheus.NewRegistry())(&identity.Identity{}, s)
+	Attach(sink, Hears{}, "node", prometheus.NewRegistry())(&identity.Identity{}, s)
 	go func() { _ = s.Serve(l) }() // ends with Stop
 	return s.Stop
 }

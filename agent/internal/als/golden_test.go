@@ -17,7 +17,13 @@ var update = flag.Bool("update", false, "write the events that are made of a pro
 // TestEventsOfWhatAProxyLogs compares the events that are made of what a real Envoy with Pilot's configuration logs: a test of
 // pilot/internal/translate writes that, and compares.
 func TestEventsOfWhatAProxyLogs(t *testing.T) {
-	text, err := os.ReadFile("testdata/entries.jsonl")
+	eventsOf(t, "testdata/entries.jsonl", "testdata/events.jsonl")
+	eventsOf(t, "testdata/trial-entries.jsonl", "testdata/trial-events.jsonl")
+}
+
+func eventsOf(t *testing.T, entries, file string) {
+	t.Helper()
+	text, err := os.ReadFile(entries)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +47,6 @@ func TestEventsOfWhatAProxyLogs(t *testing.T) {
 	}
 	slices.Sort(lines)
 	got := strings.Join(lines, "")
-	const file = "testdata/events.jsonl"
 	if *update {
 		if err := os.WriteFile(file, []byte(got), 0o644); err != nil { //nolint:gosec // test data
 			t.Fatal(err)

@@ -19,23 +19,28 @@ type Sink interface {
 	Append(*telemetryv1.Event) bool
 }
 
+// Hears is who is told of some events, with the UID of the pod whose proxy has decided.
+type Hears struct {
+	UnknownKey func(podUID string)                            // the proxy has refused a token that may be signed by a newer key than it has
+	Tried      func(podUID string, would telemetryv1.Verdict) // policies on trial would have decided otherwise
+}
+
 type server struct {
 	observer *telemetryv1.Workload
 	sink     Sink
-	unknown  func(podUID string)
+	hears    Hears
 	received prometheus.Counter
 	dropped  prometheus.Counter
 }
 
 // Attach adds the access log service to a pod's socket. Who an event's observer is comes from the socket, not from what
 // the proxy says of itself.
-// Unknown hears of pods whose proxies have refused a token that may be signed by a newer key than they have.
-func Attach(sink Sink, unknown func(podUID string), node string, reg prometheus.Registerer) func(*identity.Identity, grpc.ServiceRegistrar) func(context.Context) {
+func Attach(sink Sink, hears Hears, node string, reg prometheus.Registerer) func(*identity.Identity, grpc.ServiceRegistrar) func(context.Context) {
 	received := prometheus.NewCounter(prometheus.CounterOpts{Name: "bulwark_agent_audit_events_total", Help: "Audit events received from proxies."})
 	dropped := prometheus.NewCounter(prometheus.CounterOpts{Name: "bulwark_agent_audit_events_dropped_total", Help: "Audit events that could not be spooled."})
 	reg.MustRegister(received, dropped)
 	return func(p *identity.Identity, s grpc.ServiceRegistrar) func(context.Context) {
-		s.RegisterService(&logs, &server{observer: Observer(p, node), sink: sink, unknown: unknown, received: received, dropped: dropped})
+		s.RegisterService(&logs, &server{observer: Observer(p, node), sink: sink, hears: hears, received: received, dropped: dropped})
 		return nil
 	}
 }
@@ -71,7 +76,10 @@ func (s *server) keep(e *telemetryv1.Event) {
 	}
 	s.received.Inc()
 	if ofUnknownKey(e) {
-		s.unknown(s.observer.GetPodUid())
+		s.hears.UnknownKey(s.observer.GetPodUid())
+	}
+	if t := e.GetTrial(); t != nil {
+		s.hears.Tried(s.observer.GetPodUid(), t.GetVerdict())
 	}
 	if !s.sink.Append(e) {
 		s.dropped.Inc()

@@ -37,6 +37,7 @@ type proxy struct {
 	durations map[string]*dto.Histogram // by series, since the pod is there or the agent
 	unfolded  map[string]unfolded       // of the last push, by how they were pushed: most series come again and again
 	dropped   int                       // series of the last push that were too many
+	trials    trials
 }
 
 // New returns an empty sink.
@@ -209,6 +210,9 @@ func (s *Sink) Gather() ([]*dto.MetricFamily, error) {
 				out.Metric = append(out.Metric, withPod(m, p.pod.Facts))
 			}
 		}
+	}
+	if t := s.tried(); len(t.GetMetric()) > 0 {
+		all[t.GetName()] = t
 	}
 	out := make([]*dto.MetricFamily, 0, len(all))
 	for _, name := range slices.Sorted(maps.Keys(all)) {

@@ -93,7 +93,7 @@ func Run(ctx context.Context, s Settings) (err error) {
 		sds.Attach(source.Bundle, log),
 		configuration.Attach,
 		workloadapi.Attach(source.Bundle),
-		als.Attach(events, configuration.UnknownKey, s.NodeName, registry),
+		als.Attach(events, als.Hears{UnknownKey: configuration.UnknownKey, Tried: counters.Tried}, s.NodeName, registry),
 		counters.Attach)
 	if err != nil {
 		return err

@@ -29,7 +29,7 @@ var mutations = []mutation{
 	{7, "changed policies are not pushed", "TestChangedPolicyIsEnforced", []edit{
 		{"pilot/internal/catalog/authorization.go", "			if !same {", "			if false && !same {"}}},
 	{8, "only denials are audited", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
-		{"pilot/internal/telemetry/telemetry.go", "either(audited(), deniedByAuthorizer(), deniedByPolicy())", "either(deniedByAuthorizer(), deniedByPolicy())"}}},
+		{"pilot/internal/telemetry/telemetry.go", "either(audited(), triedOut(httpPolicies), deniedByAuthorizer(), deniedByPolicy())", "either(deniedByAuthorizer(), deniedByPolicy())"}}},
 	{8, "agents do not keep what Mixer has not taken", "TestAuditTrailHasEveryDecisionAlsoWhenMixerWasAway", []edit{
 		{"pkg/spool/reader.go", "first := s.firstUnacked()\n", "first := s.firstUnacked() + s.Stats().Unacked\n"}}},
 	{9, "an agent may ask for the pods of other nodes", "TestIdentity/NobodyGetsTheIdentityOfAnother", []edit{
@@ -453,6 +453,14 @@ var mutations = []mutation{
 		{"agent/internal/als/convert.go", "if answer, ok := authorizers[details]; ok {", "if answer, ok := authorizers[details]; ok && details != \"ext_authz_error\" {"}}},
 	{33, "a change of what authorizers are asked is missed", "pilot/explain.TestDiffNamesWhatChangesAndNothingElse", []edit{
 		{"pilot/explain/diff.go", "if p.Action == authz.Custom && !p.Ignored {\n				names", "if p.Action == authz.Custom && p.Ignored {\n				names"}}},
+	{20, "what policies on trial would deny is not logged", "pilot/internal/translate.TestTrialsAgreeWithTheEvaluator", []edit{
+		{"pilot/internal/telemetry/telemetry.go", "either(audited(), triedOut(httpPolicies), deniedByAuthorizer(), deniedByPolicy())", "either(audited(), deniedByAuthorizer(), deniedByPolicy())"}}},
+	{20, "an ALLOW policy on trial is said to deny what another one allows", "pilot/internal/translate.TestTrialsAgreeWithTheEvaluator", []edit{
+		{"pilot/internal/rbac/policies.go", "		shadow.Action = rbac.RBAC_LOG\n", "		shadow.Action = rbac.RBAC_ALLOW\n"}}},
+	{20, "ambiguous paths are not on trial with the policies that look at paths", "pilot/internal/translate.TestTrialsAgreeWithTheEvaluator", []edit{
+		{"pilot/internal/rbac/policies.go", "return !p.Ignored && p.DryRun && a.Concerns(p)", "return false && a.Concerns(p)"}}},
+	{20, "what is denied all the same is said to be allowed on trial", "agent/internal/als.TestTrials", []edit{
+		{"agent/internal/als/trial.go", "e.GetReason() == telemetryv1.ReasonNoAllow && deny == \"\" && allow", "allow"}}},
 }
 
 const (

@@ -19,10 +19,10 @@ import (
 )
 
 type tailOptions struct {
-	namespace, identity, verdict, output string
-	last                                 int
-	since                                time.Duration
-	follow                               bool
+	namespace, identity, verdict, trial, output string
+	last                                        int
+	since                                       time.Duration
+	follow                                      bool
 }
 
 func (a *app) audit() *cobra.Command {
@@ -30,13 +30,14 @@ func (a *app) audit() *cobra.Command {
 	var o tailOptions
 	tail := &cobra.Command{
 		Use: "tail", Short: "Show the latest decisions", Args: cobra.NoArgs,
-		Example: "  meshctl audit tail -n finance\n  meshctl audit tail --verdict denied -f\n  meshctl audit tail --last 0 -o json",
+		Example: "  meshctl audit tail -n finance\n  meshctl audit tail --verdict denied -f\n  meshctl audit tail --trial denied --since 24h\n  meshctl audit tail --last 0 -o json",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.tail(cmd.Context(), o) },
 	}
 	f := tail.Flags()
 	f.StringVarP(&o.namespace, "namespace", "n", "", "only decisions of proxies in this namespace")
 	f.StringVar(&o.identity, "identity", "", "only with this identity, or a part of one, as source or destination")
 	f.StringVar(&o.verdict, "verdict", "", "only allowed, denied or refused")
+	f.StringVar(&o.trial, "trial", "", "only what the policies on trial (istio.io/dry-run) would have decided otherwise: as denied, as allowed, or any")
 	f.IntVar(&o.last, "last", 20, "the newest so many, 0 for all that Mixer has at hand")
 	f.DurationVar(&o.since, "since", 0, "only decisions of this long ago or less, 0 for all")
 	f.BoolVarP(&o.follow, "follow", "f", false, "go on with new ones")
@@ -47,7 +48,7 @@ func (a *app) audit() *cobra.Command {
 
 func (o tailOptions) query() string {
 	q := url.Values{"last": {strconv.Itoa(o.last)}, "follow": {strconv.FormatBool(o.follow)}}
-	for key, value := range map[string]string{"namespace": o.namespace, "identity": o.identity, "verdict": o.verdict} {
+	for key, value := range map[string]string{"namespace": o.namespace, "identity": o.identity, "verdict": o.verdict, "trial": o.trial} {
 		if value != "" {
 			q.Set(key, value)
 		}
@@ -69,6 +70,8 @@ func (o tailOptions) check() error {
 		return fmt.Errorf("--since %s is in the future", o.since)
 	case !slices.Contains([]string{"", "allowed", "denied", "refused"}, o.verdict):
 		return fmt.Errorf("--verdict %s: use allowed, denied or refused", o.verdict)
+	case !slices.Contains([]string{"", "allowed", "denied", "any"}, o.trial):
+		return fmt.Errorf("--trial %s: use allowed, denied or any", o.trial)
 	}
 	return nil
 }
@@ -139,8 +142,16 @@ func row(e *telemetryv1.Event) []string {
 		cmp.Or(identities.Short(e.GetDestinationIdentity()), claims(e.GetClaimedDestination()),
 			e.GetDestinationService(), e.GetDestinationAddress(), asked(e), "unknown"),
 		strings.Join(request, " "),
-		cmp.Or(e.GetPolicy(), e.GetReason(), made(e), "-"),
+		cmp.Or(e.GetPolicy(), e.GetReason(), made(e), "-") + tried(e.GetTrial()),
 	}
+}
+
+// tried says what the policies on trial would have decided, where that is something else.
+func tried(t *telemetryv1.Trial) string {
+	if t == nil {
+		return ""
+	}
+	return fmt.Sprintf("; on trial %s: %s", strings.ToLower(strings.TrimPrefix(t.GetVerdict().String(), "VERDICT_")), cmp.Or(t.GetPolicy(), t.GetReason()))
 }
 
 // claims shows what a certificate says that has proven nothing, in whole: it may be of the form of another mesh, or of none.

@@ -26,6 +26,8 @@ func TestARowSaysWhoHasProvenWhat(t *testing.T) {
 		"a stranger":                 {&telemetryv1.Event{Verdict: refused, ClaimedSource: member}, "|claims " + member + "|", "|finance/payroll|"},
 		"an impostor":                {&telemetryv1.Event{Verdict: refused, SourceIdentity: member, ClaimedDestination: "spiffe://x/y"}, "|finance/payroll|claims spiffe://x/y|", ""},
 		"what selects nothing":       {&telemetryv1.Event{Verdict: allowed, Reason: "no enforced ALLOW policy selects the workload"}, "|no enforced ALLOW policy", ""},
+		"what is tried out":          {&telemetryv1.Event{Verdict: allowed, Policy: "finance/a rule 0", Trial: &telemetryv1.Trial{Verdict: telemetryv1.Verdict_VERDICT_DENIED, Policy: "finance/b rule 1"}}, "|finance/a rule 0; on trial denied: finance/b rule 1", ""},
+		"what is tried out in vain":  {&telemetryv1.Event{Verdict: allowed, Trial: &telemetryv1.Trial{Verdict: telemetryv1.Verdict_VERDICT_DENIED, Reason: "no ALLOW policy"}}, "|-; on trial denied: no ALLOW policy", ""},
 		"nothing known":              {&telemetryv1.Event{Verdict: allowed}, "|-", "policy"},
 		"an issuance":                {&telemetryv1.Event{Kind: telemetryv1.Kind_KIND_ISSUANCE, Verdict: allowed, Observer: citadel, SourceIdentity: member, CertificateSerial: "3fb2", Method: "CreateCertificate"}, "|CreateCertificate|certificate 3fb2", "policy"},
 		"an operator's act":          {&telemetryv1.Event{Kind: telemetryv1.Kind_KIND_ADMIN, Verdict: allowed, Observer: citadel, Method: "Revoke", Reason: "by alice: stolen"}, "|bulwark-system/bulwark-citadel|Revoke|by alice: stolen", "no policy"},
@@ -48,8 +50,11 @@ func TestARowIsOneLineWhateverStrangersChose(t *testing.T) {
 		fields := e.ProtoReflect().Descriptor().Fields()
 		for only := range fields.Len() {
 			e := &telemetryv1.Event{Kind: kind, Observer: &telemetryv1.Workload{Node: bad, Identity: bad}}
-			if f := fields.Get(only); f.Kind().String() == "string" {
+			switch f := fields.Get(only); {
+			case f.Kind() == protoreflect.StringKind:
 				e.ProtoReflect().Set(f, protoreflect.ValueOfString(bad))
+			case f.Name() == "trial":
+				e.Trial = &telemetryv1.Trial{Policy: bad}
 			}
 			var out bytes.Buffer
 			printer.New(&out).Columns(widths, row(e)...)

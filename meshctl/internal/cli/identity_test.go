@@ -79,7 +79,7 @@ func TestNotRunningIsAnotherAnswerThanNotInstalled(t *testing.T) {
 }
 
 func TestACommandLineThatAsksForNothingFails(t *testing.T) {
-	for _, line := range []string{"audit", "audit frob", "ca", "ca rotat", "pilot", "pilot confirn", "frob", "audit tail --last -1", "audit tail --since=-5m", "audit tail --verdict maybe",
+	for _, line := range []string{"audit", "audit frob", "ca", "ca rotat", "pilot", "pilot confirn", "frob", "audit tail --last -1", "audit tail --since=-5m", "audit tail --verdict maybe", "audit tail --trial refused",
 		"audit tail -o xml", "status extra", "identity", "reach"} {
 		var out, notes bytes.Buffer
 		if status := Run(t.Context(), strings.Fields(line), strings.NewReader(""), &out, &notes); status != 1 || notes.Len() == 0 {

@@ -17,6 +17,7 @@ type Filter struct {
 	Kind      string    // request, issuance, admin, trail
 	Identity  string    // of source or destination, proven or claimed, or a part of it
 	Verdict   string    // allowed, denied, refused
+	Trial     string    // allowed, denied, any: what the policies on trial would have decided, where that is something else
 	Index     *uint64   // the one record of this index; nil for all
 	Since     time.Time // only decisions from then on; zero for all
 	Last      int       // only the newest so many of what is there, 0 for all; what follows is not counted
@@ -39,6 +40,11 @@ func ParseFilter(q url.Values) (Filter, error) {
 				err = fmt.Errorf("use allowed, denied or refused")
 			}
 			f.Verdict = value
+		case "trial":
+			if !slices.Contains([]string{"allowed", "denied", "any"}, value) {
+				err = fmt.Errorf("use allowed, denied or any")
+			}
+			f.Trial = value
 		case "kind":
 			if _, ok := telemetryv1.Kind_value["KIND_"+strings.ToUpper(value)]; !ok {
 				err = fmt.Errorf("use request, issuance, admin or trail")
@@ -85,7 +91,15 @@ func (f Filter) Matches(r *telemetryv1.Record) bool {
 	if !f.Since.IsZero() && e.GetTime().AsTime().Before(f.Since) {
 		return false
 	}
-	return f.Verdict == "" || e.GetVerdict() == telemetryv1.Verdict(telemetryv1.Verdict_value["VERDICT_"+strings.ToUpper(f.Verdict)])
+	if f.Trial != "" && (e.GetTrial() == nil || f.Trial != "any" && e.GetTrial().GetVerdict() != verdict(f.Trial)) {
+		return false
+	}
+	return f.Verdict == "" || e.GetVerdict() == verdict(f.Verdict)
+}
+
+// verdict reads a word of ParseFilter's.
+func verdict(word string) telemetryv1.Verdict {
+	return telemetryv1.Verdict(telemetryv1.Verdict_value["VERDICT_"+strings.ToUpper(word)])
 }
 
 // Select returns the records that match, the newest Last of them.

@@ -23,16 +23,24 @@ import (
 // Requests renders policies of one action, as they hold for requests, as one RBAC configuration, and those on trial (dry run)
 // as another. Either is nil when there is no such policy; an ALLOW configuration without rules denies all. What is ambiguous
 // depends on all policies of the workload, whichever of them are rendered.
+//
+// What is on trial denies, and names a rule, only where that is another verdict than what is enforced: see trial.
 func Requests(all, rendered []authz.Policy, action authz.Action) (enforced, shadow *rbac.RBAC) {
 	enforced, shadow = rules(rendered, action)
-	suspicions, _ := Suspicions(all, action)
-	for _, a := range suspicions {
-		if enforced == nil {
-			enforced = &rbac.RBAC{Action: actions[action], Policies: map[string]*rbac.Policy{}}
+	for _, a := range authz.Ambiguities {
+		target := &shadow
+		switch {
+		case ambiguityHolds(all, action, a):
+			target = &enforced
+		case !ambiguityOnTrial(all, action, a):
+			continue
 		}
-		enforced.Policies[a.Rule] = ambiguous(a)
+		if *target == nil {
+			*target = &rbac.RBAC{Action: actions[action], Policies: map[string]*rbac.Policy{}}
+		}
+		(*target).Policies[a.Rule] = ambiguous(a)
 	}
-	return enforced, shadow
+	return enforced, trial(enforced, shadow)
 }
 
 // Speaks says whether a configuration for requests, of the policies of an action, may say anything: enforced, or on trial. One that does not has neither.
@@ -44,7 +52,7 @@ func Speaks(policies []authz.Policy, action authz.Action) bool {
 // Suspicions are the texts that such a configuration looks for as ambiguous. Only is true if it has nothing to say about requests without any.
 func Suspicions(policies []authz.Policy, action authz.Action) (suspicions []authz.Ambiguity, only bool) {
 	for _, a := range authz.Ambiguities {
-		if ambiguityHolds(policies, action, a) {
+		if ambiguityHolds(policies, action, a) || ambiguityOnTrial(policies, action, a) {
 			suspicions = append(suspicions, a)
 		}
 	}
@@ -57,7 +65,17 @@ func Connections(policies []authz.Policy, action authz.Action) (enforced, shadow
 	for _, p := range policies {
 		tcp = append(tcp, p.TCP())
 	}
-	return rules(tcp, action)
+	enforced, shadow = rules(tcp, action)
+	return enforced, trial(enforced, shadow)
+}
+
+// trial makes of the rules on trial what they would change. Beside ALLOW policies that are enforced, more of them admit more and deny nothing: rules that log
+// match and never deny, and what none matches is as it was.
+func trial(enforced, shadow *rbac.RBAC) *rbac.RBAC {
+	if enforced != nil && shadow != nil && shadow.GetAction() == rbac.RBAC_ALLOW {
+		shadow.Action = rbac.RBAC_LOG
+	}
+	return shadow
 }
 
 // ambiguityHolds reports whether the filter of an action looks for an ambiguity: the one that denies does if it concerns any policy that decides, the one that
@@ -65,6 +83,13 @@ func Connections(policies []authz.Policy, action authz.Action) (enforced, shadow
 func ambiguityHolds(policies []authz.Policy, action authz.Action, a authz.Ambiguity) bool {
 	return action != authz.Allow && slices.ContainsFunc(policies, func(p authz.Policy) bool {
 		return !p.Ignored && !p.DryRun && (p.Action == authz.Audit) == (action == authz.Audit) && a.Concerns(p)
+	})
+}
+
+// ambiguityOnTrial reports whether the filter that denies would look for an ambiguity if the policies on trial were enforced, and does not as it is.
+func ambiguityOnTrial(policies []authz.Policy, action authz.Action, a authz.Ambiguity) bool {
+	return action == authz.Deny && !ambiguityHolds(policies, action, a) && slices.ContainsFunc(policies, func(p authz.Policy) bool {
+		return !p.Ignored && p.DryRun && a.Concerns(p)
 	})
 }
 
@@ -95,6 +120,12 @@ var actions = map[authz.Action]rbac.RBAC_Action{authz.Allow: rbac.RBAC_ALLOW, au
 func Prefix(action authz.Action) string { return prefixes[action] }
 
 var prefixes = map[authz.Action]string{authz.Audit: "audit_", authz.Deny: "deny_", authz.Allow: "allow_"}
+
+// TrialPrefix does so with the results of policies on trial, "<prefix>shadow_engine_result" and "<prefix>shadow_effective_policy_id", by the names that tools of the
+// Istio ecosystem know. It is empty for actions of which none is tried out.
+func TrialPrefix(action authz.Action) string { return trialPrefixes[action] }
+
+var trialPrefixes = map[authz.Action]string{authz.Deny: "istio_dry_run_deny_", authz.Allow: "istio_dry_run_allow_"}
 
 // rule renders From as principals, To as permissions, and each clause of When as whichever its attribute belongs to.
 func rule(r authz.Rule) *rbac.Policy {

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"fmt"
+	"slices"
 
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -28,10 +29,11 @@ func inboundEntry(kind string, more ...attribute) []attribute {
 
 func inboundRequest() []attribute {
 	const enforced = "%%DYNAMIC_METADATA(envoy.filters.http.rbac:%senforced_effective_policy_id)%%"
-	return inboundEntry("http", append(request(), attribute{"protocol", "%PROTOCOL%"}, attribute{"response_code_details", "%RESPONSE_CODE_DETAILS%"},
-		attribute{"bulwark.request_principal", fmt.Sprintf("%[1]s:iss)%%/%[1]s:sub)%%", "%DYNAMIC_METADATA("+rbac.JWTFilter+":"+rbac.Payload)},
-		attribute{"bulwark.custom_policy", fmt.Sprintf(askedPolicy, "http")},
-		attribute{"bulwark.deny_policy", fmt.Sprintf(enforced, rbac.Prefix(authz.Deny))}, attribute{"bulwark.allow_policy", fmt.Sprintf(enforced, rbac.Prefix(authz.Allow))})...)
+	return inboundEntry("http", slices.Concat(request(), []attribute{{"protocol", "%PROTOCOL%"}, {"response_code_details", "%RESPONSE_CODE_DETAILS%"},
+		{"bulwark.request_principal", fmt.Sprintf("%[1]s:iss)%%/%[1]s:sub)%%", "%DYNAMIC_METADATA("+rbac.JWTFilter+":"+rbac.Payload)},
+		{"bulwark.custom_policy", fmt.Sprintf(askedPolicy, "http")},
+		{"bulwark.deny_policy", fmt.Sprintf(enforced, rbac.Prefix(authz.Deny))}, {"bulwark.allow_policy", fmt.Sprintf(enforced, rbac.Prefix(authz.Allow))}},
+		onTrial(httpPolicies))...)
 }
 
 // askedPolicy is the rule by which an external authorizer was asked, the last one if several were.
@@ -39,15 +41,35 @@ const askedPolicy = "%%DYNAMIC_METADATA(envoy.filters.%s.rbac:" + rbac.AskedKey 
 
 // inboundConnection is of one over TLS or in plaintext, where tls_inspector would have it that a handshake failed.
 func inboundConnection(mutual bool) []attribute {
-	out := inboundEntry("tcp", attribute{"termination_details", "%CONNECTION_TERMINATION_DETAILS%"}, attribute{"response_code_details", "%RESPONSE_CODE_DETAILS%"},
-		attribute{"bulwark.custom_policy", fmt.Sprintf(askedPolicy, "network")},
+	out := inboundEntry("tcp", append([]attribute{{"termination_details", "%CONNECTION_TERMINATION_DETAILS%"}, {"response_code_details", "%RESPONSE_CODE_DETAILS%"}, {"bulwark.custom_policy", fmt.Sprintf(askedPolicy, "network")},
 		// With bytes of the application the handshake is over, which Envoy does not say otherwise.
-		attribute{"bulwark.received", "%BYTES_RECEIVED%"},
-		attribute{"bulwark.allow_policy", fmt.Sprintf("%%DYNAMIC_METADATA(envoy.filters.network.rbac:%sshadow_effective_policy_id)%%", rbac.Prefix(authz.Allow))})
+		{"bulwark.received", "%BYTES_RECEIVED%"},
+		{"bulwark.allow_policy", tried(tcpPolicies, rbac.Prefix(authz.Allow), ruleOnTrial)}}, onTrial(tcpPolicies)...)...)
 	if mutual {
 		out = append(out, downstreamFailure)
 	}
 	return out
+}
+
+// Where the filters of policies leave what they have found, and as what, if their rules decide nothing.
+const (
+	httpPolicies   = "envoy.filters.http.rbac"
+	tcpPolicies    = "envoy.filters.network.rbac"
+	verdictOnTrial = "shadow_engine_result"
+	ruleOnTrial    = "shadow_effective_policy_id"
+)
+
+func tried(by, prefix, what string) string {
+	return "%DYNAMIC_METADATA(" + by + ":" + prefix + what + ")%"
+}
+
+// onTrial is what the policies on trial said, as far as it takes to know what all would decide together.
+func onTrial(by string) []attribute {
+	return []attribute{
+		{"bulwark.trial_deny_policy", tried(by, rbac.TrialPrefix(authz.Deny), ruleOnTrial)},
+		{"bulwark.trial_allow_policy", tried(by, rbac.TrialPrefix(authz.Allow), ruleOnTrial)},
+		{"bulwark.trial_allow", tried(by, rbac.TrialPrefix(authz.Allow), verdictOnTrial)},
+	}
 }
 
 func refusedConnection() []attribute { return inboundEntry("refused", downstreamFailure) }

@@ -8,6 +8,8 @@ import (
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
 // Expressions are dear, so that what is cheap to ask comes before those that are asked of each request.
@@ -21,12 +23,20 @@ const (
 
 // audited passes what an AUDIT policy selected.
 func audited() *accesslog.AccessLogFilter {
+	return found("envoy.common", "access_log_hint", &matcher.ValueMatcher{MatchPattern: &matcher.ValueMatcher_BoolMatch{BoolMatch: true}})
+}
+
+// triedOut passes what the policies on trial would deny, and is not denied as it is. What is denied, and might not be, is logged for that. By is who has decided.
+func triedOut(by string) *accesslog.AccessLogFilter {
+	denied := &matcher.ValueMatcher{MatchPattern: &matcher.ValueMatcher_StringMatch{StringMatch: envoy.Exact("denied")}}
+	return either(found(by, rbac.TrialPrefix(authz.Deny)+verdictOnTrial, denied), found(by, rbac.TrialPrefix(authz.Allow)+verdictOnTrial, denied))
+}
+
+// found passes what a filter has left something of.
+func found(by, key string, what *matcher.ValueMatcher) *accesslog.AccessLogFilter {
 	return &accesslog.AccessLogFilter{FilterSpecifier: &accesslog.AccessLogFilter_MetadataFilter{MetadataFilter: &accesslog.MetadataFilter{
 		Matcher: &matcher.MetadataMatcher{
-			Filter: "envoy.common",
-			Path:   []*matcher.MetadataMatcher_PathSegment{{Segment: &matcher.MetadataMatcher_PathSegment_Key{Key: "access_log_hint"}}},
-			Value:  &matcher.ValueMatcher{MatchPattern: &matcher.ValueMatcher_BoolMatch{BoolMatch: true}},
-		},
+			Filter: by, Path: []*matcher.MetadataMatcher_PathSegment{{Segment: &matcher.MetadataMatcher_PathSegment_Key{Key: key}}}, Value: what},
 		MatchIfKeyNotFound: envoy.No(),
 	}}}
 }

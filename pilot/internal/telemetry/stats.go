@@ -80,7 +80,7 @@ func ServerName(w compile.Labels) string {
 // connections the audit filter notes it (see rbac.ServedBy), from the client's first byte on.
 const (
 	httpService = "%ROUTE_NAME%"
-	tcpService  = "%DYNAMIC_METADATA(envoy.filters.network.rbac:" + rbac.ServicePrefix + "shadow_effective_policy_id)%"
+	tcpService  = "%DYNAMIC_METADATA(" + tcpPolicies + ":" + rbac.ServicePrefix + ruleOnTrial + ")%"
 )
 
 // byServer is what a server's proxy counts. Of the client it knows the verified identity alone; Mixer joins the rest. Service is

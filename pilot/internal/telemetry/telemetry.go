@@ -16,15 +16,15 @@ import (
 // Where a function asks for a service and for its server, these are names or format strings of Envoy: the service's host, and where the
 // server's workload is found (ServerOf, ChosenServer). Either is empty where nobody knows it.
 
-// InboundRequests audit requests to a server that a policy denied or selected, and count all of them. Mutual says whether they come over
+// InboundRequests audit requests to a server that a policy denied or selected, or that one on trial would deny, and count all of them. Mutual says whether they come over
 // mutual TLS.
 func InboundRequests(mutual bool) []*accesslog.AccessLog {
-	return []*accesslog.AccessLog{audit(either(audited(), deniedByAuthorizer(), deniedByPolicy()), inboundRequest()), requestMetrics(byServer(httpService, mutual)), unread("server")}
+	return []*accesslog.AccessLog{audit(either(audited(), triedOut(httpPolicies), deniedByAuthorizer(), deniedByPolicy()), inboundRequest()), requestMetrics(byServer(httpService, mutual)), unread("server")}
 }
 
 // InboundConnections do the same with connections that are not HTTP.
 func InboundConnections(mutual bool) []*accesslog.AccessLog {
-	return append([]*accesslog.AccessLog{audit(atEnd(either(audited(), deniedByAuthorizer(), when(deniedConnection))), inboundConnection(mutual))},
+	return append([]*accesslog.AccessLog{audit(atEnd(either(audited(), triedOut(tcpPolicies), deniedByAuthorizer(), when(deniedConnection))), inboundConnection(mutual))},
 		connectionMetrics(byServer(tcpService, mutual))...)
 }
 

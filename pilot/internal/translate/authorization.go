@@ -91,19 +91,16 @@ func policyStage(name string, action authz.Action, more func(*compile.Workload, 
 	}
 }
 
-// The prefixes tell the results of policies on trial apart, as tools of the Istio ecosystem know them.
-var shadowPrefix = map[authz.Action]string{authz.Deny: "istio_dry_run_deny_", authz.Allow: "istio_dry_run_allow_"}
-
 // requests is the filter by which policies of one action, of a workload, hold for requests.
 func requests(w *compile.Workload, policies []authz.Policy, action authz.Action) *httprbac.RBAC {
 	enforced, shadow := rbac.Requests(w.Policies, policies, action)
-	return &httprbac.RBAC{Rules: enforced, ShadowRules: shadow, RulesStatPrefix: rbac.Prefix(action), ShadowRulesStatPrefix: shadowPrefix[action]}
+	return &httprbac.RBAC{Rules: enforced, ShadowRules: shadow, RulesStatPrefix: rbac.Prefix(action), ShadowRulesStatPrefix: rbac.TrialPrefix(action)}
 }
 
 // connections is the filter by which they hold for connections that are not HTTP.
 func connections(w *compile.Workload, action authz.Action) *netrbac.RBAC {
 	enforced, shadow := rbac.Connections(w.Policies, action)
-	return &netrbac.RBAC{Rules: enforced, ShadowRules: shadow, StatPrefix: rbac.Prefix(action), ShadowRulesStatPrefix: shadowPrefix[action]}
+	return &netrbac.RBAC{Rules: enforced, ShadowRules: shadow, StatPrefix: rbac.Prefix(action), ShadowRulesStatPrefix: rbac.TrialPrefix(action)}
 }
 
 // AuthorizationNames are the names of a workload's authorization resources.

@@ -28,14 +28,26 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
-// entries is where the agent's tests have what a proxy logs. They say what events it makes of that.
-const entries = "../../../agent/internal/als/testdata/entries.jsonl"
+// Where the agent's tests have what a proxy logs. They say what events it makes of that.
+const (
+	entries      = "../../../agent/internal/als/testdata/entries.jsonl"
+	trialEntries = "../../../agent/internal/als/testdata/trial-entries.jsonl"
+)
 
 // logger is the agent's log service. It keeps each kind of entry once: ports and IDs of requests are no part of it.
 type logger struct {
 	mu    sync.Mutex
 	named map[string]string // ports of the scene
 	lines map[string]bool
+}
+
+// newLogger is one for a scene with these ports.
+func newLogger(ports ...uint32) *logger {
+	l := &logger{named: map[string]string{}, lines: map[string]bool{}}
+	for i, p := range ports {
+		l.named[fmt.Sprint(p)] = fmt.Sprint(1000 + i)
+	}
+	return l
 }
 
 var logService = grpc.ServiceDesc{
@@ -97,6 +109,49 @@ func (l *logger) text() string {
 	return strings.Join(out, "")
 }
 
+// compare waits for what a file has, and writes it if that is asked for.
+func (l *logger) compare(t *testing.T, file string) {
+	t.Helper()
+	want, err := os.ReadFile(file)
+	if err != nil && !*update {
+		t.Fatal(err)
+	}
+	if *update { // whatever comes within some time
+		time.Sleep(3 * time.Second)
+		if err := os.WriteFile(file, []byte(l.text()), 0o644); err != nil { //nolint:gosec // test data
+			t.Fatal(err)
+		}
+		return
+	}
+	for end := time.Now().Add(30 * time.Second); l.text() != string(want); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("logged:\n%s\nwant, in %s:\n%s", l.text(), file, want)
+		}
+	}
+}
+
+// knock says something to a port, over TLS if there is a configuration, and waits for an answer or the end.
+func knock(t *testing.T, port uint32, config *tls.Config) {
+	t.Helper()
+	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if config != nil {
+		conn = tls.Client(conn, config)
+	}
+	_, _ = io.WriteString(conn, "knock")
+	_, _ = io.ReadFull(conn, make([]byte, 5))
+}
+
+// presenting is how somebody with a certificate connects.
+func presenting(leaf *envoytest.Leaf, protocols ...string) *tls.Config {
+	return &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13, NextProtos: protocols, //nolint:gosec // the server's name is not what is tested
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &leaf.TLS, nil }}
+}
+
 // TestWhatProxiesLogIsWhatTheAgentIsTestedWith does something of each kind that is audited, and much that is not.
 func TestWhatProxiesLogIsWhatTheAgentIsTestedWith(t *testing.T) {
 	envoytest.Find(t)
@@ -129,14 +184,10 @@ func TestWhatProxiesLogIsWhatTheAgentIsTestedWith(t *testing.T) {
 	out := translate.RefusalListenerAtSocket()
 	out.ListenerFilters = out.ListenerFilters[1:] // no PROXY protocol
 	s.listen(out, refusal)
-	l := &logger{named: map[string]string{}, lines: map[string]bool{}}
-	for i, p := range append(ports, web, echo.port) {
-		l.named[fmt.Sprint(p)] = fmt.Sprint(1000 + i)
-	}
+	l := newLogger(append(ports, web, echo.port)...)
 	s.start(func(srv *grpc.Server) { srv.RegisterService(&logService, l) })
 
-	presented := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13, NextProtos: []string{"istio"}, //nolint:gosec // the server's name is not what is tested
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &leaf.TLS, nil }}
+	presented := presenting(&leaf, "istio")
 	friend := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: presented, DisableKeepAlives: true}}
 	stranger := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	get := func(client *http.Client, scheme string, port uint32, path string, header http.Header, want int) {
@@ -159,46 +210,15 @@ func TestWhatProxiesLogIsWhatTheAgentIsTestedWith(t *testing.T) {
 	get(stranger, "http", impostorHTTP, "/", nil, 503)
 	get(stranger, "http", empty, "/", nil, 503)
 	get(stranger, "http", refusal, "/", nil, 403)
-	say := func(port uint32, config *tls.Config) {
-		t.Helper()
-		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
-		if config != nil {
-			conn = tls.Client(conn, config)
-		}
-		_, _ = io.WriteString(conn, "knock")
-		_, _ = io.ReadFull(conn, make([]byte, 5))
-	}
-	opaque := presented.Clone()
-	opaque.NextProtos = []string{"istio-opaque"}
-	say(serverTCP, opaque)
-	say(closedTCP, opaque)
-	say(closedTCP, nil)
-	say(openTCP, nil)
-	say(strict, nil)
-	say(impostorTCP, nil)
-	say(refusal, nil)
+	opaque := presenting(&leaf, "istio-opaque")
+	knock(t, serverTCP, opaque)
+	knock(t, closedTCP, opaque)
+	knock(t, closedTCP, nil)
+	knock(t, openTCP, nil)
+	knock(t, strict, nil)
+	knock(t, impostorTCP, nil)
+	knock(t, refusal, nil)
 	leaf = envoytest.NewCA(t).Issue(t, "spiffe://cluster.local/ns/shop/sa/claimed")
-	say(serverTCP, opaque)
-
-	want, err := os.ReadFile(entries)
-	if err != nil && !*update {
-		t.Fatal(err)
-	}
-	if *update { // whatever comes within some time
-		time.Sleep(3 * time.Second)
-		if err := os.WriteFile(entries, []byte(l.text()), 0o644); err != nil { //nolint:gosec // test data
-			t.Fatal(err)
-		}
-		return
-	}
-	for end := time.Now().Add(30 * time.Second); l.text() != string(want); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("logged:\n%s\nwant, in %s:\n%s", l.text(), entries, want)
-		}
-	}
+	knock(t, serverTCP, opaque)
+	l.compare(t, entries)
 }

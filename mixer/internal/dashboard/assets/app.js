@@ -50,6 +50,7 @@ function decision(record) {
   const verdict = (e.verdict || "").replace("VERDICT_", "").toLowerCase() || (e.lost ? `${e.lost} lost` : "");
   const request = (e.kind || "KIND_REQUEST") === "KIND_REQUEST";
   const serial = e.certificateSerial ? `certificate ${e.certificateSerial.slice(0, 16)}` : "";
+  const trial = e.trial ? `; on trial ${e.trial.verdict.replace("VERDICT_", "").toLowerCase()}: ${e.trial.policy || e.trial.reason}` : "";
   const peer = (proven, claimed) => proven ? short(proven) : claimed ? `claims ${claimed}` : "";
   return [
     new Date(e.time).toLocaleTimeString(),
@@ -57,7 +58,7 @@ function decision(record) {
     peer(e.sourceIdentity, e.claimedSource) || e.sourceAddress || "unknown",
     request ? peer(e.destinationIdentity, e.claimedDestination) || e.destinationService || e.destinationAddress || "unknown" : short(e.observer?.identity),
     [e.protocol, e.method, e.path, e.responseCode].filter(Boolean).join(" "),
-    e.policy || e.reason || serial || "-",
+    (e.policy || e.reason || serial || "-") + trial,
   ];
 }
 

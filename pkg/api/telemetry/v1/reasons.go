@@ -9,6 +9,8 @@ const (
 	ReasonTokenRefused = "the request's token is refused: "
 	// ReasonAuthorizer begins the reason of a request or connection that an external authorizer has denied, or has not answered about; its name follows.
 	ReasonAuthorizer = "external authorizer "
+	// ReasonNoAllow is of what is denied since there are ALLOW policies, and none matches.
+	ReasonNoAllow = "no ALLOW policy matched"
 )
 
 // MaxPath bounds the path of a request in an Event, in bytes; longer ones are cut.

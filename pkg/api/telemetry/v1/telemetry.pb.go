@@ -397,6 +397,7 @@ type Event struct {
 	ClaimedSource      string `protobuf:"bytes,25,opt,name=claimed_source,json=claimedSource,proto3" json:"claimed_source,omitempty"`
 	ClaimedDestination string `protobuf:"bytes,26,opt,name=claimed_destination,json=claimedDestination,proto3" json:"claimed_destination,omitempty"`
 	RequestPrincipal   string `protobuf:"bytes,27,opt,name=request_principal,json=requestPrincipal,proto3" json:"request_principal,omitempty"` // of the token that was verified: <issuer>/<subject>; empty without one
+	Trial              *Trial `protobuf:"bytes,28,opt,name=trial,proto3" json:"trial,omitempty"`                                               // only where the policies on trial would have changed the verdict
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -620,6 +621,74 @@ func (x *Event) GetRequestPrincipal() string {
 	return ""
 }
 
+func (x *Event) GetTrial() *Trial {
+	if x != nil {
+		return x.Trial
+	}
+	return nil
+}
+
+// Trial is what would have been decided if the policies on trial (istio.io/dry-run) had been enforced together with those that are.
+type Trial struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Verdict       Verdict                `protobuf:"varint,1,opt,name=verdict,proto3,enum=bulwark.telemetry.v1.Verdict" json:"verdict,omitempty"` // another one than the event's
+	Policy        string                 `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`                                      // deciding policy, <namespace>/<name> rule <n>; empty where no ALLOW policy would match
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                                      // for people
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Trial) Reset() {
+	*x = Trial{}
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Trial) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Trial) ProtoMessage() {}
+
+func (x *Trial) ProtoReflect() protoreflect.Message {
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Trial.ProtoReflect.Descriptor instead.
+func (*Trial) Descriptor() ([]byte, []int) {
+	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Trial) GetVerdict() Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return Verdict_VERDICT_UNSPECIFIED
+}
+
+func (x *Trial) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *Trial) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Record is an entry of the audit trail, as it is stored and shown (as JSON).
 type Record struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -633,7 +702,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[4]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -645,7 +714,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[4]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -658,7 +727,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{4}
+	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Record) GetIndex() uint64 {
@@ -700,7 +769,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[5]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +781,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[5]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +794,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{5}
+	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NodeReport) GetNode() string {
@@ -761,7 +830,7 @@ type WorkloadReport struct {
 
 func (x *WorkloadReport) Reset() {
 	*x = WorkloadReport{}
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[6]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +842,7 @@ func (x *WorkloadReport) String() string {
 func (*WorkloadReport) ProtoMessage() {}
 
 func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[6]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,7 +855,7 @@ func (x *WorkloadReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadReport.ProtoReflect.Descriptor instead.
 func (*WorkloadReport) Descriptor() ([]byte, []int) {
-	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{6}
+	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WorkloadReport) GetWorkload() *Workload {
@@ -828,7 +897,7 @@ type Counter struct {
 
 func (x *Counter) Reset() {
 	*x = Counter{}
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[7]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +909,7 @@ func (x *Counter) String() string {
 func (*Counter) ProtoMessage() {}
 
 func (x *Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[7]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +922,7 @@ func (x *Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counter.ProtoReflect.Descriptor instead.
 func (*Counter) Descriptor() ([]byte, []int) {
-	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{7}
+	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Counter) GetName() string {
@@ -885,7 +954,7 @@ type NodeReportTaken struct {
 
 func (x *NodeReportTaken) Reset() {
 	*x = NodeReportTaken{}
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[8]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +966,7 @@ func (x *NodeReportTaken) String() string {
 func (*NodeReportTaken) ProtoMessage() {}
 
 func (x *NodeReportTaken) ProtoReflect() protoreflect.Message {
-	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[8]
+	mi := &file_api_telemetry_v1_telemetry_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +979,7 @@ func (x *NodeReportTaken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReportTaken.ProtoReflect.Descriptor instead.
 func (*NodeReportTaken) Descriptor() ([]byte, []int) {
-	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{8}
+	return file_api_telemetry_v1_telemetry_proto_rawDescGZIP(), []int{9}
 }
 
 var File_api_telemetry_v1_telemetry_proto protoreflect.FileDescriptor
@@ -931,7 +1000,7 @@ const file_api_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\x03pod\x18\x03 \x01(\tR\x03pod\x12\x17\n" +
 	"\apod_uid\x18\x04 \x01(\tR\x06podUid\x12'\n" +
 	"\x0fservice_account\x18\x05 \x01(\tR\x0eserviceAccount\x12\x1a\n" +
-	"\bidentity\x18\x06 \x01(\tR\bidentity\"\xbd\b\n" +
+	"\bidentity\x18\x06 \x01(\tR\bidentity\"\xf0\b\n" +
 	"\x05Event\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12:\n" +
@@ -962,7 +1031,12 @@ const file_api_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\asubject\x18\x18 \x01(\v2\x1e.bulwark.telemetry.v1.WorkloadR\asubject\x12%\n" +
 	"\x0eclaimed_source\x18\x19 \x01(\tR\rclaimedSource\x12/\n" +
 	"\x13claimed_destination\x18\x1a \x01(\tR\x12claimedDestination\x12+\n" +
-	"\x11request_principal\x18\x1b \x01(\tR\x10requestPrincipal\"\x7f\n" +
+	"\x11request_principal\x18\x1b \x01(\tR\x10requestPrincipal\x121\n" +
+	"\x05trial\x18\x1c \x01(\v2\x1b.bulwark.telemetry.v1.TrialR\x05trial\"p\n" +
+	"\x05Trial\x127\n" +
+	"\averdict\x18\x01 \x01(\x0e2\x1d.bulwark.telemetry.v1.VerdictR\averdict\x12\x16\n" +
+	"\x06policy\x18\x02 \x01(\tR\x06policy\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x7f\n" +
 	"\x06Record\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x14\n" +
 	"\x05spool\x18\x02 \x01(\tR\x05spool\x121\n" +
@@ -1019,7 +1093,7 @@ func file_api_telemetry_v1_telemetry_proto_rawDescGZIP() []byte {
 }
 
 var file_api_telemetry_v1_telemetry_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_api_telemetry_v1_telemetry_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_api_telemetry_v1_telemetry_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_api_telemetry_v1_telemetry_proto_goTypes = []any{
 	(Reporter)(0),                 // 0: bulwark.telemetry.v1.Reporter
 	(Verdict)(0),                  // 1: bulwark.telemetry.v1.Verdict
@@ -1028,38 +1102,41 @@ var file_api_telemetry_v1_telemetry_proto_goTypes = []any{
 	(*Acknowledgement)(nil),       // 4: bulwark.telemetry.v1.Acknowledgement
 	(*Workload)(nil),              // 5: bulwark.telemetry.v1.Workload
 	(*Event)(nil),                 // 6: bulwark.telemetry.v1.Event
-	(*Record)(nil),                // 7: bulwark.telemetry.v1.Record
-	(*NodeReport)(nil),            // 8: bulwark.telemetry.v1.NodeReport
-	(*WorkloadReport)(nil),        // 9: bulwark.telemetry.v1.WorkloadReport
-	(*Counter)(nil),               // 10: bulwark.telemetry.v1.Counter
-	(*NodeReportTaken)(nil),       // 11: bulwark.telemetry.v1.NodeReportTaken
-	nil,                           // 12: bulwark.telemetry.v1.Counter.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*Trial)(nil),                 // 7: bulwark.telemetry.v1.Trial
+	(*Record)(nil),                // 8: bulwark.telemetry.v1.Record
+	(*NodeReport)(nil),            // 9: bulwark.telemetry.v1.NodeReport
+	(*WorkloadReport)(nil),        // 10: bulwark.telemetry.v1.WorkloadReport
+	(*Counter)(nil),               // 11: bulwark.telemetry.v1.Counter
+	(*NodeReportTaken)(nil),       // 12: bulwark.telemetry.v1.NodeReportTaken
+	nil,                           // 13: bulwark.telemetry.v1.Counter.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_api_telemetry_v1_telemetry_proto_depIdxs = []int32{
 	6,  // 0: bulwark.telemetry.v1.EventBatch.events:type_name -> bulwark.telemetry.v1.Event
-	13, // 1: bulwark.telemetry.v1.Event.time:type_name -> google.protobuf.Timestamp
+	14, // 1: bulwark.telemetry.v1.Event.time:type_name -> google.protobuf.Timestamp
 	5,  // 2: bulwark.telemetry.v1.Event.observer:type_name -> bulwark.telemetry.v1.Workload
 	0,  // 3: bulwark.telemetry.v1.Event.reporter:type_name -> bulwark.telemetry.v1.Reporter
 	1,  // 4: bulwark.telemetry.v1.Event.verdict:type_name -> bulwark.telemetry.v1.Verdict
 	2,  // 5: bulwark.telemetry.v1.Event.kind:type_name -> bulwark.telemetry.v1.Kind
 	5,  // 6: bulwark.telemetry.v1.Event.subject:type_name -> bulwark.telemetry.v1.Workload
-	6,  // 7: bulwark.telemetry.v1.Record.event:type_name -> bulwark.telemetry.v1.Event
-	13, // 8: bulwark.telemetry.v1.NodeReport.time:type_name -> google.protobuf.Timestamp
-	9,  // 9: bulwark.telemetry.v1.NodeReport.workloads:type_name -> bulwark.telemetry.v1.WorkloadReport
-	5,  // 10: bulwark.telemetry.v1.WorkloadReport.workload:type_name -> bulwark.telemetry.v1.Workload
-	13, // 11: bulwark.telemetry.v1.WorkloadReport.certificate_expiry:type_name -> google.protobuf.Timestamp
-	10, // 12: bulwark.telemetry.v1.WorkloadReport.counters:type_name -> bulwark.telemetry.v1.Counter
-	12, // 13: bulwark.telemetry.v1.Counter.labels:type_name -> bulwark.telemetry.v1.Counter.LabelsEntry
-	3,  // 14: bulwark.telemetry.v1.Intake.Events:input_type -> bulwark.telemetry.v1.EventBatch
-	8,  // 15: bulwark.telemetry.v1.Intake.Counters:input_type -> bulwark.telemetry.v1.NodeReport
-	4,  // 16: bulwark.telemetry.v1.Intake.Events:output_type -> bulwark.telemetry.v1.Acknowledgement
-	11, // 17: bulwark.telemetry.v1.Intake.Counters:output_type -> bulwark.telemetry.v1.NodeReportTaken
-	16, // [16:18] is the sub-list for method output_type
-	14, // [14:16] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	7,  // 7: bulwark.telemetry.v1.Event.trial:type_name -> bulwark.telemetry.v1.Trial
+	1,  // 8: bulwark.telemetry.v1.Trial.verdict:type_name -> bulwark.telemetry.v1.Verdict
+	6,  // 9: bulwark.telemetry.v1.Record.event:type_name -> bulwark.telemetry.v1.Event
+	14, // 10: bulwark.telemetry.v1.NodeReport.time:type_name -> google.protobuf.Timestamp
+	10, // 11: bulwark.telemetry.v1.NodeReport.workloads:type_name -> bulwark.telemetry.v1.WorkloadReport
+	5,  // 12: bulwark.telemetry.v1.WorkloadReport.workload:type_name -> bulwark.telemetry.v1.Workload
+	14, // 13: bulwark.telemetry.v1.WorkloadReport.certificate_expiry:type_name -> google.protobuf.Timestamp
+	11, // 14: bulwark.telemetry.v1.WorkloadReport.counters:type_name -> bulwark.telemetry.v1.Counter
+	13, // 15: bulwark.telemetry.v1.Counter.labels:type_name -> bulwark.telemetry.v1.Counter.LabelsEntry
+	3,  // 16: bulwark.telemetry.v1.Intake.Events:input_type -> bulwark.telemetry.v1.EventBatch
+	9,  // 17: bulwark.telemetry.v1.Intake.Counters:input_type -> bulwark.telemetry.v1.NodeReport
+	4,  // 18: bulwark.telemetry.v1.Intake.Events:output_type -> bulwark.telemetry.v1.Acknowledgement
+	12, // 19: bulwark.telemetry.v1.Intake.Counters:output_type -> bulwark.telemetry.v1.NodeReportTaken
+	18, // [18:20] is the sub-list for method output_type
+	16, // [16:18] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_api_telemetry_v1_telemetry_proto_init() }
@@ -1073,7 +1150,7 @@ func file_api_telemetry_v1_telemetry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_telemetry_v1_telemetry_proto_rawDesc), len(file_api_telemetry_v1_telemetry_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
