@@ -16,14 +16,18 @@ func modes(w *world, r *report) {
 		if p.Ignored {
 			continue
 		}
-		o := peerObject(p)
+		o := peerObject(&p.PeerPolicy)
 		w.leftPermissive(r, p, o)
 		w.sameScope(r, p, o)
 	}
 	w.refused(r)
 }
 
-func peerObject(p *registry.PeerAuth) Object {
+// peerObject is the object of a policy, none of nil.
+func peerObject(p *authz.PeerPolicy) Object {
+	if p == nil {
+		return Object{}
+	}
 	return Object{registry.PeerAuths.Resource().Kind, p.Namespace, p.Name}
 }
 
@@ -47,35 +51,20 @@ func (w *world) leftPermissive(r *report, p *registry.PeerAuth, o Object) {
 	}
 }
 
-// modeAround is the mode that would hold without a policy, and which policy says so.
+// modeAround is the mode that would hold without a policy of a namespace or of some of its workloads, and which policy says so.
 func (w *world) modeAround(p *registry.PeerAuth) (authz.TLSMode, Object) {
-	namespaces := []string{w.set.RootNamespace}
+	namespace := "" // which has no policies, so that only those of the mesh hold
 	if len(p.Selector) > 0 {
-		namespaces = []string{p.Namespace, w.set.RootNamespace}
+		namespace = p.Namespace
 	}
-	for _, ns := range namespaces {
-		var oldest *registry.PeerAuth
-		for q := range w.snap.PeerAuthsIn(ns) {
-			if len(q.Selector) == 0 && !q.Ignored && (oldest == nil || holdsBefore(q, oldest)) {
-				oldest = q
-			}
-		}
-		if oldest != nil && oldest.Mode != "" {
-			return oldest.Mode, peerObject(oldest)
-		}
-	}
-	return authz.Permissive, Object{}
-}
-
-// holdsBefore reports whether of two policies of one scope the first holds: the older one, or of equally old ones the first by name.
-func holdsBefore(a, b *registry.PeerAuth) bool {
-	return a.Created.Before(b.Created) || a.Created.Equal(b.Created) && a.Name < b.Name
+	modes := compile.ModesOf(w.snap, w.set, namespace, nil)
+	return modes.Default, peerObject(modes.By(0))
 }
 
 // sameScope says of a policy that another one holds in its place.
 func (w *world) sameScope(r *report, p *registry.PeerAuth, o Object) {
 	for q := range w.snap.PeerAuthsIn(p.Namespace) {
-		if q.ID == p.ID || q.Ignored || !holdsBefore(q, p) || (len(q.Selector) == 0) != (len(p.Selector) == 0) {
+		if q.ID == p.ID || q.Ignored || !q.Before(&p.PeerPolicy) || (len(q.Selector) == 0) != (len(p.Selector) == 0) {
 			continue
 		}
 		where := "its namespace"
@@ -95,7 +84,7 @@ func (w *world) sameScope(r *report, p *registry.PeerAuth, o Object) {
 			}
 		}
 		if where != "" {
-			r.say(ModeConflict, o, "", "%s is for %s, too, and holds alone, as it is older or first by its name", peerObject(q), where)
+			r.say(ModeConflict, o, "", "%s is for %s, too, and holds alone, as it is older or first by its name", peerObject(&q.PeerPolicy), where)
 			return
 		}
 	}
@@ -114,69 +103,59 @@ func (w *world) refused(r *report) {
 		counted []string
 		callers map[string]bool
 	}
-	changes := map[Object]*change{}
+	changes := map[place]*change{}
 	for i := range w.classes {
 		c := &w.classes[i]
-		by := w.newlyStrict(c)
-		if by == nil {
-			continue
-		}
-		o := peerObject(by)
-		if changes[o] == nil {
-			changes[o] = &change{callers: map[string]bool{}}
-		}
-		if n := seen[authz.Member{Namespace: c.Class.Namespace, Account: c.Class.ServiceAccount}]; n > 0 {
-			changes[o].counted = append(changes[o].counted, fmt.Sprintf("%s/%s %.0f times", c.Class.Namespace, c.Class.ServiceAccount, n))
-		}
-		for p := range w.snap.PodsIn(c.Class.Namespace) {
-			if !p.Proxied {
-				changes[o].callers[p.ID] = true
+		for at := range w.newlyStrict(c) {
+			if changes[at] == nil {
+				changes[at] = &change{callers: map[string]bool{}}
+			}
+			if n := seen[authz.Member{Namespace: c.Class.Namespace, Account: c.Class.ServiceAccount}]; n > 0 {
+				changes[at].counted = append(changes[at].counted, fmt.Sprintf("%s/%s %.0f times", c.Class.Namespace, c.Class.ServiceAccount, n))
+			}
+			for p := range w.snap.PodsIn(c.Class.Namespace) {
+				if !p.Proxied {
+					changes[at].callers[p.ID] = true
+				}
 			}
 		}
 	}
-	for o, c := range changes {
+	for at, c := range changes {
 		slices.Sort(c.counted)
 		if c.counted = slices.Compact(c.counted); len(c.counted) > 0 {
-			r.add(StrictBreaks, "", o, "spec.mtls.mode", FromTraffic, "callers without mutual TLS would be refused, and there have been some since proxies started to count: %s", some(c.counted))
+			r.add(StrictBreaks, "", at.Object, at.field, FromTraffic, "callers without mutual TLS would be refused, and there have been some since proxies started to count: %s", some(c.counted))
 		} else if len(c.callers) > 0 {
-			r.guess(StrictBreaks, o, "spec.mtls.mode", "pods without a proxy are in the same namespace and would be refused, if they call what it is for: %s", some(slices.Sorted(maps.Keys(c.callers))))
+			r.guess(StrictBreaks, at.Object, at.field, "pods without a proxy are in the same namespace and would be refused, if they call what it is for: %s", some(slices.Sorted(maps.Keys(c.callers))))
 		}
 	}
 }
 
-// newlyStrict is the policy that makes a port of a workload STRICT which was not; nil if there is none.
-func (w *world) newlyStrict(c *class) *registry.PeerAuth {
+// place is a field of an object.
+type place struct {
+	Object
+	field string
+}
+
+// newlyStrict is where it stands that ports of a workload are STRICT which were not.
+func (w *world) newlyStrict(c *class) map[place]bool {
+	out := map[place]bool{}
 	if !c.pods[0].Proxied {
-		return nil
+		return out
 	}
-	before := compile.Workload{Other: compile.InboundPort{Mode: authz.Permissive}}
+	was := authz.PeerModes{Default: authz.Permissive}
 	if w.before != nil {
-		before = compile.CompileWorkload(w.before, w.set, c.Class)
+		was = compile.ModesOf(w.before, w.set, c.Class.Namespace, c.Class.Labels)
 	}
-	was := func(number uint32) authz.TLSMode {
-		for _, p := range before.Ports {
-			if p.Number == number {
-				return p.Mode
-			}
-		}
-		return before.Other.Mode
-	}
-	if !slices.ContainsFunc(c.EveryPort(), func(p compile.InboundPort) bool { return p.Mode == authz.Strict && was(p.Number) != authz.Strict }) {
-		return nil
-	}
-	var found *registry.PeerAuth // the narrowest, which is looked at last
-	for _, ns := range []string{w.set.RootNamespace, c.Class.Namespace} {
-		for _, selecting := range []bool{false, true} {
-			var oldest *registry.PeerAuth
-			for p := range w.snap.PeerAuthsIn(ns) {
-				if !p.Ignored && (len(p.Selector) > 0) == selecting && authz.Selects(p.Selector, c.Class.Labels) && (oldest == nil || holdsBefore(p, oldest)) {
-					oldest = p
-				}
-			}
-			if oldest != nil && (oldest.Mode == authz.Strict || slices.Contains(slices.Collect(maps.Values(oldest.Ports)), authz.Strict)) {
-				found = oldest
-			}
+	modes := compile.ModesOf(w.snap, w.set, c.Class.Namespace, c.Class.Labels)
+	for _, p := range c.EveryPort() {
+		by := modes.By(p.Number)
+		switch _, ofPort := modes.Ports[p.Number]; {
+		case by == nil || p.Mode != authz.Strict || was.Mode(p.Number) == authz.Strict:
+		case ofPort:
+			out[place{peerObject(by), fmt.Sprintf("spec.portLevelMtls[%d].mode", p.Number)}] = true
+		default:
+			out[place{peerObject(by), "spec.mtls.mode"}] = true
 		}
 	}
-	return found
+	return out
 }

@@ -121,6 +121,29 @@ func peer(namespace, name, spec string) string {
 	return fmt.Sprintf("\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: %s, namespace: %s}\nspec: {%s}", name, namespace, spec)
 }
 
+// What becomes STRICT is said of the policy and the field that make it so, and not of one that is STRICT for other ports.
+func TestWhatBecomesStrictIsSaidOfWhatMakesItSo(t *testing.T) {
+	in := Input{Whole: true, Plaintext: []Plaintext{{"finance", "default", 9}}, Cluster: objects(t, join(namespaceOf("finance"), fmt.Sprintf(deploymentOf, "d", "finance", "d")))}
+	for files, want := range map[string]string{
+		peer("finance", "all", "mtls: {mode: STRICT}"): "finance/all spec.mtls.mode",
+		join(peer("finance", "all", "mtls: {mode: PERMISSIVE}"), peer("finance", "one", "selector: {matchLabels: {app: d}}, portLevelMtls: {8080: {mode: STRICT}}")):  "finance/one spec.portLevelMtls[8080].mode",
+		join(peer("finance", "all", "mtls: {mode: STRICT}"), peer("finance", "one", "selector: {matchLabels: {app: d}}, portLevelMtls: {8080: {mode: STRICT}}")):      "finance/all spec.mtls.mode, finance/one spec.portLevelMtls[8080].mode",
+		join(peer("bulwark-system", "mesh", "mtls: {mode: STRICT}"), peer("finance", "one", "selector: {matchLabels: {app: d}}, portLevelMtls: {9: {mode: STRICT}}")): "bulwark-system/mesh spec.mtls.mode, finance/one spec.portLevelMtls[9].mode",
+	} {
+		in.Files = objects(t, files)
+		var got []string
+		for _, f := range find(t, in) {
+			if f.Code == StrictBreaks {
+				got = append(got, f.Object.Namespace+"/"+f.Object.Name+" "+f.Field)
+			}
+		}
+		slices.Sort(got)
+		if said := strings.Join(got, ", "); said != want {
+			t.Errorf("%s\nis said of %q, want %q", files, said, want)
+		}
+	}
+}
+
 // The order in which objects come has no say.
 func TestTheOrderIsAlwaysTheSame(t *testing.T) {
 	world := objects(t, read(t, "testdata/world.yaml"))

@@ -202,20 +202,13 @@ func (m *Mesh) before(a *asked, out *Answer) {
 	}
 }
 
-// peerPolicy names the PeerAuthentications in scope, of which the narrowest holds.
+// peerPolicy names the PeerAuthentication by which a port has its mode.
 func (m *Mesh) peerPolicy(a *asked) string {
-	var names []string
-	for _, ns := range []string{m.set.RootNamespace, a.workload.pod.Namespace} {
-		for p := range m.snap.PeerAuthsIn(ns) {
-			if !p.Ignored && authz.Selects(p.Selector, a.workload.pod.Labels) && !slices.Contains(names, p.ID) {
-				names = append(names, p.ID)
-			}
-		}
-	}
-	if len(names) == 0 {
+	by := compile.ModesOf(m.snap, m.set, a.workload.pod.Namespace, a.workload.pod.Labels).By(a.port.Number)
+	if by == nil {
 		return ""
 	}
-	return ", by " + strings.Join(names, ", ")
+	return fmt.Sprintf(", by %s/%s", by.Namespace, by.Name)
 }
 
 // outOfReach says why the client's proxy does not know the service; empty if it does, or that cannot be told.

@@ -60,6 +60,10 @@ func policyYAML(name, spec string) string {
 	return "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: " + name + ", namespace: finance}\nspec: " + spec
 }
 
+func peerYAML(namespace, name, spec string) string {
+	return "\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: " + name + ", namespace: " + namespace + "}\nspec: {" + spec + "}"
+}
+
 const revoked = `
 apiVersion: v1
 kind: ConfigMap
@@ -90,6 +94,10 @@ func TestEveryReasonIsExplained(t *testing.T) {
 		{"denied by a rule", policyYAML("none", denyAll), auditor, false, AtPolicies, "finance/none rule 0", "holds for other workloads, too", 1},
 		{"denied by a rule, and by default", policyYAML("none", denyAll), with(func(a *Ask) { a.From = "web" }), false, AtPolicies, "finance/none rule 0", "", 2},
 		{"plaintext", "", with(func(a *Ask) { a.From, a.Plaintext = "", true }), false, AtMutualTLS, "", "STRICT, by finance/default", 0},
+		{"plaintext, by the narrowest policy", peerYAML("bulwark-system", "mesh", "mtls: {mode: STRICT}") + "\n---" + peerYAML("finance", "of-payroll", "selector: {matchLabels: {app: payroll}}, mtls: {mode: STRICT}") + "\n---" +
+			peerYAML("finance", "younger", "selector: {matchLabels: {app: payroll}}, mtls: {mode: PERMISSIVE}"), with(func(a *Ask) { a.From, a.Plaintext = "", true }), false, AtMutualTLS, "", "STRICT, by finance/of-payroll)", 0},
+		{"plaintext, where the narrowest says nothing", peerYAML("finance", "of-payroll", "selector: {matchLabels: {app: payroll}}, portLevelMtls: {9: {mode: DISABLE}}"), with(func(a *Ask) { a.From, a.Plaintext = "", true }),
+			false, AtMutualTLS, "", "STRICT, by finance/default)", 0},
 		{"ambiguous path", "", with(func(a *Ask) { a.Path = "/accounts//1" }), false, AtPolicies, authz.AmbiguousPathRule, "normalise paths", 0},
 		{"ambiguous method", "", with(func(a *Ask) { a.Method = "get" }), false, AtPolicies, authz.AmbiguousMethodRule, "no policy changes that", 0},
 		{"tunnel", "", with(func(a *Ask) { a.Method, a.Path = "CONNECT", "" }), false, AtPolicies, authz.TunnelRule, "no policy changes that", 0},

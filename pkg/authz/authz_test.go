@@ -181,6 +181,15 @@ func TestPeerModeNarrowestThenOldestHolds(t *testing.T) {
 	if got.Mode(80) != Permissive || got.Mode(9000) != Disable {
 		t.Errorf("got %+v", got)
 	}
+	if got.By(80).Name != "old" || got.By(9000).Name != "workload" {
+		t.Errorf("said to be by %s, and by %s", got.By(80).Name, got.By(9000).Name)
+	}
+	if got := ComposePeer(policies, "root", "b", nil); got.By(80).Name != "mesh" {
+		t.Errorf("what inherits is said to be by %+v", got.By(80))
+	}
+	if got := ComposePeer([]PeerPolicy{{Meta: Meta{Namespace: "a", Name: "x"}, Selector: selector, Mode: Strict, Ignored: true}}, "root", "a", selector); got.Mode(80) != Permissive || got.By(80) != nil {
+		t.Errorf("what holds for none holds: %+v", got)
+	}
 	if got := ComposePeer(policies, "root", "b", selector); got.Mode(80) != Strict {
 		t.Errorf("UNSET does not inherit: %+v", got)
 	}

@@ -69,10 +69,17 @@ func FromPeerAuthentication(meta Meta, spec *security.PeerAuthentication, opts O
 	return p, problems
 }
 
+// Before reports whether of two policies of one scope p holds, and not q: the older one, or of equally old ones the first by name.
+func (p *PeerPolicy) Before(q *PeerPolicy) bool {
+	return p.Created.Before(q.Created) || p.Created.Equal(q.Created) && p.Name < q.Name
+}
+
 // PeerModes is the outcome for one workload.
 type PeerModes struct {
 	Default TLSMode
 	Ports   map[uint32]TLSMode
+	by      *PeerPolicy // which has the Default; nil if none has
+	portsBy *PeerPolicy // which has the Ports
 }
 
 // Mode returns the mode of one of the workload's ports.
@@ -83,13 +90,21 @@ func (m PeerModes) Mode(port uint32) TLSMode {
 	return m.Default
 }
 
+// By is the policy that says the mode of one of the workload's ports, nil where none does.
+func (m PeerModes) By(port uint32) *PeerPolicy {
+	if _, ok := m.Ports[port]; ok {
+		return m.portsBy
+	}
+	return m.by
+}
+
 // ComposePeer finds the modes of a workload: port over workload over namespace over mesh over Permissive. Where two
 // policies have the same scope the older holds. A policy with a selector in the root namespace holds for nothing, as in
 // Istio.
 func ComposePeer(policies []PeerPolicy, rootNamespace, namespace string, labels map[string]string) PeerModes {
 	var meshWide, inNamespace, workload *PeerPolicy
 	older := func(current, p *PeerPolicy) *PeerPolicy {
-		if current == nil || p.Created.Before(current.Created) || p.Created.Equal(current.Created) && p.Name < current.Name {
+		if current == nil || p.Before(current) {
 			return p
 		}
 		return current
@@ -97,6 +112,7 @@ func ComposePeer(policies []PeerPolicy, rootNamespace, namespace string, labels 
 	for i := range policies {
 		p := &policies[i]
 		switch {
+		case p.Ignored:
 		case len(p.Selector) > 0:
 			if p.Namespace == namespace && namespace != rootNamespace && Selects(p.Selector, labels) {
 				workload = older(workload, p)
@@ -110,11 +126,12 @@ func ComposePeer(policies []PeerPolicy, rootNamespace, namespace string, labels 
 	out := PeerModes{Default: Permissive, Ports: map[uint32]TLSMode{}}
 	for _, p := range []*PeerPolicy{meshWide, inNamespace, workload} {
 		if p != nil && p.Mode != "" {
-			out.Default = p.Mode
+			out.Default, out.by = p.Mode, p
 		}
 	}
 	if workload != nil {
 		maps.Copy(out.Ports, workload.Ports)
+		out.portsBy = workload
 	}
 	return out
 }

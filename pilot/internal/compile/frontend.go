@@ -104,7 +104,7 @@ func standsBehind(snap *registry.Snapshot, s *registry.Service, address string) 
 
 // podEndpoint is a pod as what is called directly, at one of its addresses, by its own facts.
 func podEndpoint(snap *registry.Snapshot, set Settings, p *registry.Pod, at Address) *Endpoint {
-	modes := authz.ComposePeer(peerPolicies(snap, set, p.Namespace), set.RootNamespace, p.Namespace, p.Labels)
+	modes := ModesOf(snap, set, p.Namespace, p.Labels)
 	return &Endpoint{Address: at.IP, Port: at.Port, Workload: LabelsOf(set, p), Plain: !p.Serves(at.Port) || modes.Mode(at.Port) == authz.Disable}
 }
 

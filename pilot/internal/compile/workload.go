@@ -94,7 +94,7 @@ func CompileWorkload(snap *registry.Snapshot, set Settings, c Class) Workload {
 	if id, err := spiffe.New(set.TrustDomain, c.Namespace, c.ServiceAccount); err == nil {
 		w.Identity = id.String()
 	}
-	modes := authz.ComposePeer(peerPolicies(snap, set, c.Namespace), set.RootNamespace, c.Namespace, c.Labels)
+	modes := ModesOf(snap, set, c.Namespace, c.Labels)
 	ports := map[uint32]*InboundPort{}
 	for _, s := range servicesOf(snap, c) {
 		for _, sp := range s.Ports {
@@ -243,6 +243,11 @@ func scopes(set Settings, namespace string) []string {
 		return []string{namespace}
 	}
 	return []string{set.RootNamespace, namespace}
+}
+
+// ModesOf are the modes of mutual TLS of pods with these labels, and which PeerAuthentications say so. Without labels they are those of the namespace.
+func ModesOf(snap *registry.Snapshot, set Settings, namespace string, labels map[string]string) authz.PeerModes {
+	return authz.ComposePeer(peerPolicies(snap, set, namespace), set.RootNamespace, namespace, labels)
 }
 
 func peerPolicies(snap *registry.Snapshot, set Settings, namespace string) []authz.PeerPolicy {
