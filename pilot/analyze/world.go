@@ -14,7 +14,6 @@ import (
 	core "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
@@ -31,19 +30,10 @@ func Kinds() []offline.Resource {
 			out = append(out, r)
 		}
 	}
-	return append(out, accountKind,
-		offline.Resource{GroupVersionResource: apps.WithResource("deployments"), Kind: "Deployment"},
-		offline.Resource{GroupVersionResource: apps.WithResource("statefulsets"), Kind: "StatefulSet"},
-		offline.Resource{GroupVersionResource: apps.WithResource("daemonsets"), Kind: "DaemonSet"},
-		offline.Resource{GroupVersionResource: batch.WithResource("cronjobs"), Kind: "CronJob"},
-		offline.Resource{GroupVersionResource: batch.WithResource("jobs"), Kind: "Job"})
+	return append(append(out, accountKind), offline.Makers()...)
 }
 
-var (
-	apps        = schema.GroupVersion{Group: "apps", Version: "v1"}
-	batch       = schema.GroupVersion{Group: "batch", Version: "v1"}
-	accountKind = offline.Resource{GroupVersionResource: core.SchemeGroupVersion.WithResource("serviceaccounts"), Kind: "ServiceAccount"}
-)
+var accountKind = offline.Resource{GroupVersionResource: core.SchemeGroupVersion.WithResource("serviceaccounts"), Kind: "ServiceAccount"}
 
 // world is what there is, as Pilot would know it, and what is worked out of it once.
 type world struct {
@@ -181,7 +171,7 @@ func snapshot(merged map[string]*unstructured.Unstructured, in Input) (*registry
 		if o.GetKind() == "Pod" && maker.Name != "" && isNew[maker] {
 			continue // another one comes for it
 		}
-		if (!running[id] || isNew[id]) && !ended(o) {
+		if !running[id] || isNew[id] {
 			for _, pod := range offline.Templates([]*unstructured.Unstructured{o}, injected) {
 				pod.SetName(strings.ToLower(o.GetKind()) + "/" + o.GetName()) // which no pod is called
 				objects = append(objects, pod)
@@ -191,12 +181,6 @@ func snapshot(merged map[string]*unstructured.Unstructured, in Input) (*registry
 	}
 	snap, _, err := offline.Snapshot(objects, in.Options, in.Now)
 	return snap, err
-}
-
-// ended reports whether a Job has done its work.
-func ended(o *unstructured.Unstructured) bool {
-	at, _, _ := unstructured.NestedString(o.Object, "status", "completionTime")
-	return o.GetKind() == "Job" && at != ""
 }
 
 // makerOf is what made a pod, of those whose templates are looked at.

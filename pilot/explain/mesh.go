@@ -14,7 +14,6 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	istio "istio.io/api/security/v1beta1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
@@ -43,15 +42,6 @@ var short = map[string]string{"Deployment": "deploy", "StatefulSet": "sts", "Dae
 
 func (o owner) String() string { return o.namespace + "/" + short[o.kind] + "/" + o.name }
 
-// Resources are what a Mesh is made of: all that Pilot watches, and what has pods.
-func Resources() []offline.Resource {
-	out := offline.Resources()
-	for resource, kind := range map[string]string{"deployments": "Deployment", "statefulsets": "StatefulSet", "daemonsets": "DaemonSet"} {
-		out = append(out, offline.Resource{GroupVersionResource: schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: resource}, Kind: kind})
-	}
-	return out
-}
-
 // IsPolicy reports whether an object says who may do what.
 func IsPolicy(o *unstructured.Unstructured) bool {
 	return strings.HasPrefix(o.GetAPIVersion(), "security.istio.io/")
@@ -75,7 +65,7 @@ func WithoutPolicies(objects []*unstructured.Unstructured) []*unstructured.Unstr
 	return slices.DeleteFunc(slices.Clone(objects), IsPolicy)
 }
 
-// New makes a mesh of objects. A Deployment, or the like, of which there is no pod has one that is imagined, with a proxy.
+// New makes a mesh of objects: what Pilot watches (offline.Resources), and what has pods (offline.Makers). A Deployment, or the like, of which there is no pod has one that is imagined, with a proxy.
 func New(objects []*unstructured.Unstructured, options authz.Options, now time.Time) (*Mesh, error) {
 	m := &Mesh{
 		set: compile.SettingsOf(options), options: options, written: map[string]*unstructured.Unstructured{},

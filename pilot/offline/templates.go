@@ -2,10 +2,12 @@ package offline
 
 import (
 	"iter"
+	"slices"
 
 	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/bulwark-mesh/bulwark/pilot/inject"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
@@ -17,12 +19,31 @@ var places = map[string][]string{
 	"ReplicationController": {"spec", "template"}, "Job": {"spec", "template"}, "CronJob": {"spec", "jobTemplate", "spec", "template"},
 }
 
+// Makers are the kinds of these whose objects people write, which a cluster is asked for: they stand for pods that are not there yet.
+func Makers() (out []Resource) {
+	for _, m := range []struct{ group, resource, kind string }{
+		{"apps", "deployments", "Deployment"}, {"apps", "statefulsets", "StatefulSet"}, {"apps", "daemonsets", "DaemonSet"}, {"batch", "cronjobs", "CronJob"}, {"batch", "jobs", "Job"},
+	} {
+		out = append(out, Resource{GroupVersionResource: schema.GroupVersionResource{Group: m.group, Version: "v1", Resource: m.resource}, Kind: m.kind})
+	}
+	return out
+}
+
+// ended reports whether a Job makes no pods any more: it has done its work, or given it up.
+func ended(o *unstructured.Unstructured) bool {
+	conditions, _, _ := unstructured.NestedSlice(o.Object, "status", "conditions")
+	return o.GetKind() == "Job" && slices.ContainsFunc(conditions, func(c any) bool {
+		m, _ := c.(map[string]any)
+		return (m["type"] == "Complete" || m["type"] == "Failed") && m["status"] == "True"
+	})
+}
+
 // Templates makes a pod of each object that has a template of one, with the object's name: what a cluster would have if the objects were
-// applied to it. Whether it has a proxy is what injected says of it, as a file does not: nil means that each has.
+// applied to it. A Job that has ended has none. Whether it has a proxy is what injected says of it, as a file does not: nil means that each has.
 func Templates(objects []*unstructured.Unstructured, injected func(pod *unstructured.Unstructured) bool) (pods []*unstructured.Unstructured) {
 	for _, o := range objects {
 		place := places[o.GetKind()]
-		if place == nil {
+		if place == nil || ended(o) {
 			continue
 		}
 		template, found, err := unstructured.NestedMap(o.Object, place...)

@@ -88,3 +88,33 @@ func TestAnalyzeSaysWhatItMayNotSee(t *testing.T) {
 		}
 	}
 }
+
+// What people write that makes pods is asked of a cluster: who a CronJob's pods would be is told before it has run, and a Job that has ended has none. What may not be listed is said.
+func TestAuthzKnowsWhatHasNoPodYet(t *testing.T) {
+	job := func(name, status string) string {
+		return fmt.Sprintf(`{"kind":"Job","apiVersion":"batch/v1","metadata":{"name":%q,"namespace":"shop"},"spec":{"template":{"metadata":{"labels":{"app":%[1]q}},"spec":{"serviceAccountName":"b","containers":[{"name":"a"}]}}},"status":{%s}}`, name, status)
+	}
+	has := map[string]string{
+		"namespaces": `{"kind":"Namespace","apiVersion":"v1","metadata":{"name":"shop","labels":{"istio-injection":"enabled"}}}`,
+		"cronjobs":   `{"kind":"CronJob","apiVersion":"batch/v1","metadata":{"name":"nightly","namespace":"shop"},"spec":{"jobTemplate":{"spec":{"template":{"metadata":{"labels":{"app":"nightly"}},"spec":{"serviceAccountName":"b","containers":[{"name":"a"}]}}}}}}`,
+		"jobs":       job("waits", "") + "," + job("ended", `"conditions":[{"type":"Complete","status":"True"}]`) + "," + job("failed", `"conditions":[{"type":"Failed","status":"True"}]`),
+	}
+	for _, c := range []struct {
+		to, want string
+		code     int
+		refused  []string
+	}{
+		{"cronjob/nightly", "ALLOWED by policies", 0, nil},
+		{"job/waits", "ALLOWED by policies", 0, nil},
+		{"job/ended", "there is no", 2, nil},
+		{"job/failed", "there is no", 2, nil},
+		{"cronjob/nightly", "Jobs may not be listed: their pods go by names of their own", 0, []string{"jobs"}},
+		{"cronjob/nightly", "CronJobs may not be listed", 2, []string{"cronjobs"}},
+	} {
+		var out, notes bytes.Buffer
+		code := Run(t.Context(), []string{"authz", "explain", "-n", "shop", "--from", "shop/b", "--to", c.to, "--port", "80", "-X", "GET", "--path", "/", "--kubeconfig", apiServer(t, has, c.refused...)}, strings.NewReader(""), &out, &notes)
+		if all := out.String() + notes.String(); code != c.code || !strings.Contains(all, c.want) {
+			t.Errorf("%s without %v: status %d\n%s", c.to, c.refused, code, all)
+		}
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/kube"
 	"github.com/bulwark-mesh/bulwark/meshctl/internal/objects"
 	"github.com/bulwark-mesh/bulwark/pilot/explain"
+	"github.com/bulwark-mesh/bulwark/pilot/offline"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
@@ -85,13 +86,33 @@ func (a *app) base(ctx context.Context, w world) (*kube.Client, []*unstructured.
 		if options, err = installedOptions(ctx, client, options); err != nil {
 			return nil, nil, options, err
 		}
-		if found, err = objects.InCluster(ctx, client, explain.Resources()); err != nil {
+		if found, err = a.found(ctx, client); err != nil {
 			return nil, nil, options, err
 		}
 	}
 	options = w.mesh.over(options)
 	options.TrustedProxies = cmp.Or(w.proxies, options.TrustedProxies)
 	return client, found, options, nil
+}
+
+// found is what a cluster has of what decides, and of what has pods. Who may not list some of the latter is told what is missing.
+func (a *app) found(ctx context.Context, client *kube.Client) ([]*unstructured.Unstructured, error) {
+	out, err := objects.InCluster(ctx, client, offline.Resources())
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range offline.Makers() {
+		of, err := objects.InCluster(ctx, client, []offline.Resource{r})
+		switch {
+		case err == nil:
+			out = append(out, of...)
+		case kube.FailureOf(err) == kube.Forbidden:
+			a.notes.Line("%ss may not be listed: their pods go by names of their own, and what has no pod yet is not known", r.Kind)
+		default:
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // mesh is what holds if the files are applied.
