@@ -461,6 +461,8 @@ var mutations = []mutation{
 		{"pilot/internal/rbac/policies.go", "return !p.Ignored && p.DryRun && a.Concerns(p)", "return false && a.Concerns(p)"}}},
 	{20, "what is denied all the same is said to be allowed on trial", "agent/internal/als.TestTrials", []edit{
 		{"agent/internal/als/trial.go", "e.GetReason() == telemetryv1.ReasonNoAllow && deny == \"\" && allow", "allow"}}},
+	{28, "keys that could not be written down at once never are", "pilot/internal/keyserver.TestKeysAreWrittenDownInTheEnd", []edit{
+		{"pilot/internal/keyserver/keyserver.go", "for wait := saveEvery; ; wait = retry.NextBackOff() {", "for wait := saveEvery; wait == saveEvery; wait = retry.NextBackOff() {"}}},
 }
 
 const (

@@ -205,8 +205,7 @@ func (s *Servers) reconcile(ctx context.Context, all *sync.WaitGroup) {
 
 // follow asks one server until ctx ends.
 func (s *Servers) follow(ctx context.Context, id string, f *follower) {
-	retry := backoff.NewExponentialBackOff()
-	retry.InitialInterval, retry.MaxInterval, retry.Multiplier, retry.RandomizationFactor = firstRetry, lastRetry, 2, 0.5
+	retry := newRetry()
 	for {
 		lasts, err := s.ask(ctx, id, f.question)
 		if ctx.Err() != nil {
@@ -310,32 +309,51 @@ func (s *Servers) keep(id, keys string) {
 	}
 }
 
-// remember writes down what is kept, whenever it has changed, until ctx ends, and once more then if there is something.
+// remember writes down what is kept, whenever it has changed and until it is written, until ctx ends, and once more then if there is something.
 func (s *Servers) remember(ctx context.Context) {
-	for ctx.Err() == nil {
+	retry := newRetry()
+	for {
 		select {
 		case <-s.dirty:
 		case <-ctx.Done():
-			return
+			select {
+			case <-s.dirty:
+			default:
+				return
+			}
 		}
-		gather := time.NewTimer(saveEvery)
-		select {
-		case <-gather.C:
-		case <-ctx.Done():
-			gather.Stop()
-		}
-		s.mu.Lock()
-		select {
-		case <-s.dirty: // gathered, too
-		default:
-		}
-		maps.DeleteFunc(s.kept, func(id, _ string) bool { _, wanted := s.wanted[id]; return !wanted })
-		kept := maps.Clone(s.kept)
-		s.mu.Unlock()
-		if err := s.memory.save(context.WithoutCancel(ctx), kept); err != nil {
-			s.log.Warn("keys are not written down; a Pilot that starts while their servers are away will not have them", "error", err)
+		for wait := saveEvery; ; wait = retry.NextBackOff() {
+			goesOn := pause(ctx, wait, time.Now(), nil) // gathers
+			err := s.memory.save(context.WithoutCancel(ctx), s.toKeep())
+			if err == nil {
+				retry.Reset()
+				break
+			}
+			s.log.Warn("keys are not written down yet; a Pilot that starts while their servers are away will not have them", "error", err)
+			if !goesOn {
+				return
+			}
 		}
 	}
+}
+
+// toKeep is what is kept, all of which is about to be written.
+func (s *Servers) toKeep() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.dirty:
+	default:
+	}
+	maps.DeleteFunc(s.kept, func(id, _ string) bool { _, wanted := s.wanted[id]; return !wanted })
+	return maps.Clone(s.kept)
+}
+
+// newRetry is how long to wait after each failure in a row.
+func newRetry() *backoff.ExponentialBackOff {
+	out := backoff.NewExponentialBackOff()
+	out.InitialInterval, out.MaxInterval, out.Multiplier, out.RandomizationFactor = firstRetry, lastRetry, 2, 0.5
+	return out
 }
 
 // hasNews wakes who waits for it. It is called with mu held.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -13,7 +14,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/jwt"
@@ -129,6 +132,14 @@ func (w *world) keys() string {
 	return w.held[source]
 }
 
+// reports are what has been said of answers.
+func (w *world) reports() []error {
+	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.said)
+}
+
 func (w *world) want(state string) {
 	w.t.Helper()
 	if got := w.state(); got != state {
@@ -173,16 +184,15 @@ func TestKeysAreFetchedAgainAndKept(t *testing.T) {
 		if w.count() != before+1 || w.keys() != "third" {
 			t.Errorf("asked %d times more in the five minutes for which an answer holds; keys %q", w.count()-before, w.keys())
 		}
-		if len(w.said) != 4 || w.said[0] == nil || w.said[1] != nil || w.said[2] == nil || w.said[3] != nil {
-			t.Errorf("said: %v", w.said)
+		if said := w.reports(); len(said) != 4 || said[0] == nil || said[1] != nil || said[2] == nil || said[3] != nil {
+			t.Errorf("said: %v", said)
 		}
 		for _, why := range []string{"connection refused", "connection refused", "it answers 503", "connection refused"} {
 			w.answers(func() (jwt.Keys, time.Duration, error) { return jwt.Keys{}, 0, errors.New(why) })
 			time.Sleep(25 * time.Minute)
 		}
-		w.count() // which waits until nothing happens
-		if len(w.said) != 7 || w.said[5].Error() != "it answers 503" {
-			t.Errorf("of a failure for another reason is said: %v", w.said)
+		if said := w.reports(); len(said) != 7 || said[5].Error() != "it answers 503" {
+			t.Errorf("of a failure for another reason is said: %v", said)
 		}
 		w.answers(answers("fourth", time.Second))
 		time.Sleep(5 * time.Minute)
@@ -262,6 +272,63 @@ func TestKeysOutliveAPilot(t *testing.T) {
 		time.Sleep(24 * time.Hour)
 		if w.keys() != good.Text {
 			t.Errorf("after a day without the key server: %q", w.keys())
+		}
+	})
+}
+
+// What could not be written down is tried again, less and less often, until it is; a Pilot that ends meanwhile tries once more.
+func TestKeysAreWrittenDownInTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		good, _, err := jwt.ReadKeys([]byte(keySet(t, "one")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.answers(answers(good.Text, 0))
+		tries, refused := 0, true
+		w.config.PrependReactor("update", "configmaps", func(k8stesting.Action) (bool, runtime.Object, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if tries++; refused {
+				return true, nil, errors.New("the API server is away")
+			}
+			return false, nil, nil
+		})
+		after := func(d time.Duration) int {
+			time.Sleep(d)
+			synctest.Wait()
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return tries
+		}
+		stop := w.run()
+		w.name(source)
+		if n := after(10 * time.Minute); n < 10 || n > 25 {
+			t.Errorf("%d tries within ten minutes", n)
+		}
+		w.mu.Lock()
+		refused = false
+		w.mu.Unlock()
+		done := after(2 * time.Minute)
+		kept, err := Memory{w.config.CoreV1().ConfigMaps(mesh.Namespace)}.load(t.Context())
+		if err != nil || kept[source] != good.Text {
+			t.Errorf("it is never written: %v, %v", kept, err)
+		}
+		if n := after(15 * time.Minute); n != done {
+			t.Errorf("what is written is written again, %d times", n-done)
+		}
+		if good, _, err = jwt.ReadKeys([]byte(keySet(t, "two"))); err != nil {
+			t.Fatal(err)
+		}
+		w.mu.Lock()
+		refused = true
+		w.mu.Unlock()
+		w.answers(answers(good.Text, 0))
+		w.s.Demand(source)
+		synctest.Wait()
+		stop() // at once
+		if n := after(time.Hour); n != done+1 {
+			t.Errorf("at the end it is tried %d times, want once", n-done)
 		}
 	})
 }
