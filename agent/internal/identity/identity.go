@@ -68,7 +68,7 @@ func (i *Issuer) New(f Facts) (*Identity, error) {
 	out.Rotator = svid.NewRotator(func(ctx context.Context) (*x509svid.SVID, error) {
 		got, err := i.fetch(ctx, out)
 		if err != nil && ctx.Err() == nil {
-			i.Metrics.Failures.WithLabelValues(codeOf(err)).Inc()
+			i.Metrics.Failures.WithLabelValues(Code(err)).Inc()
 		}
 		return got, err
 	}, i.Clock, log, func(*x509svid.SVID) {
@@ -80,7 +80,8 @@ func (i *Issuer) New(f Facts) (*Identity, error) {
 	return out, nil
 }
 
-func codeOf(err error) string {
+// Code names why a certificate cannot be had: the code of gRPC, or NoToken.
+func Code(err error) string {
 	if errors.Is(err, svid.ErrNoToken) {
 		return "NoToken"
 	}

@@ -23,7 +23,7 @@ import (
 const (
 	// Every is how often the identities are looked at.
 	Every = 30 * time.Second
-	// maxPodEvents bounds the pods' events of one look; the node's event has the whole count.
+	// maxPodEvents bounds the pods' events of one look; the node's event stands for all.
 	maxPodEvents = 20
 )
 
@@ -62,7 +62,7 @@ func (w *Watch) Run(ctx context.Context) {
 	}
 }
 
-// look compares with the last look. A node that goes on failing says so again each time, which only raises the count.
+// look compares with the last look. A node that goes on failing says so again each time, which only raises the count, unless it fails in another way.
 func (w *Watch) look() {
 	pods := w.Pods()
 	slices.SortFunc(pods, func(a, b *identity.Identity) int {
@@ -82,33 +82,38 @@ func (w *Watch) look() {
 			}
 			if !w.failing[uid] && said < maxPodEvents {
 				said++
-				w.event(podOf(p), corev1.EventTypeWarning, Failing, "the certificate of %s is not renewed and ends at %s: %v", p.ID, end(st), st.LastError)
+				w.event(podOf(p), corev1.EventTypeWarning, Failing, failed(st), "the certificate of %s is not renewed and ends at %s: %v", p.ID, end(st), st.LastError)
 			}
 		case w.failing[uid]:
 			recovered++
 			if said < maxPodEvents {
 				said++
-				w.event(podOf(p), corev1.EventTypeNormal, Recovered, "the certificate of %s is renewed", p.ID)
+				w.event(podOf(p), corev1.EventTypeNormal, Recovered, renew, "the certificate of %s is renewed", p.ID)
 			}
 		}
 	}
 	switch {
 	case first != nil:
 		st := first.Status()
-		w.event(w.node(), corev1.EventTypeWarning, Failing, "certificates of %d of %d pods are not renewed; %s until %s: %v", len(now), len(pods), first, end(st), st.LastError)
+		w.event(w.node(), corev1.EventTypeWarning, Failing, failed(st), "certificates of pods are not renewed (meshctl identity list shows which), such as that of %s, which ends at %s: %v", first, end(st), st.LastError)
 	case recovered > 0:
-		w.event(w.node(), corev1.EventTypeNormal, Recovered, "the certificates of all pods are renewed again")
+		w.event(w.node(), corev1.EventTypeNormal, Recovered, renew, "the certificates of all pods are renewed again")
 	}
 	w.failing = now
 }
 
-func (w *Watch) event(regarding runtime.Object, kind, reason, note string, args ...any) {
+const renew = "RenewIdentity"
+
+// failed is the action that did: Events of one action are counted as one, with the text of the first, so that a failure for another reason would not be told.
+func failed(st svid.Status) string { return renew + identity.Code(st.LastError) }
+
+func (w *Watch) event(regarding runtime.Object, kind, reason, action, note string, args ...any) {
 	const maxNote = 1000 // the API server takes 1024 bytes
 	text := fmt.Sprintf(note, args...)
 	if len(text) > maxNote {
 		text = strings.ToValidUTF8(text[:maxNote], "")
 	}
-	w.Recorder.Eventf(regarding, nil, kind, reason, "RenewIdentity", "%s", printable.Text(text))
+	w.Recorder.Eventf(regarding, nil, kind, reason, action, "%s", printable.Text(text))
 }
 
 func end(st svid.Status) string {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	testclock "k8s.io/utils/clock/testing"
@@ -25,7 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 type recorder struct{ events []string }
 
-func (r *recorder) Eventf(regarding, _ runtime.Object, kind, reason, _, note string, args ...any) {
+func (r *recorder) Eventf(regarding, _ runtime.Object, kind, reason, action, note string, args ...any) {
 	on := ""
 	switch o := regarding.(type) {
 	case *corev1.Node:
@@ -33,7 +35,7 @@ func (r *recorder) Eventf(regarding, _ runtime.Object, kind, reason, _, note str
 	case *corev1.Pod:
 		on = "pod " + o.Namespace + "/" + o.Name
 	}
-	r.events = append(r.events, fmt.Sprintf("%s %s %s: %s", kind, reason, on, fmt.Sprintf(note, args...)))
+	r.events = append(r.events, fmt.Sprintf("%s %s %s %s: %s", kind, reason, action, on, fmt.Sprintf(note, args...)))
 }
 
 func (r *recorder) take() []string {
@@ -43,9 +45,12 @@ func (r *recorder) take() []string {
 }
 
 // newPod returns a pod whose requests fail while Citadel is away.
-func newPod(t *testing.T, ca *svidtest.CA, c *testclock.FakeClock, name string, away *atomic.Bool) *identity.Identity {
+func newPod(t *testing.T, ca *svidtest.CA, c *testclock.FakeClock, name string, away, refusing *atomic.Bool) *identity.Identity {
 	t.Helper()
 	r := svid.NewRotator(func(context.Context) (*x509svid.SVID, error) {
+		if refusing.Load() {
+			return nil, fmt.Errorf("asking Citadel: %w", status.Error(codes.PermissionDenied, "revoked"))
+		}
 		if away.Load() {
 			return nil, errors.New("Citadel is away: " + strings.Repeat("x", 2000))
 		}
@@ -75,10 +80,10 @@ func until(t *testing.T, what string, cond func() bool) {
 func TestOutageAndReturnAreEvents(t *testing.T) {
 	ca := svidtest.New(t, "cluster.local")
 	c := testclock.NewFakeClock(time.Now())
-	var away atomic.Bool
+	var away, refusing atomic.Bool
 	var pods []*identity.Identity
 	for i := range 30 {
-		pods = append(pods, newPod(t, ca, c, fmt.Sprintf("p%02d", i), &away))
+		pods = append(pods, newPod(t, ca, c, fmt.Sprintf("p%02d", i), &away, &refusing))
 	}
 	r := &recorder{}
 	w := &Watch{Node: "node1", Pods: func() []*identity.Identity { return append([]*identity.Identity(nil), pods...) }, Recorder: r, Clock: c}
@@ -104,8 +109,8 @@ func TestOutageAndReturnAreEvents(t *testing.T) {
 	until(t, "all are late", states(svid.Late))
 	w.look()
 	got := r.take()
-	if len(got) != 21 || !strings.HasPrefix(got[0], "Warning IdentityRenewalFailing pod finance/p00: ") ||
-		!strings.HasPrefix(got[20], "Warning IdentityRenewalFailing node node1: certificates of 30 of 30 pods are not renewed; finance/p00 until ") {
+	if len(got) != 21 || !strings.HasPrefix(got[0], "Warning IdentityRenewalFailing RenewIdentityUnknown pod finance/p00: ") ||
+		!strings.HasPrefix(got[20], "Warning IdentityRenewalFailing RenewIdentityUnknown node node1: certificates of pods are not renewed (meshctl identity list shows which), such as that of finance/p00, which ends at ") {
 		t.Fatalf("%d events, the first %.100q, the last %.200q", len(got), got[0], got[len(got)-1])
 	}
 	for _, e := range got {
@@ -117,6 +122,16 @@ func TestOutageAndReturnAreEvents(t *testing.T) {
 	if got := r.take(); len(got) != 1 || !strings.Contains(got[0], "node1") {
 		t.Fatalf("still failing: %d events, where the node's count should rise", len(got))
 	}
+	refusing.Store(true)
+	until(t, "all are refused", func() bool {
+		c.Step(10 * time.Second)
+		return status.Code(pods[0].Status().LastError) == codes.PermissionDenied
+	})
+	w.look()
+	if got := r.take(); len(got) != 1 || !strings.HasPrefix(got[0], "Warning IdentityRenewalFailing RenewIdentityPermissionDenied node node1: ") {
+		t.Fatalf("failing in another way: %.200q", got)
+	}
+	refusing.Store(false)
 	away.Store(false)
 	until(t, "all are renewed", func() bool {
 		if states(svid.Valid)() {
@@ -126,7 +141,7 @@ func TestOutageAndReturnAreEvents(t *testing.T) {
 		return false
 	})
 	w.look()
-	if got = r.take(); len(got) != 21 || !strings.HasPrefix(got[0], "Normal IdentityRenewed pod finance/p00") || !strings.HasPrefix(got[20], "Normal IdentityRenewed node node1") {
+	if got = r.take(); len(got) != 21 || !strings.HasPrefix(got[0], "Normal IdentityRenewed RenewIdentity pod finance/p00") || !strings.HasPrefix(got[20], "Normal IdentityRenewed RenewIdentity node node1") {
 		t.Fatalf("%q", got)
 	}
 	w.look()

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/citadel/internal/origin"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/rotate"
 	"github.com/bulwark-mesh/bulwark/citadel/internal/store"
+	"github.com/bulwark-mesh/bulwark/pkg/kubeevent"
 	"github.com/bulwark-mesh/bulwark/pkg/kubeobject"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/printable"
@@ -264,7 +264,7 @@ func (c *Conductor) Do(ctx context.Context, change func(rotate.CA) (rotate.CA, e
 
 // tell says in the log and as an Event what happened to the rotation.
 func (c *Conductor) tell(before, after rotate.CA) {
-	var what, action string // client-go folds Events of one action into one
+	var what, action string
 	was, is := before.Rotation, after.Rotation
 	switch {
 	case is.Phase == rotate.Idle:
@@ -278,7 +278,10 @@ func (c *Conductor) tell(before, after rotate.CA) {
 	case is.Aborting && !was.Aborting:
 		what, action = "the root rotation is aborted: the previous root signs again", "Abort"
 	case is.Paused != was.Paused:
-		what, action = fmt.Sprintf("the root rotation is paused: %v", is.Paused), "Pause"
+		what, action = "the root rotation goes on", "Resume"
+		if is.Paused {
+			what, action = "the root rotation is paused", "Pause"
+		}
 	case is.Forced && !was.Forced:
 		what, action = "the root rotation goes on without waiting, by an operator's word", "Force"
 	default:
@@ -286,7 +289,7 @@ func (c *Conductor) tell(before, after rotate.CA) {
 	}
 	c.Log.Info("root rotation", "what", what, "phase", is.Phase, "bundle", after.Sequence)
 	if c.Events != nil {
-		c.Events.Eventf(&corev1.ObjectReference{APIVersion: "v1", Kind: "Secret", Namespace: mesh.Namespace, Name: mesh.CASecret}, nil,
+		c.Events.Eventf(&corev1.ObjectReference{APIVersion: "v1", Kind: "Secret", Namespace: mesh.Namespace, Name: mesh.CASecret}, kubeevent.Apart(what),
 			corev1.EventTypeNormal, "RootRotation", action, "%s", printable.Text(what))
 	}
 }
@@ -319,7 +322,7 @@ func (c *Conductor) fail(err error) {
 	}
 	c.failed = err.Error()
 	if c.Events != nil {
-		c.Events.Eventf(&corev1.ObjectReference{APIVersion: "v1", Kind: "Namespace", Name: mesh.Namespace}, nil,
+		c.Events.Eventf(&corev1.ObjectReference{APIVersion: "v1", Kind: "Namespace", Name: mesh.Namespace}, kubeevent.Apart(c.failed),
 			corev1.EventTypeWarning, "CANotUsable", "Rotate", "%s", printable.Text(c.failed))
 	}
 }

@@ -331,7 +331,7 @@ func TestAgentThatTakesNothingIsReportedAndHoldsUpNobody(t *testing.T) {
 	if _, err := stuck.Recv(); status.Code(err) != codes.Aborted {
 		t.Fatalf("it ends with %v", err)
 	}
-	const want = "Warning bulwark-system/agent-node-2 u-node-2 ProxyNotUpdated: the proxies of the node go on with old configuration: "
+	const want = "Warning bulwark-system/agent-node-2 u-node-2 ProxyNotUpdated SendConfiguration: the proxies of the node go on with old configuration: "
 	if events.count() != 1 || !strings.HasPrefix(events.said[0], want) {
 		t.Fatalf("events %q", events.said)
 	}

@@ -35,7 +35,7 @@ func (s *Server) proxyStalled(st stall) {
 	s.store.metrics.stalled.WithLabelValues(short(st.Type)).Inc()
 	s.log.Error("a proxy does not take its configuration; its stream begins anew", "pod", st.pod.id, "type", short(st.Type),
 		"resources", deltaxds.Quoted(st.Names), "for", st.For.String(), "waitsFor", st.Waits)
-	s.event(st.pod.id, st.pod.uid, "the proxy goes on with old configuration: "+st.Error())
+	s.event(st.pod.id, st.pod.uid, "Send"+strings.ToUpper(short(st.Type)), "the proxy goes on with old configuration: "+st.Error())
 }
 
 // agentStalled tells of an agent that has not taken what is due to its node, and returns the error with which its stream ends.
@@ -43,12 +43,12 @@ func (s *Server) agentStalled(a *agent) error {
 	err := status.Errorf(codes.Aborted, "node %s has not taken its configuration for %s", a.pod.Node, deltaxds.StallLimit)
 	s.store.metrics.stalled.WithLabelValues("node").Inc()
 	s.log.Error("an agent does not take the configuration of its node; its stream begins anew", "node", a.pod.Node, "agent", a.pod.Name)
-	s.event(mesh.Namespace+"/"+a.pod.Name, a.pod.UID, "the proxies of the node go on with old configuration: "+err.Error())
+	s.event(mesh.Namespace+"/"+a.pod.Name, a.pod.UID, "SendConfiguration", "the proxies of the node go on with old configuration: "+err.Error())
 	return err
 }
 
-// event records one on a pod, if not too many have been.
-func (s *Server) event(pod, uid, note string) {
+// event records one on a pod, if not too many have been. Those of one action are counted as one within some minutes, with the note of the first.
+func (s *Server) event(pod, uid, action, note string) {
 	if !s.events.AllowN(s.options.Clock.Now(), 1) {
 		return
 	}
@@ -60,5 +60,5 @@ func (s *Server) event(pod, uid, note string) {
 	s.options.Recorder.Eventf(&corev1.Pod{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(uid)},
-	}, nil, corev1.EventTypeWarning, Stalled, "SendConfiguration", "%s", note)
+	}, nil, corev1.EventTypeWarning, Stalled, action, "%s", note)
 }

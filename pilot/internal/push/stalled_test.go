@@ -17,17 +17,17 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
-// noted are the events that were recorded, each as "<pod> <reason>: <note>".
+// noted are the events that were recorded, each as "<pod> <reason> <action>: <note>".
 type noted struct {
 	mu   sync.Mutex
 	said []string
 }
 
-func (n *noted) Eventf(regarding, _ runtime.Object, kind, reason, _, note string, args ...any) {
+func (n *noted) Eventf(regarding, _ runtime.Object, kind, reason, action, note string, args ...any) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p := regarding.(*corev1.Pod)
-	n.said = append(n.said, fmt.Sprintf("%s %s/%s %s %s: %s", kind, p.Namespace, p.Name, p.UID, reason, fmt.Sprintf(note, args...)))
+	n.said = append(n.said, fmt.Sprintf("%s %s/%s %s %s %s: %s", kind, p.Namespace, p.Name, p.UID, reason, action, fmt.Sprintf(note, args...)))
 }
 
 // A proxy that does not answer is told of by its agent, and another stream of it is served.
@@ -55,7 +55,7 @@ func TestProxyThatDoesNotAnswerIsReportedAndItsStreamEnds(t *testing.T) {
 			return testutil.ToFloat64(m.store.metrics.stalled.WithLabelValues("cds")) == float64(round)
 		})
 		eventually(t, "an event", func() bool { return events.count() == round })
-		const want = "Warning a/web-1 web-1 ProxyNotUpdated: the proxy goes on with old configuration: no answer to ["
+		const want = "Warning a/web-1 web-1 ProxyNotUpdated SendCDS: the proxy goes on with old configuration: no answer to ["
 		if !strings.HasPrefix(events.said[0], want) {
 			t.Fatalf("round %d: events %q", round, events.said)
 		}

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/feed"
+	"github.com/bulwark-mesh/bulwark/pkg/kubeevent"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/printable"
 )
@@ -17,10 +18,10 @@ import (
 // maxBody bounds what an operator sends.
 const maxBody = 4096
 
-// announceHeld makes held removals an Event of the control plane's namespace, where operators look.
-func (p *Pilot) announceHeld(count int) {
+// announceHeld makes held removals an Event of the control plane's namespace, where operators look. How many there are would be the number of the first time.
+func (p *Pilot) announceHeld(int) {
 	p.events.Eventf(planeNamespace(), nil, corev1.EventTypeWarning, "RemovalsHeld", "Hold",
-		"The API server listed so much less than there was that %d removals are held: proxies go on with what they have. Look with meshctl pilot held", count)
+		"The API server listed so much less than there was that removals are held: proxies go on with what they have. Look with meshctl pilot held")
 }
 
 // confirmHeld lets the held removals through on an operator's word, who says how many they have seen and who they are.
@@ -38,8 +39,8 @@ func (p *Pilot) confirmHeld(r *http.Request) (any, error) {
 	}
 	by := cmp.Or(word.By, "unknown")
 	p.log.Warn("held removals are confirmed", "by", by, "count", word.Seen, "remote", r.RemoteAddr)
-	p.events.Eventf(planeNamespace(), nil, corev1.EventTypeNormal, "RemovalsConfirmed", "Confirm",
-		"%d held removals are let through, by %s", word.Seen, printable.Text(by))
+	note := fmt.Sprintf("%d held removals are let through, by %s", word.Seen, printable.Text(by))
+	p.events.Eventf(planeNamespace(), kubeevent.Apart(note), corev1.EventTypeNormal, "RemovalsConfirmed", "Confirm", "%s", note)
 	return struct {
 		Confirmed []feed.Held `json:"confirmed"`
 	}{held}, nil
