@@ -102,7 +102,7 @@ func (s *sight) notes(records int) (out []string) {
 			names[t.workload.Name] = true
 		}
 	}
-	out = append(out, "what was allowed is recorded only where an AUDIT policy selects it: requests that none selected are not known here")
+	out = append(out, "what was allowed is recorded only where an AUDIT policy selects it, or one on trial would deny it: other requests are not known here")
 	if len(names) > 0 {
 		unselected := slices.Sorted(maps.Keys(names))
 		some := fmt.Sprint(unselected[:min(5, len(unselected))])

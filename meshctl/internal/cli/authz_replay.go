@@ -75,7 +75,7 @@ func (a *app) authzReplay() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "replay -f FOLDER", Short: "Show which recorded decisions other policies would have made otherwise", Args: cobra.NoArgs,
 		Long: "Decides what the audit trail has again, by the policies of the files laid over the cluster's. Paths are shown as templates.\n" +
-			"What was allowed is in the trail only where an AUDIT policy selects it, and headers are not: what depends on them is listed apart.\n" +
+			"What was allowed is in the trail only where an AUDIT policy selects it or one on trial would deny it, and headers are not: what depends on them is listed apart.\n" +
 			"It exits with 0 if nothing would change, with 1 if something would, with 2 if it could not be told.",
 		Example: "  meshctl authz replay -f proposed/ --since 24h -A\n  meshctl authz replay -f proposed/ -n finance -o json\n  meshctl authz replay -f proposed/ --records trail.jsonl --since 0 -A",
 		RunE: func(cmd *cobra.Command, _ []string) error {
