@@ -32,12 +32,12 @@ func onTrial(t *testing.T, name, spec string) authz.Policy {
 // decide otherwise is logged, and nothing that is allowed and stays so.
 func TestWhatPoliciesOnTrialWouldChangeIsLogged(t *testing.T) {
 	envoytest.Find(t)
-	ports, ca := envoytest.FreePorts(t, 6), envoytest.NewCA(t)
+	ports, ca := envoytest.FreePorts(t, 7), envoytest.NewCA(t)
 	s := &scene{t: t, mode: authz.Permissive, ca: ca, leaf: ca.Issue(t, sceneClient), loggers: "envoy.access_loggers.open_telemetry"}
 	leaf := ca.Issue(t, scenePeer)
 	web, echo := webApplication(t), startApplication(t, false)
 	const friends, strangers = `{"rules": [{"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/friend"]}}]}]}`, `{"rules": [{"from": [{"source": {"namespaces": ["nowhere"]}}]}]}`
-	alone, beside, aloneTCP, besideTCP, deniedTCP, friendsTCP := ports[0], ports[1], ports[2], ports[3], ports[4], ports[5]
+	alone, beside, aloneTCP, besideTCP, deniedTCP, friendsTCP, many := ports[0], ports[1], ports[2], ports[3], ports[4], ports[5], ports[6]
 	s.inbound(alone, web, protocol.HTTP, "alone",
 		policyOf(t, "secret", `{"action": "DENY", "rules": [{"to": [{"operation": {"hosts": ["secret"]}}]}]}`),
 		onTrial(t, "closing", `{"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/closed", "/shop.Closed/Tell"]}}]}]}`),
@@ -50,6 +50,15 @@ func TestWhatPoliciesOnTrialWouldChangeIsLogged(t *testing.T) {
 	s.inbound(besideTCP, echo.port, protocol.TCP, "beside-tcp", policyOf(t, "enforced", strangers), onTrial(t, "wider", friends))
 	s.inbound(deniedTCP, echo.port, protocol.TCP, "denied-tcp", onTrial(t, "closing", `{"action": "DENY", "rules": [{"from": [{"source": {"namespaces": ["shop"]}}], "to": [{"operation": {"methods": ["GET"]}}]}]}`))
 	s.inbound(friendsTCP, echo.port, protocol.TCP, "friends-tcp", policyOf(t, "enforced", friends), onTrial(t, "other", strangers))
+	peers := `"cluster.local/ns/shop/sa/friend"`
+	for i := range 30 {
+		peers += fmt.Sprintf(`, "cluster.local/ns/shop/sa/a%d"`, i)
+	}
+	byPeer := []authz.Policy{onTrial(t, "many", `{"rules": [{"from": [{"source": {"principals": [`+peers+`]}}], "to": [{"operation": {"paths": ["/200"]}}]}]}`)}
+	if authz.ByPeer(byPeer, authz.Allow) == nil {
+		t.Fatal("the policies are in no parts")
+	}
+	s.inbound(many, web, protocol.HTTP, "many", byPeer...)
 	l := newLogger(append(ports, web, echo.port)...)
 	s.start(func(srv *grpc.Server) { srv.RegisterService(&logService, l) })
 
@@ -79,6 +88,9 @@ func TestWhatPoliciesOnTrialWouldChangeIsLogged(t *testing.T) {
 	get(friend, "https", beside, "/wider/open", nil, 403)   // and would be allowed
 	get(friend, "https", beside, "/wider/closed", nil, 403) // and stays so
 	get(friend, "https", beside, "/other", nil, 403)        // and stays so
+	get(friend, "https", many, "/200", nil, 200)            // and stays so
+	get(friend, "https", many, "/204", nil, 204)
+	get(stranger, "http", many, "/200", nil, 200)
 	opaque := presenting(&leaf, "istio-opaque")
 	for _, port := range []uint32{aloneTCP, besideTCP, deniedTCP, friendsTCP} {
 		knock(t, port, opaque)
