@@ -48,7 +48,7 @@ func TestWhatCannotBeVerifiedIsNamed(t *testing.T) {
 		`{"jwtRules":[{"issuer":"x",` + keys + `,"audiences":[""]}]}`:                                          "spec.jwtRules[0].audiences[0]",
 		`{"jwtRules":[{"issuer":"x",` + keys + `,"fromHeaders":[{"name":"a b"}]}]}`:                            "spec.jwtRules[0].fromHeaders[0].name",
 		`{"jwtRules":[{"issuer":"x",` + keys + `,"fromHeaders":[{"name":"Host"}]}]}`:                           "spec.jwtRules[0].fromHeaders[0].name",
-		`{"jwtRules":[{"issuer":"x",` + keys + `,"fromHeaders":[{"name":"a","prefix":"Bearer\n"}]}]}`:         "spec.jwtRules[0].fromHeaders[0].prefix",
+		`{"jwtRules":[{"issuer":"x",` + keys + `,"fromHeaders":[{"name":"a","prefix":"Bearer\n"}]}]}`:          "spec.jwtRules[0].fromHeaders[0].prefix",
 		`{"jwtRules":[{"issuer":"x",` + keys + `,"outputClaimToHeaders":[{"header":"x","claim":"a\u0000"}]}]}`: "spec.jwtRules[0].outputClaimToHeaders[0].claim",
 		`{"jwtRules":[{"issuer":"x",` + keys + `,"fromParams":[""]}]}`:                                         "spec.jwtRules[0].fromParams[0]",
 		`{"jwtRules":[{"issuer":"x",` + keys + `,"fromCookies":["a\n"]}]}`:                                     "spec.jwtRules[0].fromCookies[0]",

@@ -192,7 +192,7 @@ func (c *comparison) compare(t *testing.T, s *set) {
 		if s.IntN(5) == 0 {
 			to, by := netip.AddrPortFrom(s.at, uint16(c.raw)), s.anyOf(s.callers)
 			req := s.connection(to, by)
-			conn, heard := knock(t, by, to, c.clients)
+			conn, heard := hearsKnock(t, by, to, c.clients)
 			s.connections = append(s.connections, tried{req, s.program.Decide(req), conn, heard})
 			continue
 		}

@@ -20,8 +20,8 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
-// onTrial is a policy that is tried out.
-func onTrial(t *testing.T, name, spec string) authz.Policy {
+// onTrialPolicy is a policy that is tried out.
+func onTrialPolicy(t *testing.T, name, spec string) authz.Policy {
 	t.Helper()
 	p := policyOf(t, name, spec)
 	p.DryRun = true
@@ -40,21 +40,21 @@ func TestWhatPoliciesOnTrialWouldChangeIsLogged(t *testing.T) {
 	alone, beside, aloneTCP, besideTCP, deniedTCP, friendsTCP, many := ports[0], ports[1], ports[2], ports[3], ports[4], ports[5], ports[6]
 	s.inbound(alone, web, protocol.HTTP, "alone",
 		policyOf(t, "secret", `{"action": "DENY", "rules": [{"to": [{"operation": {"hosts": ["secret"]}}]}]}`),
-		onTrial(t, "closing", `{"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/closed", "/shop.Closed/Tell"]}}]}]}`),
-		onTrial(t, "narrow", `{"rules": [{"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/friend"]}}], "to": [{"operation": {"paths": ["/200", "/closed", "/shop.Open/Tell", "/shop.Closed/Tell"]}}]}]}`))
+		onTrialPolicy(t, "closing", `{"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/closed", "/shop.Closed/Tell"]}}]}]}`),
+		onTrialPolicy(t, "narrow", `{"rules": [{"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/friend"]}}], "to": [{"operation": {"paths": ["/200", "/closed", "/shop.Open/Tell", "/shop.Closed/Tell"]}}]}]}`))
 	s.inbound(beside, web, protocol.HTTP, "beside",
 		policyOf(t, "enforced", `{"rules": [{"to": [{"operation": {"paths": ["/200"]}}]}]}`),
-		onTrial(t, "closing", `{"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/wider/closed"]}}]}]}`),
-		onTrial(t, "wider", `{"rules": [{"to": [{"operation": {"paths": ["/wider/*"]}}]}]}`))
-	s.inbound(aloneTCP, echo.port, protocol.TCP, "alone-tcp", onTrial(t, "narrow", friends))
-	s.inbound(besideTCP, echo.port, protocol.TCP, "beside-tcp", policyOf(t, "enforced", strangers), onTrial(t, "wider", friends))
-	s.inbound(deniedTCP, echo.port, protocol.TCP, "denied-tcp", onTrial(t, "closing", `{"action": "DENY", "rules": [{"from": [{"source": {"namespaces": ["shop"]}}], "to": [{"operation": {"methods": ["GET"]}}]}]}`))
-	s.inbound(friendsTCP, echo.port, protocol.TCP, "friends-tcp", policyOf(t, "enforced", friends), onTrial(t, "other", strangers))
+		onTrialPolicy(t, "closing", `{"action": "DENY", "rules": [{"to": [{"operation": {"paths": ["/wider/closed"]}}]}]}`),
+		onTrialPolicy(t, "wider", `{"rules": [{"to": [{"operation": {"paths": ["/wider/*"]}}]}]}`))
+	s.inbound(aloneTCP, echo.port, protocol.TCP, "alone-tcp", onTrialPolicy(t, "narrow", friends))
+	s.inbound(besideTCP, echo.port, protocol.TCP, "beside-tcp", policyOf(t, "enforced", strangers), onTrialPolicy(t, "wider", friends))
+	s.inbound(deniedTCP, echo.port, protocol.TCP, "denied-tcp", onTrialPolicy(t, "closing", `{"action": "DENY", "rules": [{"from": [{"source": {"namespaces": ["shop"]}}], "to": [{"operation": {"methods": ["GET"]}}]}]}`))
+	s.inbound(friendsTCP, echo.port, protocol.TCP, "friends-tcp", policyOf(t, "enforced", friends), onTrialPolicy(t, "other", strangers))
 	peers := `"cluster.local/ns/shop/sa/friend"`
 	for i := range 30 {
 		peers += fmt.Sprintf(`, "cluster.local/ns/shop/sa/a%d"`, i)
 	}
-	byPeer := []authz.Policy{onTrial(t, "many", `{"rules": [{"from": [{"source": {"principals": [`+peers+`]}}], "to": [{"operation": {"paths": ["/200"]}}]}]}`)}
+	byPeer := []authz.Policy{onTrialPolicy(t, "many", `{"rules": [{"from": [{"source": {"principals": [`+peers+`]}}], "to": [{"operation": {"paths": ["/200"]}}]}]}`)}
 	if authz.ByPeer(byPeer, authz.Allow) == nil {
 		t.Fatal("the policies are in no parts")
 	}

@@ -97,8 +97,8 @@ func tellVerdicts(t *testing.T, c *listener.FilterChain) {
 	repack(t, last(c).GetTypedConfig(), func(m any) { m.(*tcpproxy.TcpProxy).AccessLog = []*accesslog.AccessLog{audit} })
 }
 
-// knock connects as a client, says something, and reports whether the application, which repeats what it hears, has heard it.
-func knock(t *testing.T, by caller, to netip.AddrPort, clients map[spiffe.ID]envoytest.Leaf) (connection, bool) {
+// hearsKnock connects as a client, says something, and reports whether the application, which repeats what it hears, has heard it.
+func hearsKnock(t *testing.T, by caller, to netip.AddrPort, clients map[spiffe.ID]envoytest.Leaf) (connection, bool) {
 	t.Helper()
 	conn := by.dial(t, to, clients)
 	defer conn.Close()
