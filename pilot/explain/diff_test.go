@@ -31,7 +31,7 @@ func TestDiffNamesWhatChangesAndNothingElse(t *testing.T) {
 		{"a port that is taken away", `ports: ["9000"]`, `ports: ["9001"]`,
 			"false payroll[9000 TCP]" + auditor + "[] [] []\ntrue payroll[9001 HTTP]" + auditor + "[any but CONNECT, ambiguous] [any but ambiguous] []\ntrue payroll[9001 TCP]" + auditor + "[] [] []"},
 		{"an authorizer that is asked", "---\n", custom + "---\n",
-			"opatrue payroll[any other HTTP 7000 HTTP 8080 HTTP] [account finance/account-auditor] [any] [/accounts/1] []\nopatrue payroll[any other TCP 9000 TCP] [account finance/account-auditor] [] [] []"},
+			"opatrue payroll[any other HTTP 7000 HTTP 8080 HTTP] [account finance/account-auditor] [any but CONNECT, ambiguous] [/accounts/1] []\nopatrue payroll[any other TCP 9000 TCP] [account finance/account-auditor] [] [] []"},
 		{"a policy that is tried out", "name: ledger-readers, namespace: finance}", "name: ledger-readers, namespace: finance, annotations: {istio.io/dry-run: 'true'}}",
 			"false payroll[9000 TCP]" + auditor + "[] [] []"},
 	} {

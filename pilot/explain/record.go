@@ -9,6 +9,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	telemetryv1 "github.com/bulwark-mesh/bulwark/pkg/api/telemetry/v1"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -70,11 +71,11 @@ func (m *Mesh) Recorded(record *telemetryv1.Record) (*Recorded, error) {
 
 // claimsOf are what a request principal, <issuer>/<subject>, says of a token; nil if there was none.
 func claimsOf(principal string) map[string]any {
-	i := strings.LastIndex(principal, "/")
-	if i < 0 {
+	if principal == "" {
 		return nil
 	}
-	return map[string]any{"iss": principal[:i], "sub": principal[i+1:]}
+	issuer, subject := authz.Match{Kind: authz.Exact, Value: principal}.IssuerSubject()
+	return map[string]any{"iss": issuer.Value, "sub": subject.Value}
 }
 
 // podNow is the pod of an observer, or one that has taken its place: of the same account, and with a name that begins alike.

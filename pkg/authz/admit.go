@@ -34,8 +34,10 @@ func theseAlone(req Request) (exactly, error) {
 	e.method, e.path = req.Method, path
 	issuer, _ := req.Claims["iss"].(string)
 	subject, _ := req.Claims["sub"].(string)
-	if token := issuer + "/" + subject; issuer != "" && subject != "" && !strings.Contains(subject, "/") && !strings.Contains(token, "*") {
-		e.token = token
+	if token := (Match{Exact, issuer + "/" + subject}); issuer != "" && subject != "" && !strings.Contains(token.Value, "*") {
+		if first, last := token.IssuerSubject(); first.Value == issuer && last.Value == subject {
+			e.token = token.Value
+		}
 	}
 	for _, a := range Ambiguities {
 		if text := map[Attribute]string{Method: req.Method, Path: path}[a.Attribute]; a.Finds(text) {

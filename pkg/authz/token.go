@@ -7,9 +7,13 @@ import (
 	"strings"
 )
 
-// IssuerSubject takes a match of <issuer>/<subject> apart, at the last slash, as Istio does: an issuer is often a URL. Both have to match.
+// IssuerSubject takes a match of <issuer>/<subject> apart, at the last slash, as Istio does: an issuer is often a URL. Both have to match. Where a SPIFFE ID follows a
+// slash, that is the subject: those of a mesh's own tokens are.
 func (m Match) IssuerSubject() (issuer, subject Match) {
 	i := strings.LastIndex(m.Value, "/")
+	if of := strings.Index(m.Value, "/spiffe://"); of >= 0 {
+		i = of
+	}
 	first, last := m.Value[:max(i, 0)], m.Value[i+1:]
 	present := Match{Kind: Present}
 	switch {

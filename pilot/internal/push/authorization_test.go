@@ -27,7 +27,7 @@ func TestChangedPolicyTouchesNoListener(t *testing.T) {
 	if got := p.received[short(deltaxds.ListenerType)]; len(got) > 0 {
 		t.Fatalf("listeners %v were sent", got)
 	}
-	if _, after := m.counts(); after-before > 8 { // those of the workload's authorization
+	if _, after := m.counts(); after-before > 11 { // those of the workload's authorization
 		t.Fatalf("%v resources were marshalled", after-before)
 	}
 }

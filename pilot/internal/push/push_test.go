@@ -261,13 +261,13 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		p.in <- endpoints
 		p.take(t, "eds", services)
 		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: append(translate.AuthorizationNames(), translate.RevocationNames()...)}
-		p.take(t, short(deltaxds.ExtensionConfigType), 10)
+		p.take(t, short(deltaxds.ExtensionConfigType), 13)
 	}
 	// Shared: clusters, endpoints and listeners of services, four clusters, three listeners, three filters of listeners (two of them in each family), two lists of revocations.
-	// Own, of each proxy: a listener, two tables of routes, the eight configurations of authorization.
+	// Own, of each proxy: a listener, two tables of routes, the eleven configurations of authorization.
 	shared := services*3 + 4 + 3 + 5 + 2
 	recomputed, marshalled := m.counts()
-	if want := float64(shared + proxies*(1+2+8)); marshalled != want || recomputed != want {
+	if want := float64(shared + proxies*(1+2+11)); marshalled != want || recomputed != want {
 		t.Fatalf("connecting %d proxies took %v recomputes and %v marshals, want %v of each", proxies, recomputed, marshalled, want)
 	}
 

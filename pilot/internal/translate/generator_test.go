@@ -42,12 +42,13 @@ var aliasedOptions = authz.Options{TrustDomain: aliased.TrustDomain, TrustDomain
 var vocabulary = map[string][]string{
 	"principals": {"cluster.local/ns/finance/sa/a.b", "cluster.local/ns/finance*", "*/sa/auditor", "*", "*auditor", "other.domain/ns/shop/sa/auditor",
 		"old.local/ns/finance/sa/a.b", "old.local/*", "cluster.lo*", "*.local/ns/shop/sa/auditor", "cluster.local/ns/*/sa/auditor", "auditor"},
-	"namespaces":        {"finance", "fin*", "*-prod", "*", "shop", "*p", "fin*ce"},
-	"serviceAccounts":   {"a.b", "auditor", "shop/auditor", "finance/axb", "shop/*"},
-	"trustDomains":      {"cluster.local", "cluster*", "*.local", "*", "other", "old*", "old.local"},
-	"requestPrincipals": {"*", "https://issuer.example/a/alice", "https://issuer.example/a/*", "*/alice", "*bob", "https://issuer.example/a/al*", "*a/alice", "https://issuer.example/b/alice", "no*"},
-	"claims":            {"reader", "*", "read*", "*er", "true", "false", "42", "4.2e1", "-7", "a b", "", "é"},
-	"ipBlocks":          {"127.0.0.0/8", "127.0.0.1", "10.0.0.0/8", "::/0", "0.0.0.0/0", "127.0.0.2/31", "127.0.1.0/26"},
+	"namespaces":      {"finance", "fin*", "*-prod", "*", "shop", "*p", "fin*ce"},
+	"serviceAccounts": {"a.b", "auditor", "shop/auditor", "finance/axb", "shop/*"},
+	"trustDomains":    {"cluster.local", "cluster*", "*.local", "*", "other", "old*", "old.local"},
+	"requestPrincipals": {"*", "https://issuer.example/a/alice", "https://issuer.example/a/*", "*/alice", "*bob", "https://issuer.example/a/al*", "*a/alice", "https://issuer.example/b/alice", "no*",
+		"https://issuer.example/a/spiffe://a/ns/b/sa/c", "*/spiffe://a/ns/b/sa/c", "https://issuer.example/a/spiffe://a/ns/*"},
+	"claims":   {"reader", "*", "read*", "*er", "true", "false", "42", "4.2e1", "-7", "a b", "", "é"},
+	"ipBlocks": {"127.0.0.0/8", "127.0.0.1", "10.0.0.0/8", "::/0", "0.0.0.0/0", "127.0.0.2/31", "127.0.1.0/26"},
 	"hosts": {"payroll", "PAYROLL.finance", "*.finance", "pay*", "*", "payroll:8080", "payroll.finance:*", "*:80", "[::1]", "[::1]:80", "payroll.",
 		"*.finance:80", "payroll.finance:8*", "[:*", "*]:80", "*1]", "http://payroll", "pay*ll"},
 	"methods": {"GET", "P*", "*T", "*", "DELETE", "PUT", "delete", "GET, POST"},
@@ -183,7 +184,7 @@ func (g *generator) claims() claimSet {
 		}
 		return g.one("reader", "writer", "a b", "", "true", "42", "é", "er")
 	}
-	out := claimSet{"iss": "https://issuer.example/a", "sub": g.one("alice", "bob", "alice/x", "al"), "role": value(), "aud": g.one("reader", "me"), "azp": value(), "realm": value()}
+	out := claimSet{"iss": "https://issuer.example/a", "sub": g.one("alice", "bob", "alice/x", "al", "spiffe://a/ns/b/sa/c"), "role": value(), "aud": g.one("reader", "me"), "azp": value(), "realm": value()}
 	if g.maybe() {
 		out["realm"] = map[string]any{"roles": value()}
 	}

@@ -39,7 +39,7 @@ var words = map[string][]string{
 	"paths":      {"/a", "/a/*", "*/x", "/a/{*}", "/b/{**}/x", "/", "*", "/a,b"},
 	"headers":    {"good", "ba*", "*d"},
 	"ports":      {"8080", "9000"},
-	"tokens":     {"https://a/b", "https://a/*", "*", "*/b", "http*", "*b"},
+	"tokens":     {"https://a/b", "https://a/*", "*", "*/b", "http*", "*b", "spiffe://a/spiffe://a/ns/b/sa/c", "spiffe://a/*", "*/spiffe://a/ns/b/sa/c", "spiffe://a/spiffe://a/ns/b/*"},
 	"claims":     {"x", "y*", "*", "1", "true"},
 }
 
@@ -112,7 +112,7 @@ func (g *Generator) Request() authz.Request {
 		req.Method, req.Host = g.of([]string{"GET", "POST", "PUT", "DELETE", "get"}), g.of([]string{"payroll", "x.finance", "Payroll:80"})
 		req.Path = g.of([]string{"/a", "/a/x", "/a/b?c", "/b/c/x", "/", "/a,b", "/a/;x"})
 		if g.IntN(3) > 0 {
-			req.Claims = map[string]any{"iss": g.of([]string{"https://a", "http:b", "https://c"}), "sub": g.of([]string{"b", "c"})}
+			req.Claims = map[string]any{"iss": g.of([]string{"https://a", "http:b", "spiffe://a"}), "sub": g.of([]string{"b", "c", "spiffe://a/ns/b/sa/c"})}
 			req.Claims["groups"] = []any{nil, "x", "yes", []any{"x", "yes"}, true, 1.0, map[string]any{"a": "x"}}[g.IntN(7)]
 		}
 		req.Headers = map[string][]string{"x-test": [][]string{nil, {"good"}, {"bad", "x"}, {"good", "bad"}}[g.IntN(4)]}

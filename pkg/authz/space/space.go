@@ -188,11 +188,22 @@ func demandsOf(a *axes, of Side, asked []authz.Policy) (out []demand) {
 	return out
 }
 
-// concerns reports whether what is ambiguous is denied: also if an external authorizer is asked by it, which may read it in another way.
+// concerns reports whether what is ambiguous is denied. What an external authorizer says of it makes no difference, so it counts as nothing that one is asked about.
 func (s Side) concerns(m authz.Ambiguity) bool {
-	return s.Asked == "" && slices.ContainsFunc(s.Policies, func(p authz.Policy) bool {
-		return (s.decides(p) || p.Action == authz.Custom && !p.Ignored) && m.Concerns(p)
+	return slices.ContainsFunc(s.Policies, func(p authz.Policy) bool {
+		return !p.Ignored && !p.DryRun && p.Action != authz.Audit && m.Concerns(p)
 	})
+}
+
+// special are the kinds of an axis's texts that an ambiguity finds.
+func (x *Axis) special(m authz.Ambiguity) set {
+	out := newSet(len(x.kinds))
+	for i, k := range x.kinds {
+		if k.Special == Ambiguous && m.Exact == "" || k.Special == m.Exact && m.Exact != "" {
+			out.add(i)
+		}
+	}
+	return out
 }
 
 func (a *axes) clausesOf(of authz.Clauses, port uint32) (out clauses) {
@@ -214,6 +225,26 @@ const maxCubes = 20_000
 // sideOf makes cubes of demands; false if they are too many.
 func (s *Space) sideOf(a *axes, of Side, demands []demand) (side, bool) {
 	out := side{mode: of.Mode, restricted: of.restricted()}
+	plain := make(cube, len(s.axes)) // what is not denied as ambiguous, if that matters
+	if of.HTTP {
+		for _, m := range authz.Ambiguities {
+			if !of.concerns(m) {
+				continue
+			}
+			at := a.of(m.Attribute, "")
+			found := s.axes[at].special(m)
+			if of.Asked != "" {
+				if plain[at] == nil {
+					plain[at] = full(len(s.axes[at].kinds))
+				}
+				plain[at] = plain[at].minus(found)
+				continue
+			}
+			c := make(cube, len(s.axes))
+			c[at] = found
+			out.deny = append(out.deny, s.id(c))
+		}
+	}
 	for _, d := range demands {
 		list := &out.allow
 		if d.policy.Action != authz.Allow {
@@ -227,27 +258,11 @@ func (s *Space) sideOf(a *axes, of Side, demands []demand) (side, bool) {
 		for _, when := range whens {
 			for _, from := range froms {
 				for _, to := range tos {
-					if c, some := both(when, from, to); some {
+					if c, some := both(when, from, to, plain); some {
 						*list = append(*list, s.id(c))
 					}
 				}
 			}
-		}
-	}
-	if of.HTTP {
-		for _, m := range authz.Ambiguities {
-			if !of.concerns(m) {
-				continue
-			}
-			axis := a.of(m.Attribute, "")
-			c := make(cube, len(s.axes))
-			c[axis] = newSet(len(s.axes[axis].kinds))
-			for i, k := range s.axes[axis].kinds {
-				if k.Special == Ambiguous && m.Exact == "" || k.Special == m.Exact && m.Exact != "" {
-					c[axis].add(i)
-				}
-			}
-			out.deny = append(out.deny, s.id(c))
 		}
 	}
 	slices.Sort(out.deny)
