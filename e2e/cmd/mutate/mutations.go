@@ -176,6 +176,8 @@ var mutations = []mutation{
 		{"pkg/authz/path.go", "			sb.WriteString(regexp.QuoteMeta(c))\n", "			sb.WriteString(c)\n"}}},
 	{20, "values of policies are as long as their authors like", "pilot/internal/validate.TestHugePolicyIsRefusedAtOnce", []edit{
 		{"pkg/authz/values.go", "len(v) > MaxValueLength", "len(v) > 1000*MaxValueLength"}}},
+	{33, "an external authorizer is asked by the first rule of a policy alone", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
+		{"pilot/internal/rbac/custom.go", "			if !r.Never {\n", "			if !r.Never && r.Index == 0 {\n"}}},
 	{20, "which rule lets a connection in is not told", "pilot/internal/translate.TestEnvoyAndEvaluatorAgree", []edit{
 		{"pilot/internal/translate/authorization.go", "			filter.ShadowRules, filter.ShadowRulesStatPrefix = filter.Rules, rbac.Prefix(authz.Allow)\n", "			filter.ShadowRulesStatPrefix = rbac.Prefix(authz.Allow)\n"}}},
 	{20, "what follows a host does not matter where it admits", "pkg/authz.TestMatchIsWideWhereItDeniesAndNarrowWhereItAdmits", []edit{

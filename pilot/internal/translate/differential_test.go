@@ -21,7 +21,9 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -30,6 +32,9 @@ var (
 	sets      = flag.Int("sets", 200, "how many sets of policies an Envoy has at once")
 	lasting   = flag.Duration("lasting", 0, "for how long further sets follow")
 )
+
+// unanswered is an external authorizer that is not there, and in whose place all is allowed: what is compared is of what it is asked.
+var unanswered = authorizer.Provider{Name: "open", GRPC: true, Service: "finance/nobody", Port: 1, Timeout: time.Second, FailOpen: true, StatusOnError: 403}
 
 // newSeed is the one that was asked for, or a new one.
 func newSeed() uint64 {
@@ -43,7 +48,7 @@ func newSeed() uint64 {
 const requestsEach = 50
 
 // TestEnvoyAndEvaluatorAgree runs random requests and connections against random policies, through Envoy's RBAC and through the evaluator: the verdict, the rule by
-// which it came, and whether it is audited have to be the same.
+// which it came, whether it is audited and by which rule an external authorizer is asked have to be the same.
 func TestEnvoyAndEvaluatorAgree(t *testing.T) {
 	envoytest.Find(t)
 	seed := newSeed()
@@ -81,9 +86,9 @@ func compareFrom(t *testing.T, seed uint64) {
 	if t.Failed() || *sets < 20 {
 		return
 	}
-	denied, read, tcp, apart, audited := c.denied.Load(), c.read.Load(), c.tcp.Load(), c.apart.Load(), c.audited.Load()
-	t.Logf("%d requests and %d connections, of which %d were denied and %d audited; %d filters differ by peer", read-tcp, tcp, denied, audited, apart)
-	if asked := int64(*sets * requestsEach); denied < read/20 || denied > read*19/20 || read < asked/2 || tcp < asked/20 || apart < int64(*sets/10) || audited < read/50 {
+	denied, read, tcp, apart, audited, of := c.denied.Load(), c.read.Load(), c.tcp.Load(), c.apart.Load(), c.audited.Load(), c.asked.Load()
+	t.Logf("%d requests and %d connections, of which %d were denied and %d audited, and %d had an authorizer asked; %d filters differ by peer", read-tcp, tcp, denied, audited, of, apart)
+	if asked := int64(*sets * requestsEach); denied < read/20 || denied > read*19/20 || read < asked/2 || tcp < asked/20 || apart < int64(*sets/10) || audited < read/50 || of < read/100 {
 		t.Error("the test does not test much")
 	}
 }
@@ -98,7 +103,7 @@ type comparison struct {
 	clients   map[spiffe.ID]envoytest.Leaf
 	verdicts  *verdicts
 
-	denied, read, tcp, apart, audited atomic.Int64
+	denied, read, tcp, apart, audited, asked atomic.Int64
 }
 
 func newComparison(t *testing.T) *comparison {
@@ -107,6 +112,7 @@ func newComparison(t *testing.T) *comparison {
 		scene: &scene{t: t, ca: ca, leaf: ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")}}
 	c.issuers = []compile.Issuer{{Rule: ruleOf(c.issuer, nil), KeySet: c.issuer.published(t)}}
 	c.scene.clusters = append(c.scene.clusters, staticCluster(applicationBehind(c.http), startApplication(t, false).port))
+	c.scene.clusters = append(c.scene.clusters, authorizerAt(t, unanswered, 1))
 	for _, id := range identities {
 		c.clients[id] = ca.Issue(t, id.String())
 	}
@@ -159,6 +165,9 @@ func (c *comparison) listener(s *set) *listener.Listener {
 		Other: compile.InboundPort{Mode: authz.Strict, Protocol: protocol.TCP},
 		Ports: []compile.InboundPort{{Number: c.http, Protocol: protocol.HTTP, Mode: authz.Permissive},
 			{Number: c.raw, Protocol: protocol.TCP, Mode: authz.Permissive, ServerFirst: s.IntN(4) == 0}},
+	}
+	if slices.ContainsFunc(s.policies, func(p authz.Policy) bool { return p.Action == authz.Custom }) {
+		w.Authorizers = []authorizer.Provider{unanswered}
 	}
 	l := inboundOn(c.t, w, c.http)
 	l.Name = "inbound-" + s.at.String()
@@ -217,12 +226,22 @@ func (c *comparison) compareLogged(t *testing.T, s *set) {
 			t.Fatalf("Envoy lets a connection through: %v, and logs that it is denied: %v, the evaluator says allowed=%v by %q (%s)\n%+v", l.heard, got.denied, l.want.Allowed, l.want.Policy, l.want.Reason, l.req)
 		case got.rule != l.want.Policy && !(l.want.Allowed && onTrial(s.policies, authz.Allow)): // which are told in the place of those that hold
 			t.Fatalf("Envoy decides about a connection by %q, the evaluator by %q\n%+v", got.rule, l.want.Policy, l.req)
+		case got.asked != askedBy(l.want):
+			t.Fatalf("An authorizer is asked of a connection by %q, to the evaluator by %q\n%+v", got.asked, l.want.Asked, l.req)
 		case got.audited != (len(l.want.Audited) > 0):
 			t.Fatalf("Envoy audits a connection: %v, the evaluator by %q\n%+v", got.audited, l.want.Audited, l.req)
 		}
 		c.count(l.want)
 		c.tcp.Add(1)
 	}
+}
+
+// askedBy is the rule by which the external authorizer is asked, as the filter that says so names it.
+func askedBy(d authz.Decision) string {
+	if len(d.Asked) == 0 {
+		return ""
+	}
+	return istiocompat.CustomRule(unanswered.Name, d.Asked[0])
 }
 
 // onTrial reports whether policies of an action are tried out.
@@ -237,6 +256,9 @@ func (c *comparison) count(d authz.Decision) {
 	}
 	if len(d.Audited) > 0 {
 		c.audited.Add(1)
+	}
+	if len(d.Asked) > 0 {
+		c.asked.Add(1)
 	}
 }
 
@@ -269,6 +291,8 @@ func (c *comparison) request(t *testing.T, s *set) {
 		return
 	case rule != want.Policy:
 		t.Fatalf("Envoy answers %d by %q (by peer: %v), the evaluator by %q\nHTTP/2 %v, request %+v", status, rule, authz.ByPeer(s.policies, authz.Deny) != nil, want.Policy, by.http2, req)
+	case strings.TrimPrefix(header.Get("x-asked"), "-") != askedBy(want):
+		t.Fatalf("An authorizer is asked by %q, to the evaluator by %q\nHTTP/2 %v, request %+v", header.Get("x-asked"), want.Asked, by.http2, req)
 	case audited != (len(want.Audited) > 0):
 		t.Fatalf("Envoy audits: %v, the evaluator by %q\nHTTP/2 %v, request %+v", audited, want.Audited, by.http2, req)
 	}

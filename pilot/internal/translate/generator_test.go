@@ -81,7 +81,10 @@ func (g *generator) policies(ports ...uint32) []authz.Policy {
 	var out []authz.Policy
 	many := g.maybe()
 	for i := range 1 + g.IntN(3) {
-		spec := &security.AuthorizationPolicy{Action: []security.AuthorizationPolicy_Action{0, 0, 1, 2}[g.IntN(4)]}
+		spec := &security.AuthorizationPolicy{Action: []security.AuthorizationPolicy_Action{0, 0, 0, 0, 1, 1, 2, 2, 3}[g.IntN(9)]}
+		if spec.GetAction() == security.AuthorizationPolicy_CUSTOM {
+			spec.ActionDetail = &security.AuthorizationPolicy_Provider{Provider: &security.AuthorizationPolicy_ExtensionProvider{Name: g.one("open", "open", "open", "nobody")}}
+		}
 		for range g.IntN(3) {
 			spec.Rules = append(spec.Rules, g.rule(ports))
 		}

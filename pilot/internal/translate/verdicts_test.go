@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ import (
 	logs "go.opentelemetry.io/proto/otlp/logs/v1"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
@@ -27,7 +29,7 @@ type connection struct{ from, to string }
 
 // verdict is what a proxy has logged of a connection.
 type verdict struct {
-	rule            string
+	rule, asked     string // asked is the rule by which an external authorizer was asked
 	denied, audited bool
 	refused         bool // by the handshake, which takes nobody whom no policy admits where the server may speak first
 }
@@ -52,6 +54,7 @@ func (v *verdicts) keep(e *logs.LogRecord) {
 	if of.rule, of.denied = deniedBy(text["termination_details"]); !of.denied && text["bulwark.allow_policy"] != "-" {
 		of.rule = text["bulwark.allow_policy"]
 	}
+	of.asked = strings.TrimPrefix(text["asked"], "-")
 	of.audited, of.refused = text["audited"] == "true", text["downstream_failure"] != "" && text["downstream_failure"] != "-"
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -91,8 +94,9 @@ func tellVerdicts(t *testing.T, c *listener.FilterChain) {
 		LogTypeFilter: &accesslog.LogTypeFilter{Types: []data.AccessLogType{data.AccessLogType_TcpConnectionEnd}}}}
 	repack(t, audit.GetTypedConfig(), func(m any) {
 		config := m.(*otel.OpenTelemetryAccessLogConfig)
-		config.Attributes.Values = append(config.Attributes.Values, &otlp.KeyValue{Key: "audited", Value: &otlp.AnyValue{Value: &otlp.AnyValue_StringValue{
-			StringValue: "%DYNAMIC_METADATA(envoy.common:access_log_hint)%"}}})
+		for key, of := range map[string]string{"audited": "envoy.common:access_log_hint", "asked": "envoy.filters.network.rbac:" + rbac.AskedKey} {
+			config.Attributes.Values = append(config.Attributes.Values, &otlp.KeyValue{Key: key, Value: &otlp.AnyValue{Value: &otlp.AnyValue_StringValue{StringValue: "%DYNAMIC_METADATA(" + of + ")%"}}})
+		}
 	})
 	repack(t, last(c).GetTypedConfig(), func(m any) { m.(*tcpproxy.TcpProxy).AccessLog = []*accesslog.AccessLog{audit} })
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
@@ -70,6 +71,7 @@ func staticCertificates(t *testing.T, c *listener.FilterChain, ca *envoytest.CA,
 
 // answer has the chain's routes answer 200 in place of the application, and answers say what was decided.
 func answer(t *testing.T, c *listener.FilterChain) {
+	asked := &core.HeaderValueOption{Header: &core.HeaderValue{Key: "x-asked", Value: "%DYNAMIC_METADATA(envoy.filters.http.rbac:" + rbac.AskedKey + ")%"}}
 	audited := &core.HeaderValueOption{Header: &core.HeaderValue{Key: "x-audited", Value: "%DYNAMIC_METADATA(envoy.common:access_log_hint)%"}}
 	repack(t, last(c).GetTypedConfig(), func(m any) {
 		manager := m.(*hcm.HttpConnectionManager)
@@ -80,9 +82,9 @@ func answer(t *testing.T, c *listener.FilterChain) {
 			}
 		}
 		vh.ResponseHeadersToAdd = []*core.HeaderValueOption{{Header: &core.HeaderValue{Key: "x-path", Value: "%REQ(:PATH)%"}},
-			{Header: &core.HeaderValue{Key: "x-rule", Value: "%DYNAMIC_METADATA(envoy.filters.http.rbac:allow_enforced_effective_policy_id)%"}}, audited}
+			{Header: &core.HeaderValue{Key: "x-rule", Value: "%DYNAMIC_METADATA(envoy.filters.http.rbac:allow_enforced_effective_policy_id)%"}}, audited, asked}
 		manager.LocalReplyConfig = &hcm.LocalReplyConfig{Mappers: []*hcm.ResponseMapper{{Filter: statusIs(403), HeadersToAdd: []*core.HeaderValueOption{
-			{Header: &core.HeaderValue{Key: "x-rule", Value: "%RESPONSE_CODE_DETAILS%"}}, audited}}}}
+			{Header: &core.HeaderValue{Key: "x-rule", Value: "%RESPONSE_CODE_DETAILS%"}}, audited, asked}}}}
 	})
 }
 
