@@ -4,6 +4,7 @@ package envoytest
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -55,6 +56,17 @@ func telling(log []byte) []byte {
 	return out
 }
 
+// answers reports whether a URL's answer is good, and has a text in it.
+func answers(client *http.Client, url, text string) bool {
+	resp, err := client.Get(url)
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return err == nil && resp.StatusCode == http.StatusOK && bytes.Contains(body, []byte(text))
+}
+
 // Start runs Envoy until the test ends, and waits for it to be ready. The bootstrap's admin must be on 127.0.0.1. It is an error
 // if Envoy finds something deprecated. It returns the file that has what Envoy says.
 func Start(t testing.TB, b *bootstrap.Bootstrap, node string) string {
@@ -99,16 +111,13 @@ func start(t testing.TB, in *Netns, b *bootstrap.Bootstrap, node string) (log st
 			t.Logf("Envoy's log:\n%.20000s", telling(log))
 		}
 	})
-	port := b.GetAdmin().GetAddress().GetSocketAddress().GetPortValue()
+	admin := fmt.Sprintf("http://127.0.0.1:%d", b.GetAdmin().GetAddress().GetSocketAddress().GetPortValue())
 	deadline := time.Now().Add(30 * time.Second)
-	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	client := &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
 	for {
-		resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/ready", port))
-		if err == nil {
-			_ = resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return logFile.Name()
-			}
+		// One that is ready has not yet begun to listen, if it has little of the processors' time.
+		if answers(client, admin+"/ready", "LIVE") && answers(client, admin+"/stats?filter=workers_started", "workers_started: 1") {
+			return logFile.Name()
 		}
 		select {
 		case err := <-done:
