@@ -284,10 +284,10 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		t.Fatalf("sent %v", got)
 	}
 	connected[3].take(t, "lds", 1)                                            // the first policy: new TCP connections wait for the verdict from now on
-	m.expect(t, "a policy of one workload", &recomputed, &marshalled, 11, 11) // and the tables, as its first one
+	m.expect(t, "a policy of one workload", &recomputed, &marshalled, 14, 14) // and the tables, as its first one
 	m.apply(deny("shop", "q", "s3"))
 	connected[3].take(t, "ecds", 2)
-	m.expect(t, "another policy of the workload", &recomputed, &marshalled, 8, 8)
+	m.expect(t, "another policy of the workload", &recomputed, &marshalled, 11, 11)
 	for i, p := range connected {
 		p.mu.Lock()
 		if len(p.received["lds"])+len(p.received["cds"])+len(p.received["ecds"]) > 0 {
@@ -310,7 +310,7 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 	}
 	// Made anew to stay as they are: cluster, endpoints and listener of port 80. New: cluster, endpoints and
 	// listener of port 90, for all. Of the workload: its listener, and its tables and authorization, which have the names of services.
-	m.expect(t, "a service's second port", &recomputed, &marshalled, 17, 17)
+	m.expect(t, "a service's second port", &recomputed, &marshalled, 20, 20)
 
 	m.apply(revoke("one", "s7", "abc"))
 	for _, p := range connected {
