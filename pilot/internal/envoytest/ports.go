@@ -1,6 +1,8 @@
 package envoytest
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"testing"
 
@@ -12,17 +14,24 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 )
 
+// Ports from the first on and before the last are none that kernels give to outgoing connections (ip_local_port_range, from 32768 on by default), of which a busy machine has
+// so many that one of them would be taken before an Envoy has it.
+const lowestPort, highestPort = 17000, 32000
+
 // FreePorts returns ports of 127.0.0.1 that nothing listens on.
 func FreePorts(t testing.TB, n int) []uint32 {
 	t.Helper()
 	var out []uint32
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	for tries := 0; len(out) < n; tries++ {
+		port := lowestPort + rand.Uint32N(highestPort-lowestPort)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil && tries > 100*n {
+			t.Fatalf("no free port: %v", err)
+		} else if err != nil {
+			continue // somebody has it
 		}
 		defer l.Close() // all at once, so that no port comes twice
-		out = append(out, uint32(l.Addr().(*net.TCPAddr).Port))
+		out = append(out, port)
 	}
 	return out
 }
