@@ -25,7 +25,9 @@ metadata: {name: closing, namespace: finance, annotations: {istio.io/dry-run: "t
 spec:
   selector: {matchLabels: {app: payroll}}
   action: DENY
-  rules: [{to: [{operation: {paths: [/accounts/closed/*, /grpc.health.v1.Health/Check]}}]}, {to: [{operation: {ports: ["9000"]}}]}]
+  rules:
+  - to: [{operation: {ports: ["8080", "7000"], paths: [/accounts/closed/*, /grpc.health.v1.Health/Check]}}]
+  - to: [{operation: {ports: ["9000"]}}]
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
