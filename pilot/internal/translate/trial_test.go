@@ -115,7 +115,7 @@ var tries = []string{
 // denied, what an AUDIT policy selects, what would be decided otherwise and by which rule, and nothing else.
 func TestTrialsAgreeWithTheEvaluator(t *testing.T) {
 	envoytest.Find(t)
-	const sets = 48
+	const sets = 24
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
@@ -129,12 +129,16 @@ func TestTrialsAgreeWithTheEvaluator(t *testing.T) {
 			p.DryRun = p.Action != authz.Audit && random.IntN(2) == 0
 			policies[i] = append(policies[i], p)
 		}
+		if i%4 == 0 { // something is enforced that allows, and something on trial, so that some requests would be admitted
+			policies[i] = append(policies[i], policyOf(t, "some", tries[0]), onTrialPolicy(t, "more", tries[1+random.IntN(2)]))
+		}
 		s.inbound(port, web, protocol.HTTP, "tried", policies[i]...)
 	}
 	l := newLogger(ports...)
 	s.start(func(srv *grpc.Server) { srv.RegisterService(&logService, l) })
 
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
 	want, denials, admissions := map[string]bool{}, 0, 0
 	for i, port := range ports {
 		for _, method := range []string{"GET", "POST", "get"} {
@@ -185,7 +189,7 @@ func TestTrialsAgreeWithTheEvaluator(t *testing.T) {
 	if t.Failed() {
 		t.Logf("policies: %+v", policies)
 	}
-	if denials < 20 || admissions < 20 {
+	if denials < 20 || admissions < 10 {
 		t.Errorf("%d requests would be denied, %d admitted: too few to be of use", denials, admissions)
 	}
 }
