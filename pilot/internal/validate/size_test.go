@@ -41,16 +41,16 @@ func TestHugePolicyIsRefusedAtOnce(t *testing.T) {
 		"claims 10,000 deep":               {"AuthorizationPolicy", `{"rules":[{"when":[{"key":"request.auth.claims` + strings.Repeat("[a]", 10000) + `","values":["a"]}]}]}`},
 		"a field of a megabyte":            {"AuthorizationPolicy", `{"rules":[{"` + megabyte + `":1}]}`},
 		"an action of a megabyte":          {"AuthorizationPolicy", `{"action":"` + megabyte + `"}`},
-		"100,000 rules":                    {"AuthorizationPolicy", `{"rules":[` + many(100_000, "{}") + `]}`},
-		"50,000 paths":                     {"AuthorizationPolicy", operation(`"paths":[` + many(50_000, `"/pN/{*}"`) + `]`)},
-		"50,000 paths that never are":      {"AuthorizationPolicy", operation(`"paths":[` + many(50_000, `"/%2fN"`) + `]`)},
-		"50,000 principals":                {"AuthorizationPolicy", source(`"principals":[` + many(50_000, `"*/sa/pN"`) + `]`)},
-		"50,000 addresses":                 {"AuthorizationPolicy", source(`"remoteIpBlocks":[` + many(50_000, `"10.0.0.0/8"`) + `]`)},
-		"rules 50,000 deep":                {"AuthorizationPolicy", strings.Repeat(`{"rules":[`, 50_000)},
+		"20,000 rules":                     {"AuthorizationPolicy", `{"rules":[` + many(20_000, "{}") + `]}`},
+		"10,000 paths":                     {"AuthorizationPolicy", operation(`"paths":[` + many(10_000, `"/pN/{*}"`) + `]`)},
+		"10,000 paths that never are":      {"AuthorizationPolicy", operation(`"paths":[` + many(10_000, `"/%2fN"`) + `]`)},
+		"10,000 principals":                {"AuthorizationPolicy", source(`"principals":[` + many(10_000, `"*/sa/pN"`) + `]`)},
+		"10,000 addresses":                 {"AuthorizationPolicy", source(`"remoteIpBlocks":[` + many(10_000, `"10.0.0.0/8"`) + `]`)},
+		"rules 10,000 deep":                {"AuthorizationPolicy", strings.Repeat(`{"rules":[`, 10_000)},
 		"keys of a megabyte":               {"RequestAuthentication", `{"jwtRules":[{"issuer":"x","jwks":"` + strings.Repeat("[", 1<<20) + `"}]}`},
 		"10,000 issuers":                   {"RequestAuthentication", `{"jwtRules":[` + many(10_000, `{"issuer":"https://N.example"}`) + `]}`},
-		"50,000 audiences":                 {"RequestAuthentication", token(`"audiences":[` + many(50_000, `"N"`) + `]`)},
-		"50,000 headers":                   {"RequestAuthentication", token(`"fromHeaders":[` + many(50_000, `{"name":"xN"}`) + `]`)},
+		"10,000 audiences":                 {"RequestAuthentication", token(`"audiences":[` + many(10_000, `"N"`) + `]`)},
+		"10,000 headers":                   {"RequestAuthentication", token(`"fromHeaders":[` + many(10_000, `{"name":"xN"}`) + `]`)},
 		"an issuer of a megabyte":          {"RequestAuthentication", `{"jwtRules":[{"issuer":"` + megabyte + `","jwksUri":"https://a.example/keys"}]}`},
 		"a URL of a megabyte":              {"RequestAuthentication", `{"jwtRules":[{"issuer":"x","jwksUri":"https://a.example/` + strings.Repeat("a", 1<<20) + `"}]}`},
 		"an audience of a megabyte":        {"RequestAuthentication", token(`"audiences":["` + megabyte + `"]`)},
@@ -61,30 +61,25 @@ func TestHugePolicyIsRefusedAtOnce(t *testing.T) {
 		"a claim's header of a megabyte":   {"RequestAuthentication", token(`"outputClaimToHeaders":[{"header":"` + strings.Repeat("a", 1<<20) + `","claim":"a"}]`)},
 		"an output claim of a megabyte":    {"RequestAuthentication", token(`"outputClaimToHeaders":[{"header":"x","claim":"` + megabyte + `"}]`)},
 		"a payload's header of a megabyte": {"RequestAuthentication", token(`"outputPayloadToHeader":"` + strings.Repeat("a", 1<<20) + `"`)},
-		"50,000 space-delimited claims":    {"RequestAuthentication", token(`"spaceDelimitedClaims":[` + many(50_000, `"N"`) + `]`)},
+		"10,000 space-delimited claims":    {"RequestAuthentication", token(`"spaceDelimitedClaims":[` + many(10_000, `"N"`) + `]`)},
 		"a mode of a megabyte":             {"PeerAuthentication", `{"mtls":{"mode":"` + megabyte + `"}}`},
-		"50,000 hosts":                     {"Sidecar", `{"egress":[{"hosts":[` + many(50_000, `"./aN.b.svc.cluster.local"`) + `]}]}`},
+		"10,000 hosts":                     {"Sidecar", `{"egress":[{"hosts":[` + many(10_000, `"./aN.b.svc.cluster.local"`) + `]}]}`},
 		"a Sidecar's host of a megabyte":   {"Sidecar", `{"egress":[{"hosts":["./` + megabyte + `"]}]}`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			took, allocated := time.Hour, uint64(0)
-			for range 3 {
-				var before, after runtime.MemStats
-				runtime.ReadMemStats(&before)
-				start := time.Now()
-				r := review(t, c.kind, "a", c.spec)
-				took = min(took, time.Since(start))
-				runtime.ReadMemStats(&after)
-				allocated = after.TotalAlloc - before.TotalAlloc
-				if r.Allowed {
-					t.Fatal("it is admitted")
-				}
-				if said := r.Result.Message; len(said) > 4<<10 {
-					t.Fatalf("a message of %d bytes: %.300s", len(said), said)
-				}
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			start := time.Now()
+			r := review(t, c.kind, "a", c.spec)
+			took := time.Since(start)
+			runtime.ReadMemStats(&after)
+			if r.Allowed {
+				t.Fatal("it is admitted")
 			}
-			t.Logf("%v, %d MB", took, allocated>>20)
-			if took > slower*500*time.Millisecond || allocated > 64<<20 {
+			if said := r.Result.Message; len(said) > 4<<10 {
+				t.Fatalf("a message of %d bytes: %.300s", len(said), said)
+			}
+			if allocated := after.TotalAlloc - before.TotalAlloc; took > slower*500*time.Millisecond || allocated > 64<<20 {
 				t.Errorf("it takes %v and %d MB", took, allocated>>20)
 			}
 		})
