@@ -130,9 +130,9 @@ spec: %s
 func TestUnenforceablePolicyIsRefusedWithFieldAndReason(t *testing.T) {
 	prove(t, "admission", func(ctx context.Context, s *claims.Scene) (string, error) {
 		for spec, want := range map[string]string{
-			`{action: CUSTOM, provider: {name: x}, rules: [{}]}`:           "spec.action",
-			`{rules: [{from: [{source: {requestPrincipals: [nobody]}}]}]}`: "requestPrincipals",
-			`{rules: [{when: [{key: "no.such.key", values: [x]}]}]}`:       "no.such.key",
+			`{action: CUSTOM, provider: {name: x}, rules: [{from: [{source: {requestPrincipals: ["*"]}}]}]}`: "spec.rules[0].from[0].source.requestPrincipals",
+			`{rules: [{from: [{source: {requestPrincipals: [nobody]}}]}]}`:                                   "requestPrincipals",
+			`{rules: [{when: [{key: "no.such.key", values: [x]}]}]}`:                                         "no.such.key",
 			`{action: DENY}`: "spec.rules",
 			`{rules: [{from: [{source: {ipBlocks: ["not-an-address"]}}]}]}`:    "ipBlocks",
 			`{action: DENY, rules: [{to: [{operation: {ports: ["99999"]}}]}]}`: "ports",
