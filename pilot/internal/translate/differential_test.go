@@ -215,7 +215,14 @@ func (c *comparison) compare(t *testing.T, s *set) {
 // compareLogged looks at what is logged of a set's connections, which comes later.
 func (c *comparison) compareLogged(t *testing.T, s *set) {
 	defer s.tell(t)
+	times := map[connection]int{}
 	for _, l := range s.connections {
+		times[l.conn]++
+	}
+	for _, l := range s.connections {
+		if times[l.conn] > 1 {
+			continue // a client has had the same port again, and Envoy's threads log each for itself: whose entry is whose cannot be told
+		}
 		got, err := c.verdicts.of(t, l.conn)
 		switch {
 		case err != nil:

@@ -37,8 +37,8 @@ type verdict struct {
 // verdicts are those of all connections that have ended, as proxies log them for the audit trail.
 type verdicts struct {
 	mu  sync.Mutex
-	all map[connection][]verdict // in their order, as a client may have the same port again
-	new chan struct{}            // closed when one comes
+	all map[connection][]verdict
+	new chan struct{} // closed when one comes
 }
 
 func newVerdicts() *verdicts {
