@@ -90,10 +90,8 @@ func (d *Difference) compare(known map[string][]pair, m *Mesh, name, authorizer 
 func authorizers(of ...compile.Workload) []string {
 	names := map[string]bool{}
 	for _, w := range of {
-		for _, p := range w.Policies {
-			if p.Action == authz.Custom && !p.Ignored {
-				names[p.Provider] = true
-			}
+		for _, a := range w.Authorizers {
+			names[a.Name] = true
 		}
 	}
 	return slices.Sorted(maps.Keys(names))

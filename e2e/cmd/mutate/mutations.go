@@ -454,7 +454,7 @@ var mutations = []mutation{
 	{33, "whom an external authorizer does not answer is told of as allowed", "agent/internal/als.TestExternalAuthorizersAreNamed", []edit{
 		{"agent/internal/als/convert.go", "if answer, ok := authorizers[details]; ok {", "if answer, ok := authorizers[details]; ok && details != \"ext_authz_error\" {"}}},
 	{33, "a change of what authorizers are asked is missed", "pilot/explain.TestDiffNamesWhatChangesAndNothingElse", []edit{
-		{"pilot/explain/diff.go", "if p.Action == authz.Custom && !p.Ignored {\n				names", "if p.Action == authz.Custom && p.Ignored {\n				names"}}},
+		{"pilot/explain/diff.go", "			out.compare(known, before, name, authorizer, a, b)\n", "			_ = authorizer\n"}}},
 	{20, "what policies on trial would deny is not logged", "pilot/internal/translate.TestTrialsAgreeWithTheEvaluator", []edit{
 		{"pilot/internal/telemetry/telemetry.go", "either(audited(), triedOut(httpPolicies), deniedByAuthorizer(), deniedByPolicy())", "either(audited(), deniedByAuthorizer(), deniedByPolicy())"}}},
 	{20, "an ALLOW policy on trial is said to deny what another one allows", "pilot/internal/translate.TestTrialsAgreeWithTheEvaluator", []edit{
