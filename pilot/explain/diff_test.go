@@ -70,6 +70,20 @@ func TestWhoCanAndWhatCanAreTheTwoSidesOfOneThing(t *testing.T) {
 	}
 }
 
+// Who can and what can say where an external authorizer has a word, which they cannot know.
+func TestWhoCanAndWhatCanNameAuthorizers(t *testing.T) {
+	const want = "[what finance/asks matches is admitted only if the external authorizer opa allows it, too]"
+	m := meshOf(t, objectsOf(t, sample(t)+custom))
+	who, err := m.WhoCan(Ask{Namespace: "finance", To: "svc/payroll"})
+	if err != nil || fmt.Sprint(who.Notes) != want {
+		t.Errorf("%q, %v", who.Notes, err)
+	}
+	what, err := m.WhatCan(Ask{Namespace: "finance", From: "account-auditor"}, "")
+	if err != nil || fmt.Sprint(what.Notes) != want {
+		t.Errorf("%q, %v", what.Notes, err)
+	}
+}
+
 // crowd is a namespace of workloads and policies, of which one is for another account than it was.
 func crowd(n int, other string) string {
 	var sb strings.Builder

@@ -57,7 +57,15 @@ func (m *Mesh) WhatCan(ask Ask, namespace string) (*Accesses, error) {
 	}
 	for _, w := range m.Workloads(namespace) {
 		before := len(out.Access)
-		m.list(out, w.Name, m.compiled(w), ask, ask.Port, &client)
+		compiled := m.compiled(w)
+		m.list(out, w.Name, compiled, ask, ask.Port, &client)
+		if len(out.Access) > before {
+			for _, note := range alsoAsked(compiled) {
+				if !slices.Contains(a.notes, note) { // a policy may be for several of them
+					a.notes = append(a.notes, note)
+				}
+			}
+		}
 		for i := before; i < len(out.Access); i++ {
 			out.Access[i].Note = m.unknownTo(a, w)
 		}
