@@ -199,6 +199,7 @@ func lifetime(h http.Header) time.Duration {
 
 // Step names what of the asking has failed, as the action of an Event: Events of one object that differ in their text alone are counted as one, with the text of the
 // first (client-go, tools/events), so that a server that is there and answers with an error would still be said to refuse connections.
+// Not the text itself tells them apart, as kubeevent.Apart would have it: the server writes a part of it, and could have as many Events made as it likes.
 func Step(err error) string {
 	var name *net.DNSError
 	var network *net.OpError
