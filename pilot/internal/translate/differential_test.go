@@ -48,7 +48,8 @@ func newSeed() uint64 {
 const requestsEach = 50
 
 // TestEnvoyAndEvaluatorAgree runs random requests and connections against random policies, through Envoy's RBAC and through the evaluator: the verdict, the rule by
-// which it came, whether it is audited and by which rule an external authorizer is asked have to be the same.
+// which it came, whether it is audited and by which rule an external authorizer is asked, and what policies on trial would
+// change have to be the same.
 func TestEnvoyAndEvaluatorAgree(t *testing.T) {
 	envoytest.Find(t)
 	seed := newSeed()
@@ -87,8 +88,8 @@ func compareFrom(t *testing.T, seed uint64) {
 		return
 	}
 	denied, read, tcp, apart, audited, of := c.denied.Load(), c.read.Load(), c.tcp.Load(), c.apart.Load(), c.audited.Load(), c.asked.Load()
-	t.Logf("%d requests and %d connections, of which %d were denied and %d audited, and %d had an authorizer asked; %d filters differ by peer", read-tcp, tcp, denied, audited, of, apart)
-	if asked := int64(*sets * requestsEach); denied < read/20 || denied > read*19/20 || read < asked/2 || tcp < asked/20 || apart < int64(*sets/10) || audited < read/50 || of < read/100 {
+	t.Logf("%d requests and %d connections, of which %d were denied and %d audited, and %d had an authorizer asked; of %d what is tried out would change the verdict; %d filters differ by peer", read-tcp, tcp, denied, audited, of, c.trials.Load(), apart)
+	if asked := int64(*sets * requestsEach); denied < read/20 || denied > read*19/20 || read < asked/2 || tcp < asked/20 || apart < int64(*sets/10) || audited < read/50 || of < read/100 || c.trials.Load() == 0 {
 		t.Error("the test does not test much")
 	}
 }
@@ -103,7 +104,7 @@ type comparison struct {
 	clients   map[spiffe.ID]envoytest.Leaf
 	verdicts  *verdicts
 
-	denied, read, tcp, apart, audited, asked atomic.Int64
+	denied, read, tcp, apart, audited, asked, trials atomic.Int64
 }
 
 func newComparison(t *testing.T) *comparison {
@@ -126,6 +127,7 @@ type set struct {
 	at       netip.Addr
 	policies []authz.Policy
 	program  *authz.Program
+	together *authz.Program // with those that are tried out
 	callers  []caller
 	open     map[caller]asking
 
@@ -145,7 +147,7 @@ func (c *comparison) newSet(seed uint64, i int) *set {
 	s := &set{generator: g, seed: seed, at: netip.AddrFrom4([4]byte{127, 0, 1 + byte(i/250), 1 + byte(i%250)}), open: map[caller]asking{}}
 	g.normalizes = g.IntN(2) == 0
 	s.policies = g.policies(c.http, c.raw)
-	s.program = authz.Compile(s.policies)
+	s.program, s.together = authz.Compile(s.policies), authz.Compile(enforced(s.policies))
 	for range 6 {
 		s.callers = append(s.callers, g.caller())
 	}
@@ -238,6 +240,7 @@ func (c *comparison) compareLogged(t *testing.T, s *set) {
 		case got.audited != (len(l.want.Audited) > 0):
 			t.Fatalf("Envoy audits a connection: %v, the evaluator by %q\n%+v", got.audited, l.want.Audited, l.req)
 		}
+		c.onTrial(t, s, l.req, l.want, got.trial)
 		c.count(l.want)
 		c.tcp.Add(1)
 	}
@@ -303,7 +306,30 @@ func (c *comparison) request(t *testing.T, s *set) {
 	case audited != (len(want.Audited) > 0):
 		t.Fatalf("Envoy audits: %v, the evaluator by %q\nHTTP/2 %v, request %+v", audited, want.Audited, by.http2, req)
 	}
+	c.onTrial(t, s, req, want, trialOf(header.Get("x-trial-deny"), header.Get("x-trial-allow"), header.Get("x-trial-verdict")))
 	c.count(want)
+}
+
+// onTrial compares what is said of policies that are tried out with what all of them would decide.
+func (c *comparison) onTrial(t *testing.T, s *set, req authz.Request, without authz.Decision, got trial) {
+	t.Helper()
+	want := s.together.Decide(req)
+	if want.Allowed != without.Allowed {
+		c.trials.Add(1)
+	}
+	if allowed, rule := got.with(without); allowed != want.Allowed || allowed != without.Allowed && rule != want.Policy {
+		t.Fatalf("with policies on trial Envoy says allowed=%v by %q (%+v), the evaluator allowed=%v by %q (%s); without, %v by %q\n%+v", allowed, rule, got, want.Allowed, want.Policy, want.Reason,
+			without.Allowed, without.Policy, req)
+	}
+}
+
+// enforced are policies of which none is tried out.
+func enforced(policies []authz.Policy) []authz.Policy {
+	out := slices.Clone(policies)
+	for i := range out {
+		out[i].DryRun = false
+	}
+	return out
 }
 
 // ask makes a request of the set's workload, on a connection that is open if there is one; Envoy may have closed it since.

@@ -95,7 +95,7 @@ func (g *generator) policies(ports ...uint32) []authz.Policy {
 		if err != nil {
 			panic(err) // of texts, which are UTF-8
 		}
-		p, _ := authz.FromAuthorizationPolicy(authz.Meta{Namespace: "finance", Name: fmt.Sprint(i), DryRun: g.IntN(10) == 0}, spec, aliasedOptions)
+		p, _ := authz.FromAuthorizationPolicy(authz.Meta{Namespace: "finance", Name: fmt.Sprint(i), DryRun: g.IntN(6) == 0}, spec, aliasedOptions)
 		out, g.specs = append(out, p), append(g.specs, fmt.Sprintf("%s, dry run %v: %s", p.Name, p.DryRun, text))
 	}
 	return out

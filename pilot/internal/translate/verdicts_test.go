@@ -21,6 +21,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/telemetry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -31,7 +32,28 @@ type connection struct{ from, to string }
 type verdict struct {
 	rule, asked     string // asked is the rule by which an external authorizer was asked
 	denied, audited bool
+	trial           trial
 	refused         bool // by the handshake, which takes nobody whom no policy admits where the server may speak first
+}
+
+// trial is what the filters have found of policies that are tried out: the rules of each action, and the verdict of those that admit.
+type trial struct{ deny, allow, verdict string }
+
+func trialOf(deny, allow, verdict string) trial {
+	return trial{strings.TrimPrefix(deny, "-"), strings.TrimPrefix(allow, "-"), verdict}
+}
+
+// with is what would have been decided if they were enforced, too, of what was decided without: as the agent reads it.
+func (t trial) with(d authz.Decision) (allowed bool, rule string) {
+	switch {
+	case d.Allowed && t.deny != "":
+		return false, t.deny
+	case d.Allowed && t.verdict == "denied":
+		return false, ""
+	case !d.Allowed && d.Policy == "" && t.deny == "" && t.allow != "":
+		return true, t.allow
+	}
+	return d.Allowed, d.Policy
 }
 
 // verdicts are those of all connections that have ended, as proxies log them for the audit trail.
@@ -54,6 +76,7 @@ func (v *verdicts) keep(e *logs.LogRecord) {
 	if of.rule, of.denied = deniedBy(text["termination_details"]); !of.denied && text["bulwark.allow_policy"] != "-" {
 		of.rule = text["bulwark.allow_policy"]
 	}
+	of.trial = trialOf(text["bulwark.trial_deny_policy"], text["bulwark.trial_allow_policy"], text["bulwark.trial_allow"])
 	of.asked = strings.TrimPrefix(text["asked"], "-")
 	of.audited, of.refused = text["audited"] == "true", text["downstream_failure"] != "" && text["downstream_failure"] != "-"
 	v.mu.Lock()

@@ -71,8 +71,11 @@ func staticCertificates(t *testing.T, c *listener.FilterChain, ca *envoytest.CA,
 
 // answer has the chain's routes answer 200 in place of the application, and answers say what was decided.
 func answer(t *testing.T, c *listener.FilterChain) {
-	asked := &core.HeaderValueOption{Header: &core.HeaderValue{Key: "x-asked", Value: "%DYNAMIC_METADATA(envoy.filters.http.rbac:" + rbac.AskedKey + ")%"}}
-	audited := &core.HeaderValueOption{Header: &core.HeaderValue{Key: "x-audited", Value: "%DYNAMIC_METADATA(envoy.common:access_log_hint)%"}}
+	told := []*core.HeaderValueOption{{Header: &core.HeaderValue{Key: "x-audited", Value: "%DYNAMIC_METADATA(envoy.common:access_log_hint)%"}}}
+	for key, of := range map[string]string{"x-asked": rbac.AskedKey, "x-trial-deny": rbac.TrialPrefix(authz.Deny) + "shadow_effective_policy_id",
+		"x-trial-allow": rbac.TrialPrefix(authz.Allow) + "shadow_effective_policy_id", "x-trial-verdict": rbac.TrialPrefix(authz.Allow) + "shadow_engine_result"} {
+		told = append(told, &core.HeaderValueOption{Header: &core.HeaderValue{Key: key, Value: "%DYNAMIC_METADATA(envoy.filters.http.rbac:" + of + ")%"}})
+	}
 	repack(t, last(c).GetTypedConfig(), func(m any) {
 		manager := m.(*hcm.HttpConnectionManager)
 		vh := manager.GetRouteConfig().GetVirtualHosts()[0]
@@ -81,10 +84,10 @@ func answer(t *testing.T, c *listener.FilterChain) {
 				r.Action = &route.Route_DirectResponse{DirectResponse: &route.DirectResponseAction{Status: 200}}
 			}
 		}
-		vh.ResponseHeadersToAdd = []*core.HeaderValueOption{{Header: &core.HeaderValue{Key: "x-path", Value: "%REQ(:PATH)%"}},
-			{Header: &core.HeaderValue{Key: "x-rule", Value: "%DYNAMIC_METADATA(envoy.filters.http.rbac:allow_enforced_effective_policy_id)%"}}, audited, asked}
-		manager.LocalReplyConfig = &hcm.LocalReplyConfig{Mappers: []*hcm.ResponseMapper{{Filter: statusIs(403), HeadersToAdd: []*core.HeaderValueOption{
-			{Header: &core.HeaderValue{Key: "x-rule", Value: "%RESPONSE_CODE_DETAILS%"}}, audited, asked}}}}
+		vh.ResponseHeadersToAdd = append([]*core.HeaderValueOption{{Header: &core.HeaderValue{Key: "x-path", Value: "%REQ(:PATH)%"}},
+			{Header: &core.HeaderValue{Key: "x-rule", Value: "%DYNAMIC_METADATA(envoy.filters.http.rbac:allow_enforced_effective_policy_id)%"}}}, told...)
+		manager.LocalReplyConfig = &hcm.LocalReplyConfig{Mappers: []*hcm.ResponseMapper{{Filter: statusIs(403),
+			HeadersToAdd: append([]*core.HeaderValueOption{{Header: &core.HeaderValue{Key: "x-rule", Value: "%RESPONSE_CODE_DETAILS%"}}}, told...)}}}
 	})
 }
 
