@@ -27,6 +27,8 @@ type choices struct {
 	drain                              time.Duration
 	initialDelay, period, failures     int32 // of the proxy's readiness
 	keepProbes, keepMetrics            bool  // kubelet, and Prometheus, ask the application itself
+	volumes                            []core.Volume
+	mounts                             []core.VolumeMount
 	advice                             []string
 }
 
@@ -66,6 +68,9 @@ var annotations = map[string]annotation{
 	"readiness.status.sidecar.istio.io/periodSeconds":       {set: seconds(func(c *choices) *int32 { return &c.period })},
 	"readiness.status.sidecar.istio.io/failureThreshold":    {set: seconds(func(c *choices) *int32 { return &c.failures })},
 
+	userVolume:      {set: volumes},
+	userVolumeMount: {set: mounts},
+
 	"readiness.status.sidecar.istio.io/applicationPorts": {instead: "the proxy is ready when it has its configuration; give the application's container a readiness probe"},
 	prefixRedirect + "excludeInterfaces":                 {instead: "every interface of the pod is redirected"},
 	prefixRedirect + "kubevirtInterfaces":                {instead: "virtual machines are not supported"},
@@ -82,8 +87,6 @@ var annotations = map[string]annotation{
 	"sidecar.istio.io/statsEvictionInterval":             {instead: noStats},
 	"sidecar.istio.io/statsCompression":                  {instead: noStats},
 	"sidecar.istio.io/extraStatTags":                     {instead: noStats},
-	"sidecar.istio.io/userVolume":                        {instead: "the proxy mounts nothing but its socket and, if it is chosen, its Secret"},
-	"sidecar.istio.io/userVolumeMount":                   {instead: "the proxy mounts nothing but its socket and, if it is chosen, its Secret"},
 	"sidecar.istio.io/agentLogLevel":                     {instead: "there is no agent in the pod"},
 	"inject.istio.io/templates":                          {instead: "there is one way of injection"},
 	"proxy.istio.io/overrides":                           {instead: "it is Istio's own"},
@@ -118,6 +121,7 @@ func choose(pod *core.Pod) (choices, error) {
 			}
 		}
 	}
+	errs = append(errs, c.unmounted(pod))
 	if c.keepProbes {
 		c.advise("annotation sidecar.istio.io/rewriteAppHTTPProbers: kubelet asks the application itself, in plaintext, which a port of mode STRICT refuses")
 	}

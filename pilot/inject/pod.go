@@ -84,6 +84,7 @@ func apply(in *core.Pod, namespace string, way delivery.Way, ch choices, ranges 
 			return nil, nil, err
 		}
 	}
+	mountFiles(pod, &proxy, ch)
 	return pod, []core.Container{init, proxy}, nil
 }
 

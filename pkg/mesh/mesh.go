@@ -131,3 +131,6 @@ const (
 
 // ServiceHost returns the DNS name of a service of the control plane.
 func ServiceHost(name string) string { return name + "." + Namespace + ".svc" }
+
+// PublicRootsPath is the file in a proxy's container with the certificates of the public authorities, where Debian and its like have it.
+const PublicRootsPath = "/etc/ssl/certs/ca-certificates.crt"

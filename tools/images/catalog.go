@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/tools/envoy"
 	"github.com/bulwark-mesh/bulwark/tools/oci"
 )
@@ -72,6 +73,7 @@ func (k kind) spec(ctx context.Context, bin string) (oci.Spec, error) {
 		if libraries, err = sharedLibraries(path); err != nil {
 			return oci.Spec{}, fmt.Errorf("find Envoy's shared libraries: %w", err)
 		}
+		libraries = append(libraries, oci.File{Path: mesh.PublicRootsPath, Content: publicRoots(), Mode: 0o644})
 	}
 	if _, err := os.Stat(source); err != nil {
 		return oci.Spec{}, fmt.Errorf("image %s: its binary is not built: %w", k.name, err)
