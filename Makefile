@@ -28,7 +28,7 @@ generate: $(CRDS) ## take the CRDs that Bulwark has to do with from the Istio AP
 $(CRDS): pkg/go.mod Makefile
 	@mkdir -p $(@D)
 	@cd pkg && go mod download istio.io/api
-	awk 'BEGIN {RS = ORS = "---\n"} /\n  (group: security|name: sidecars\.networking)\.istio\.io\n/' "$$(cd pkg && go list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml" > $@
+	awk 'BEGIN {RS = ORS = "---\n"} /\n  (group: security|name: (sidecars|serviceentries|destinationrules)\.networking)\.istio\.io\n/' "$$(cd pkg && go list -m -f '{{.Dir}}' istio.io/api)/kubernetes/customresourcedefinitions.gen.yaml" > $@
 
 .PHONY: proto proto-check
 proto: ## generate Go code from the protobuf definitions

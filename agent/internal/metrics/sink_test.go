@@ -148,6 +148,8 @@ func TestWhereSeriesAreCounted(t *testing.T) {
 		"c|PassthroughCluster":               "source PassthroughCluster in unknown: unknown, unknown",
 		"c|":                                 "source unknown in unknown: unknown, unknown",
 		"c|ledger.finance.svc.cluster.local": "source ledger in finance: ledger.finance.svc.cluster.local, unknown",
+		"c|api.example.com":                  "source api.example.com in unknown: api.example.com, unknown",
+		"c|*.example.com":                    "source *.example.com in unknown: *.example.com, unknown",
 		"m|store":                            "destination store in shop: store.shop.svc.cluster.local, mutual_tls",
 		"m|":                                 "destination unknown in shop: unknown, mutual_tls",
 		"p|-":                                "destination unknown in shop: unknown, none",

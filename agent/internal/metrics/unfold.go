@@ -53,8 +53,11 @@ func (o *owner) unfold(labels []*dto.LabelPair) []*dto.LabelPair {
 		}
 	}
 	host := unknown
-	if known(service) != unknown && known(namespace) != unknown {
+	switch {
+	case known(service) != unknown && known(namespace) != unknown:
 		host = service + "." + namespace + ".svc." + mesh.ClusterDomain
+	case by == mesh.CountedByClient && strings.Contains(service, "."): // a host outside of the mesh; words for what is none have no dot
+		host = service
 	}
 	out := series{}
 	out.add("reporter", reporter)

@@ -103,6 +103,13 @@ func showReach(out *printer.Printer, r operatorv1.Reach) {
 		}
 		t.Flush()
 	}
+	if len(r.Outside) > 0 {
+		t := out.Table("OUTSIDE", "PORT", "SERVICEENTRY", "HOW")
+		for _, x := range r.Outside {
+			t.Row(x.Host, ports([]operatorv1.Port{x.Port}), x.ServiceEntry, how(x))
+		}
+		t.Flush()
+	}
 	switch {
 	case r.Sidecar != "" && len(r.Hidden) == 0:
 		out.Line("Sidecar %s holds for it, and hides nothing that it could reach otherwise.", r.Sidecar)
@@ -112,6 +119,20 @@ func showReach(out *printer.Printer, r operatorv1.Reach) {
 	if len(r.NotExported) > 0 {
 		out.Line("What it could reach is not exported to its namespace: %s", first(r.NotExported))
 	}
+}
+
+// how says how something outside of the mesh is spoken with.
+func how(x operatorv1.External) string {
+	by := " by DestinationRule " + x.Rule
+	switch {
+	case x.Rule == "":
+		return "as clients speak"
+	case x.Closed:
+		return "not at all:" + by + ", which cannot be enforced"
+	case x.TLS == "":
+		return "as clients speak," + by
+	}
+	return "TLS (" + x.TLS + ")" + by
 }
 
 func showAudience(out *printer.Printer, a operatorv1.Audience) {

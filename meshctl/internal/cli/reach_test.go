@@ -43,6 +43,17 @@ Sidecar bank/default hides what it could reach otherwise: bank/s0, bank/s1, bank
 What it could reach is not exported to its namespace: shop/private`},
 		{operatorv1.Reach{Pod: "bank/p", Proxied: true, Sidecar: "bank/default"}, `Pod bank/p may call no service.
 Sidecar bank/default holds for it, and hides nothing that it could reach otherwise.`},
+		{operatorv1.Reach{Pod: "bank/p", Proxied: true, Outside: []operatorv1.External{
+			{Host: "api.example.com", Port: operatorv1.Port{Number: 80, Protocol: "HTTP"}, ServiceEntry: "bank/api", Rule: "bank/api", TLS: "SIMPLE"},
+			{Host: "api.example.com", Port: operatorv1.Port{Number: 443, Protocol: "TLS"}, ServiceEntry: "bank/api"},
+			{Host: "b.example.com", Port: operatorv1.Port{Number: 80, Protocol: "HTTP"}, ServiceEntry: "bulwark-system/b", Rule: "bank/b", Closed: true},
+			{Host: "c.example.com", Port: operatorv1.Port{Number: 80, Protocol: "HTTP"}, ServiceEntry: "bulwark-system/c", Rule: "bank/c"},
+		}}, `Pod bank/p may call no service.
+OUTSIDE PORT SERVICEENTRY HOW
+api.example.com 80 HTTP bank/api TLS (SIMPLE) by DestinationRule bank/api
+api.example.com 443 TLS bank/api as clients speak
+b.example.com 80 HTTP bulwark-system/b not at all: by DestinationRule bank/b, which cannot be enforced
+c.example.com 80 HTTP bulwark-system/c as clients speak, by DestinationRule bank/c`},
 		{operatorv1.Reach{Pod: "bank/p"}, "Pod bank/p has no proxy: nothing keeps it from sending to any address. It has no identity either, so the proxies of others decide without one."},
 	} {
 		if got := written(func(out *printer.Printer) { showReach(out, c.reach) }); got != c.want {

@@ -26,7 +26,7 @@ type Resource interface {
 }
 
 // families are all of them. Each is described in a file of its own.
-var families = []family{fixed, outbound, services, revocations, workloads, authorization, inboundRoutes}
+var families = []family{fixed, outbound, services, external, revocations, workloads, authorization, inboundRoutes}
 
 // family is a group of resources that come and change together.
 type family struct {
@@ -38,10 +38,11 @@ type family struct {
 
 // turn is what has happened, as families look at it.
 type turn struct {
-	effects compile.Effects
-	classes []compiledAnew
-	spread  spread             // of the services whose endpoints may have changed, what it was
-	was     *registry.Snapshot // before it
+	effects  compile.Effects
+	classes  []compiledAnew
+	outsides []outsideAnew
+	spread   spread             // of the services whose endpoints may have changed, what it was
+	was      *registry.Snapshot // before it
 }
 
 // moved notes all that there is of a service that others than before may reach.
@@ -77,9 +78,10 @@ type Catalog struct {
 	classes  map[string]*class    // of the layers of classes, by what they are of
 	spread   spread               // nil as long as there are no subjects
 	latest   latest
-	places   map[compile.Place]int // where subjects are, and how many
-	scopes   map[Layer]*scope      // of the layers of those who may know only some services
-	pods     map[string]*followed  // of subjects
+	places   map[compile.Place]int       // where subjects are, and how many
+	scopes   map[Layer]*scope            // of the layers of those who may know only some services
+	pods     map[string]*followed        // of subjects
+	outsides map[string]*compile.Outside // of the layers of what is outside of the mesh, by whose they are
 }
 
 type class struct {
@@ -98,6 +100,7 @@ func New(settings compile.Settings, snap *registry.Snapshot) *Catalog {
 	return &Catalog{
 		settings: settings, snap: snap, layers: map[Layer]*layer{}, where: map[Resource][]Layer{}, classes: map[string]*class{},
 		scopes: map[Layer]*scope{}, places: map[compile.Place]int{}, pods: map[string]*followed{},
+		outsides: map[string]*compile.Outside{},
 	}
 }
 
@@ -129,9 +132,10 @@ func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) (out
 			following = append(following, now)
 		}
 	}
-	if len(t.effects.Sidecars) > 0 { // few changes are of these, and there may be many pods
+	c.renewOutsides(t)
+	if len(t.effects.Sidecars)+len(t.effects.Outside) > 0 { // few changes are of these, and there may be many pods
 		for _, p := range c.pods {
-			if slices.Contains(t.effects.Sidecars, p.Namespace) || slices.Contains(t.effects.Sidecars, "") {
+			if slices.Contains(t.effects.Sidecars, p.Namespace) || slices.Contains(t.effects.Sidecars, "") || t.effects.Outside[p.Namespace] || t.effects.Outside[""] {
 				following = append(following, p.Pod)
 			}
 		}

@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 
@@ -21,37 +22,56 @@ type Cluster struct {
 	Port     uint32
 	Family   registry.Family
 	Delivery delivery.Way // of the client's certificate
+	For      string       // clients of a namespace of which DestinationRules say something in particular; empty: of all others
 }
 
 func (r Cluster) Type() string { return deltaxds.ClusterType }
 func (r Cluster) Name() string { return clusterName(r.Service, r.Port, r.Family) }
 
 func (r Cluster) layers(c *Catalog) (out []Layer) {
+	if !ruledFor(c, r.Service, r.For) {
+		return nil
+	}
 	for _, l := range layersOfPort(c, r.Service, r.Port, r.Family) {
-		out = append(out, l.by(r.Delivery))
+		out = append(out, l.by(r.Delivery).ruledFor(r.For))
 	}
 	return out
 }
 
+// ruledFor reports whether clients of a namespace have resources of a service of their own. All others have those of an empty one.
+func ruledFor(c *Catalog, service, clients string) bool {
+	return clients == "" || compile.RuledFor(c.snap, c.settings, service)[clients]
+}
+
+// clients is whom compile knows by that.
+func clients(ruled string) string { return cmp.Or(ruled, compile.Everywhere) }
+
 func (r Cluster) make(c *Catalog) proto.Message {
-	return translate.OutboundCluster(compile.PortOf(c.snap, c.settings, c.snap.Service(r.Service), r.Port, r.Family), r.Delivery)
+	return translate.OutboundCluster(compile.PortFor(c.snap, c.settings, c.snap.Service(r.Service), r.Port, r.Family, clients(r.For)), r.Delivery)
 }
 
 // Listener takes what a client sends to an address of a Service, or of a pod behind a headless one.
-type Listener struct{ At compile.Address }
+type Listener struct {
+	At  compile.Address
+	For string // as of Cluster; of headless Services only
+}
 
 func (r Listener) Type() string { return deltaxds.ListenerType }
 func (r Listener) Name() string { return r.At.String() }
 
-func (r Listener) layers(c *Catalog) []Layer {
-	if owner := compile.OwnerOf(c.snap, r.At); owner != nil {
-		return c.reach.of[owner.ID]
+func (r Listener) layers(c *Catalog) (out []Layer) {
+	owner := compile.OwnerOf(c.snap, r.At)
+	if owner == nil || r.For != "" && (!owner.Headless || !ruledFor(c, owner.ID, r.For)) {
+		return nil
 	}
-	return nil
+	for _, l := range c.reach.of[owner.ID] {
+		out = append(out, l.ruledFor(r.For))
+	}
+	return out
 }
 
 func (r Listener) make(c *Catalog) proto.Message {
-	return translate.ServiceListener(compile.FrontendAt(c.snap, c.settings, r.At))
+	return translate.ServiceListener(compile.FrontendFor(c.snap, c.settings, r.At, clients(r.For)))
 }
 
 func clusterName(service string, port uint32, f registry.Family) string {
@@ -78,22 +98,25 @@ var services = family{
 			return endpointsAt(c, l)
 		}
 		shared := l.delivery == delivery.ByAgent // only clusters differ
-		for id := range c.reach.in[l.by(delivery.ByAgent)] {
+		for id := range c.reach.in[l.by(delivery.ByAgent).ruledFor("")] {
+			if !ruledFor(c, id, l.ruled) {
+				continue
+			}
 			s := c.snap.Service(id)
 			for _, p := range s.Ports {
 				for _, f := range s.Families() {
-					out = append(out, Cluster{id, p.Number, f, l.delivery})
-					if shared && c.spread[id].Everywhere() {
+					out = append(out, Cluster{id, p.Number, f, l.delivery, l.ruled})
+					if shared && l.ruled == "" && c.spread[id].Everywhere() {
 						out = append(out, Endpoints{Service: id, Port: p.Number, Family: f})
 					}
 				}
 			}
-			if !shared {
+			if !shared || l.ruled != "" && !s.Headless {
 				continue
 			}
 			for _, at := range compile.Frontends(c.snap, s) {
 				if owner := compile.OwnerOf(c.snap, at); owner.ID == id {
-					out = append(out, Listener{at})
+					out = append(out, Listener{at, l.ruled})
 				}
 			}
 		}
@@ -101,10 +124,13 @@ var services = family{
 	},
 	touched: func(c *Catalog, t *turn) (out []Resource) {
 		for id := range t.effects.Services {
+			ruled := ruledNowAndBefore(c, t, id)
 			for port := range portsOf(c, t, id) {
 				for _, f := range ipFamilies {
 					for _, d := range deliveries {
-						out = append(out, Cluster{id, port, f, d})
+						for ns := range ruled {
+							out = append(out, Cluster{id, port, f, d, ns})
+						}
 					}
 				}
 			}
@@ -118,10 +144,25 @@ var services = family{
 		}
 		out = append(out, endpointsOn(c, t.effects.Nodes)...)
 		for at := range t.effects.Frontends {
-			out = append(out, Listener{at})
+			for _, snap := range []*registry.Snapshot{c.snap, t.was} {
+				if owner := compile.OwnerOf(snap, at); owner != nil && owner.Headless {
+					for ns := range ruledNowAndBefore(c, t, owner.ID) {
+						out = append(out, Listener{at, ns})
+					}
+				}
+			}
+			out = append(out, Listener{At: at})
 		}
 		return out
 	},
+}
+
+// ruledNowAndBefore are those for whom a service has resources of their own, or had, and all others, by an empty name.
+func ruledNowAndBefore(c *Catalog, t *turn, service string) map[string]bool {
+	out := compile.RuledFor(c.snap, c.settings, service)
+	maps.Copy(out, compile.RuledFor(t.was, c.settings, service))
+	out[""] = true
+	return out
 }
 
 // portsOf are the ports that a Service has, and those that it had before it changed.

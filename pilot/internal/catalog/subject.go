@@ -15,6 +15,8 @@ type Layer struct {
 	delivery delivery.Way
 	// place is where those are who have the layer beside the one without. It has only what depends on that.
 	place compile.Place
+	// ruled is the namespace of those who have the layer before the one without. It has only what DestinationRules say of their calls in particular.
+	ruled string
 }
 
 var (
@@ -29,6 +31,7 @@ const (
 	identityLayer  = "identity"
 	scopeLayer     = "scope"
 	classLayer     = "class"
+	outsideLayer   = "outside"
 	injectedLayer  = "injected"
 )
 
@@ -44,6 +47,12 @@ func (l Layer) at(p compile.Place) Layer {
 	return l
 }
 
+// ruledFor is the layer of those of a namespace, before the layer that they have as all others do.
+func (l Layer) ruledFor(namespace string) Layer {
+	l.ruled = namespace
+	return l
+}
+
 // String names the layer, differently from every other.
 func (l Layer) String() string {
 	out := l.kind
@@ -55,6 +64,9 @@ func (l Layer) String() string {
 	}
 	if l.place != (compile.Place{}) {
 		out += " at " + l.place.String()
+	}
+	if l.ruled != "" {
+		out += " for " + l.ruled
 	}
 	return out
 }
@@ -73,6 +85,8 @@ type Subject struct {
 	scope              Layer // of the services that it may know; zero if those are all that it may reach
 	delivery           delivery.Way
 	node, zone         compile.Place
+	outside            string // whose it has (compile.OutsideFor); empty if it has none
+	ruled              bool   // DestinationRules say something in particular of calls of its namespace
 }
 
 // subjectOf is the subject that a pod's proxy is.
@@ -81,6 +95,7 @@ func (c *Catalog) subjectOf(p *registry.Pod) (Subject, *registry.Sidecar) {
 	out := Subject{
 		pod: p.ID, class: class.Key(), injected: AsInjected(class), namespace: p.Namespace, account: p.ServiceAccount, delivery: p.Delivery,
 		node: compile.OnNode(p.Node), zone: compile.InZone(c.snap.ZoneOf(p.Node)),
+		outside: compile.OutsideFor(c.snap, c.settings, p.Namespace), ruled: compile.Ruled(c.snap, p.Namespace),
 	}
 	sidecar := compile.SidecarOf(c.snap, c.settings, p.Namespace, p.Labels)
 	if sidecar != nil {
@@ -98,9 +113,22 @@ func (s Subject) Class() Layer { return ofClass(s.class) }
 // Layers returns whose resources the subject has. Where two layers have one of the same name, the subject has the former's.
 func (s Subject) Layers() []Layer {
 	out := []Layer{ofClass(s.class)}
+	if s.outside != "" {
+		out = append(out, ofOutside(s.outside))
+	}
 	services := reachOf(s.namespace, s.account)
 	if s.scope != (Layer{}) {
 		services = []Layer{s.scope}
+	}
+	if s.ruled {
+		if s.delivery != delivery.ByAgent {
+			for _, l := range services {
+				out = append(out, l.by(s.delivery).ruledFor(s.namespace))
+			}
+		}
+		for _, l := range services {
+			out = append(out, l.ruledFor(s.namespace))
+		}
 	}
 	if s.delivery != delivery.ByAgent {
 		for _, l := range services {
@@ -134,6 +162,9 @@ func (c *Catalog) enter(s Subject, p *registry.Pod, sidecar *registry.Sidecar) {
 	if sidecar != nil && c.scopes[s.scope] == nil {
 		c.scopes[s.scope] = &scope{c.settings, sidecar, s.namespace, s.account}
 		c.reach.open(c, s.scope)
+	}
+	if s.outside != "" && c.outsides[s.outside] == nil {
+		c.outsides[s.outside] = compile.CompileOutside(c.snap, c.settings, s.outside)
 	}
 	for _, id := range s.Layers() {
 		l := c.layers[id]
@@ -177,6 +208,8 @@ func (c *Catalog) Leave(s Subject) (gone []Resource) {
 		switch id.kind {
 		case classLayer:
 			delete(c.classes, id.of)
+		case outsideLayer:
+			delete(c.outsides, id.of)
 		case scopeLayer:
 			if id == s.scope {
 				c.reach.close(id)

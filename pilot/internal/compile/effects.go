@@ -22,6 +22,7 @@ type Effects struct {
 	Sidecars    []string        // namespaces whose workloads may know other services than before; "" is every one
 	Revocations bool            // the mesh's list of them
 	Ranges      bool            // of Services' addresses
+	Outside     map[string]bool // namespaces whose workloads may have another Outside; "" is every one
 
 	former map[string]*registry.Service // as they were before the changes
 }
@@ -41,7 +42,7 @@ func (s ClassSelector) Selects(c Class) bool {
 func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change) Effects {
 	e := Effects{
 		Services: map[string]bool{}, Endpoints: map[string]bool{}, Frontends: map[Address]bool{},
-		Ports: map[string]map[uint32]bool{}, Reach: map[string]bool{}, Nodes: map[string]bool{}, former: map[string]*registry.Service{},
+		Ports: map[string]map[uint32]bool{}, Reach: map[string]bool{}, Nodes: map[string]bool{}, Outside: map[string]bool{}, former: map[string]*registry.Service{},
 	}
 	for _, c := range changes {
 		if old, _ := registry.Services.Of(c); old != nil {
@@ -49,24 +50,26 @@ func EffectsOf(snap *registry.Snapshot, set Settings, changes []registry.Change)
 		}
 	}
 	for _, c := range changes {
-		registry.Services.Each(c, func(s *registry.Service) { e.service(snap, s) })
-		registry.Slices.Each(c, func(s *registry.Slice) { e.slice(snap, s) })
-		registry.Pods.Each(c, func(p *registry.Pod) { e.pod(snap, p) })
+		registry.Services.Each(c, func(s *registry.Service) { e.service(snap, set, s) })
+		registry.Slices.Each(c, func(s *registry.Slice) { e.slice(snap, set, s) })
+		registry.Pods.Each(c, func(p *registry.Pod) { e.pod(snap, set, p) })
 		registry.Nodes.Each(c, func(n *registry.Node) { e.Nodes[n.ID] = true })
 		registry.Policies.Each(c, func(p *registry.Policy) { e.policy(snap, set, p) })
 		registry.RequestAuths.Each(c, func(r *registry.RequestAuth) { e.class(set, r.Namespace, r.Selector) })
 		registry.KeySets.Each(c, func(k *registry.KeySet) { e.keys(snap, set, k) })
 		registry.PeerAuths.Each(c, func(p *registry.PeerAuth) { e.peer(snap, set, p) })
 		registry.Sidecars.Each(c, func(s *registry.Sidecar) { e.sidecar(set, s) })
+		registry.ServiceEntries.Each(c, func(s *registry.ServiceEntry) { e.outside(set, s.Namespace) })
+		registry.DestinationRules.Each(c, func(d *registry.DestinationRule) { e.rule(snap, set, d) })
 		registry.ServiceCIDRs.Each(c, func(*registry.ServiceCIDR) { e.ranges() })
 		registry.Revocations.Each(c, func(r *registry.Revocation) { e.revocation(snap, r) })
 	}
 	return e
 }
 
-// ranges: of Services' addresses, which say in which families all proxies listen, too.
+// ranges: of Services' addresses, which say in which families all proxies listen, too, and are nobody's outside.
 func (e *Effects) ranges() {
-	e.Ranges = true
+	e.Ranges, e.Outside[""] = true, true
 	e.Classes = append(e.Classes, ClassSelector{})
 }
 
@@ -84,7 +87,7 @@ func (e *Effects) class(set Settings, namespace string, selector map[string]stri
 	e.Classes = append(e.Classes, ClassSelector{namespace, selector})
 }
 
-func (e *Effects) service(snap *registry.Snapshot, s *registry.Service) {
+func (e *Effects) service(snap *registry.Snapshot, set Settings, s *registry.Service) {
 	e.Services[s.ID], e.Endpoints[s.ID], e.Reach[s.ID] = true, true, true
 	if e.Ports[s.ID] == nil {
 		e.Ports[s.ID] = map[uint32]bool{}
@@ -95,6 +98,7 @@ func (e *Effects) service(snap *registry.Snapshot, s *registry.Service) {
 	for _, l := range Frontends(snap, s) {
 		e.Frontends[l] = true
 	}
+	e.claims(snap, set, s.ClusterIPs...)
 	if len(s.Selector) > 0 {
 		e.Classes = append(e.Classes, ClassSelector{s.Namespace, s.Selector})
 	}
@@ -105,7 +109,10 @@ func (e *Effects) service(snap *registry.Snapshot, s *registry.Service) {
 	}
 }
 
-func (e *Effects) slice(snap *registry.Snapshot, sl *registry.Slice) {
+func (e *Effects) slice(snap *registry.Snapshot, set Settings, sl *registry.Slice) {
+	if sl.ServiceID == apiServer {
+		e.claims(snap, set, sl.Addresses...)
+	}
 	e.Endpoints[sl.ServiceID] = true
 	for _, s := range e.nowAndBefore(snap, sl.ServiceID) {
 		if len(s.Selector) == 0 || s.Headless {
@@ -141,7 +148,8 @@ func (e *Effects) headless(s *registry.Service, slice *registry.Slice, addresses
 	}
 }
 
-func (e *Effects) pod(snap *registry.Snapshot, p *registry.Pod) {
+func (e *Effects) pod(snap *registry.Snapshot, set Settings, p *registry.Pod) {
+	e.claims(snap, set, p.IPs...)
 	for _, s := range snap.ServicesFor(p.Namespace, p.Labels) {
 		e.Services[s.ID], e.Endpoints[s.ID], e.Reach[s.ID] = true, true, true
 	}
@@ -222,6 +230,7 @@ func (e *Effects) revocation(snap *registry.Snapshot, r *registry.Revocation) {
 	if err != nil || r.Serial != "" {
 		return
 	}
+	e.expected(snap)
 	for p := range snap.PodsIn(id.Namespace) {
 		if p.ServiceAccount != id.ServiceAccount {
 			continue

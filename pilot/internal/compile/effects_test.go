@@ -57,7 +57,11 @@ func (d draw) app() map[string]string {
 func (d draw) event() registry.Event {
 	ns, name := d.one("a", "b"), d.one("1", "2", "3")
 	e := registry.Event{}
-	switch d.IntN(9) {
+	switch d.IntN(11) {
+	case 9:
+		e = d.entry(d.one("a", "b", "root"), name)
+	case 10:
+		e = d.rule(d.one("a", "b", "root"), name)
 	case 0:
 		e = d.service(ns, name)
 	case 1:
@@ -178,6 +182,7 @@ type meaning struct {
 	services, endpoints map[string]any // by "namespace/name port"
 	reach               map[string]any // by "namespace/name"
 	frontends           map[string]any // by the text of the address
+	outside             map[string]any // by namespace
 	classes             map[string]any
 	revocations         []*registry.Revocation
 }
@@ -186,14 +191,26 @@ type meaning struct {
 var places = map[compile.Place]string{{}: "", compile.InZone("e"): "zone e", compile.InZone(""): "no zone", compile.OnNode("m"): "m", compile.OnNode("n"): "n"}
 
 func meaningOf(snap *registry.Snapshot, classes map[string]compile.Class) meaning {
-	m := meaning{services: map[string]any{}, endpoints: map[string]any{}, reach: map[string]any{}, frontends: map[string]any{}, classes: map[string]any{}}
+	m := meaning{services: map[string]any{}, endpoints: map[string]any{}, reach: map[string]any{}, frontends: map[string]any{}, outside: map[string]any{}, classes: map[string]any{}}
+	for _, ns := range namespaces {
+		whose := compile.OutsideFor(snap, settings, ns)
+		m.outside[ns] = fmt.Sprint(whose, compile.Ruled(snap, ns))
+		if whose != "" {
+			m.outside[ns] = fmt.Sprint(m.outside[ns], said(compile.CompileOutside(snap, settings, whose)))
+		}
+	}
 	for s := range snap.Services() {
 		a := compile.AudienceOf(snap, settings, s)
 		m.reach[s.ID] = fmt.Sprint(a.Everyone, slices.SortedFunc(maps.Keys(a.Members), authz.Member.Compare))
 		for _, p := range compile.ServicePorts(snap, settings, s) {
 			p.Service = nil // clusters have its name only
 			name := fmt.Sprint(s.ID, " ", p.Number, "/", p.Family)
-			m.services[name] = p
+			m.services[name] = []any{p}
+			for _, ns := range append([]string{compile.Everywhere}, namespaces...) {
+				ruled := *compile.PortFor(snap, settings, s, p.Number, p.Family, ns)
+				ruled.Service = nil
+				m.services[name] = append(m.services[name].([]any), ruled)
+			}
 			candidates := compile.Candidates(snap, settings, s, p.Number, p.Family)
 			for place, node := range places {
 				m.endpoints[name+" "+node] = fmt.Sprint(compile.SpreadOf(snap, s).Of(place), compile.Nearest(snap, s, candidates, place))
@@ -205,6 +222,9 @@ func meaningOf(snap *registry.Snapshot, classes map[string]compile.Class) meanin
 			at := compile.Address{IP: fmt.Sprint([]string{"10.0.0.", "fd00::"}[i%2], i/2), Port: port}
 			if f := compile.FrontendAt(snap, settings, at); f != nil {
 				m.frontends[at.String()] = fmt.Sprintf("%s %s %v %+v", f.Service.Cluster(), f.Service.Protocol, f.Service.Sticky, f.Pod) // what listeners are made of
+				for _, ns := range append([]string{compile.Everywhere}, namespaces...) {
+					m.frontends[at.String()] = fmt.Sprint(m.frontends[at.String()], compile.FrontendFor(snap, settings, at, ns).Backend())
+				}
 			}
 		}
 	}
@@ -309,6 +329,11 @@ func unnamed(e compile.Effects, before, after meaning, classes map[string]compil
 			missing = append(missing, fmt.Sprintf("class %+v", classes[key]))
 		}
 	}
+	for _, ns := range differing(before.outside, after.outside) {
+		if !e.Outside[ns] && !e.Outside[""] {
+			missing = append(missing, fmt.Sprintf("outside of %s: %v and then %v", ns, before.outside[ns], after.outside[ns]))
+		}
+	}
 	if !reflect.DeepEqual(before.revocations, after.revocations) && !e.Revocations {
 		missing = append(missing, "revocations")
 	}
@@ -342,6 +367,12 @@ func TestEffectsNameNothingElse(t *testing.T) {
 		{"a pod", registry.Change{Kind: registry.Pods, ID: "a/x", New: pod("x", "10.0.0.1")},
 			compile.Effects{Services: names{"a/x": true}, Endpoints: names{"a/x": true}, Reach: names{"a/x": true}}},
 		{"a pod without a service", registry.Change{Kind: registry.Pods, ID: "a/z", Old: pod("z", "10.0.0.3")}, compile.Effects{}},
+		{"a ServiceEntry", registry.Change{Kind: registry.ServiceEntries, ID: "a/e", New: &registry.ServiceEntry{ID: "a/e", Namespace: "a"}}, compile.Effects{Outside: names{"a": true}}},
+		{"a ServiceEntry of the mesh", registry.Change{Kind: registry.ServiceEntries, ID: "root/e", New: &registry.ServiceEntry{ID: "root/e", Namespace: "root"}}, compile.Effects{Outside: names{"": true}}},
+		{"a rule for what is outside", registry.Change{Kind: registry.DestinationRules, ID: "a/d", New: &registry.DestinationRule{ID: "a/d", Namespace: "a", Host: "x.example"}},
+			compile.Effects{Outside: names{"a": true}}},
+		{"a rule for a Service", registry.Change{Kind: registry.DestinationRules, ID: "a/d", New: &registry.DestinationRule{ID: "a/d", Namespace: "a", Host: "x.b.svc.cluster.local"}},
+			compile.Effects{Outside: names{"a": true}, Services: names{"b/x": true}}},
 		{"a node", registry.Change{Kind: registry.Nodes, ID: "n", New: &registry.Node{ID: "n", Zone: "e"}}, compile.Effects{Nodes: names{"n": true}}},
 		{"a namespace", registry.Change{Kind: registry.Namespaces, ID: "a", New: &registry.Namespace{ID: "a"}}, compile.Effects{}},
 		{"a policy", registry.Change{Kind: registry.Policies, ID: "a/p", New: &registry.Policy{ID: "a/p", Namespace: "a", Policy: authz.Policy{Selector: app("x")}}},

@@ -33,6 +33,12 @@ func world(t *testing.T, objects ...any) *registry.Snapshot {
 			events = append(events, registry.Event{Kind: registry.PeerAuths, ID: x.ID, Object: x})
 		case *registry.Node:
 			events = append(events, registry.Event{Kind: registry.Nodes, ID: x.ID, Object: x})
+		case *registry.ServiceEntry:
+			events = append(events, registry.Event{Kind: registry.ServiceEntries, ID: x.ID, Object: x})
+		case *registry.DestinationRule:
+			events = append(events, registry.Event{Kind: registry.DestinationRules, ID: x.ID, Object: x})
+		case *registry.ServiceCIDR:
+			events = append(events, registry.Event{Kind: registry.ServiceCIDRs, ID: x.ID, Object: x})
 		case *registry.Sidecar:
 			events = append(events, registry.Event{Kind: registry.Sidecars, ID: x.ID, Object: x})
 		case *registry.Revocation:

@@ -101,6 +101,8 @@ type ServicePort struct {
 	Protocol protocol.Protocol
 	// Mutual says that endpoints are reached by mutual TLS unless marked plain. Without it no endpoint has a proxy.
 	Mutual bool
+	// Always says that so are those that are marked plain: a DestinationRule asks for it.
+	Always bool
 	// Sticky says that a client stays with its endpoint.
 	Sticky bool
 	// Identities are the SPIFFE URIs that may serve the service, without those that are revoked. (A single certificate of
@@ -129,6 +131,16 @@ func Host(s *registry.Service) string { return host(s.Name, s.Namespace) }
 func HostOf(service string) string {
 	namespace, name, _ := strings.Cut(service, "/")
 	return host(name, namespace)
+}
+
+// serviceOf is the ID of the Service that a name may be of.
+func serviceOf(host string) (id string, ok bool) {
+	if !registry.IsService(host) {
+		return "", false
+	}
+	name, rest, _ := strings.Cut(host, ".")
+	namespace, _, _ := strings.Cut(rest, ".")
+	return namespace + "/" + name, true
 }
 
 func host(name, namespace string) string {

@@ -121,7 +121,7 @@ func (s *Server) Count(ctx context.Context, r *pilotv1.CountRequest) (*pilotv1.C
 	refs := make([]registry.PolicyRef, 0, len(r.GetPolicies()))
 	for _, p := range r.GetPolicies() {
 		kind := registry.KindOfObject(p.GetKind())
-		if kind == nil || !kind.IsPolicy() {
+		if kind == nil || !kind.IsCounted() {
 			return nil, status.Errorf(codes.InvalidArgument, "%q is no kind of policies", p.GetKind())
 		}
 		refs = append(refs, registry.PolicyRef{Kind: kind, ID: p.GetId()})

@@ -229,6 +229,12 @@ func configOf(t *testing.T, at uint32) []proto.Message {
 // startEnvoy runs the Envoy of a pod, and returns its admin port.
 func startEnvoy(t *testing.T, p *pilot, pod string) uint32 {
 	t.Helper()
+	return start(t, p, pod, false)
+}
+
+// start runs the Envoy of a pod. It may listen with all listeners, also with those that are found by a connection's destination elsewhere.
+func start(t *testing.T, p *pilot, pod string, all bool) uint32 {
+	t.Helper()
 	known := p.pod(pod)
 	if known == nil {
 		t.Fatalf("no pod %q", pod)
@@ -254,7 +260,7 @@ func startEnvoy(t *testing.T, p *pilot, pod string) uint32 {
 	node := p.node(t, known.Node)
 	t.Cleanup(p.stop)
 	node.Add(known.UID, known.ID, known.ServiceAccount)
-	agent := &envoytest.Agent{ADS: &onThisMachine{node: node.Node, pod: known, files: files}, Leaf: leaf, Root: ca.Root}
+	agent := &envoytest.Agent{ADS: &onThisMachine{node: node.Node, pod: known, files: files, all: all}, Leaf: leaf, Root: ca.Root}
 	return agent.Start(t, nodeID(known))
 }
 
@@ -265,17 +271,19 @@ type onThisMachine struct {
 	node  *nodexds.Node
 	pod   *registry.Pod
 	files string
+	all   bool // listeners listen
 }
 
 type adsStream = grpc.BidiStreamingServer[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse]
 
 func (o *onThisMachine) DeltaAggregatedResources(rpc adsStream) error {
-	return serve(o.node, o.pod, &relocating{rpc, o.files})
+	return serve(o.node, o.pod, &relocating{rpc, o.files, o.all})
 }
 
 type relocating struct {
 	adsStream
 	files string
+	all   bool
 }
 
 func (r *relocating) SendShared(sent *deltaxds.Response) error {
@@ -307,10 +315,10 @@ func (r *relocating) relocate(body *anypb.Any) error {
 		return err
 	}
 	l, ok := msg.(*listener.Listener)
-	if !ok || l.GetBindToPort() != nil || l.GetAddress().GetPipe() != nil { // what is bound is so by default
+	if !ok || l.GetBindToPort() != nil && !r.all || l.GetAddress().GetPipe() != nil { // what is bound is so by default
 		return nil
 	}
-	l.AdditionalAddresses = nil
+	l.AdditionalAddresses, l.BindToPort = nil, nil
 	a := l.GetAddress().GetSocketAddress()
 	a.Address, a.PortSpecifier = "127.0.0.1", &core.SocketAddress_PortValue{PortValue: 0}
 	return body.MarshalFrom(l)

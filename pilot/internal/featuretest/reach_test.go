@@ -27,6 +27,9 @@ func (p *pilot) untold(pod string, has holdings) []string {
 			}
 		}
 	}
+	for _, x := range answer.Outside {
+		told = append(told, "cluster/"+compile.HostPort{Host: x.Host, Port: x.Port.Number}.Cluster(x.TLS != ""))
+	}
 	for _, name := range slices.Sorted(maps.Keys(has)) {
 		if strings.HasPrefix(name, "cluster/outbound|") {
 			known = append(known, name)

@@ -92,6 +92,7 @@ func (w *world) some(of []string, percent int) []string {
 var versions = map[string]string{
 	"Service": "v1", "Pod": "v1", "Node": "v1", "ConfigMap": "v1", "EndpointSlice": "discovery.k8s.io/v1", "AuthorizationPolicy": "security.istio.io/v1",
 	"PeerAuthentication": "security.istio.io/v1", "RequestAuthentication": "security.istio.io/v1", "Sidecar": "networking.istio.io/v1",
+	"ServiceEntry": "networking.istio.io/v1", "DestinationRule": "networking.istio.io/v1",
 	"ServiceCIDR": "networking.k8s.io/v1",
 }
 
@@ -166,7 +167,11 @@ func (w *world) change() {
 // try makes a change, or finds that nothing is to be changed.
 func (w *world) try() {
 	namespace, n := one(w, namespaces), w.random.IntN(3)
-	switch k := w.random.IntN(24); {
+	switch k := w.random.IntN(28); {
+	case k > 25:
+		w.entry(namespace, fmt.Sprintf("o%d", n))
+	case k > 23:
+		w.rule(namespace, fmt.Sprintf("d%d", n))
 	case k == 23:
 		w.node(one(w, hosts))
 	case k < 4:

@@ -277,7 +277,7 @@ func TestUnenforceablePoliciesAreCounted(t *testing.T) {
 			t.Errorf("%d listed, want %v", n, want)
 		}
 	}
-	if n := testutil.CollectAndCount(f.metrics.unenforceable); n != 4 {
+	if n := testutil.CollectAndCount(f.metrics.unenforceable); n != 6 {
 		t.Errorf("%d kinds are counted before there is a policy", n)
 	}
 	h.OnAdd(policy("bad", "CUSTOM"), false)

@@ -61,6 +61,9 @@ func family(name string) string {
 	return head
 }
 
+// Named reports whether a port's name says that it speaks a protocol, such as "tls".
+func Named(protocol, name string) bool { return family(name) == protocol }
+
 // ServerFirst reports whether a port's server is known to speak before its client does.
 func ServerFirst(appProtocol, name string, number uint32) bool {
 	if Of(appProtocol, name, number) != TCP {

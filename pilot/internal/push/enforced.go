@@ -74,7 +74,7 @@ func (s *Store) Moved() (out []registry.PolicyRef) {
 	if len(s.progress.stirred) > 0 {
 		for kind, v := range registry.Verdicts(s.catalog.Snapshot()) {
 			ref := registry.PolicyRef{Kind: kind, ID: v.Namespace + "/" + v.Name}
-			if s.progress.changed[ref] {
+			if s.progress.changed[ref] || !kind.IsCounted() {
 				continue
 			}
 			for f := range s.progress.stirred {
@@ -154,7 +154,7 @@ func (s *Store) enforcement(v registry.Verdict, since uint64, names int) Enforce
 func (s *Store) turn(changes []registry.Change) {
 	s.progress.turn++
 	for _, ch := range changes {
-		if !ch.Kind.IsPolicy() {
+		if !ch.Kind.IsCounted() {
 			continue
 		}
 		ref := registry.PolicyRef{Kind: ch.Kind, ID: ch.ID}

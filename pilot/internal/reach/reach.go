@@ -43,7 +43,30 @@ func Of(snap *registry.Snapshot, set compile.Settings, pod string) (operatorv1.R
 			out.Services = append(out.Services, operatorv1.Reachable{Service: s.ID, Ports: portsOf(s), By: by, Open: audience.Open, Everyone: audience.Everyone})
 		}
 	}
+	out.Outside = outside(snap, set, p.Namespace)
 	return out, nil
+}
+
+// outside lists what workloads of a namespace know outside of the mesh.
+func outside(snap *registry.Snapshot, set compile.Settings, namespace string) (out []operatorv1.External) {
+	whose := compile.OutsideFor(snap, set, namespace)
+	if whose == "" {
+		return nil
+	}
+	for _, x := range compile.CompileOutside(snap, set, whose).All() {
+		e := operatorv1.External{Host: x.Host, Port: operatorv1.Port{Name: x.Name, Number: x.Port, Protocol: string(x.Protocol)}, ServiceEntry: x.Entry.ID, Closed: x.Closed}
+		if x.EntryPort.TLS {
+			e.Port.Protocol = "TLS"
+		}
+		if x.Rule != nil {
+			e.Rule = x.Rule.ID
+		}
+		if x.TLS != nil {
+			e.TLS = string(x.TLS.Mode)
+		}
+		out = append(out, e)
+	}
+	return out
 }
 
 // admitsIfExported reports whether the policies of a service admit a pod, whatever the service says of where it is to be known.

@@ -9,7 +9,12 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
+	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
 // Whatever can be written into a policy stands in its documentation, with what holds, so that nothing is unsupported in silence: also what a later version of Istio's types adds.
@@ -27,7 +32,7 @@ func TestEveryFieldOfPoliciesIsDocumented(t *testing.T) {
 		sections[name] += line
 	}
 	for _, kind := range []protoreflect.MessageDescriptor{(&security.AuthorizationPolicy{}).ProtoReflect().Descriptor(), (&security.PeerAuthentication{}).ProtoReflect().Descriptor(),
-		(&security.RequestAuthentication{}).ProtoReflect().Descriptor()} {
+		(&security.RequestAuthentication{}).ProtoReflect().Descriptor(), (&networking.ServiceEntry{}).ProtoReflect().Descriptor(), (&networking.DestinationRule{}).ProtoReflect().Descriptor()} {
 		section := sections[string(kind.Name())]
 		if section == "" {
 			t.Errorf("docs/policies.md has no section %s", kind.Name())
@@ -41,6 +46,33 @@ func TestEveryFieldOfPoliciesIsDocumented(t *testing.T) {
 var structure = map[string]bool{"rules": true, "from": true, "source": true, "to": true, "operation": true, "when": true, "key": true, "matchLabels": true, "mode": true, "name": true, "prefix": true,
 	"header": true, "claim": true, "group": true, "kind": true, "namespace": true, "seconds": true, "nanos": true, "value": true, "jwtRules": true}
 
+// refused are fields of which nothing is enforced, with all that they hold (TestFieldsThatAreRefusedWhole).
+var refused = map[string]bool{"loadBalancer": true, "connectionPool": true, "outlierDetection": true, "tunnel": true, "proxyProtocol": true, "retryBudget": true, "workloadSelector": true}
+
+// Each is refused by its name, also where there is nothing in it.
+func TestFieldsThatAreRefusedWhole(t *testing.T) {
+	n := 0
+	for kind, fields := range map[registry.Kind]map[string]any{
+		registry.ServiceEntries: {"workloadSelector": map[string]any{}},
+		registry.DestinationRules: {"workloadSelector": map[string]any{}, "trafficPolicy": map[string]any{"loadBalancer": map[string]any{}, "connectionPool": map[string]any{}, "outlierDetection": map[string]any{},
+			"tunnel": map[string]any{}, "proxyProtocol": map[string]any{}, "retryBudget": map[string]any{}}},
+	} {
+		e, err := kind.Event(&unstructured.Unstructured{Object: map[string]any{"metadata": map[string]any{"namespace": "a", "name": "b"}, "spec": fields}}, authz.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, _ := kind.Verdict(e.Object)
+		for _, p := range v.Problems {
+			if name := p.Field[strings.LastIndex(p.Field, ".")+1:]; refused[name] {
+				n++
+			}
+		}
+	}
+	if want := len(refused) + 1; n != want { // workloadSelector is both kinds'
+		t.Errorf("%d fields are refused, want %d", n, want)
+	}
+}
+
 func documented(t *testing.T, section, path string, m protoreflect.MessageDescriptor, seen map[protoreflect.FullName]bool) {
 	if seen[m.FullName()] {
 		return
@@ -53,7 +85,7 @@ func documented(t *testing.T, section, path string, m protoreflect.MessageDescri
 		if !structure[name] && !strings.Contains(section, "`"+name) && !(strings.HasPrefix(name, "not") && strings.Contains(section, "`"+negated) && strings.Contains(section, "`not…`")) {
 			t.Errorf("%s.%s is not documented", path, name)
 		}
-		if f.Message() != nil {
+		if f.Message() != nil && !refused[name] {
 			documented(t, section, path+"."+name, f.Message(), seen)
 		}
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // kinds are all the kinds of objects that Pilot watches. Each is described in the file that has its objects' type.
-var kinds = []Kind{Services, ServiceCIDRs, Slices, Pods, Nodes, Namespaces, LimitRanges, Policies, PeerAuths, RequestAuths, Sidecars, Revocations}
+var kinds = []Kind{Services, ServiceCIDRs, Slices, Pods, Nodes, Namespaces, LimitRanges, Policies, PeerAuths, RequestAuths, Sidecars, ServiceEntries, DestinationRules, Revocations}
 
 // fetched are the kinds of what comes from elsewhere than the API server.
 var fetched = []Kind{KeySets}
@@ -48,6 +48,8 @@ type Kind interface {
 	// IsPolicy reports whether admission refuses objects of the kind that cannot be enforced, and whether what of a stored one cannot
 	// be is written into its status.
 	IsPolicy() bool
+	// IsCounted reports whether it is a policy of which is counted by how many proxies it is enforced.
+	IsCounted() bool
 	// IsAdvised reports whether authors of objects are told something, though none is refused.
 	IsAdvised() bool
 	// Verdict says how much of a policy of the registry can be enforced. There is none on nil and on what is no policy.
@@ -75,6 +77,8 @@ type KindOf[T any] struct {
 
 	judge  func(*T) Verdict  // without its Kind; of policies only
 	advise func(*T) []string // of what is reviewed, but maybe never refused
+
+	uncounted bool // it is no policy of the workloads for which it is: what their classes have does not say whether it holds
 }
 
 // source is how objects are made from those of the API server. Revocations, of which one object lists many, have none, nor has what is fetched.
@@ -158,6 +162,8 @@ func (k *KindOf[T]) Event(object any, options authz.Options) (Event, error) {
 }
 
 func (k *KindOf[T]) IsPolicy() bool { return k.judge != nil }
+
+func (k *KindOf[T]) IsCounted() bool { return k.IsPolicy() && !k.uncounted }
 
 func (k *KindOf[T]) IsAdvised() bool { return k.judge == nil && k.advise != nil }
 

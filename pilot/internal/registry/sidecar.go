@@ -12,7 +12,6 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	istio "istio.io/api/networking/v1alpha3"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
@@ -22,7 +21,7 @@ import (
 // Sidecars are Istio's Sidecars. Of one, the hosts of its egress are enforced: which services the workloads that it selects may know.
 var Sidecars = &KindOf[Sidecar]{
 	name:     "sidecar",
-	resource: Resource{GroupVersionResource: schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "sidecars"}, Kind: "Sidecar"},
+	resource: Resource{GroupVersionResource: istioNetworking.WithResource("sidecars"), Kind: "Sidecar"},
 	source:   custom(makeSidecar),
 	indexes:  []*memdb.IndexSchema{byNamespace},
 	judge: func(s *Sidecar) Verdict {
@@ -77,9 +76,9 @@ func makeSidecar(u *unstructured.Unstructured, _ authz.Options) *Sidecar {
 	if spec.WorkloadSelector != nil && len(out.Selector) == 0 {
 		notEnforced = append(notEnforced, authz.Problem{Field: "spec.workloadSelector", Reason: "has no labels; leave it out to select every workload"})
 	}
-	notEnforced = append(notEnforced, fieldsBut("spec", spec, "workloadSelector", "egress")...)
+	notEnforced = append(notEnforced, fieldsBut("spec", spec, notOfSidecars, "workloadSelector", "egress")...)
 	for i, listener := range spec.Egress {
-		notEnforced = append(notEnforced, fieldsBut(fmt.Sprintf("spec.egress[%d]", i), listener, "hosts")...)
+		notEnforced = append(notEnforced, fieldsBut(fmt.Sprintf("spec.egress[%d]", i), listener, notOfSidecars, "hosts")...)
 	}
 	var misread []authz.Problem
 	out.Egress, misread = egressHosts(spec)
@@ -88,12 +87,14 @@ func makeSidecar(u *unstructured.Unstructured, _ authz.Options) *Sidecar {
 	return out
 }
 
+const notOfSidecars = "is not enforced; of a Sidecar only workloadSelector and the hosts of egress are"
+
 // fieldsBut are the problems of a message that sets other fields than those that are enforced.
-func fieldsBut(at string, m proto.Message, enforced ...string) []authz.Problem {
+func fieldsBut(at string, m proto.Message, reason string, enforced ...string) []authz.Problem {
 	var out []authz.Problem
 	m.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
 		if !slices.Contains(enforced, f.JSONName()) {
-			out = append(out, authz.Problem{Field: at + "." + f.JSONName(), Reason: "is not enforced; of a Sidecar only workloadSelector and the hosts of egress are"})
+			out = append(out, authz.Problem{Field: at + "." + f.JSONName(), Reason: reason})
 		}
 		return true
 	})

@@ -16,7 +16,7 @@ func (p *Pilot) enforced(r *http.Request) (any, error) {
 	name := r.URL.Query().Get("policy")
 	namespace, _, both := strings.Cut(name, "/")
 	kind := registry.KindOfObject(r.URL.Query().Get("kind"))
-	if kind == nil || !kind.IsPolicy() || !both {
+	if kind == nil || !kind.IsCounted() || !both {
 		return nil, errors.New("ask for ?kind=AuthorizationPolicy&policy=NAMESPACE/NAME, or another kind of policies")
 	}
 	n := p.census.Count(r.Context(), []registry.PolicyRef{{Kind: kind, ID: name}}, enforcement.MaxNames)[0]

@@ -80,7 +80,9 @@ func (f *follower) look(ctx context.Context, moved []registry.PolicyRef, now tim
 	if !led || now.Sub(f.looked) >= lookEvery {
 		f.looked = now
 		for kind, v := range registry.Verdicts(f.writer.snapshot()) {
-			moved = append(moved, registry.PolicyRef{Kind: kind, ID: v.Namespace + "/" + v.Name})
+			if kind.IsCounted() {
+				moved = append(moved, registry.PolicyRef{Kind: kind, ID: v.Namespace + "/" + v.Name})
+			}
 		}
 	}
 	for _, ref := range moved {

@@ -69,6 +69,9 @@ func LongRequest() *accesslog.AccessLogFilter {
 		Comparison: &accesslog.ComparisonFilter{Op: accesslog.ComparisonFilter_EQ, Value: &core.RuntimeUInt32{DefaultValue: 431, RuntimeKey: "unused"}}}}}
 }
 
+// Unproven passes requests that were not answered as the server has not proved who it is.
+func Unproven() *accesslog.AccessLogFilter { return impostor() }
+
 // impostor passes what failed because of the server's certificate.
 func impostor() *accesslog.AccessLogFilter { return both(envoy.Flagged("UF"), when(failedUpstream)) }
 

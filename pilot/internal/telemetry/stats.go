@@ -50,6 +50,11 @@ func byClient(service, server string) counted {
 	}
 }
 
+// byStranger is what it counts of a host outside of the mesh.
+func byStranger(host string) counted {
+	return func(outcome string) []tag { return folded(mesh.CountedByClient, host, "", "", outcome) }
+}
+
 // MetadataKey is where the names of endpoints' workloads are.
 const MetadataKey = "bulwark"
 

@@ -56,6 +56,16 @@ func OutboundConnections(service, server string) []*accesslog.AccessLog {
 	return append([]*accesslog.AccessLog{audit(atEnd(impostor()), outboundEntry("tcp", service))}, connectionMetrics(byClient(service, server))...)
 }
 
+// OutsideRequests are OutboundRequests to a host outside of the mesh, whose certificate names nobody of the mesh, whatever it says.
+func OutsideRequests(host string) []*accesslog.AccessLog {
+	return []*accesslog.AccessLog{requestMetrics(byStranger(host)), unread("client")}
+}
+
+// OutsideConnections are OutboundConnections to one.
+func OutsideConnections(host string) []*accesslog.AccessLog {
+	return append([]*accesslog.AccessLog{audit(atEnd(impostor()), outboundEntry("tcp", host))}, connectionMetrics(byStranger(host))...)
+}
+
 // PassedThrough count connections that are no service's, under a name for all of them.
 func PassedThrough(name string) []*accesslog.AccessLog {
 	return connectionMetrics(byClient(name, ""))

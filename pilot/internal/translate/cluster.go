@@ -58,8 +58,10 @@ func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster 
 	}
 	if p.Mutual {
 		c.TransportSocket = handshake.Upstream(p, way)
-		c.TransportSocketMatches = []*cluster.Cluster_TransportSocketMatch{{
-			Name: "plaintext", Match: structOf(tlsModeKey, tlsModeDisabled), TransportSocket: envoy.RawBuffer()}}
+		if !p.Always {
+			c.TransportSocketMatches = []*cluster.Cluster_TransportSocketMatch{{
+				Name: "plaintext", Match: structOf(tlsModeKey, tlsModeDisabled), TransportSocket: envoy.RawBuffer()}}
+		}
 	}
 	switch p.Protocol {
 	case protocol.HTTP2:

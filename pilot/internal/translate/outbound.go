@@ -33,13 +33,18 @@ func OutboundListener(ranges []netip.Prefix) *listener.Listener {
 		TrafficDirection:              core.TrafficDirection_OUTBOUND,
 		ListenerFilters:               []*listener.ListenerFilter{envoy.ListenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{})},
 		PerConnectionBufferLimitBytes: envoy.U32(1 << 20), SocketOptions: keepalive(),
-		FilterChains: []*listener.FilterChain{{Name: "passthrough",
-			Filters: []*listener.Filter{tcpProxy(forward(PassthroughCluster, PassthroughCluster, telemetry.PassedThrough(PassthroughCluster)))}}},
+		FilterChains: []*listener.FilterChain{passedThrough()},
 	}
 	if refused := refusedRanges(ranges); refused != nil {
 		l.FilterChains = append(l.FilterChains, refused)
 	}
 	return at(l, mesh.OutboundPort, compile.IPv6(ranges))
+}
+
+// passedThrough is the chain for what goes on to where it was going, as it is.
+func passedThrough() *listener.FilterChain {
+	return &listener.FilterChain{Name: "passthrough", Filters: []*listener.Filter{
+		tcpProxy(forward(PassthroughCluster, PassthroughCluster, telemetry.PassedThrough(PassthroughCluster)))}}
 }
 
 // Peers that have gone without a word are found like this, and by nothing else: who is alive may be silent for ever. The first question comes after a minute, which

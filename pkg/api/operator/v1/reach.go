@@ -10,6 +10,17 @@ type Reach struct {
 	Sidecar        string      `json:"sidecar,omitempty"`     // namespace/name of the one that holds for it
 	Hidden         []string    `json:"hidden,omitempty"`      // services that it could reach but for the Sidecar
 	NotExported    []string    `json:"notExported,omitempty"` // services that it could reach if they were exported to its namespace
+	Outside        []External  `json:"outside,omitempty"`     // what is known to it by name outside of the mesh; all else there passes as it is
+}
+
+// External is a port of a host outside of the mesh.
+type External struct {
+	Host         string `json:"host"`
+	Port         Port   `json:"port"`
+	ServiceEntry string `json:"serviceEntry"`              // that names it, namespace/name
+	Rule         string `json:"destinationRule,omitempty"` // that says how it is spoken with, namespace/name
+	TLS          string `json:"tls,omitempty"`             // the mode in which proxies speak TLS; empty: what clients send is sent as it is
+	Closed       bool   `json:"closed,omitempty"`          // it is not spoken with, as the rule cannot be enforced
 }
 
 // Reachable is a service that a workload may call.

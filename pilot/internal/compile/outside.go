@@ -1,0 +1,251 @@
+package compile
+
+import (
+	"cmp"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+)
+
+// Outside is what workloads call that is outside of the mesh, as ServiceEntries name it and DestinationRules have proxies speak with it. All namespaces that say
+// nothing of it themselves have the same.
+type Outside struct {
+	Hosts     map[HostPort]*External
+	Addresses map[Address]*External
+	Ranges    []netip.Prefix // of Services' addresses, which are nobody's outside
+}
+
+// HostPort is a port of a host, as clients call it.
+type HostPort struct {
+	Host string // as the ServiceEntry has it, maybe with a wildcard
+	Port uint32
+}
+
+// External is a port of a host outside of the mesh.
+type External struct {
+	HostPort
+	registry.EntryPort
+	Entry *registry.ServiceEntry    // that names it
+	Rule  *registry.DestinationRule // that says how it is spoken with, or nil
+	// TLS is how proxies speak TLS with it, on behalf of clients who do not. Nil: what clients send is sent as it is.
+	TLS *registry.ClientTLS
+	// Closed says that it may not be spoken with: a DestinationRule asks for what cannot be had.
+	Closed bool
+}
+
+// Cluster returns the name of its Envoy cluster.
+func (x *External) Cluster() string { return x.HostPort.Cluster(x.TLS != nil) }
+
+// secured is the subset of clusters with which proxies speak TLS.
+const secured = "tls"
+
+// Cluster returns the name of its cluster, which is another one where proxies speak TLS with it: an Envoy that does not take a cluster, such as for a file that is not
+// there, goes on with the one of the name that it has, and that may be in plaintext.
+func (h HostPort) Cluster(tls bool) string {
+	if tls {
+		return istiocompat.OutboundCluster(h.Port, secured, h.Host)
+	}
+	return istiocompat.OutboundCluster(h.Port, "", h.Host)
+}
+
+// Routes take all requests to it, whatever host they name.
+func (x *External) Routes() Table { return toAny(x.Cluster(), x.Host, x.Cluster()) }
+
+// Wildcard reports whether it stands for many hosts.
+func (x *External) Wildcard() bool { return strings.HasPrefix(x.Host, "*.") }
+
+// Names are those of which a server's certificate has to have one; none: that by which a request asked for it.
+func (x *External) Names() []string {
+	switch {
+	case len(x.TLS.SubjectAltNames) > 0:
+		return x.TLS.SubjectAltNames
+	case len(x.Entry.SubjectAltNames) > 0:
+		return x.Entry.SubjectAltNames
+	case !x.Wildcard():
+		return []string{x.Host}
+	case x.TLS.ServerName != "":
+		return []string{x.TLS.ServerName}
+	}
+	return nil
+}
+
+// ServerName is that for which a server is asked; empty: that by which a request asks for it.
+func (x *External) ServerName() string {
+	if x.TLS.ServerName == "" && !x.Wildcard() {
+		return x.Host
+	}
+	return x.TLS.ServerName
+}
+
+// Frontend is the external where clients reach it by an address.
+func (x *External) Frontend(at Address) *Frontend {
+	return &Frontend{Address: at, Service: ServicePort{Host: x.Host, Number: x.Port, Protocol: x.Protocol}}
+}
+
+// All lists what there is, in an order that is always the same.
+func (o *Outside) All() []*External {
+	return slices.SortedFunc(maps.Values(o.Hosts), func(a, b *External) int { return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port)) })
+}
+
+// Ports are those at which clients say by name whom they want.
+func (o *Outside) Ports() map[uint32]bool {
+	out := map[uint32]bool{}
+	for _, x := range o.Hosts {
+		if x.Named() {
+			out[x.Port] = true
+		}
+	}
+	return out
+}
+
+// At lists what has a name at a port, in an order that is always the same.
+func (o *Outside) At(port uint32) []*External {
+	return slices.DeleteFunc(o.All(), func(x *External) bool { return x.Port != port || !x.Named() })
+}
+
+// Without returns what there was in another one that is not the same here, and what there is here that was not the same there.
+func (o *Outside) Without(was *Outside) (gone, come *Outside) {
+	if !slices.Equal(o.Ranges, was.Ranges) {
+		return was, o
+	}
+	less := func(a, b *Outside) *Outside {
+		out := &Outside{Hosts: map[HostPort]*External{}, Addresses: map[Address]*External{}, Ranges: a.Ranges}
+		for of, x := range a.Hosts {
+			if y := b.Hosts[of]; y == nil || *x != *y {
+				out.Hosts[of] = x
+			}
+		}
+		for at, x := range a.Addresses {
+			if y := b.Addresses[at]; y == nil || *x != *y {
+				out.Addresses[at] = x
+			}
+		}
+		return out
+	}
+	return less(was, o), less(o, was)
+}
+
+// OutsideFor says whose Outside the workloads of a namespace have: its own, that of all namespaces that say nothing themselves, or, if it is empty, none.
+func OutsideFor(snap *registry.Snapshot, set Settings, namespace string) string {
+	if namespace == set.RootNamespace || nonempty(snap.ServiceEntriesIn(namespace)) || nonempty(snap.DestinationRulesIn(namespace)) {
+		return namespace
+	}
+	found := ""
+	for e := range snap.ServiceEntriesIn(set.RootNamespace) {
+		switch {
+		case slices.Contains(e.ExportTo, namespace):
+			return namespace
+		case exportedTo(e.ExportTo, e.Namespace, Everywhere):
+			found = Everywhere
+		}
+	}
+	for d := range snap.DestinationRulesIn(set.RootNamespace) {
+		if slices.Contains(d.ExportTo, namespace) {
+			return namespace
+		}
+	}
+	return found
+}
+
+func nonempty[T any](seq iter.Seq[T]) bool {
+	for range seq {
+		return true
+	}
+	return false
+}
+
+// CompileOutside compiles the Outside of a namespace, or of all that say nothing themselves. Of several ServiceEntries for a port of a host, one of the namespace
+// itself holds before one of the root namespace, then the oldest, then the first by name; the others have no effect there.
+func CompileOutside(snap *registry.Snapshot, set Settings, namespace string) *Outside {
+	out := &Outside{Hosts: map[HostPort]*External{}, Addresses: map[Address]*External{}, Ranges: ServiceRanges(snap)}
+	for e := range entriesFor(snap, set, namespace) {
+		for _, host := range e.Hosts {
+			for _, p := range e.Ports {
+				at := HostPort{host, p.Number}
+				if out.Hosts[at] == nil {
+					out.Hosts[at] = externalOf(snap, set, namespace, e, host, p)
+				}
+			}
+		}
+	}
+	for e := range entriesFor(snap, set, namespace) {
+		for _, ip := range e.Addresses {
+			if OfMesh(snap, out.Ranges, ip) {
+				continue
+			}
+			for _, p := range e.Ports {
+				at, x := Address{ip, p.Number}, out.Hosts[HostPort{e.Hosts[0], p.Number}]
+				if x.Entry == e && out.Addresses[at] == nil {
+					out.Addresses[at] = x
+				}
+			}
+		}
+	}
+	return out
+}
+
+// entriesFor yields the ServiceEntries that hold in a namespace, those that hold before others first.
+func entriesFor(snap *registry.Snapshot, set Settings, namespace string) iter.Seq[*registry.ServiceEntry] {
+	oldest := func(of iter.Seq[*registry.ServiceEntry], holds func(*registry.ServiceEntry) bool) []*registry.ServiceEntry {
+		var out []*registry.ServiceEntry
+		for e := range of {
+			if !e.Ignored && holds(e) {
+				out = append(out, e)
+			}
+		}
+		slices.SortStableFunc(out, func(a, b *registry.ServiceEntry) int { return a.Created.Compare(b.Created) })
+		return out
+	}
+	var out []*registry.ServiceEntry
+	if namespace != Everywhere && namespace != set.RootNamespace {
+		out = oldest(snap.ServiceEntriesIn(namespace), func(*registry.ServiceEntry) bool { return true })
+	}
+	return slices.Values(append(out, oldest(snap.ServiceEntriesIn(set.RootNamespace), func(e *registry.ServiceEntry) bool {
+		return exportedTo(e.ExportTo, e.Namespace, namespace)
+	})...))
+}
+
+// OfMesh reports whether an address is a Service's, a pod's or the API server's: nobody's to name anew. What else stands in EndpointSlices does not count: who writes
+// one could have a ServiceEntry of others lose its address.
+func OfMesh(snap *registry.Snapshot, ranges []netip.Prefix, ip string) bool {
+	a, err := netip.ParseAddr(ip)
+	if err != nil || slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) }) || snap.PodAt(ip) != nil || nonempty(snap.ServicesAt(ip)) {
+		return true
+	}
+	for s := range snap.SlicesOf(apiServer) {
+		if slices.Contains(s.Addresses, ip) {
+			return true
+		}
+	}
+	return false
+}
+
+// apiServer is the Service whose endpoints are the API servers' own addresses, which they write themselves.
+const apiServer = "default/kubernetes"
+
+// externalOf compiles a port of a host, with what DestinationRules say of it.
+func externalOf(snap *registry.Snapshot, set Settings, namespace string, e *registry.ServiceEntry, host string, p registry.EntryPort) *External {
+	out := &External{HostPort: HostPort{host, p.Number}, EntryPort: p, Entry: e}
+	if p.TLS {
+		return out // clients speak TLS themselves
+	}
+	rule := ruleOf(snap, set, namespace, e.Namespace, host)
+	if rule == nil || rule.For(p.Number) == nil {
+		return out
+	}
+	out.Rule = rule
+	switch t := rule.For(p.Number); {
+	case t.Broken:
+		out.Closed = true
+	case t.Mode == registry.TLSSimple || t.Mode == registry.TLSMutual:
+		out.TLS = t
+		// Only a request says which of many hosts is to prove itself.
+		out.Closed = out.Names() == nil && !p.Protocol.IsHTTP()
+	}
+	return out
+}
