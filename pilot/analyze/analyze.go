@@ -95,7 +95,7 @@ const IgnoreAnnotation = "bulwark.dev/analyze-ignore"
 
 // analyzers look for one sort of mistakes each.
 var analyzers = []func(*world, *report){
-	unselected, strangers, rules, http, servicePorts, plaintext, headers, tokens, authorizers, modes, visibility, pilot,
+	unselected, strangers, rules, http, servicePorts, plaintext, headers, tokens, authorizers, modes, visibility, outside, pilot,
 }
 
 // Analyze finds what is to be said of the objects, in an order that is always the same: the worst first.

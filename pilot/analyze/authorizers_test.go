@@ -1,6 +1,7 @@
 package analyze
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -8,9 +9,8 @@ import (
 
 // What keeps an external authorizer from being asked is said, each in its words, and nothing of one that can be.
 func TestAuthorizersThatCannotAnswer(t *testing.T) {
-	all := read(t, "../../docs/analyze.md")
-	good := all[strings.LastIndex(all, "```yaml\n")+len("```yaml\n"):]
-	good = good[:strings.Index(good, "```")]
+	all := documented(t)
+	good := all[slices.IndexFunc(all, func(s section) bool { return s.code == NoAuthorizer })].instead
 	world := read(t, "testdata/world.yaml") + "---\n"
 	for _, c := range []struct {
 		what, old, new string

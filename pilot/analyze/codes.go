@@ -40,6 +40,8 @@ const (
 	Advice            = "BW0121"
 	UnknownCode       = "BW0122"
 	NoAuthorizer      = "BW0123"
+	UnnamedHost       = "BW0124"
+	MeshAddress       = "BW0125"
 )
 
 // Codes are all of them, in their order.
@@ -67,6 +69,8 @@ var Codes = []Code{
 	{Advice, Info, "may not be what its author thinks"},
 	{UnknownCode, Warning, "ignores a code that there is not"},
 	{NoAuthorizer, Error, "asks an authorizer that cannot answer"},
+	{UnnamedHost, Warning, "says how to speak with what nothing names"},
+	{MeshAddress, Warning, "names an address of the mesh's own"},
 }
 
 // Known reports whether there is a code.

@@ -45,6 +45,9 @@ func pilot(w *world, r *report) {
 		if s, ok := event.Object.(*registry.Service); ok && !w.inMesh(s) {
 			continue // what proxies do not take is what nothing takes
 		}
+		if d, ok := event.Object.(*registry.DestinationRule); ok && !registry.IsService(d.Host) && !d.Subsets {
+			continue // whether something names its host is said where nothing does
+		}
 		for _, text := range kind.Advice(event.Object) {
 			field, reason, found := strings.Cut(text, ": ")
 			if !found || !strings.HasPrefix(field, "spec.") || strings.Contains(field, " ") {

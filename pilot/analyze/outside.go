@@ -1,0 +1,78 @@
+package analyze
+
+import (
+	"strings"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+)
+
+// outside finds ServiceEntries and DestinationRules that do not hold, or not all of them, because of others.
+func outside(w *world, r *report) {
+	compiled := map[string]*compile.Outside{} // by namespace
+	for e := range w.snap.ServiceEntries() {
+		if e.Ignored {
+			continue // Pilot says so
+		}
+		if compiled[e.Namespace] == nil {
+			compiled[e.Namespace] = compile.CompileOutside(w.snap, w.set, compile.OutsideFor(w.snap, w.set, e.Namespace))
+		}
+		w.overruled(r, e, compiled[e.Namespace])
+	}
+	for d := range w.snap.DestinationRules() {
+		if d.Host == "" {
+			continue
+		}
+		o := Object{registry.DestinationRules.Resource().Kind, d.Namespace, d.Name}
+		for other := range w.snap.DestinationRulesFor(d.Host) {
+			if other.Namespace == d.Namespace && other != d && (other.Created.Before(d.Created) || other.Created.Equal(d.Created) && other.ID < d.ID) {
+				r.say(ModeConflict, o, "spec.host", "DestinationRule %s is for it, too, and holds alone where it is exported, as it is older or first by its name", other.ID)
+				break
+			}
+		}
+		if why := w.unnamed(d); why != "" {
+			r.sayIf(w.Whole, UnnamedHost, o, "spec.host", "%s", why)
+		}
+	}
+}
+
+// overruled says of a ServiceEntry what of it does not hold in its own namespace.
+func (w *world) overruled(r *report, e *registry.ServiceEntry, holds *compile.Outside) {
+	o := Object{registry.ServiceEntries.Resource().Kind, e.Namespace, e.Name}
+	for _, host := range e.Hosts {
+		for _, p := range e.Ports {
+			if x := holds.Hosts[compile.HostPort{Host: host, Port: p.Number}]; x != nil && x.Entry != e && x.Entry.Namespace == e.Namespace {
+				r.say(ModeConflict, o, "spec.hosts", "ServiceEntry %s names %s at port %d, too, and holds alone, as it is older or first by its name", x.Entry.ID, host, p.Number)
+			}
+		}
+	}
+	for _, ip := range e.Addresses {
+		if compile.OfMesh(w.snap, holds.Ranges, ip) {
+			r.say(MeshAddress, o, "spec.addresses", "%s is that of a Service, of a pod or of the API server, and nobody's to name anew; connections to it go where they would without this", ip)
+		}
+	}
+}
+
+// unnamed says why a rule is for nothing that anybody calls.
+func (w *world) unnamed(d *registry.DestinationRule) string {
+	if registry.IsService(d.Host) {
+		for s := range w.snap.Services() {
+			if compile.Host(s) == d.Host {
+				return ""
+			}
+		}
+		return "there is no Service " + d.Host
+	}
+	end, wildcard := strings.CutPrefix(d.Host, "*")
+	for e := range w.snap.ServiceEntries() {
+		if e.Ignored || d.Namespace != w.set.RootNamespace && e.Namespace != d.Namespace && e.Namespace != w.set.RootNamespace {
+			continue
+		}
+		for _, h := range e.Hosts {
+			if h == d.Host || wildcard && strings.HasSuffix(h, end) {
+				return ""
+			}
+		}
+	}
+	return "no ServiceEntry names it whose clients this is for: their connections pass as they are, without what is said here of TLS"
+}
