@@ -31,6 +31,7 @@ type Event struct {
 	ClaimedDestination  string
 	SourceAddress       string
 	DestinationAddress  string
+	DestinationService  string
 	Protocol            string
 	Method              string
 	Path                string

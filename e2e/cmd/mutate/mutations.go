@@ -1,5 +1,7 @@
 package main
 
+import "slices"
+
 // mutation switches off the protection behind a claim. Those from 16 on are of what else must not happen.
 type mutation struct {
 	claim int
@@ -11,7 +13,9 @@ type mutation struct {
 // edit replaces the one place in a file where old stands.
 type edit struct{ file, old, new string }
 
-var mutations = []mutation{
+var mutations = slices.Concat(claims, outside)
+
+var claims = []mutation{
 	{1, "Secrets are not made", "TestEveryServiceAccountHasItsIdentity", []edit{
 		{"citadel/internal/secrets/sync.go", "	ctx, cancel := context.WithTimeout(ctx, writeTimeout)\n	defer cancel()\n	sa, err :=", "	if len(k.Name) > 9 && k.Name[:9] == \"newcomer-\" {\n		return time.Time{}, nil\n	}\n	ctx, cancel := context.WithTimeout(ctx, writeTimeout)\n	defer cancel()\n	sa, err :="}}},
 	{2, "policies do not reach the proxies", "TestOnlyTheAuditorMayReadAccounts", []edit{
@@ -217,7 +221,7 @@ var mutations = []mutation{
 	{21, "nobody is told that revocations have changed", everyChange, []edit{
 		{families + "revocations.go", "revocationsIf(t.effects.Revocations)", "revocationsIf(false && t.effects.Revocations)"}}},
 	{21, "clusters are made anew for those alone whose certificates come from the agent", everyChange, []edit{
-		{families + "service.go", "					for _, d := range deliveries {\n						out = append(out, Cluster{id", "					for _, d := range deliveries[:1] {\n						out = append(out, Cluster{id"}}},
+		{families + "service.go", "					for _, d := range deliveries {\n						for ns := range ruled", "					for _, d := range deliveries[:1] {\n						for ns := range ruled"}}},
 	{21, "a pod of new labels is not told what its new class has", everyChange, []edit{
 		{"pilot/internal/push/agent.go", "	s.forget(gone)\n	p.agent.speak(p)\n", "	s.forget(gone)\n"}}},
 	{21, "what a service was is forgotten when a pod of it changes, too", "pilot/internal/compile.TestPodAndPortOfAHeadlessServiceGoTogether", []edit{

@@ -43,7 +43,9 @@ func do(ctx context.Context, c *http.Client, method, url string, headers ...stri
 	}
 	for _, h := range headers {
 		name, value, _ := strings.Cut(h, ":")
-		req.Header.Add(name, strings.TrimSpace(value))
+		if req.Header.Add(name, strings.TrimSpace(value)); strings.EqualFold(name, "Host") {
+			req.Host = strings.TrimSpace(value)
+		}
 	}
 	resp, err := c.Do(req)
 	if err != nil {

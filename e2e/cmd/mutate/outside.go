@@ -1,0 +1,48 @@
+package main
+
+// outside are mutations of what is said of what is outside of the mesh, and of how proxies speak with it and with Services.
+var outside = []mutation{
+	{36, "a server outside may have any name", outsideTraffic + "TestServersOutsideProveTheirNames", []edit{
+		{origination, "	for _, name := range x.Names() {\n", "	for _, name := range x.Names()[:0] {\n"}}},
+	{36, "of many hosts of a wildcard, a server may have the name of any", outsideTraffic + "TestServersOutsideProveTheirNames", []edit{
+		{origination, "AutoSanValidation: x.Names() == nil", "AutoSanValidation: false"}}},
+	{36, "another authority vouches for a server outside, too", outsideTraffic + "TestServersOutsideProveTheirNames", []edit{
+		{origination, "TrustedCa: file(roots)", "TrustedCa: file(roots), TrustChainVerification: tls.CertificateValidationContext_ACCEPT_UNTRUSTED"}}},
+	{36, "a rule that cannot be enforced leaves plaintext", outsideTraffic + "TestServersOutsideProveTheirNames", []edit{
+		{"pilot/internal/compile/outside.go", "		out.Closed = true\n", "		out.Closed = false\n"}}},
+	{36, "an Envoy that does not take a rule goes on in plaintext", outsideTraffic + "TestTLSThatCannotBeHadIsNotPlaintext", []edit{
+		{"pilot/internal/compile/outside.go", "	if tls {\n", "	if false && tls {\n"}}},
+	{36, "TLS is put around clients' own TLS", outsideTraffic + "TestConnectionsOutsideGoWhereTheirNameOrAddressSays", []edit{
+		{"pilot/internal/compile/outside.go", "	if p.TLS {\n", "	if false && p.TLS {\n"}}},
+	{36, "a namespace names hosts for others", "pilot/internal/validate.TestWhatIsOutsideIsRefusedByFieldAndReason", []edit{
+		{"pilot/internal/registry/serviceentry.go", "		case own != root && ns != \".\" && ns != own:\n", "		case false && own != root && ns != \".\" && ns != own:\n"}}},
+	{36, "a Service's name may be given to something outside", "pilot/internal/validate.TestWhatIsOutsideIsRefusedByFieldAndReason", []edit{
+		{"pilot/internal/registry/outside.go", "	case OfCluster(name):\n", "	case false && OfCluster(name):\n"}}},
+	{36, "an address of the mesh may be named anew", "pilot/internal/compile.TestAddressesOfTheMeshAreNotNamedAnew", []edit{
+		{"pilot/internal/compile/outside.go", "			if OfMesh(snap, out.Ranges, ip) {\n", "			if false && OfMesh(snap, out.Ranges, ip) {\n"}}},
+	{36, "the younger of two names a host", "pilot/internal/compile.TestAHostIsNamedOnceInANamespace", []edit{
+		{"pilot/internal/compile/outside.go", "return a.Created.Compare(b.Created) })", "return b.Created.Compare(a.Created) })"}}},
+	{36, "a rule that names no server takes an unverified one", "pilot/internal/validate.TestWhatIsOutsideIsRefusedByFieldAndReason", []edit{
+		{"pilot/internal/registry/destinationrule.go", "	if t.InsecureSkipVerify.GetValue() {\n", "	if false && t.InsecureSkipVerify.GetValue() {\n"}}},
+	{36, "a field that is not supported is taken", "pilot/internal/registry.TestFieldsThatAreRefusedWhole", []edit{
+		{"pilot/internal/registry/destinationrule.go", "fieldsBut(\"spec.trafficPolicy\", p, notYet, \"tls\", \"portLevelSettings\")", "fieldsBut(\"spec.trafficPolicy\", p, notYet, \"tls\", \"portLevelSettings\", \"tunnel\")"}}},
+	{36, "a namespace that comes to say something itself keeps what all have", everyChange, []edit{
+		{families + "catalog.go", " || t.effects.Outside[p.Namespace] || t.effects.Outside[\"\"]", ""}}},
+	{36, "a changed ServiceEntry is not told", everyChange, []edit{
+		{families + "outside.go", "		if t.effects.Outside[\"\"] || t.effects.Outside[whose] {\n", "		if false && (t.effects.Outside[\"\"] || t.effects.Outside[whose]) {\n"}}},
+	{36, "a rule for a Service is not told to whom it is for", everyChange, []edit{
+		{families + "service.go", "	maps.Copy(out, compile.RuledFor(t.was, c.settings, service))\n", ""}}},
+	{36, "a rule's identity that is revoked serves", "pilot/internal/compile.TestNamedIdentitiesAreRevocableAndKnowAliases", []edit{
+		{"pilot/internal/compile/rules.go", "			if !set.revoked(snap, uri) {\n", "			if true || !set.revoked(snap, uri) {\n"}}},
+	{36, "a rule of any namespace holds for all clients", "pilot/internal/compile.TestRulesAreLookedUpByNamespace", []edit{
+		{"pilot/internal/compile/rules.go", "if d.Namespace == ns && exportedTo(d.ExportTo, d.Namespace, clients) && ", "if ns != \"\" && exportedTo(d.ExportTo, d.Namespace, clients) && "}}},
+	{36, "who asks an external authorizer says how it is spoken with", "pilot/internal/compile.TestWhoAsksAnAuthorizerDoesNotSayHow", []edit{
+		{"pilot/internal/compile/rules.go", "	if set.Asks(s.ID) {\n", "	if false && set.Asks(s.ID) {\n"}}},
+	{36, "a proxy has any volume that its pod's author likes", "pilot/inject.TestFilesThatAProxyMayNotHave", []edit{
+		{"pilot/inject/files.go", "		case !ofNamespace(v.VolumeSource):\n", "		case false && !ofNamespace(v.VolumeSource):\n"}}},
+}
+
+const (
+	outsideTraffic = "pilot/internal/featuretest."
+	origination    = "pilot/internal/handshake/origination.go"
+)
