@@ -113,8 +113,8 @@ spec:
 `, namespace, root, *tag)
 }
 
-// TestHostsOutsideAreKnownAndProveTheirNames has a workload call hosts of which the mesh knows by ServiceEntries alone, at an address that nobody has: by Host, and by
-// address. As soon as a rule says so, its proxy speaks TLS with them, and not with one that has another's certificate. Another namespace notices nothing.
+// TestHostsOutsideAreKnownAndProveTheirNames has a workload call hosts of which the mesh knows by ServiceEntries alone, at an address that nobody has: by Host, by
+// address, and by network. As soon as a rule says so, its proxy speaks TLS with them, and not with one that has another's certificate. Another namespace notices nothing.
 func TestHostsOutsideAreKnownAndProveTheirNames(t *testing.T) {
 	t.Parallel()
 	const ns, other, world = "e2e-outside", "e2e-outside-other", "e2e-outside-world"
@@ -172,14 +172,22 @@ func TestHostsOutsideAreKnownAndProveTheirNames(t *testing.T) {
 
 	ask(ns, nowhere, "plain.example", unknown)
 	apply(ctx, t, entry("plain", "good", http+"8080", "")+entry("good", "good", http+"8443", "")+entry("bad", "bad", http+"8443", "")+
-		entry("tcp", "good", "number: 5432, name: tcp, protocol: TCP, targetPort: 8443", ", addresses: [203.0.113.7]"))
+		entry("tcp", "good", "number: 5432, name: tcp, protocol: TCP, targetPort: 8443", ", addresses: [203.0.113.7]")+
+		entry("wide", "good", "number: 5433, name: tcp, protocol: TCP, targetPort: 8443", ", addresses: [198.51.0.0/16]")+
+		entry("narrow", "good", "number: 5433, name: tcp, protocol: TCP, targetPort: 8080", ", addresses: [198.51.100.0/24]"))
 	ask(ns, nowhere, "plain.example", seen("plain.example", ""))
 	ask(other, nowhere, "plain.example", unknown)
+	ask(ns, "198.51.100.9:5433", "whoever.example", seen("whoever.example", ""))
 
 	began := time.Now()
-	apply(ctx, t, rule("good")+rule("bad")+strings.Replace(rule("tcp"), "mode: SIMPLE", "mode: SIMPLE, subjectAltNames: [good.example]", 1))
+	named := func(host string) string {
+		return strings.Replace(rule(host), "mode: SIMPLE", "mode: SIMPLE, subjectAltNames: [good.example]", 1)
+	}
+	apply(ctx, t, rule("good")+rule("bad")+named("tcp")+named("wide"))
 	ask(ns, nowhere, "good.example", seen("good.example", "good.example"))
 	ask(ns, "203.0.113.7:5432", "whoever.example", seen("whoever.example", "tcp.example"))
+	ask(ns, "198.51.99.9:5433", "whoever.example", seen("whoever.example", "wide.example"))
+	ask(ns, "198.51.100.9:5433", "whoever.example", seen("whoever.example", ""))
 	ask(ns, nowhere, "bad.example", func(r sample.Response) bool {
 		return r.Status == 503 && strings.Contains(r.Body, "the server of bad.example") && strings.Contains(r.Body, "CERTIFICATE_VERIFY_FAILED")
 	})

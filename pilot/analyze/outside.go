@@ -46,6 +46,11 @@ func (w *world) overruled(r *report, e *registry.ServiceEntry, holds *compile.Ou
 			}
 		}
 	}
+	for _, n := range e.Networks {
+		if compile.OfServices(holds.Ranges, n) {
+			r.say(MeshAddress, o, "spec.addresses", "%s is in the range of Services' addresses, and nobody's to name anew; connections to it go where they would without this", n)
+		}
+	}
 	for _, ip := range e.Addresses {
 		if compile.OfMesh(w.snap, holds.Ranges, ip) {
 			r.say(MeshAddress, o, "spec.addresses", "%s is that of a Service, of a pod or of the API server, and nobody's to name anew; connections to it go where they would without this", ip)

@@ -19,7 +19,15 @@ var outside = []mutation{
 	{36, "a Service's name may be given to something outside", "pilot/internal/validate.TestWhatIsOutsideIsRefusedByFieldAndReason", []edit{
 		{"pilot/internal/registry/outside.go", "	case OfCluster(name):\n", "	case false && OfCluster(name):\n"}}},
 	{36, "an address of the mesh may be named anew", "pilot/internal/compile.TestAddressesOfTheMeshAreNotNamedAnew", []edit{
-		{"pilot/internal/compile/outside.go", "			if OfMesh(snap, out.Ranges, ip) {\n", "			if false && OfMesh(snap, out.Ranges, ip) {\n"}}},
+		{"pilot/internal/compile/outside.go", "out.Addresses[at] == nil && !OfMesh(snap, out.Ranges, ip) {\n", "out.Addresses[at] == nil {\n"}}},
+	{36, "a network of Services' addresses may be named anew", outsideTraffic + "TestNetworksAreThoseOfTheNarrowest", []edit{
+		{"pilot/internal/compile/outside.go", " && !OfServices(out.Ranges, n) {\n", " {\n"}}},
+	{36, "a network takes the addresses of pods in it", outsideTraffic + "TestNetworksAreThoseOfTheNarrowest", []edit{
+		{"pilot/internal/translate/outside.go", "	if own := o.OwnIn(networks); len(own) > 0 {\n", "	if own := o.OwnIn(networks); len(own) < 0 {\n"}}},
+	{36, "a pod that comes into a network is not told", everyChange, []edit{
+		{"pilot/internal/registry/serviceentry.go", "		for e := range ServiceEntries.all(s, \"networked\", true) {\n", "		for e := range ServiceEntries.all(s, \"networked\", false) {\n"}}},
+	{36, "a network of the proxy's own machine may be named", "pilot/internal/validate.TestWhatIsOutsideIsRefusedByFieldAndReason", []edit{
+		{"pilot/internal/registry/outside.go", "		case !own.Overlaps(network):\n", "		case !own.Overlaps(network) || !network.IsSingleIP():\n"}}},
 	{36, "the younger of two names a host", "pilot/internal/compile.TestAHostIsNamedOnceInANamespace", []edit{
 		{"pilot/internal/compile/outside.go", "return a.Created.Compare(b.Created) })", "return b.Created.Compare(a.Created) })"}}},
 	{36, "a rule that names no server takes an unverified one", "pilot/internal/validate.TestWhatIsOutsideIsRefusedByFieldAndReason", []edit{

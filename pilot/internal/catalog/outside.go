@@ -50,7 +50,7 @@ func (r ExternalListener) make(c *Catalog) proto.Message {
 	return translate.ExternalListener(c.outside(r.Outside).Addresses[r.At], r.At)
 }
 
-// NamedListener takes what a client sends to a port of any other address of a family, if it says whom it wants there.
+// NamedListener takes what a client sends to a port of any other address of a family, if it says whom it wants there, or the address is in somebody's network.
 type NamedListener struct {
 	Outside string
 	Port    uint32
@@ -61,12 +61,11 @@ func (r NamedListener) Type() string { return deltaxds.ListenerType }
 func (r NamedListener) Name() string { return translate.NamedListenerAt(r.Port, r.Family).String() }
 func (r NamedListener) layers(c *Catalog) []Layer {
 	o := c.outside(r.Outside)
-	return ofOutsideIf(r.Outside, len(o.At(r.Port)) > 0 && (r.Family == registry.IPv4 || compile.IPv6(o.Ranges)))
+	return ofOutsideIf(r.Outside, o.Listens(r.Port, r.Family) && (r.Family == registry.IPv4 || compile.IPv6(o.Ranges)))
 }
 
 func (r NamedListener) make(c *Catalog) proto.Message {
-	o := c.outside(r.Outside)
-	return translate.NamedListener(o.At(r.Port), r.Port, r.Family, o.Ranges)
+	return translate.NamedListener(c.outside(r.Outside), r.Port, r.Family)
 }
 
 // NamedRoutes say where the requests go that come to a port.
@@ -141,10 +140,15 @@ func externals(whose string, o *compile.Outside, ipv6 bool) (out []Resource) {
 	for at := range o.Addresses {
 		out = append(out, ExternalListener{whose, at})
 	}
+	families := []registry.Family{registry.IPv4}
+	if ipv6 {
+		families = ipFamilies
+	}
 	for port := range o.Ports() {
-		out = append(out, NamedListener{whose, port, registry.IPv4})
-		if ipv6 {
-			out = append(out, NamedListener{whose, port, registry.IPv6})
+		for _, f := range families {
+			if o.Listens(port, f) {
+				out = append(out, NamedListener{whose, port, f})
+			}
 		}
 		if translate.Requested(o.At(port)) {
 			out = append(out, NamedRoutes{whose, port})

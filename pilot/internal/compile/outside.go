@@ -17,7 +17,15 @@ import (
 type Outside struct {
 	Hosts     map[HostPort]*External
 	Addresses map[Address]*External
-	Ranges    []netip.Prefix // of Services' addresses, which are nobody's outside
+	Networks  map[Network]*External // of which all addresses are the host's but those of narrower ones, and what is the mesh's own
+	Ranges    []netip.Prefix        // of Services' addresses, which are nobody's outside
+	Own       []netip.Addr          // in Networks, of pods and of API servers, which are nobody's outside either
+}
+
+// Network is a network and a port to which clients connect.
+type Network struct {
+	netip.Prefix
+	Port uint32
 }
 
 // HostPort is a port of a host, as clients call it.
@@ -92,12 +100,41 @@ func (o *Outside) All() []*External {
 	return slices.SortedFunc(maps.Values(o.Hosts), func(a, b *External) int { return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port)) })
 }
 
-// Ports are those at which clients say by name whom they want.
+// Ports are those at which clients say by name whom they want, or by a network.
 func (o *Outside) Ports() map[uint32]bool {
 	out := map[uint32]bool{}
 	for _, x := range o.Hosts {
 		if x.Named() {
 			out[x.Port] = true
+		}
+	}
+	for n := range o.Networks {
+		out[n.Port] = true
+	}
+	return out
+}
+
+// Listens reports whether clients say by name whom they want at a port, or by a network of a family.
+func (o *Outside) Listens(port uint32, f registry.Family) bool {
+	return len(o.At(port)) > 0 || len(o.NetworksAt(port, f)) > 0
+}
+
+// NetworksAt lists the networks of a family at a port, in an order that is always the same.
+func (o *Outside) NetworksAt(port uint32, f registry.Family) (out []netip.Prefix) {
+	for n := range o.Networks {
+		if n.Port == port && n.Addr().Is6() == (f == registry.IPv6) {
+			out = append(out, n.Prefix)
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return out
+}
+
+// OwnIn are the addresses of the mesh's own that are in networks.
+func (o *Outside) OwnIn(networks []netip.Prefix) (out []netip.Prefix) {
+	for _, a := range o.Own {
+		if slices.ContainsFunc(networks, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			out = append(out, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
 	return out
@@ -114,7 +151,7 @@ func (o *Outside) Without(was *Outside) (gone, come *Outside) {
 		return was, o
 	}
 	less := func(a, b *Outside) *Outside {
-		out := &Outside{Hosts: map[HostPort]*External{}, Addresses: map[Address]*External{}, Ranges: a.Ranges}
+		out := &Outside{Hosts: map[HostPort]*External{}, Addresses: map[Address]*External{}, Networks: map[Network]*External{}, Ranges: a.Ranges}
 		for of, x := range a.Hosts {
 			if y := b.Hosts[of]; y == nil || *x != *y {
 				out.Hosts[of] = x
@@ -123,6 +160,11 @@ func (o *Outside) Without(was *Outside) (gone, come *Outside) {
 		for at, x := range a.Addresses {
 			if y := b.Addresses[at]; y == nil || *x != *y {
 				out.Addresses[at] = x
+			}
+		}
+		for n, x := range a.Networks {
+			if y := b.Networks[n]; y == nil || *x != *y || !slices.Equal(a.Own, b.Own) {
+				out.Networks[n] = x
 			}
 		}
 		return out
@@ -162,7 +204,7 @@ func nonempty[T any](seq iter.Seq[T]) bool {
 // CompileOutside compiles the Outside of a namespace, or of all that say nothing themselves. Of several ServiceEntries for a port of a host, one of the namespace
 // itself holds before one of the root namespace, then the oldest, then the first by name; the others have no effect there.
 func CompileOutside(snap *registry.Snapshot, set Settings, namespace string) *Outside {
-	out := &Outside{Hosts: map[HostPort]*External{}, Addresses: map[Address]*External{}, Ranges: ServiceRanges(snap)}
+	out := &Outside{Hosts: map[HostPort]*External{}, Addresses: map[Address]*External{}, Networks: map[Network]*External{}, Ranges: ServiceRanges(snap)}
 	for e := range entriesFor(snap, set, namespace) {
 		for _, host := range e.Hosts {
 			for _, p := range e.Ports {
@@ -174,19 +216,60 @@ func CompileOutside(snap *registry.Snapshot, set Settings, namespace string) *Ou
 		}
 	}
 	for e := range entriesFor(snap, set, namespace) {
-		for _, ip := range e.Addresses {
-			if OfMesh(snap, out.Ranges, ip) {
+		for _, p := range e.Ports {
+			x := out.Hosts[HostPort{e.Hosts[0], p.Number}]
+			if x.Entry != e {
 				continue
 			}
-			for _, p := range e.Ports {
-				at, x := Address{ip, p.Number}, out.Hosts[HostPort{e.Hosts[0], p.Number}]
-				if x.Entry == e && out.Addresses[at] == nil {
+			for _, ip := range e.Addresses {
+				if at := (Address{ip, p.Number}); out.Addresses[at] == nil && !OfMesh(snap, out.Ranges, ip) {
 					out.Addresses[at] = x
+				}
+			}
+			for _, n := range e.Networks {
+				if at := (Network{n, p.Number}); out.Networks[at] == nil && !OfServices(out.Ranges, n) {
+					out.Networks[at] = x
 				}
 			}
 		}
 	}
+	out.Own = ownIn(snap, out)
 	return out
+}
+
+// OfServices reports whether all addresses of a network are Services'.
+func OfServices(ranges []netip.Prefix, n netip.Prefix) bool {
+	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Bits() <= n.Bits() && r.Overlaps(n) })
+}
+
+// ownIn finds the addresses of pods and of API servers in an Outside's networks.
+func ownIn(snap *registry.Snapshot, o *Outside) (out []netip.Addr) {
+	if len(o.Networks) == 0 {
+		return nil
+	}
+	var networks []netip.Prefix
+	for n := range o.Networks {
+		if !slices.Contains(networks, n.Prefix) {
+			networks = append(networks, n.Prefix)
+		}
+	}
+	consider := func(addresses []string) {
+		for _, text := range addresses {
+			a, err := netip.ParseAddr(text)
+			holds := func(p netip.Prefix) bool { return p.Contains(a) }
+			if err == nil && slices.ContainsFunc(networks, holds) && !slices.ContainsFunc(o.Ranges, holds) {
+				out = append(out, a)
+			}
+		}
+	}
+	for p := range snap.Pods() {
+		consider(p.IPs)
+	}
+	for s := range snap.SlicesOf(apiServer) {
+		consider(s.Addresses)
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
 }
 
 // entriesFor yields the ServiceEntries that hold in a namespace, those that hold before others first.

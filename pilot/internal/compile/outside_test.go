@@ -23,6 +23,9 @@ func (d draw) entry(ns, name string) registry.Event {
 		Created: time.Unix(d.Int64N(3), 0), Ports: []registry.EntryPort{{Number: 80, Name: "http", Protocol: protocol.HTTP, Target: 80}}}
 	if d.often() {
 		e.Addresses = []string{d.address(registry.IPv4)}
+		if d.often() {
+			e.Networks = []netip.Prefix{netip.MustParsePrefix(d.one("10.0.0.0/8", "10.0.0.0/30", "10.0.0.2/31", "fd00::/64"))}
+		}
 		e.Ports = append(e.Ports, registry.EntryPort{Number: 90, Name: "tcp", Protocol: protocol.TCP, Target: 90})
 	}
 	if ns == "root" && d.often() {
@@ -69,7 +72,14 @@ func said(o *compile.Outside) string {
 			}
 		}
 	}
-	return fmt.Sprint(strings.Join(out, "\n"), o.Ranges)
+	for _, port := range []uint32{80, 90} {
+		for _, f := range []registry.Family{registry.IPv4, registry.IPv6} {
+			for _, n := range o.NetworksAt(port, f) {
+				out = append(out, fmt.Sprintf("%s:%d is %s", n, port, o.Networks[compile.Network{Prefix: n, Port: port}].Cluster()))
+			}
+		}
+	}
+	return fmt.Sprint(strings.Join(out, "\n"), o.Ranges, o.Own)
 }
 
 // entryOf is a ServiceEntry for a host at port 80, with an address.

@@ -16,6 +16,7 @@ import (
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	proxyprotocol "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
@@ -23,6 +24,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/handshake"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
@@ -319,6 +321,9 @@ func (r *relocating) relocate(body *anypb.Any) error {
 		return nil
 	}
 	l.AdditionalAddresses, l.BindToPort = nil, nil
+	if r.all { // who says where a connection was going is believed
+		l.ListenerFilters = slices.Insert(l.ListenerFilters, 0, envoy.ListenerFilter("envoy.filters.listener.proxy_protocol", &proxyprotocol.ProxyProtocol{AllowRequestsWithoutProxyProtocol: true}))
+	}
 	a := l.GetAddress().GetSocketAddress()
 	a.Address, a.PortSpecifier = "127.0.0.1", &core.SocketAddress_PortValue{PortValue: 0}
 	return body.MarshalFrom(l)

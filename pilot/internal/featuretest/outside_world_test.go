@@ -9,8 +9,9 @@ import (
 // What is outside of the mesh, in the random world: few names and addresses, some of which are those of the mesh.
 var (
 	outsideHosts     = []string{"a.example", "b.example", "*.example", "s0.shop.svc.cluster.local"}
-	outsideAddresses = []string{"198.51.100.1", "198.51.100.2", "10.0.0.1", "10.96.0.1", "10.0.0.9", "2001:db8::9"}
-	outsidePorts     = []string{"{number: 80, name: http, protocol: HTTP}", "{number: 81, name: h2, protocol: GRPC, targetPort: 82}", "{number: 443, name: tls, protocol: TLS}",
+	outsideAddresses = []string{"198.51.100.1", "198.51.100.2", "10.0.0.1", "10.96.0.1", "10.0.0.9", "2001:db8::9", "198.51.100.0/24", "198.51.0.0/16",
+		"10.0.0.0/8", "10.0.0.0/30", "10.96.0.0/16", "2001:db8::/32"}
+	outsidePorts = []string{"{number: 80, name: http, protocol: HTTP}", "{number: 81, name: h2, protocol: GRPC, targetPort: 82}", "{number: 443, name: tls, protocol: TLS}",
 		"{number: 5432, name: tcp, protocol: TCP}"}
 	ruledHosts = append([]string{"s1.shop.svc.cluster.local", "s0.bank.svc.cluster.local", "s0.shop.svc.cluster.local"}, outsideHosts...)
 	ways       = []string{"mode: SIMPLE", "mode: SIMPLE, sni: c.example", "mode: DISABLE", "mode: ISTIO_MUTUAL", "mode: ISTIO_MUTUAL, subjectAltNames: [spiffe://cluster.local/ns/shop/sa/one]",

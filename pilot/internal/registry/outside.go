@@ -47,9 +47,29 @@ func notServer(text string) string {
 	if err != nil || a.Zone() != "" {
 		return "is no IP address"
 	}
-	switch a = a.Unmap(); {
-	case a.IsUnspecified(), a.IsLoopback(), a.IsLinkLocalUnicast(), a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return "is no address of another machine"
+	return notServers(netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()))
+}
+
+// notServers says why a network is not one of servers somewhere else; it returns nothing if it is.
+func notServers(network netip.Prefix) string {
+	for _, own := range notServed {
+		switch {
+		case !own.Overlaps(network):
+		case network.IsSingleIP():
+			return "is no address of another machine"
+		default:
+			return "has addresses that are those of no other machine: of " + own.String() + "; write narrower networks"
+		}
 	}
 	return ""
+}
+
+// notServed are the addresses that are those of no other machine: unspecified, loopback, link-local, multicast, broadcast (RFC 6890, RFC 1112, RFC 4291).
+var notServed = prefixes("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32", "::/128", "::1/128", "fe80::/10", "ff00::/8")
+
+func prefixes(texts ...string) (out []netip.Prefix) {
+	for _, t := range texts {
+		out = append(out, netip.MustParsePrefix(t))
+	}
+	return out
 }

@@ -24,7 +24,8 @@ var ServiceEntries = &KindOf[ServiceEntry]{
 	name:     "serviceEntry",
 	resource: Resource{GroupVersionResource: istioNetworking.WithResource("serviceentries"), Kind: "ServiceEntry"},
 	source:   custom(makeServiceEntry),
-	indexes:  []*memdb.IndexSchema{byNamespace, byEach("address", "Addresses")},
+	indexes: []*memdb.IndexSchema{byNamespace, byEach("address", "Addresses"), {Name: "networked", Indexer: &memdb.ConditionalIndex{
+		Conditional: func(e any) (bool, error) { return len(e.(*ServiceEntry).Networks) > 0, nil }}}},
 	judge: func(e *ServiceEntry) Verdict {
 		v := verdictOn(e.ID, e.Generation, e.Ignored, e.Problems)
 		v.Partly = !e.Ignored
@@ -38,8 +39,9 @@ var ServiceEntries = &KindOf[ServiceEntry]{
 type ServiceEntry struct {
 	ID              string
 	Namespace, Name string
-	Hosts           []string // DNS names in lower case, of which the first part may be "*"
-	Addresses       []string // that are the host's, whatever DNS says; then there is one host
+	Hosts           []string       // DNS names in lower case, of which the first part may be "*"
+	Addresses       []string       // that are the host's, whatever DNS says; then there is one host
+	Networks        []netip.Prefix // of which all addresses are so, too
 	Ports           []EntryPort
 	Resolution      Resolution
 	Endpoints       []EntryEndpoint // none: with DNS, the hosts themselves are
@@ -188,7 +190,7 @@ func (r *entryReader) addresses() {
 	for i, text := range r.spec.Addresses {
 		field := fmt.Sprintf("spec.addresses[%d]", i)
 		if strings.Contains(text, "/") {
-			r.problem(field, "%q: a network "+notYet+"; list addresses", text)
+			r.network(field, text)
 			continue
 		}
 		if reason := notServer(text); reason != "" {
@@ -197,8 +199,26 @@ func (r *entryReader) addresses() {
 		}
 		r.out.Addresses = append(r.out.Addresses, canonical(text))
 	}
+	if len(r.out.Networks) > 0 && r.spec.Resolution == istio.ServiceEntry_DNS {
+		r.problem("spec.addresses", "a network has many servers: with resolution NONE a connection goes to the one whom its client has called, with STATIC to spec.endpoints")
+	}
 	if len(r.spec.Addresses) > 0 && (len(r.spec.Hosts) != 1 || isWildcard(r.spec.Hosts[0])) {
 		r.problem("spec.addresses", "an address is one host's: write a ServiceEntry with one host, and no wildcard, for each")
+	}
+}
+
+// network reads a network, which of one address is that address.
+func (r *entryReader) network(field, text string) {
+	p, err := netip.ParsePrefix(text)
+	switch reason := notServers(p.Masked()); {
+	case err != nil || p.Addr().Is4In6():
+		r.problem(field, "%q is no network, such as 203.0.113.0/24", text)
+	case reason != "":
+		r.problem(field, "%q %s", text, reason)
+	case p.IsSingleIP():
+		r.out.Addresses = append(r.out.Addresses, p.Addr().String())
+	case !slices.Contains(r.out.Networks, p.Masked()):
+		r.out.Networks = append(r.out.Networks, p.Masked())
 	}
 }
 
@@ -358,7 +378,22 @@ func (s *Snapshot) ServiceEntriesIn(ns string) iter.Seq[*ServiceEntry] {
 	return ServiceEntries.all(s, byNamespace.Name, ns)
 }
 
-// ServiceEntriesAt returns the ServiceEntries that claim an address.
+// ServiceEntriesAt returns the ServiceEntries that claim an address, or a network that it is in.
 func (s *Snapshot) ServiceEntriesAt(address string) iter.Seq[*ServiceEntry] {
-	return ServiceEntries.all(s, "address", address)
+	return func(yield func(*ServiceEntry) bool) {
+		for e := range ServiceEntries.all(s, "address", address) {
+			if !yield(e) {
+				return
+			}
+		}
+		a, err := netip.ParseAddr(address)
+		if err != nil {
+			return
+		}
+		for e := range ServiceEntries.all(s, "networked", true) {
+			if slices.ContainsFunc(e.Networks, func(p netip.Prefix) bool { return p.Contains(a) }) && !yield(e) {
+				return
+			}
+		}
+	}
 }

@@ -100,15 +100,23 @@ func servers(x *compile.External) *endpoint.ClusterLoadAssignment {
 
 // ExternalListener takes the connections to an address that is said to be a host's.
 func ExternalListener(x *compile.External, to compile.Address) *listener.Listener {
-	f := x.Frontend(to)
-	if x.TLS == nil {
-		return ServiceListener(f)
+	return outbound(x.Frontend(to), externalChain(x))
+}
+
+// externalChain takes connections that are known by their address, whatever they say.
+func externalChain(x *compile.External) *listener.FilterChain {
+	f := x.Frontend(compile.Address{})
+	switch {
+	case x.TLS == nil && x.Protocol.IsHTTP():
+		return httpChain(f)
+	case x.TLS == nil:
+		return tcpChain(f)
 	}
 	own := tcpProxy(forward(x.Cluster(), "outbound", telemetry.OutsideConnections(x.Host)))
 	if x.Protocol.IsHTTP() {
 		own = httpManager(withRoutes(outsideManager(x.Host), routes(x.Routes())))
 	}
-	return outbound(f, &listener.FilterChain{Name: x.Host, Filters: []*listener.Filter{own}})
+	return &listener.FilterChain{Name: x.Host, Filters: []*listener.Filter{own}}
 }
 
 // NamedListenerAt is where the listener for all addresses of a family is.
@@ -120,34 +128,54 @@ func NamedListenerAt(port uint32, f registry.Family) compile.Address {
 }
 
 // NamedListener takes the connections to a port whose addresses have no listener of their own. Which hosts there are is in its chains for TLS, each of which comes and
-// goes by itself, and in the routes of requests.
-func NamedListener(hosts []*compile.External, port uint32, f registry.Family, ranges []netip.Prefix) *listener.Listener {
+// goes by itself, and in the routes of requests. Envoy looks at the address first, and takes the chains of the narrowest network: one of somebody's has all that goes
+// there, and to the addresses of the mesh's own in it everything goes as it would without.
+func NamedListener(o *compile.Outside, port uint32, f registry.Family) *listener.Listener {
 	at := NamedListenerAt(port, f)
 	l := &listener.Listener{
 		Name: at.String(), Address: envoy.Address(at.IP, at.Port), BindToPort: envoy.No(),
 		TrafficDirection: core.TrafficDirection_OUTBOUND, PerConnectionBufferLimitBytes: envoy.U32(1 << 20),
-		ListenerFilters: []*listener.ListenerFilter{
-			envoy.ListenerFilter("envoy.filters.listener.tls_inspector", &tlsinspector.TlsInspector{}),
-			envoy.ListenerFilter("envoy.filters.listener.http_inspector", &httpinspector.HttpInspector{}),
-		},
-		ListenerFiltersTimeout: envoy.Seconds(1), ContinueOnListenerFiltersTimeout: true,
 		DefaultFilterChain: passedThrough(),
 	}
-	if refused := refusedRanges(ranges); refused != nil {
+	if hosts := o.At(port); len(hosts) > 0 { // else nobody waits for a client's first bytes
+		l.ListenerFilters = []*listener.ListenerFilter{
+			envoy.ListenerFilter("envoy.filters.listener.tls_inspector", &tlsinspector.TlsInspector{}),
+			envoy.ListenerFilter("envoy.filters.listener.http_inspector", &httpinspector.HttpInspector{}),
+		}
+		l.ListenerFiltersTimeout, l.ContinueOnListenerFiltersTimeout = envoy.Seconds(1), true
+	}
+	if refused := refusedRanges(o.Ranges); refused != nil {
 		l.FilterChains = append(l.FilterChains, refused)
 	}
+	l.FilterChains = append(l.FilterChains, namedChains(o.At(port), port, nil)...)
+	networks := o.NetworksAt(port, f)
+	if own := o.OwnIn(networks); len(own) > 0 {
+		as := passedThrough()
+		as.FilterChainMatch = &listener.FilterChainMatch{PrefixRanges: cidrs(own)}
+		l.FilterChains = append(append(l.FilterChains, namedChains(o.At(port), port, own)...), as)
+	}
+	for _, n := range networks {
+		c := externalChain(o.Networks[compile.Network{Prefix: n, Port: port}])
+		c.FilterChainMatch = &listener.FilterChainMatch{PrefixRanges: cidrs([]netip.Prefix{n})}
+		l.FilterChains = append(l.FilterChains, c)
+	}
+	return l
+}
+
+// namedChains take what says whom it wants, at all addresses or at those of some networks.
+func namedChains(hosts []*compile.External, port uint32, networks []netip.Prefix) (out []*listener.FilterChain) {
 	if Requested(hosts) {
-		l.FilterChains = append(l.FilterChains, &listener.FilterChain{Name: "http", Filters: []*listener.Filter{namedManager(port)},
-			FilterChainMatch: &listener.FilterChainMatch{TransportProtocol: "raw_buffer", ApplicationProtocols: httpProtocols}})
+		out = append(out, &listener.FilterChain{Name: "http", Filters: []*listener.Filter{namedManager(port)},
+			FilterChainMatch: &listener.FilterChainMatch{PrefixRanges: cidrs(networks), TransportProtocol: "raw_buffer", ApplicationProtocols: httpProtocols}})
 	}
 	for _, x := range hosts {
 		if x.EntryPort.TLS {
-			l.FilterChains = append(l.FilterChains, &listener.FilterChain{Name: x.Host,
-				FilterChainMatch: &listener.FilterChainMatch{TransportProtocol: "tls", ServerNames: []string{x.Host}},
+			out = append(out, &listener.FilterChain{Name: x.Host,
+				FilterChainMatch: &listener.FilterChainMatch{PrefixRanges: cidrs(networks), TransportProtocol: "tls", ServerNames: []string{x.Host}},
 				Filters:          []*listener.Filter{tcpProxy(forward(x.Cluster(), "outbound", telemetry.OutsideConnections(x.Host)))}})
 		}
 	}
-	return l
+	return out
 }
 
 // Requested reports whether some of the hosts are named by requests.

@@ -41,11 +41,15 @@ func refusedRanges(ranges []netip.Prefix) *listener.FilterChain {
 	if len(ranges) == 0 {
 		return nil
 	}
-	match := &listener.FilterChainMatch{}
-	for _, r := range ranges {
-		match.PrefixRanges = append(match.PrefixRanges, &core.CidrRange{AddressPrefix: r.Addr().String(), PrefixLen: envoy.U32(uint32(r.Bits()))})
-	}
+	match := &listener.FilterChainMatch{PrefixRanges: cidrs(ranges)}
 	return &listener.FilterChain{Name: RefusalListener, FilterChainMatch: match, Filters: []*listener.Filter{tcpProxy(forward(RefusalCluster, RefusalCluster, nil))}}
+}
+
+func cidrs(networks []netip.Prefix) (out []*core.CidrRange) {
+	for _, n := range networks {
+		out = append(out, &core.CidrRange{AddressPrefix: n.Addr().String(), PrefixLen: envoy.U32(uint32(n.Bits()))})
+	}
+	return out
 }
 
 // Refusal is the cluster that leads to the listener of what is refused.
