@@ -204,6 +204,38 @@ func TestHostsOutsideAreKnownAndProveTheirNames(t *testing.T) {
 		t.Errorf("what operators are told: %v\n%s", err, told)
 	}
 
+	// A Sidecar keeps the workloads of a namespace from what has no name, whichever port it is at.
+	confined := fmt.Sprintf("{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {name: confined, namespace: %s}, spec: {outboundTrafficPolicy: {mode: REGISTRY_ONLY}}}", ns)
+	pod, err := cluster.Pod(ctx, world, "good")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unnamed := pod.Status.PodIP + ":8080"
+	ask(ns, unnamed, "api.example", seen("api.example", ""))
+	began = time.Now()
+	apply(ctx, t, confined)
+	outOfReach := func(r sample.Response) bool {
+		return r.Status == 403 && strings.Contains(r.Body, "is out of reach of ")
+	}
+	ask(ns, unnamed, "api.example", outOfReach)
+	ask(ns, nowhere, "nobody.example", outOfReach)
+	ask(ns, nowhere, "good.example", seen("good.example", "good.example"))
+	ask(ns, "203.0.113.7:5432", "whoever.example", seen("whoever.example", "tcp.example"))
+	ask(other, unnamed, "api.example", seen("api.example", ""))
+	err = (&claims.Scene{Lab: cluster, Namespace: ns}).Audited(ctx, began, "source", func(e *claims.Event) bool {
+		return e.Verdict == "VERDICT_DENIED" && e.DestinationAddress == unnamed && strings.HasSuffix(e.SourceIdentity, "/ns/"+ns+"/sa/default")
+	})
+	if err != nil {
+		t.Errorf("what has no name: %v", err)
+	}
+	if told, err := cluster.Meshctl(ctx, "reach", "-n", ns, "deploy/asker"); err != nil || !strings.Contains(string(told), "Sidecar "+ns+"/confined keeps it from everything else") {
+		t.Errorf("what operators are told: %v\n%s", err, told)
+	}
+	if err := cluster.Delete(ctx, confined); err != nil {
+		t.Fatal(err)
+	}
+	ask(ns, unnamed, "api.example", seen("api.example", ""))
+
 	err = cluster.Apply(ctx, strings.ReplaceAll(entry("taken", "good", http+"8080", ""), `exportTo: ["."]`, `exportTo: ["*"]`))
 	if err == nil || !strings.Contains(err.Error(), "is not for namespace "+ns+" to say; put it into bulwark-system") {
 		t.Errorf("a ServiceEntry for others: %v", err)

@@ -2,18 +2,18 @@ package applications
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
+	"github.com/bulwark-mesh/bulwark/e2e/claims"
+	"github.com/bulwark-mesh/bulwark/e2e/internal/cookbook"
 )
 
-// TestAuthorizers asks external authorizers that others have written. Open Policy Agent decides by what Envoy tells it of a request and of its client; before it has come, and
-// when it is gone, nothing passes.
+// TestAuthorizers asks external authorizers that others have written, as the cookbook has it. Open Policy Agent decides by what Envoy tells it of a request and of its
+// client; when it is gone, nothing passes.
 func TestAuthorizers(t *testing.T) {
 	if *image == "" {
 		t.Skip("no -image: make applications builds it")
@@ -21,46 +21,54 @@ func TestAuthorizers(t *testing.T) {
 	t.Run("opa", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 		defer cancel()
-		w := world{Program{Name: "nginx"}, "app-opa", true, true}
-		cleanUp(ctx, t, []world{w})
-		if err := w.deploy(ctx); err != nil {
+		removed := []string{"app-finance", "app-finance-outside", "opa"}
+		if err := cluster.RemoveNamespaces(ctx, removed...); err != nil {
 			t.Fatal(err)
 		}
-		content, err := manifests.ReadFile("testdata/opa.yaml")
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			if err := cluster.DeleteNamespaces(ctx, removed...); err != nil && !*keep {
+				t.Error(err)
+			}
+		})
+		s, err := claims.Deploy(ctx, cluster, "app-finance")
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The policies of other programs admit the client alone, so that what the stranger gets would be theirs.
-		open := "\n---\n{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: open, namespace: app-opa}, spec: {rules: [{}]}}"
-		manifest := strings.NewReplacer("NAMESPACE", w.namespace, "IMAGE", "docker.io/bulwark/applications:"+*image).Replace(string(content) + open)
-		if err := cluster.Apply(ctx, manifest); err != nil {
+		if err := s.Delete(ctx, s.Local(`
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: payroll-readers, namespace: finance}}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: ledger-readers, namespace: finance}}`)); err != nil {
 			t.Fatal(err)
 		}
-		if err := cluster.Ready(ctx, w.namespace, 2*time.Minute); err != nil {
+		tasks, err := cookbook.Read("../../docs/cookbook.md")
+		if err != nil {
 			t.Fatal(err)
 		}
-		hears := func(who, method, path string, want int) {
-			t.Helper()
-			err := lab.PollFor(ctx, 30*time.Second, func(ctx context.Context) error {
-				out, err := cluster.Exec(ctx, w.namespace, who, who, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-X", method, "http://nginx"+path)
-				if err == nil && string(out) != fmt.Sprint(want) {
-					err = fmt.Errorf("%s: %s %s: %s, want %d", who, method, path, out, want)
-				}
-				return err
-			})
-			if err != nil {
+		const published = "openpolicyagent/opa:1.4.2-envoy"
+		for _, task := range tasks {
+			if !strings.Contains(task.Manifest, published) {
+				continue
+			}
+			if err := s.Apply(ctx, s.Local(strings.ReplaceAll(task.Manifest, published, "docker.io/bulwark/applications:"+*image))); err != nil {
+				t.Fatal(err)
+			}
+			if err := cluster.Ready(ctx, "opa", 2*time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			if err := task.Ask(ctx, s, nil); err != nil {
 				t.Error(err)
 			}
+			if err := cluster.AppsV1().Deployments("opa").Delete(ctx, "opa", metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			gone := cookbook.Task{Title: "without it", Questions: []cookbook.Question{{Who: "account-auditor", What: "`GET /accounts/1`", Gets: "403"}}}
+			if err := gone.Ask(ctx, s, nil); err != nil {
+				t.Error(err)
+			}
+			return
 		}
-		hears("client", "GET", "/index.html", 200)
-		hears("client", "GET", "/nothing", 404)
-		hears("stranger", "GET", "/index.html", 200)
-		hears("stranger", "GET", "/nothing", 403)
-		hears("stranger", "POST", "/index.html", 403)
-		hears("stranger", "GET", "/index.html?x", 403) // which is another path, to that policy
-		if err := cluster.AppsV1().Deployments(w.namespace).Delete(ctx, "opa", metav1.DeleteOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		hears("client", "GET", "/index.html", 403)
+		t.Error("the cookbook has no task with Open Policy Agent")
 	})
 }

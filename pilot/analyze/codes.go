@@ -42,6 +42,7 @@ const (
 	NoAuthorizer      = "BW0123"
 	UnnamedHost       = "BW0124"
 	MeshAddress       = "BW0125"
+	ClaimedName       = "BW0126"
 )
 
 // Codes are all of them, in their order.
@@ -71,6 +72,7 @@ var Codes = []Code{
 	{NoAuthorizer, Error, "asks an authorizer that cannot answer"},
 	{UnnamedHost, Warning, "says how to speak with what nothing names"},
 	{MeshAddress, Warning, "names an address of the mesh's own"},
+	{ClaimedName, Warning, "lets the confined go wherever they say"},
 }
 
 // Known reports whether there is a code.

@@ -15,10 +15,11 @@ func outside(w *world, r *report) {
 			continue // Pilot says so
 		}
 		if compiled[e.Namespace] == nil {
-			compiled[e.Namespace] = compile.CompileOutside(w.snap, w.set, compile.OutsideFor(w.snap, w.set, e.Namespace))
+			compiled[e.Namespace] = compile.CompileOutside(w.snap, w.set, compile.OutsideFor(w.snap, w.set, e.Namespace, nil))
 		}
 		w.overruled(r, e, compiled[e.Namespace])
 	}
+	w.claimed(r)
 	for d := range w.snap.DestinationRules() {
 		if d.Host == "" {
 			continue
@@ -33,6 +34,26 @@ func outside(w *world, r *report) {
 		if why := w.unnamed(d); why != "" {
 			r.sayIf(w.Whole, UnnamedHost, o, "spec.host", "%s", why)
 		}
+	}
+}
+
+// claimed says of ServiceEntries that whom a Sidecar keeps from what has no name may use their names for any server: nothing but the client says whom it has found.
+func (w *world) claimed(r *report) {
+	by := map[*registry.ServiceEntry]string{} // one Sidecar for which it is so
+	for p := range w.snap.Pods() {
+		sidecar := compile.SidecarOf(w.snap, w.set, p.Namespace, p.Labels)
+		if !p.Proxied || sidecar == nil || sidecar.Outbound != registry.RegistryOnly {
+			continue
+		}
+		for _, x := range compile.CompileOutside(w.snap, w.set, compile.OutsideFor(w.snap, w.set, p.Namespace, sidecar)).Hosts {
+			if x.Entry.Resolution == registry.None && x.Named() && x.TLS == nil && (by[x.Entry] == "" || sidecar.ID < by[x.Entry]) {
+				by[x.Entry] = sidecar.ID
+			}
+		}
+	}
+	for e, sidecar := range by {
+		r.say(ClaimedName, Object{registry.ServiceEntries.Resource().Kind, e.Namespace, e.Name}, "spec.resolution",
+			"Sidecar %s keeps its workloads from what has no name, but with NONE a connection goes where they open it, whatever host they name: use DNS or STATIC, or a DestinationRule by which the server has to prove its name", sidecar)
 	}
 }
 

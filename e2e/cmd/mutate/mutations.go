@@ -242,9 +242,9 @@ var claims = []mutation{
 	{22, "those who may reach a service now are not told", everyChange, []edit{
 		{families + "catalog.go", "		out.Moves = append(out.Moves, id)\n		c.layers[id].set(r, true)\n", "		c.layers[id].set(r, true)\n"}}},
 	{22, "a pod whose Sidecar has changed keeps what it had", everyChange, []edit{
-		{families + "catalog.go", "if slices.Contains(t.effects.Sidecars, p.Namespace) || ", "if false && slices.Contains(t.effects.Sidecars, p.Namespace) || "}}},
+		{families + "catalog.go", "if t.effects.Sidecared(p.Namespace) || ", "if "}}},
 	{22, "new ranges of Services' addresses are not told", everyChange, []edit{
-		{families + "outbound.go", "outboundIf(t.effects.Ranges)", "outboundIf(false && t.effects.Ranges)"}}},
+		{families + "outbound.go", "if t.effects.Ranges {", "if false && t.effects.Ranges {"}}},
 	{22, "a policy is not looked at for who may reach a service", "pilot/internal/compile.TestEffectsNameWhateverDiffers", []edit{
 		{"pilot/internal/compile/effects.go", "		if len(s.Selector) > 0 && mayShare(p.Selector, s.Selector) {\n", "		if false && mayShare(p.Selector, s.Selector) {\n"}}},
 	{22, "a pod without a proxy keeps nobody in", "pilot/internal/compile.TestAudience", []edit{

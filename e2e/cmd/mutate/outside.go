@@ -37,7 +37,7 @@ var outside = []mutation{
 	{36, "a namespace that comes to say something itself keeps what all have", everyChange, []edit{
 		{families + "catalog.go", " || t.effects.Outside[p.Namespace] || t.effects.Outside[\"\"]", ""}}},
 	{36, "a changed ServiceEntry is not told", everyChange, []edit{
-		{families + "outside.go", "		if t.effects.Outside[\"\"] || t.effects.Outside[whose] {\n", "		if false && (t.effects.Outside[\"\"] || t.effects.Outside[whose]) {\n"}}},
+		{families + "outside.go", "		if t.effects.Outside[\"\"] || t.effects.Outside[whose.Namespace] ||", "		if whose.Sidecar == \"\" && whose.Namespace != \"\" {\n			continue\n		}\n		if t.effects.Outside[\"\"] || t.effects.Outside[whose.Namespace] ||"}}},
 	{36, "a rule for a Service is not told to whom it is for", everyChange, []edit{
 		{families + "service.go", "	maps.Copy(out, compile.RuledFor(t.was, c.settings, service))\n", ""}}},
 	{36, "a rule's identity that is revoked serves", "pilot/internal/compile.TestNamedIdentitiesAreRevocableAndKnowAliases", []edit{
@@ -46,6 +46,16 @@ var outside = []mutation{
 		{"pilot/internal/compile/rules.go", "if d.Namespace == ns && exportedTo(d.ExportTo, d.Namespace, clients) && ", "if ns != \"\" && exportedTo(d.ExportTo, d.Namespace, clients) && "}}},
 	{36, "who asks an external authorizer says how it is spoken with", "pilot/internal/compile.TestWhoAsksAnAuthorizerDoesNotSayHow", []edit{
 		{"pilot/internal/compile/rules.go", "	if set.Asks(s.ID) {\n", "	if false && set.Asks(s.ID) {\n"}}},
+	{36, "who is confined may call what has no name", outsideTraffic + "TestTheConfinedReachOnlyWhatHasAName", []edit{
+		{"pilot/internal/translate/outbound.go", "	if confined {\n		return outOfReach(nil)\n", "	if false && confined {\n		return outOfReach(nil)\n"}}},
+	{36, "who is confined may name any host where some have names", outsideTraffic + "TestTheConfinedReachOnlyWhatHasAName", []edit{
+		{"pilot/internal/translate/outside.go", "	if o.Only {\n", "	if false && o.Only {\n"}}},
+	{36, "who is confined knows hosts that the Sidecar hides", outsideTraffic + "TestTheConfinedReachOnlyWhatHasAName", []edit{
+		{"pilot/internal/compile/outside.go", "			if out.Only && !importsHost(", "			if false && out.Only && !importsHost("}}},
+	{36, "the confined are not told of a Sidecar that has changed", everyChange, []edit{
+		{families + "outside.go", " || whose.Sidecar != \"\" && t.effects.Sidecared(whose.Namespace)", ""}}},
+	{36, "a Sidecar that cannot be read confines nobody", "pilot/internal/registry.TestSidecarsSayWhereTheirWorkloadsMayConnect", []edit{
+		{"pilot/internal/registry/sidecar.go", "	return RegistryOnly\n}", "	return \"\"\n}"}}},
 	{36, "a proxy has any volume that its pod's author likes", "pilot/inject.TestFilesThatAProxyMayNotHave", []edit{
 		{"pilot/inject/files.go", "		case !ofNamespace(v.VolumeSource):\n", "		case false && !ofNamespace(v.VolumeSource):\n"}}},
 }

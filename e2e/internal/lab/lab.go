@@ -86,7 +86,7 @@ var authorizers = []string{
 	"extensionProviders[0].envoyExtAuthzGrpc.timeout=2s",
 	"extensionProviders[1].name=outside", "extensionProviders[1].envoyExtAuthzHttp.service=authorizer.e2e-custom-outside.svc.cluster.local", "extensionProviders[1].envoyExtAuthzHttp.port=8080",
 	"extensionProviders[1].envoyExtAuthzHttp.pathPrefix=/check", "extensionProviders[1].envoyExtAuthzHttp.includeRequestHeadersInCheck={x-answer}",
-	"extensionProviders[3].name=opa", "extensionProviders[3].envoyExtAuthzGrpc.service=opa.app-opa.svc.cluster.local", "extensionProviders[3].envoyExtAuthzGrpc.port=9191",
+	"extensionProviders[3].name=opa", "extensionProviders[3].envoyExtAuthzGrpc.service=opa.opa.svc.cluster.local", "extensionProviders[3].envoyExtAuthzGrpc.port=9191",
 	"extensionProviders[3].envoyExtAuthzGrpc.timeout=2s",
 	"extensionProviders[2].name=nowhere", "extensionProviders[2].envoyExtAuthzGrpc.service=authorizer.nowhere.svc.cluster.local", "extensionProviders[2].envoyExtAuthzGrpc.port=9191",
 }

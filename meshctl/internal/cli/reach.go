@@ -116,6 +116,9 @@ func showReach(out *printer.Printer, r operatorv1.Reach) {
 	case r.Sidecar != "":
 		out.Line("Sidecar %s hides what it could reach otherwise: %s", r.Sidecar, first(r.Hidden))
 	}
+	if r.Confined {
+		out.Line("Sidecar %s keeps it from everything else (outboundTrafficPolicy).", r.Sidecar)
+	}
 	if len(r.NotExported) > 0 {
 		out.Line("What it could reach is not exported to its namespace: %s", first(r.NotExported))
 	}

@@ -43,6 +43,9 @@ Sidecar bank/default hides what it could reach otherwise: bank/s0, bank/s1, bank
 What it could reach is not exported to its namespace: shop/private`},
 		{operatorv1.Reach{Pod: "bank/p", Proxied: true, Sidecar: "bank/default"}, `Pod bank/p may call no service.
 Sidecar bank/default holds for it, and hides nothing that it could reach otherwise.`},
+		{operatorv1.Reach{Pod: "bank/p", Proxied: true, Sidecar: "bank/default", Confined: true}, `Pod bank/p may call no service.
+Sidecar bank/default holds for it, and hides nothing that it could reach otherwise.
+Sidecar bank/default keeps it from everything else (outboundTrafficPolicy).`},
 		{operatorv1.Reach{Pod: "bank/p", Proxied: true, Outside: []operatorv1.External{
 			{Host: "api.example.com", Port: operatorv1.Port{Number: 80, Protocol: "HTTP"}, ServiceEntry: "bank/api", Rule: "bank/api", TLS: "SIMPLE"},
 			{Host: "api.example.com", Port: operatorv1.Port{Number: 443, Protocol: "TLS"}, ServiceEntry: "bank/api"},

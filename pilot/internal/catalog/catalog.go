@@ -78,10 +78,10 @@ type Catalog struct {
 	classes  map[string]*class    // of the layers of classes, by what they are of
 	spread   spread               // nil as long as there are no subjects
 	latest   latest
-	places   map[compile.Place]int       // where subjects are, and how many
-	scopes   map[Layer]*scope            // of the layers of those who may know only some services
-	pods     map[string]*followed        // of subjects
-	outsides map[string]*compile.Outside // of the layers of what is outside of the mesh, by whose they are
+	places   map[compile.Place]int              // where subjects are, and how many
+	scopes   map[Layer]*scope                   // of the layers of those who may know only some services
+	pods     map[string]*followed               // of subjects
+	outsides map[compile.Whose]*compile.Outside // of the layers of what is outside of the mesh
 }
 
 type class struct {
@@ -100,7 +100,7 @@ func New(settings compile.Settings, snap *registry.Snapshot) *Catalog {
 	return &Catalog{
 		settings: settings, snap: snap, layers: map[Layer]*layer{}, where: map[Resource][]Layer{}, classes: map[string]*class{},
 		scopes: map[Layer]*scope{}, places: map[compile.Place]int{}, pods: map[string]*followed{},
-		outsides: map[string]*compile.Outside{},
+		outsides: map[compile.Whose]*compile.Outside{},
 	}
 }
 
@@ -135,7 +135,7 @@ func (c *Catalog) Apply(snap *registry.Snapshot, changes []registry.Change) (out
 	c.renewOutsides(t)
 	if len(t.effects.Sidecars)+len(t.effects.Outside) > 0 { // few changes are of these, and there may be many pods
 		for _, p := range c.pods {
-			if slices.Contains(t.effects.Sidecars, p.Namespace) || slices.Contains(t.effects.Sidecars, "") || t.effects.Outside[p.Namespace] || t.effects.Outside[""] {
+			if t.effects.Sidecared(p.Namespace) || t.effects.Outside[p.Namespace] || t.effects.Outside[""] {
 				following = append(following, p.Pod)
 			}
 		}

@@ -9,24 +9,35 @@ import (
 )
 
 // Outbound is the listener of all that a workload sends.
-type Outbound struct{}
+type Outbound struct{ Confined bool }
 
-func (r Outbound) Type() string            { return deltaxds.ListenerType }
-func (r Outbound) Name() string            { return translate.VirtualOutbound }
-func (r Outbound) layers(*Catalog) []Layer { return []Layer{Mesh} }
+func (r Outbound) Type() string { return deltaxds.ListenerType }
+func (r Outbound) Name() string { return translate.VirtualOutbound }
+func (r Outbound) layers(*Catalog) []Layer {
+	if r.Confined {
+		return []Layer{Confined}
+	}
+	return []Layer{Mesh}
+}
 
 func (r Outbound) make(c *Catalog) proto.Message {
-	return translate.OutboundListener(compile.ServiceRanges(c.snap))
+	return translate.OutboundListener(compile.ServiceRanges(c.snap), r.Confined)
 }
 
 var outbound = family{
-	of:      func(_ *Catalog, l Layer) []Resource { return outboundIf(l == Mesh) },
-	touched: func(_ *Catalog, t *turn) []Resource { return outboundIf(t.effects.Ranges) },
-}
-
-func outboundIf(any bool) []Resource {
-	if any {
-		return []Resource{Outbound{}}
-	}
-	return nil
+	of: func(_ *Catalog, l Layer) []Resource {
+		switch l {
+		case Mesh:
+			return []Resource{Outbound{}}
+		case Confined:
+			return []Resource{Outbound{Confined: true}}
+		}
+		return nil
+	},
+	touched: func(_ *Catalog, t *turn) []Resource {
+		if t.effects.Ranges {
+			return []Resource{Outbound{}, Outbound{Confined: true}}
+		}
+		return nil
+	},
 }

@@ -10,14 +10,19 @@ import (
 )
 
 // What is outside of the mesh is in a layer of its own, that of a namespace or, where namespaces say nothing themselves, of all of these: no policy says who may reach
-// it, and no Sidecar hides it, as it would pass as it is then.
+// it, and no Sidecar hides it, as it would pass as it is then. Those whom a Sidecar keeps from all that has no name have one for themselves.
 
 // ofOutside is the layer of an Outside, by whose it is (compile.OutsideFor).
-func ofOutside(whose string) Layer { return Layer{kind: outsideLayer, of: whose} }
+func ofOutside(whose compile.Whose) Layer {
+	return Layer{kind: outsideLayer, of: whose.Namespace, sidecar: whose.Sidecar}
+}
+
+// whose is what ofOutside made the layer of.
+func (l Layer) whose() compile.Whose { return compile.Whose{Namespace: l.of, Sidecar: l.sidecar} }
 
 // ExternalCluster is a port of a host outside of the mesh.
 type ExternalCluster struct {
-	Outside string
+	Outside compile.Whose
 	Of      compile.HostPort
 	TLS     bool // proxies speak it
 }
@@ -36,7 +41,7 @@ func (r ExternalCluster) make(c *Catalog) proto.Message {
 
 // ExternalListener takes what a client sends to an address that is said to be a host's.
 type ExternalListener struct {
-	Outside string
+	Outside compile.Whose
 	At      compile.Address
 }
 
@@ -52,7 +57,7 @@ func (r ExternalListener) make(c *Catalog) proto.Message {
 
 // NamedListener takes what a client sends to a port of any other address of a family, if it says whom it wants there, or the address is in somebody's network.
 type NamedListener struct {
-	Outside string
+	Outside compile.Whose
 	Port    uint32
 	Family  registry.Family
 }
@@ -70,7 +75,7 @@ func (r NamedListener) make(c *Catalog) proto.Message {
 
 // NamedRoutes say where the requests go that come to a port.
 type NamedRoutes struct {
-	Outside string
+	Outside compile.Whose
 	Port    uint32
 }
 
@@ -81,18 +86,18 @@ func (r NamedRoutes) layers(c *Catalog) []Layer {
 }
 
 func (r NamedRoutes) make(c *Catalog) proto.Message {
-	return translate.NamedRoutes(c.outside(r.Outside).At(r.Port), r.Port)
+	return translate.NamedRoutes(c.outside(r.Outside), r.Port)
 }
 
 // outside is what a layer is of; nothing if nobody has it.
-func (c *Catalog) outside(whose string) *compile.Outside {
+func (c *Catalog) outside(whose compile.Whose) *compile.Outside {
 	if o := c.outsides[whose]; o != nil {
 		return o
 	}
 	return &compile.Outside{}
 }
 
-func ofOutsideIf(whose string, exists bool) []Layer {
+func ofOutsideIf(whose compile.Whose, exists bool) []Layer {
 	if !exists {
 		return nil
 	}
@@ -101,14 +106,14 @@ func ofOutsideIf(whose string, exists bool) []Layer {
 
 // outsideAnew is an Outside that subjects have and that may be another one than it was.
 type outsideAnew struct {
-	whose    string
+	whose    compile.Whose
 	was, now *compile.Outside
 }
 
 // renewOutsides compiles those anew that a turn of things concerns.
 func (c *Catalog) renewOutsides(t *turn) {
 	for whose, was := range c.outsides {
-		if t.effects.Outside[""] || t.effects.Outside[whose] {
+		if t.effects.Outside[""] || t.effects.Outside[whose.Namespace] || whose.Sidecar != "" && t.effects.Sidecared(whose.Namespace) {
 			c.outsides[whose] = compile.CompileOutside(c.snap, c.settings, whose)
 			t.outsides = append(t.outsides, outsideAnew{whose, was, c.outsides[whose]})
 		}
@@ -120,7 +125,8 @@ var external = family{
 		if l.kind != outsideLayer {
 			return nil
 		}
-		return externals(l.of, c.outside(l.of), compile.IPv6(c.outside(l.of).Ranges))
+		o := c.outside(l.whose())
+		return externals(l.whose(), o, compile.IPv6(o.Ranges))
 	},
 	touched: func(_ *Catalog, t *turn) (out []Resource) {
 		for _, o := range t.outsides {
@@ -133,7 +139,7 @@ var external = family{
 }
 
 // externals lists all that there is of an Outside.
-func externals(whose string, o *compile.Outside, ipv6 bool) (out []Resource) {
+func externals(whose compile.Whose, o *compile.Outside, ipv6 bool) (out []Resource) {
 	for of, x := range o.Hosts {
 		out = append(out, ExternalCluster{whose, of, x.TLS != nil})
 	}

@@ -17,6 +17,8 @@ type Layer struct {
 	place compile.Place
 	// ruled is the namespace of those who have the layer before the one without. It has only what DestinationRules say of their calls in particular.
 	ruled string
+	// sidecar is that which keeps those who have the layer from all outside of the mesh that has no name.
+	sidecar string
 }
 
 var (
@@ -24,6 +26,8 @@ var (
 	Mesh = Layer{kind: "mesh"}
 	// Everyone has the services that everyone may reach.
 	Everyone = Layer{kind: "everyone"}
+	// Confined has what those have, before what every proxy has, whom a Sidecar keeps from all that has no name.
+	Confined = Layer{kind: "confined"}
 )
 
 const (
@@ -68,6 +72,9 @@ func (l Layer) String() string {
 	if l.ruled != "" {
 		out += " for " + l.ruled
 	}
+	if l.sidecar != "" {
+		out += " under " + l.sidecar
+	}
 	return out
 }
 
@@ -85,8 +92,9 @@ type Subject struct {
 	scope              Layer // of the services that it may know; zero if those are all that it may reach
 	delivery           delivery.Way
 	node, zone         compile.Place
-	outside            string // whose it has (compile.OutsideFor); empty if it has none
-	ruled              bool   // DestinationRules say something in particular of calls of its namespace
+	outside            compile.Whose // it has (compile.OutsideFor); empty if it has none
+	confined           bool          // a Sidecar keeps it from all that has no name
+	ruled              bool          // DestinationRules say something in particular of calls of its namespace
 }
 
 // subjectOf is the subject that a pod's proxy is.
@@ -95,10 +103,12 @@ func (c *Catalog) subjectOf(p *registry.Pod) (Subject, *registry.Sidecar) {
 	out := Subject{
 		pod: p.ID, class: class.Key(), injected: AsInjected(class), namespace: p.Namespace, account: p.ServiceAccount, delivery: p.Delivery,
 		node: compile.OnNode(p.Node), zone: compile.InZone(c.snap.ZoneOf(p.Node)),
-		outside: compile.OutsideFor(c.snap, c.settings, p.Namespace), ruled: compile.Ruled(c.snap, p.Namespace),
+		ruled: compile.Ruled(c.snap, p.Namespace),
 	}
 	sidecar := compile.SidecarOf(c.snap, c.settings, p.Namespace, p.Labels)
-	if sidecar != nil {
+	out.outside = compile.OutsideFor(c.snap, c.settings, p.Namespace, sidecar)
+	out.confined = sidecar != nil && sidecar.Outbound == registry.RegistryOnly
+	if sidecar != nil && sidecar.Egress != nil {
 		out.scope = ofScope(sidecar, p.Namespace, p.ServiceAccount)
 	}
 	return out, sidecar
@@ -113,7 +123,7 @@ func (s Subject) Class() Layer { return ofClass(s.class) }
 // Layers returns whose resources the subject has. Where two layers have one of the same name, the subject has the former's.
 func (s Subject) Layers() []Layer {
 	out := []Layer{ofClass(s.class)}
-	if s.outside != "" {
+	if s.outside.Namespace != "" {
 		out = append(out, ofOutside(s.outside))
 	}
 	services := reachOf(s.namespace, s.account)
@@ -138,6 +148,9 @@ func (s Subject) Layers() []Layer {
 	for _, l := range services {
 		out = append(out, l.at(s.node), l.at(s.zone))
 	}
+	if s.confined {
+		out = append(out, Confined)
+	}
 	return append(append(out, services...), Mesh, s.injected)
 }
 
@@ -159,11 +172,11 @@ func (c *Catalog) enter(s Subject, p *registry.Pod, sidecar *registry.Sidecar) {
 	if c.reach == nil {
 		c.reach, c.spread = newReach(c), newSpread(c)
 	}
-	if sidecar != nil && c.scopes[s.scope] == nil {
+	if s.scope != (Layer{}) && c.scopes[s.scope] == nil {
 		c.scopes[s.scope] = &scope{c.settings, sidecar, s.namespace, s.account}
 		c.reach.open(c, s.scope)
 	}
-	if s.outside != "" && c.outsides[s.outside] == nil {
+	if s.outside.Namespace != "" && c.outsides[s.outside] == nil {
 		c.outsides[s.outside] = compile.CompileOutside(c.snap, c.settings, s.outside)
 	}
 	for _, id := range s.Layers() {
@@ -209,7 +222,7 @@ func (c *Catalog) Leave(s Subject) (gone []Resource) {
 		case classLayer:
 			delete(c.classes, id.of)
 		case outsideLayer:
-			delete(c.outsides, id.of)
+			delete(c.outsides, id.whose())
 		case scopeLayer:
 			if id == s.scope {
 				c.reach.close(id)

@@ -19,7 +19,7 @@ type Effects struct {
 	Classes   []ClassSelector
 
 	Nodes       map[string]bool // that are in another zone than before
-	Sidecars    []string        // namespaces whose workloads may know other services than before; "" is every one
+	Sidecars    []string        // namespaces whose workloads may know other services than before, or connect elsewhere; "" is every one
 	Revocations bool            // the mesh's list of them
 	Ranges      bool            // of Services' addresses
 	Outside     map[string]bool // namespaces whose workloads may have another Outside; "" is every one
@@ -211,6 +211,11 @@ func (e *Effects) sidecar(set Settings, s *registry.Sidecar) {
 	if !slices.Contains(e.Sidecars, namespace) {
 		e.Sidecars = append(e.Sidecars, namespace)
 	}
+}
+
+// Sidecared reports whether the workloads of a namespace may know other services than before, or connect elsewhere.
+func (e Effects) Sidecared(namespace string) bool {
+	return slices.Contains(e.Sidecars, namespace) || slices.Contains(e.Sidecars, "")
 }
 
 // mayShare reports whether a pod may have the labels of both selectors.

@@ -193,9 +193,9 @@ var places = map[compile.Place]string{{}: "", compile.InZone("e"): "zone e", com
 func meaningOf(snap *registry.Snapshot, classes map[string]compile.Class) meaning {
 	m := meaning{services: map[string]any{}, endpoints: map[string]any{}, reach: map[string]any{}, frontends: map[string]any{}, outside: map[string]any{}, classes: map[string]any{}}
 	for _, ns := range namespaces {
-		whose := compile.OutsideFor(snap, settings, ns)
+		whose := compile.OutsideFor(snap, settings, ns, nil)
 		m.outside[ns] = fmt.Sprint(whose, compile.Ruled(snap, ns))
-		if whose != "" {
+		if whose.Namespace != "" {
 			m.outside[ns] = fmt.Sprint(m.outside[ns], said(compile.CompileOutside(snap, settings, whose)))
 		}
 	}

@@ -19,7 +19,14 @@ type Outside struct {
 	Addresses map[Address]*External
 	Networks  map[Network]*External // of which all addresses are the host's but those of narrower ones, and what is the mesh's own
 	Ranges    []netip.Prefix        // of Services' addresses, which are nobody's outside
+	Only      bool                  // nothing else outside of the mesh may be called
 	Own       []netip.Addr          // in Networks, of pods and of API servers, which are nobody's outside either
+}
+
+// Whose names an Outside by the workloads that have it.
+type Whose struct {
+	Namespace string // or Everywhere; empty: nobody has it, as nothing has a name
+	Sidecar   string // ("namespace/name") that keeps its workloads from all that has no name; empty: none
 }
 
 // Network is a network and a port to which clients connect.
@@ -172,8 +179,21 @@ func (o *Outside) Without(was *Outside) (gone, come *Outside) {
 	return less(was, o), less(o, was)
 }
 
-// OutsideFor says whose Outside the workloads of a namespace have: its own, that of all namespaces that say nothing themselves, or, if it is empty, none.
-func OutsideFor(snap *registry.Snapshot, set Settings, namespace string) string {
+// OutsideFor says whose Outside workloads of a namespace have for which a Sidecar holds, or none does (nil): those of the Sidecar, if it keeps them from what has no name;
+// else that of the namespace, or of all that say nothing themselves.
+func OutsideFor(snap *registry.Snapshot, set Settings, namespace string, sidecar *registry.Sidecar) Whose {
+	switch whose := namesOutside(snap, set, namespace); {
+	case whose == "":
+		return Whose{}
+	case sidecar != nil && sidecar.Outbound == registry.RegistryOnly:
+		return Whose{namespace, sidecar.ID}
+	default:
+		return Whose{Namespace: whose}
+	}
+}
+
+// namesOutside finds whose ServiceEntries and DestinationRules hold in a namespace: its own among others, those for all namespaces that say nothing themselves, or none.
+func namesOutside(snap *registry.Snapshot, set Settings, namespace string) string {
 	if namespace == set.RootNamespace || nonempty(snap.ServiceEntriesIn(namespace)) || nonempty(snap.DestinationRulesIn(namespace)) {
 		return namespace
 	}
@@ -201,12 +221,19 @@ func nonempty[T any](seq iter.Seq[T]) bool {
 	return false
 }
 
-// CompileOutside compiles the Outside of a namespace, or of all that say nothing themselves. Of several ServiceEntries for a port of a host, one of the namespace
+// CompileOutside compiles the Outside that somebody has. Of several ServiceEntries for a port of a host, one of the namespace
 // itself holds before one of the root namespace, then the oldest, then the first by name; the others have no effect there.
-func CompileOutside(snap *registry.Snapshot, set Settings, namespace string) *Outside {
-	out := &Outside{Hosts: map[HostPort]*External{}, Addresses: map[Address]*External{}, Networks: map[Network]*External{}, Ranges: ServiceRanges(snap)}
+func CompileOutside(snap *registry.Snapshot, set Settings, whose Whose) *Outside {
+	out := &Outside{Hosts: map[HostPort]*External{}, Addresses: map[Address]*External{}, Networks: map[Network]*External{}, Ranges: ServiceRanges(snap), Only: whose.Sidecar != ""}
+	namespace, sidecar := whose.Namespace, snap.Sidecar(whose.Sidecar)
+	if out.Only && sidecar == nil {
+		return out
+	}
 	for e := range entriesFor(snap, set, namespace) {
 		for _, host := range e.Hosts {
+			if out.Only && !importsHost(sidecar, namespace, e.Namespace, host) {
+				continue
+			}
 			for _, p := range e.Ports {
 				at := HostPort{host, p.Number}
 				if out.Hosts[at] == nil {
@@ -218,7 +245,7 @@ func CompileOutside(snap *registry.Snapshot, set Settings, namespace string) *Ou
 	for e := range entriesFor(snap, set, namespace) {
 		for _, p := range e.Ports {
 			x := out.Hosts[HostPort{e.Hosts[0], p.Number}]
-			if x.Entry != e {
+			if x == nil || x.Entry != e {
 				continue
 			}
 			for _, ip := range e.Addresses {

@@ -112,7 +112,7 @@ func TestAHostIsNamedOnceInANamespace(t *testing.T) {
 		"root": "own.example by root/own, x.example by root/x, y.example by root/y",
 	} {
 		var got []string
-		for _, x := range compile.CompileOutside(snap, settings, compile.OutsideFor(snap, settings, ns)).All() {
+		for _, x := range compile.CompileOutside(snap, settings, compile.OutsideFor(snap, settings, ns, nil)).All() {
 			got = append(got, x.Host+" by "+x.Entry.ID)
 		}
 		if strings.Join(got, ", ") != want {
@@ -120,14 +120,14 @@ func TestAHostIsNamedOnceInANamespace(t *testing.T) {
 		}
 	}
 	at := compile.Address{IP: "203.0.113.2", Port: 80}
-	if x := compile.CompileOutside(snap, settings, "a").Addresses[at]; x == nil || x.Entry.ID != "a/old" {
+	if x := compile.CompileOutside(snap, settings, compile.Whose{Namespace: "a"}).Addresses[at]; x == nil || x.Entry.ID != "a/old" {
 		t.Errorf("%s is %+v", at, x)
 	}
-	if x := compile.CompileOutside(snap, settings, "a").Addresses[compile.Address{IP: "203.0.113.1", Port: 80}]; x != nil {
+	if x := compile.CompileOutside(snap, settings, compile.Whose{Namespace: "a"}).Addresses[compile.Address{IP: "203.0.113.1", Port: 80}]; x != nil {
 		t.Errorf("an address of an overruled entry is %+v", x)
 	}
 	for ns, whose := range map[string]string{"a": "a", "b": "b", "c": "c", "d": "*", "e": "*", "root": "root"} {
-		if got := compile.OutsideFor(snap, settings, ns); got != whose {
+		if got := compile.OutsideFor(snap, settings, ns, nil); got.Namespace != whose {
 			t.Errorf("what is outside for %s is that of %q, want %q", ns, got, whose)
 		}
 	}
@@ -139,7 +139,7 @@ func TestAddressesOfTheMeshAreNotNamedAnew(t *testing.T) {
 		snap := world(t, entryOf("a/x", 0, "x.example", ip), &registry.Service{ID: "b/s", Namespace: "b", Name: "s", ClusterIPs: []string{"10.97.0.1"}},
 			&registry.ServiceCIDR{ID: "c", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}, &registry.Pod{ID: "b/p", Namespace: "b", Name: "p", IPs: []string{"10.0.0.1"}},
 			sliceOf("default/kubernetes", "default", "10.0.0.2"), sliceOf("b/thief", "b", "203.0.113.1"))
-		_, named := compile.CompileOutside(snap, settings, "a").Addresses[compile.Address{IP: ip, Port: 80}]
+		_, named := compile.CompileOutside(snap, settings, compile.Whose{Namespace: "a"}).Addresses[compile.Address{IP: ip, Port: 80}]
 		if named != (ip == "203.0.113.1") {
 			t.Errorf("%s is named: %v", ip, named)
 		}

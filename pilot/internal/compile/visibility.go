@@ -26,7 +26,7 @@ func Exported(s *registry.Service, namespace string) bool {
 
 // SidecarOf returns the Sidecar that says which services a workload may know, or nil if none does: one of its namespace that selects it
 // by labels, else one of its namespace without a selector, else one of the root namespace without a selector. Of several, it is the oldest.
-// One that declares no egress is passed over, since its workloads have what they would have without it.
+// One that says neither which hosts they may know nor where they may connect is passed over, since its workloads have what they would have without it.
 func SidecarOf(snap *registry.Snapshot, set Settings, namespace string, labels map[string]string) *registry.Sidecar {
 	selects := func(s *registry.Sidecar) bool { return len(s.Selector) > 0 && authz.Selects(s.Selector, labels) }
 	selectsAll := func(s *registry.Sidecar) bool { return len(s.Selector) == 0 }
@@ -39,10 +39,10 @@ func SidecarOf(snap *registry.Snapshot, set Settings, namespace string, labels m
 	return oldestSidecar(snap.SidecarsIn(set.RootNamespace), selectsAll)
 }
 
-// oldestSidecar returns the oldest of those that declare egress and meet a condition; of equally old ones, the first.
+// oldestSidecar returns the oldest of those that say something and meet a condition; of equally old ones, the first.
 func oldestSidecar(sidecars iter.Seq[*registry.Sidecar], meets func(*registry.Sidecar) bool) (oldest *registry.Sidecar) {
 	for s := range sidecars {
-		if s.Egress != nil && meets(s) && (oldest == nil || s.Created.Before(oldest.Created)) {
+		if !s.Silent() && meets(s) && (oldest == nil || s.Created.Before(oldest.Created)) {
 			oldest = s
 		}
 	}
@@ -51,6 +51,12 @@ func oldestSidecar(sidecars iter.Seq[*registry.Sidecar], meets func(*registry.Si
 
 // Imports reports whether a Sidecar, which may be nil, lets workloads of a namespace know a Service.
 func Imports(sidecar *registry.Sidecar, namespace string, s *registry.Service) bool {
+	return importsHost(sidecar, namespace, s.Namespace, Host(s))
+}
+
+// importsHost reports whether a Sidecar, which may be nil, lets workloads of a namespace know a host that is of another one. A host may have a wildcard: it is known only
+// as a whole.
+func importsHost(sidecar *registry.Sidecar, namespace, owner, host string) bool {
 	if sidecar == nil || sidecar.Egress == nil {
 		return true
 	}
@@ -58,16 +64,15 @@ func Imports(sidecar *registry.Sidecar, namespace string, s *registry.Service) b
 		switch of := strings.TrimPrefix(h.Namespace, "~"); of {
 		case "", "*":
 		case ".":
-			if s.Namespace != namespace {
+			if owner != namespace {
 				return false
 			}
 		default:
-			if s.Namespace != of {
+			if owner != of {
 				return false
 			}
 		}
-		end, wildcard := strings.CutPrefix(h.Host, "*")
-		return wildcard && strings.HasSuffix(Host(s), end) || h.Host == Host(s)
+		return covers(h.Host, host) || h.Excludes() && covers(host, h.Host)
 	}
 	imported := false
 	for _, h := range sidecar.Egress {
@@ -79,4 +84,10 @@ func Imports(sidecar *registry.Sidecar, namespace string, s *registry.Service) b
 		}
 	}
 	return imported
+}
+
+// covers reports whether a host, which may have a wildcard, stands for another one.
+func covers(host, other string) bool {
+	end, wildcard := strings.CutPrefix(host, "*")
+	return host == other || wildcard && strings.HasSuffix(other, end)
 }

@@ -282,3 +282,65 @@ func TestTLSThatCannotBeHadIsNotPlaintext(t *testing.T) {
 		code, got = ask(t, at, "a.example", nil)
 	}
 }
+
+// Whom a Sidecar keeps from what has no name reaches what it may know by a name, and hears of the rest that it is out of reach: by Host or server name, at ports that some
+// name has and at others. Names that are not among the hosts of its egress are no names to it.
+func TestTheConfinedReachOnlyWhatHasAName(t *testing.T) {
+	o := newOutside(t)
+	o.entry(t, "good.example", "number: 80, name: http, protocol: HTTP", "", o.server(t, nil, nil))
+	o.entry(t, "hidden.example", "number: 80, name: http, protocol: HTTP", "", o.server(t, nil, nil))
+	o.entry(t, "tls.example", "number: 443, name: https, protocol: HTTPS", "", o.server(t, o.ca, nil, "tls.example"))
+	p := newPilot(t, o.events)
+	admin := start(t, p, "finance/payroll-1", true)
+	at := listenerAt(t, admin, "0.0.0.0_80")
+	if code, got := ask(t, at, "hidden.example", nil); code != http.StatusOK {
+		t.Fatalf("without a Sidecar: %d %s", code, got)
+	}
+	p.apply(t, o.add(t, `
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: confined, namespace: finance}
+spec:
+  outboundTrafficPolicy: {mode: REGISTRY_ONLY}
+  egress: [{hosts: ["*/*.svc.cluster.local", "./good.example", "./tls.example"]}]`))
+	refused := func(at, host string, protocols *http.Protocols) {
+		t.Helper()
+		code, got := 0, ""
+		for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if code, got = ask(t, at, host, protocols); code == http.StatusForbidden {
+				break
+			}
+		}
+		if code != http.StatusForbidden || !strings.Contains(got, host+" (") || !strings.Contains(got, "is out of reach of ") {
+			t.Errorf("%s at %s: %d %s", host, at, code, got)
+		}
+	}
+	refused(at, "hidden.example", nil)
+	refused(at, "hidden.example", h2c())
+	refused(at, "nobody.example", nil)
+	refused(listenerAt(t, admin, "virtualOutbound"), "nobody.example", nil)
+	if code, got := ask(t, at, "good.example", nil); code != http.StatusOK || !strings.Contains(got, "for good.example") {
+		t.Errorf("what has a name: %d %s", code, got)
+	}
+	for name, taken := range map[string]bool{"tls.example": true, "other.example": false} {
+		conn, err := tls.Dial("tcp", listenerAt(t, admin, "0.0.0.0_443"), &tls.Config{ServerName: name, RootCAs: o.ca.Pool(), InsecureSkipVerify: !taken}) //nolint:gosec // nobody is to be there
+		if (err == nil) != taken {
+			t.Errorf("TLS with %s: %v", name, err)
+		}
+		if err == nil {
+			_ = conn.Close()
+		}
+	}
+	p.apply(t, o.add(t, `
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: confined, namespace: finance}
+spec: {outboundTrafficPolicy: {mode: ALLOW_ANY}, egress: [{hosts: ["*/*"]}]}`))
+	code, got := 0, ""
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if code, got = ask(t, at, "hidden.example", nil); code == http.StatusOK {
+			return
+		}
+	}
+	t.Errorf("when it is confined no more: %d %s", code, got)
+}

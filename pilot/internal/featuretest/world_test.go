@@ -421,7 +421,8 @@ func (w *world) sidecar(namespace, name string) {
 	if hosts := w.some(egress, 25); len(hosts) > 0 {
 		list = fmt.Sprintf("{hosts: [%s]}", strings.Join(hosts, ", "))
 	}
-	w.set("Sidecar", namespace, name, w.created(), fmt.Sprintf("spec: {%s egress: [%s]}", selector, list))
+	outbound := one(w, []string{"", "", "outboundTrafficPolicy: {mode: ALLOW_ANY},", "outboundTrafficPolicy: {mode: REGISTRY_ONLY},"})
+	w.set("Sidecar", namespace, name, w.created(), fmt.Sprintf("spec: {%s %s egress: [%s]}", selector, outbound, list))
 }
 
 func (w *world) serviceCIDR(name string) {

@@ -43,14 +43,15 @@ func Of(snap *registry.Snapshot, set compile.Settings, pod string) (operatorv1.R
 			out.Services = append(out.Services, operatorv1.Reachable{Service: s.ID, Ports: portsOf(s), By: by, Open: audience.Open, Everyone: audience.Everyone})
 		}
 	}
-	out.Outside = outside(snap, set, p.Namespace)
+	out.Confined = sidecar != nil && sidecar.Outbound == registry.RegistryOnly
+	out.Outside = outside(snap, set, p.Namespace, sidecar)
 	return out, nil
 }
 
-// outside lists what workloads of a namespace know outside of the mesh.
-func outside(snap *registry.Snapshot, set compile.Settings, namespace string) (out []operatorv1.External) {
-	whose := compile.OutsideFor(snap, set, namespace)
-	if whose == "" {
+// outside lists what workloads of a namespace know outside of the mesh, for which a Sidecar holds, or none does.
+func outside(snap *registry.Snapshot, set compile.Settings, namespace string, sidecar *registry.Sidecar) (out []operatorv1.External) {
+	whose := compile.OutsideFor(snap, set, namespace, sidecar)
+	if whose.Namespace == "" {
 		return nil
 	}
 	for _, x := range compile.CompileOutside(snap, set, whose).All() {

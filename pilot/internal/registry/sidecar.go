@@ -18,7 +18,8 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
-// Sidecars are Istio's Sidecars. Of one, the hosts of its egress are enforced: which services the workloads that it selects may know.
+// Sidecars are Istio's Sidecars. Of one, the hosts of its egress are enforced, which services the workloads that it selects may know, and the mode of its
+// outboundTrafficPolicy: whether they may call what has no name.
 var Sidecars = &KindOf[Sidecar]{
 	name:     "sidecar",
 	resource: Resource{GroupVersionResource: istioNetworking.WithResource("sidecars"), Kind: "Sidecar"},
@@ -38,12 +39,25 @@ type Sidecar struct {
 	Namespace, Name string
 	Selector        map[string]string
 	Egress          []EgressHost // of all its listeners; nil: not declared. With none of them, no service may be known.
+	Outbound        Outbound
 	Created         time.Time
 	Ignored         bool // it selects what no workload is
 	Generation      int64
 	Problems        []authz.Problem
 	Partly          bool // some of it cannot be enforced, and the rest is
 }
+
+// Outbound says where the workloads of a Sidecar may connect; empty: it does not say.
+type Outbound string
+
+// The modes, by Istio's names.
+const (
+	AllowAny     Outbound = "ALLOW_ANY"
+	RegistryOnly Outbound = "REGISTRY_ONLY" // only to Services, and to what the ServiceEntries name that are among the hosts of its egress
+)
+
+// Silent reports whether it says nothing, so that its workloads are as without it.
+func (s *Sidecar) Silent() bool { return s.Egress == nil && s.Outbound == "" }
 
 // EgressHost names services that may be known or, where the namespace begins with "~", that may not, whatever else names them.
 type EgressHost struct {
@@ -66,7 +80,7 @@ func makeSidecar(u *unstructured.Unstructured, _ authz.Options) *Sidecar {
 	if unread != nil && !decodeKnown(u, spec) {
 		out.Problems = unread
 		out.Selector, _, _ = unstructured.NestedStringMap(u.Object, "spec", "workloadSelector", "labels")
-		out.Egress = []EgressHost{}
+		out.Egress, out.Outbound = []EgressHost{}, unreadOutbound(u)
 		return out
 	}
 	out.Selector = spec.GetWorkloadSelector().GetLabels()
@@ -76,7 +90,19 @@ func makeSidecar(u *unstructured.Unstructured, _ authz.Options) *Sidecar {
 	if spec.WorkloadSelector != nil && len(out.Selector) == 0 {
 		notEnforced = append(notEnforced, authz.Problem{Field: "spec.workloadSelector", Reason: "has no labels; leave it out to select every workload"})
 	}
-	notEnforced = append(notEnforced, fieldsBut("spec", spec, notOfSidecars, "workloadSelector", "egress")...)
+	notEnforced = append(notEnforced, fieldsBut("spec", spec, notOfSidecars, "workloadSelector", "egress", "outboundTrafficPolicy")...)
+	if o := spec.OutboundTrafficPolicy; o != nil {
+		notEnforced = append(notEnforced, fieldsBut("spec.outboundTrafficPolicy", o, notOfSidecars, "mode")...)
+		switch o.Mode {
+		case istio.OutboundTrafficPolicy_ALLOW_ANY:
+			out.Outbound = AllowAny
+		case istio.OutboundTrafficPolicy_REGISTRY_ONLY:
+			out.Outbound = RegistryOnly
+		default:
+			out.Outbound = RegistryOnly
+			notEnforced = append(notEnforced, authz.Problem{Field: "spec.outboundTrafficPolicy.mode", Reason: fmt.Sprintf("%d is no mode", o.Mode)})
+		}
+	}
 	for i, listener := range spec.Egress {
 		notEnforced = append(notEnforced, fieldsBut(fmt.Sprintf("spec.egress[%d]", i), listener, notOfSidecars, "hosts")...)
 	}
@@ -87,7 +113,20 @@ func makeSidecar(u *unstructured.Unstructured, _ authz.Options) *Sidecar {
 	return out
 }
 
-const notOfSidecars = "is not enforced; of a Sidecar only workloadSelector and the hosts of egress are"
+const notOfSidecars = "is not enforced; of a Sidecar only workloadSelector, the hosts of egress and the mode of outboundTrafficPolicy are"
+
+// unreadOutbound is what a Sidecar that cannot be decoded may have wanted of connections to what has no name: whatever stands there but the one mode that lets them be
+// keeps its workloads from them.
+func unreadOutbound(u *unstructured.Unstructured) Outbound {
+	policy, found, _ := unstructured.NestedFieldNoCopy(u.Object, "spec", "outboundTrafficPolicy")
+	if !found {
+		return ""
+	}
+	if fields, _ := policy.(map[string]any); fields["mode"] == string(AllowAny) {
+		return AllowAny
+	}
+	return RegistryOnly
+}
 
 // fieldsBut are the problems of a message that sets other fields than those that are enforced.
 func fieldsBut(at string, m proto.Message, reason string, enforced ...string) []authz.Problem {
@@ -151,19 +190,25 @@ func notEgressHost(h EgressHost) string {
 	return ""
 }
 
-// adviseSidecar warns of hosts that are no service's.
+// adviseSidecar warns of hosts that are no service's, which only those need who may connect to nothing else.
 func adviseSidecar(s *Sidecar) []string {
+	if s.Outbound == RegistryOnly {
+		return nil
+	}
 	const services = ".svc." + mesh.ClusterDomain
 	var out []string
 	for _, h := range s.Egress {
 		end, wildcard := strings.CutPrefix(h.Host, "*")
 		if !strings.HasSuffix(h.Host, services) && !(wildcard && strings.HasSuffix(services, end)) {
-			out = append(out, fmt.Sprintf("%s/%s names no service of the mesh: their names end with %s (what is outside of the mesh is not restricted)",
+			out = append(out, fmt.Sprintf("%s/%s names no service of the mesh: their names end with %s (what is outside of the mesh is restricted by outboundTrafficPolicy: {mode: REGISTRY_ONLY} alone)",
 				h.Namespace, h.Host, services))
 		}
 	}
 	return out
 }
+
+// Sidecar returns a Sidecar, or nil.
+func (s *Snapshot) Sidecar(id string) *Sidecar { return Sidecars.one(s, id) }
 
 // SidecarsIn returns a namespace's Sidecars.
 func (s *Snapshot) SidecarsIn(ns string) iter.Seq[*Sidecar] {

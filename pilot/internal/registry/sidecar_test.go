@@ -58,8 +58,7 @@ func TestSidecarsOfWhichSomethingIsNotEnforced(t *testing.T) {
 	const hosts = `egress: [{hosts: ["./*"]}]`
 	for _, c := range []struct{ spec, egress, problem string }{
 		{`{ingress: [{port: {number: 80}}], ` + hosts + `}`, "./*", "spec.ingress: is not enforced"},
-		{`{outboundTrafficPolicy: {mode: REGISTRY_ONLY}, ` + hosts + `}`, "./*", "spec.outboundTrafficPolicy: is not enforced"},
-		{`{outboundTrafficPolicy: {mode: ALLOW_ANY}, ` + hosts + `}`, "./*", "spec.outboundTrafficPolicy: is not enforced"},
+		{`{outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: a.example}}, ` + hosts + `}`, "./*", "spec.outboundTrafficPolicy.egressProxy: is not enforced"},
 		{`{inboundConnectionPool: {tcp: {maxConnections: 1}}, ` + hosts + `}`, "./*", "spec.inboundConnectionPool: is not enforced"},
 		{`egress: [{hosts: ["./*"]}, {hosts: ["b/*"], port: {number: 80}}]`, "./* b/*", "spec.egress[1].port: is not enforced"},
 		{`egress: [{hosts: ["./*"], bind: 127.0.0.1}]`, "./*", "spec.egress[0].bind: is not enforced"},
@@ -81,6 +80,31 @@ func TestSidecarsOfWhichSomethingIsNotEnforced(t *testing.T) {
 		if egress(s) != c.egress || !strings.Contains(v.Summary(), c.problem) || !v.Partly || v.Idle || v.Kind != "Sidecar" || v.Name != "p" {
 			t.Errorf("%s: %s; %+v", c.spec, egress(s), v)
 		}
+	}
+}
+
+// Where workloads may connect is what Istio's field says, of which the first mode is the one that keeps them from what has no name. So does what cannot be understood.
+func TestSidecarsSayWhereTheirWorkloadsMayConnect(t *testing.T) {
+	for spec, want := range map[string]Outbound{
+		`{}`: "",
+		`outboundTrafficPolicy: {mode: REGISTRY_ONLY}`:                                   RegistryOnly,
+		`outboundTrafficPolicy: {}`:                                                      RegistryOnly,
+		`outboundTrafficPolicy: {mode: ALLOW_ANY}`:                                       AllowAny,
+		`{outboundTrafficPolicy: {mode: REGISTRY_ONLY}, egress: [{hosts: ["./*"]}]}`:     RegistryOnly,
+		`{outboundTrafficPolicy: {mode: REGISTRY_ONLY, egressProxy: {host: a.example}}}`: RegistryOnly,
+		`{outboundTrafficPolicy: {mode: 7}}`:                                             RegistryOnly,
+		`{outboundTrafficPolicy: {mode: OF_TOMORROW}}`:                                   RegistryOnly,
+		`{outboundTrafficPolicy: 3}`:                                                     RegistryOnly,
+		`{outboundTrafficPolicy: {mode: REGISTRY_ONLY}, egress: 3}`:                      RegistryOnly,
+		`{outboundTrafficPolicy: {mode: ALLOW_ANY}, egress: 3}`:                          AllowAny,
+		`{egress: 3}`: "",
+	} {
+		if s := sidecar(t, spec); s.Outbound != want || s.Silent() != (spec == `{}`) {
+			t.Errorf("%s: %q, silent %v; %+v", spec, s.Outbound, s.Silent(), s)
+		}
+	}
+	if s := sidecar(t, `{outboundTrafficPolicy: {mode: REGISTRY_ONLY}, egress: [{hosts: ["./api.example.com"]}]}`); len(adviseSidecar(s)) > 0 {
+		t.Errorf("a host outside of the mesh: %v", adviseSidecar(s))
 	}
 }
 

@@ -66,7 +66,7 @@ func TestNobodyHasToSpeak(t *testing.T) {
 	}
 	service := translate.ServiceListener(&compile.Frontend{Address: compile.Address{IP: "10.0.0.1", Port: 80}, Service: web})
 	inlineShared(service)
-	all = append(all, service, translate.OutboundListener(nil), translate.RefusalListenerAtSocket())
+	all = append(all, service, translate.OutboundListener(nil, false), translate.RefusalListenerAtSocket())
 	if n := idleTimeouts(t, all, 0); n < 12 {
 		t.Errorf("looked at %d filters", n)
 	}

@@ -27,13 +27,13 @@ const (
 
 // OutboundListener takes every connection of the application and hands it to the listener of its original destination. What has none
 // is refused if it goes to one of the ranges, in which the addresses of the cluster's Services are, and let through otherwise.
-func OutboundListener(ranges []netip.Prefix) *listener.Listener {
+func OutboundListener(ranges []netip.Prefix, confined bool) *listener.Listener {
 	l := &listener.Listener{
 		Name: VirtualOutbound, UseOriginalDst: envoy.Yes(),
 		TrafficDirection:              core.TrafficDirection_OUTBOUND,
 		ListenerFilters:               []*listener.ListenerFilter{envoy.ListenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{})},
 		PerConnectionBufferLimitBytes: envoy.U32(1 << 20), SocketOptions: keepalive(),
-		FilterChains: []*listener.FilterChain{passedThrough()},
+		FilterChains: []*listener.FilterChain{unnamed(confined)},
 	}
 	if refused := refusedRanges(ranges); refused != nil {
 		l.FilterChains = append(l.FilterChains, refused)
@@ -41,8 +41,11 @@ func OutboundListener(ranges []netip.Prefix) *listener.Listener {
 	return at(l, mesh.OutboundPort, compile.IPv6(ranges))
 }
 
-// passedThrough is the chain for what goes on to where it was going, as it is.
-func passedThrough() *listener.FilterChain {
+// unnamed is the chain for what nothing names, of proxies that are kept from that or not: it is refused, or goes on to where it was going, as it is.
+func unnamed(confined bool) *listener.FilterChain {
+	if confined {
+		return outOfReach(nil)
+	}
 	return &listener.FilterChain{Name: "passthrough", Filters: []*listener.Filter{
 		tcpProxy(forward(PassthroughCluster, PassthroughCluster, telemetry.PassedThrough(PassthroughCluster)))}}
 }

@@ -135,7 +135,7 @@ func NamedListener(o *compile.Outside, port uint32, f registry.Family) *listener
 	l := &listener.Listener{
 		Name: at.String(), Address: envoy.Address(at.IP, at.Port), BindToPort: envoy.No(),
 		TrafficDirection: core.TrafficDirection_OUTBOUND, PerConnectionBufferLimitBytes: envoy.U32(1 << 20),
-		DefaultFilterChain: passedThrough(),
+		DefaultFilterChain: unnamed(o.Only),
 	}
 	if hosts := o.At(port); len(hosts) > 0 { // else nobody waits for a client's first bytes
 		l.ListenerFilters = []*listener.ListenerFilter{
@@ -150,7 +150,7 @@ func NamedListener(o *compile.Outside, port uint32, f registry.Family) *listener
 	l.FilterChains = append(l.FilterChains, namedChains(o.At(port), port, nil)...)
 	networks := o.NetworksAt(port, f)
 	if own := o.OwnIn(networks); len(own) > 0 {
-		as := passedThrough()
+		as := unnamed(o.Only)
 		as.FilterChainMatch = &listener.FilterChainMatch{PrefixRanges: cidrs(own)}
 		l.FilterChains = append(append(l.FilterChains, namedChains(o.At(port), port, own)...), as)
 	}
@@ -207,16 +207,20 @@ func outsideManager(host string) *hcm.HttpConnectionManager {
 // NamedTable is the name of the routes of requests to a port.
 func NamedTable(port uint32) string { return fmt.Sprintf("outbound-named-%d", port) }
 
-// NamedRoutes take requests to the hosts that they name, and all others to where their connection was going.
-func NamedRoutes(hosts []*compile.External, port uint32) *route.RouteConfiguration {
+// NamedRoutes take requests to the hosts that they name, and all others to where their connection was going, unless they are refused.
+func NamedRoutes(o *compile.Outside, port uint32) *route.RouteConfiguration {
 	out := compile.Table{Name: NamedTable(port)}
-	for _, x := range hosts {
+	for _, x := range o.At(port) {
 		if x.Protocol.IsHTTP() {
 			out.Hosts = append(out.Hosts, compile.VirtualHost{Name: x.Host, Domains: []string{x.Host, x.Host + "."},
 				Rules: []compile.Rule{{Name: x.Host, Cluster: x.Cluster(), Retried: true}}})
 		}
 	}
-	out.Hosts = append(out.Hosts, compile.VirtualHost{Name: PassthroughCluster, Domains: []string{"*"}, Rules: []compile.Rule{{Name: PassthroughCluster, Cluster: PassthroughCluster}}})
+	others := PassthroughCluster
+	if o.Only {
+		others = RefusalCluster
+	}
+	out.Hosts = append(out.Hosts, compile.VirtualHost{Name: others, Domains: []string{"*"}, Rules: []compile.Rule{{Name: others, Cluster: others}}})
 	table := routes(out)
 	table.IgnorePortInHostMatching = true
 	return table

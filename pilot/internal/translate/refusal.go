@@ -34,14 +34,18 @@ const (
 
 // refusalText is what a client reads. It has the name by which the client asked, as the proxy knows no service that is out of reach.
 const refusalText = "%REQ(:AUTHORITY):256% (%DOWNSTREAM_LOCAL_ADDRESS%) is out of reach of %ENVIRONMENT(" + telemetry.EnvPrincipal + ")%: " +
-	"no policy admits this identity to the service, or no Service has this address and port"
+	"no policy admits this identity to the service, no Service has this address and port, or its Sidecar keeps it from what has no name"
 
 // refusedRanges is the chain for what has an address of the cluster's Services; nil if no such ranges are known.
 func refusedRanges(ranges []netip.Prefix) *listener.FilterChain {
 	if len(ranges) == 0 {
 		return nil
 	}
-	match := &listener.FilterChainMatch{PrefixRanges: cidrs(ranges)}
+	return outOfReach(&listener.FilterChainMatch{PrefixRanges: cidrs(ranges)})
+}
+
+// outOfReach is the chain for what is refused.
+func outOfReach(match *listener.FilterChainMatch) *listener.FilterChain {
 	return &listener.FilterChain{Name: RefusalListener, FilterChainMatch: match, Filters: []*listener.Filter{tcpProxy(forward(RefusalCluster, RefusalCluster, nil))}}
 }
 

@@ -10,7 +10,8 @@ type Reach struct {
 	Sidecar        string      `json:"sidecar,omitempty"`     // namespace/name of the one that holds for it
 	Hidden         []string    `json:"hidden,omitempty"`      // services that it could reach but for the Sidecar
 	NotExported    []string    `json:"notExported,omitempty"` // services that it could reach if they were exported to its namespace
-	Outside        []External  `json:"outside,omitempty"`     // what is known to it by name outside of the mesh; all else there passes as it is
+	Outside        []External  `json:"outside,omitempty"`     // what is known to it by name outside of the mesh; all else there passes as it is, unless it is confined
+	Confined       bool        `json:"confined,omitempty"`    // the Sidecar keeps it from all that neither a Service nor a ServiceEntry names
 }
 
 // External is a port of a host outside of the mesh.
