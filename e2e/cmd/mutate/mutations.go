@@ -422,7 +422,11 @@ var claims = []mutation{
 	{31, "what is enforced is not any more when a newer policy is on its way", "pilot/internal/push.TestPolicyIsEnforcedByWhoHasAcknowledgedIt", []edit{
 		{"pilot/internal/push/enforced.go", "p.standing.taken = s.progress.turn - 1", "p.standing.taken = 0"}}},
 	{31, "all policies are counted anew when one changes", "pilot/internal/push.TestOnlyWhatMovedIsCountedAnew", []edit{
-		{"pilot/internal/push/enforced.go", "				if v.Selects(s.settings.RootNamespace, f.class.Namespace, f.class.Labels) {\n					out", "				if v.Name != \"\" || f == nil {\n					out"}}},
+		{"pilot/internal/push/enforced.go", "				if compile.HoldsFor(s.catalog.Snapshot(), s.settings.RootNamespace, v, f.class.Namespace, f.class.Labels) {\n					out", "				if v.Name != \"\" || f == nil {\n					out"}}},
+	{31, "a policy of a Service counts proxies that are behind another", "pilot/internal/push.TestPolicyOfAServiceIsCountedBehindIt", []edit{
+		{"pilot/internal/compile/workload.go", "v.Selects(rootNamespace, namespace, labels) && targeted(snap, v.Namespace, v.Services, namespace, labels)", "v.Selects(rootNamespace, namespace, labels)"}}},
+	{31, "a Service that leads elsewhere leaves the counts as they were", "pilot/internal/push.TestPolicyOfAServiceIsCountedBehindIt", []edit{
+		{"pilot/internal/push/enforced.go", "		if ch.Kind == registry.Services {\n", "		if false && ch.Kind == registry.Services {\n"}}},
 	{31, "pods whose node has no agent are left out of the count", "pilot/internal/enforcement.TestCensusIsOfAllPilots", []edit{
 		{"pilot/internal/enforcement/census.go", "len(p.IPs) > 0 && !nodes[p.Node] {", "len(p.IPs) > 0 && !nodes[p.Node] && false {"}}},
 	{31, "Pilots write against each other", "pilot/internal/enforcement.TestOneOfThePilotsLeads", []edit{

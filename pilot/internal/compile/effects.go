@@ -102,7 +102,7 @@ func (e *Effects) service(snap *registry.Snapshot, set Settings, s *registry.Ser
 	if len(s.Selector) > 0 {
 		e.Classes = append(e.Classes, ClassSelector{s.Namespace, s.Selector})
 	}
-	if snap.Targeted(s) { // who is behind it has a policy that others of the same workloads are reached by, too
+	if len(snap.Targeting(s.ID)) > 0 { // who is behind it has a policy that others of the same workloads are reached by, too
 		for other := range snap.ServicesIn(s.Namespace) {
 			e.Reach[other.ID] = true
 		}

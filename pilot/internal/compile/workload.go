@@ -217,6 +217,11 @@ func targeted(snap *registry.Snapshot, of string, services []string, namespace s
 	return len(services) == 0 || of == namespace && slices.ContainsFunc(snap.ServicesFor(namespace, labels), func(s *registry.Service) bool { return slices.Contains(services, s.Name) })
 }
 
+// HoldsFor reports whether a policy is for pods of a namespace with the labels, by the Services that it targets, too.
+func HoldsFor(snap *registry.Snapshot, rootNamespace string, v registry.Verdict, namespace string, labels map[string]string) bool {
+	return v.Selects(rootNamespace, namespace, labels) && targeted(snap, v.Namespace, v.Services, namespace, labels)
+}
+
 // KeySources are where keys of a class's issuers are fetched, as registry.KeySets know them.
 func KeySources(snap *registry.Snapshot, set Settings, c Class) (out []string) {
 	for _, i := range issuers(snap, set, c) {

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/push"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
@@ -96,7 +97,7 @@ func (c *Census) Count(ctx context.Context, policies []registry.PolicyRef, names
 		}
 		if v, ok := registry.VerdictOn(snap, ref.Kind, ref.ID); ok {
 			for _, p := range alone {
-				if v.Selects(c.root, p.Namespace, p.Labels) {
+				if compile.HoldsFor(snap, c.root, v, p.Namespace, p.Labels) {
 					out[i].Proxies++
 					out[i].Lagging = append(out[i].Lagging, push.Laggard{Proxy: p.Name + "." + p.Namespace,
 						Reason: fmt.Sprintf("the agent of node %s is connected to no Pilot that answers", p.Node)})

@@ -78,7 +78,7 @@ func (s *Store) Moved() (out []registry.PolicyRef) {
 				continue
 			}
 			for f := range s.progress.stirred {
-				if v.Selects(s.settings.RootNamespace, f.class.Namespace, f.class.Labels) {
+				if compile.HoldsFor(s.catalog.Snapshot(), s.settings.RootNamespace, v, f.class.Namespace, f.class.Labels) {
 					out = append(out, ref)
 					break
 				}
@@ -118,7 +118,7 @@ func (s *Store) enforcement(v registry.Verdict, since uint64, names int) Enforce
 	out := Enforcement{Generation: v.Generation}
 	of := func(fleets map[*fleet]bool) {
 		for f := range fleets {
-			if !v.Selects(s.settings.RootNamespace, f.class.Namespace, f.class.Labels) {
+			if !compile.HoldsFor(s.catalog.Snapshot(), s.settings.RootNamespace, v, f.class.Namespace, f.class.Labels) {
 				continue
 			}
 			out.Proxies += len(f.proxies)
@@ -150,10 +150,17 @@ func (s *Store) enforcement(v registry.Verdict, since uint64, names int) Enforce
 	return out
 }
 
-// turn notes what a turn of things changes: policies, and for classes what their layers have.
-func (s *Store) turn(changes []registry.Change) {
+// turn notes what a turn of things changes: policies, of which those that target a Service may be for others when it changes.
+func (s *Store) turn(snap *registry.Snapshot, changes []registry.Change) {
 	s.progress.turn++
 	for _, ch := range changes {
+		if ch.Kind == registry.Services {
+			for _, ref := range snap.Targeting(ch.ID) {
+				s.progress.since[ref] = s.progress.turn
+				s.progress.changed[ref] = true
+				s.progress.tell()
+			}
+		}
 		if !ch.Kind.IsCounted() {
 			continue
 		}

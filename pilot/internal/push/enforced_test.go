@@ -138,3 +138,23 @@ func TestPodWithNewLabelsCountsForTheirPolicies(t *testing.T) {
 	m.expectTold("shop", "p", "1: 0 of 0")
 	m.expectTold("shop", "q", "1: 0 of 1 a-0.shop")
 }
+
+// A policy that targets a Service is for the pods behind it alone, and counts anew when the Service comes to lead to others.
+func TestPolicyOfAServiceIsCountedBehindIt(t *testing.T) {
+	m := newMesh(t)
+	policy := generation(1, deny("shop", "p", ""))
+	policy.Object.(*registry.Policy).Selector, policy.Object.(*registry.Policy).Services = nil, []string{"a"}
+	m.apply(service("shop", "a", 80), pod("shop", "a", "a-0", "10.1.0.1"), pod("shop", "b", "b-0", "10.1.0.2"), policy)
+	m.enforcer("shop/a-0")
+	other := m.enforcer("shop/b-0")
+	m.expectTold("shop", "p", "1: 1 of 1")
+	_ = m.store.Moved()
+	other.silence()
+	to := service("shop", "a", 80)
+	to.Object.(*registry.Service).Selector = map[string]string{"app": "b"}
+	m.apply(to)
+	m.expectTold("shop", "p", "1: 0 of 1 b-0.shop")
+	if got := m.store.Moved(); !slices.Contains(got, ref("shop", "p")) {
+		t.Errorf("the Service leads elsewhere, and what moved is %v", got)
+	}
+}

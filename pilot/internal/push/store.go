@@ -50,7 +50,7 @@ func (s *Store) Apply(snap *registry.Snapshot, changes []registry.Change) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	s.turn(changes)
+	s.turn(snap, changes)
 	touched, following := s.catalog.Apply(snap, changes)
 	for _, t := range touched {
 		concerned := t.Moves

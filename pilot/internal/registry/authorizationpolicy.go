@@ -3,6 +3,8 @@ package registry
 import (
 	"fmt"
 	"iter"
+	"slices"
+	"strings"
 
 	"github.com/hashicorp/go-memdb"
 	istio "istio.io/api/security/v1beta1"
@@ -94,15 +96,23 @@ func (s *Snapshot) PoliciesFor(ns string, labels map[string]string) []*Policy {
 	return selectingPods(s, Policies, ns, labels)
 }
 
-// Targeted reports whether an AuthorizationPolicy targets a Service.
-func (s *Snapshot) Targeted(service *Service) bool {
-	for p := range Policies.all(s, "target", service.Name) {
-		if p.Namespace == service.Namespace {
-			return true
+// Targeting returns the policies that target a Service ("namespace/name").
+func (s *Snapshot) Targeting(service string) (out []PolicyRef) {
+	namespace, name, _ := strings.Cut(service, "/")
+	for p := range Policies.all(s, "target", name) {
+		if p.Namespace == namespace {
+			out = append(out, PolicyRef{Policies, p.ID})
 		}
 	}
-	return false
+	for r := range RequestAuths.all(s, bySelector.Name, namespace, "", "") {
+		if slices.Contains(r.Services, name) {
+			out = append(out, PolicyRef{RequestAuths, r.ID})
+		}
+	}
+	return out
 }
+
+func (p *Policy) targets() []string { return p.Services }
 
 func (p *Policy) selects() (id, namespace string, selector map[string]string) {
 	return p.ID, p.Namespace, p.Selector

@@ -177,6 +177,9 @@ func (k *KindOf[T]) Verdict(object any) (Verdict, bool) {
 	if s, ok := object.(selecting); ok {
 		_, _, v.Selector = s.selects()
 	}
+	if t, ok := object.(targeting); ok {
+		v.Services = t.targets()
+	}
 	return v, true
 }
 

@@ -35,12 +35,13 @@ type Verdict struct {
 	Problems   []authz.Problem `json:"problems"`
 
 	Selector map[string]string `json:"-"` // of pods' labels; empty: every pod that its namespace stands for
+	Services []string          `json:"-"` // of its namespace, that it targets: of these pods, those behind one of them; empty: all
 }
 
 // Ref names the policy that it is on.
 func (v Verdict) Ref() PolicyRef { return PolicyRef{KindOfObject(v.Kind), v.Namespace + "/" + v.Name} }
 
-// Selects reports whether the policy is for pods of a namespace with the labels; root is the namespace of mesh-wide policies.
+// Selects reports whether the policy is for pods of a namespace with the labels, as far as these say; root is the namespace of mesh-wide policies.
 func (v Verdict) Selects(root, namespace string, labels map[string]string) bool {
 	return (v.Namespace == root || v.Namespace == namespace) && authz.Selects(v.Selector, labels)
 }

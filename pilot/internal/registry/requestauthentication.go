@@ -77,6 +77,8 @@ func adviseRequestAuth(r *RequestAuth) (out []string) {
 	return append(out, "a request without a token passes; to demand one, apply an AuthorizationPolicy with requestPrincipals")
 }
 
+func (r *RequestAuth) targets() []string { return r.Services }
+
 func (r *RequestAuth) selects() (id, namespace string, selector map[string]string) {
 	return r.ID, r.Namespace, r.Selector
 }

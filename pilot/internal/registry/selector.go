@@ -17,6 +17,11 @@ type selecting interface {
 	selects() (id, namespace string, selector map[string]string)
 }
 
+// targeting is what may be for the pods behind some Services of its namespace alone.
+type targeting interface {
+	targets() []string // names of them; none: it is for all that it selects
+}
+
 // bySelector finds what selects pods by its namespace and one label that it asks for, the first in the order of the alphabet; what asks for
 // none, by its namespace alone. Who has a pod's labels then looks at what one of these may find, and not at all that is in the namespace.
 var bySelector = &memdb.IndexSchema{Name: "selector", Indexer: selectors{}}
