@@ -109,6 +109,7 @@ test: images ## unit, golden and integration tests with the race detector
 	CGO_ENABLED=1 BULWARK_ENVOY=$$(bin/images envoy-path) go test -race -count=1 $(addsuffix /...,$(addprefix ./,$(filter-out e2e,$(MODULES)))) ./e2e/internal/... ./e2e/cmd/... ./e2e/applications
 	go test -count=1 -run 'StarvesNobody|StallIsBounded' ./citadel/internal/run # they measure, which the race detector would spoil
 	BULWARK_ENVOY=$$(bin/images envoy-path) go test -count=1 -run 'InEveryWorld|IncrementalEqualsFresh|EnvoyAndEvaluatorAgree' ./pkg/deltaxds ./pkg/nodexds ./pilot/internal/featuretest ./pilot/internal/translate # as often as the race detector is too slow for
+	go test -count=1 ./pkg/authz/... # with all the rounds of random tests
 	GOWORK=off go -C tools/cluster test -count=1 ./...
 
 e2e: images cluster bin/helm ## the claims, on a real cluster with real proxies

@@ -14,6 +14,9 @@ import (
 
 var options = Options{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
 
+// Share is which part of their rounds random tests make: one in so many.
+var Share = 1
+
 func policy(t testing.TB, spec string) (Policy, []Problem) {
 	t.Helper()
 	var s security.AuthorizationPolicy

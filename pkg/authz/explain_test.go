@@ -36,11 +36,12 @@ func decided(e authz.Explanation) string {
 
 func TestExplanationAgreesWithTheDecision(t *testing.T) {
 	g, by := authztest.New(t), map[string]int{}
-	for range 300 {
+	for range 300 / authz.Share {
 		policies, req := authztest.Compiled(t, g.Specs()), authz.Request{}
+		program := authz.Compile(policies)
 		for range 10 {
 			req = g.Request()
-			e, d := authz.Explain(policies, req), authz.Evaluate(policies, req)
+			e, d := authz.Explain(policies, req), program.Decide(req)
 			if e.Allowed != d.Allowed || e.Policy != d.Policy || e.Reason != d.Reason {
 				t.Fatalf("explained %+v, decided %+v", e.Decision, d)
 			}
@@ -59,7 +60,7 @@ func TestExplanationAgreesWithTheDecision(t *testing.T) {
 		}
 	}
 	for _, kind := range []string{"true true", "false true", "false false"} {
-		if by[kind] < 100 {
+		if by[kind] < 100/authz.Share {
 			t.Errorf("only %d decisions are %s: %v", by[kind], kind, by)
 		}
 	}
@@ -70,7 +71,8 @@ func TestChangeAdmitsExactlyTheRequest(t *testing.T) {
 	for range 400 {
 		specs, req := g.Specs(), g.Request()
 		policies := authztest.Compiled(t, specs)
-		if authz.Evaluate(policies, req).Allowed {
+		before := authz.Compile(policies)
+		if before.Decide(req).Allowed {
 			continue
 		}
 		name := authz.Meta{Namespace: "finance", Name: "new"}
@@ -89,8 +91,8 @@ func TestChangeAdmitsExactlyTheRequest(t *testing.T) {
 				after = append(after, c)
 			}
 		}
-		then := authztest.Compiled(t, after)
-		if d := authz.Evaluate(then, req); !d.Allowed {
+		then := authz.Compile(authztest.Compiled(t, after))
+		if d := then.Decide(req); !d.Allowed {
 			t.Fatalf("%+v is not admitted: %+v\n%v\nchanged %v", req, d, specs, changed)
 		}
 		admitted++
@@ -104,7 +106,7 @@ func TestChangeAdmitsExactlyTheRequest(t *testing.T) {
 			if other.HTTP != req.HTTP && other.DestinationPort == req.DestinationPort {
 				continue // a port speaks one of them
 			}
-			was, is := authz.Evaluate(policies, other), authz.Evaluate(then, other)
+			was, is := before.Decide(other), then.Decide(other)
 			if was.Allowed != is.Allowed && is.Policy != authz.AmbiguousPathRule && is.Policy != authz.AmbiguousMethodRule {
 				t.Fatalf("%+v was allowed %v by %q, and is %v by %q, though the change is for %+v\n%v\nchanged %v", other, was.Allowed, was.Policy, is.Allowed, is.Policy, req, specs, changed)
 			}
