@@ -403,6 +403,10 @@ var claims = []mutation{
 		{"pilot/analyze/analyze.go", "if r.said[key] || r.world.ignored(o, code) {", "if r.said[key] {"}}},
 	{29, "pods that a file replaces are still looked at", "pilot/analyze.TestSituations", []edit{
 		{"pilot/analyze/world.go", "if o.GetKind() == \"Pod\" && maker.Name != \"\" && isNew[maker] {", "if false && maker.Name != \"\" {"}}},
+	{30, "the mesh-wide policy of an installation that is only described is forgotten", "meshctl/internal/cli.TestValuesOfTheInstallationStandForItsCluster", []edit{
+		{"meshctl/internal/cli/options.go", "			policies = append(policies, o)\n", ""}}},
+	{30, "the installation's own policy goes with those of the cluster", "meshctl/internal/cli.TestValuesOfTheInstallationStandForItsCluster", []edit{
+		{"meshctl/internal/cli/authz.go", "return o.GetLabels()[mesh.PartOfLabel] != mesh.PartOfValue", "return true"}}},
 	{30, "an explanation passes over what must not match", "pkg/authz.TestExplanationAgreesWithTheDecision", []edit{
 		{"pkg/authz/explain.go", "	if len(c.Not) == 0 || !c.any(c.Not)(s) {\n", "	if len(c.Not) >= 0 || !c.any(c.Not)(s) {\n"}}},
 	{30, "the change that admits a request admits other paths", "pkg/authz.TestChangeAdmitsExactlyTheRequest", []edit{

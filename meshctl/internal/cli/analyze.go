@@ -94,6 +94,9 @@ func (o *analysis) check() (err error) {
 	case !slices.Contains([]string{"table", "json", "yaml"}, o.output):
 		return fmt.Errorf("--output %s: use table, json or yaml", o.output)
 	}
+	if err := o.mesh.check(o.offline, o.files); err != nil {
+		return err
+	}
 	if o.showAtLeast, err = severityOf("--output-threshold", o.show); err != nil {
 		return err
 	}
@@ -189,10 +192,15 @@ func (a *app) runAnalysis(ctx context.Context, o analysis, stdin io.Reader) erro
 	if err != nil {
 		return err
 	}
-	if !o.offline {
-		if err := a.fromCluster(ctx, &in); err != nil {
+	if o.offline {
+		if in.Options, in.Cluster, err = o.mesh.installed(stdin, in.Options); err != nil {
 			return err
 		}
+		if untold := o.mesh.untold(in.Files); untold != "" {
+			a.notes.Line("%s", untold)
+		}
+	} else if err := a.fromCluster(ctx, &in); err != nil {
+		return err
 	}
 	in.Options = o.mesh.over(in.Options)
 	found, err := analyze.Analyze(in)

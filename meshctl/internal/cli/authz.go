@@ -1,11 +1,11 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -38,48 +38,30 @@ type world struct {
 	only    bool // the files' policies instead of the cluster's
 	offline bool
 	mesh    meshFlags
-	proxies int
-}
-
-// meshFlags say what the mesh is told beside objects, in place of what the installation says.
-type meshFlags struct {
-	trustDomain, root string
-	aliases           []string
-}
-
-func (m *meshFlags) flags(cmd *cobra.Command) {
-	f := cmd.Flags()
-	f.StringVar(&m.trustDomain, "trust-domain", "", "trust domain of the mesh (default: the installation's, or "+mesh.DefaultTrustDomain+")")
-	f.StringSliceVar(&m.aliases, "trust-domain-aliases", nil, "its aliases (default: the installation's)")
-	f.StringVar(&m.root, "root-namespace", "", "namespace whose policies hold mesh-wide (default: the installation's, or "+mesh.Namespace+")")
-}
-
-// over are the options with what the flags say in their place.
-func (m *meshFlags) over(o authz.Options) authz.Options {
-	o.TrustDomain = cmp.Or(m.trustDomain, o.TrustDomain)
-	o.RootNamespace = cmp.Or(m.root, o.RootNamespace)
-	if len(m.aliases) > 0 {
-		o.TrustDomainAliases = m.aliases
-	}
-	return o
 }
 
 func (w *world) flags(cmd *cobra.Command, files string) {
 	f := cmd.Flags()
 	f.StringSliceVarP(&w.files, "filename", "f", nil, files)
-	f.BoolVar(&w.only, "only", false, "the policies of the files alone hold, not beside those of the cluster that have other names")
+	f.BoolVar(&w.only, "only", false, "the policies of the files alone hold, not beside those of the cluster that have other names, but for the installation's own")
 	f.BoolVar(&w.offline, "offline", false, "ask no cluster: the files have workloads and Services, too")
 	w.mesh.flags(cmd)
-	f.IntVar(&w.proxies, "trusted-proxies", 0, "how many proxies before workloads are trusted to name a client's address (default: the installation's, or none)")
 }
 
 // base are the objects of the cluster, none if it is not asked, and what the mesh is told beside them. The client is nil then.
-func (a *app) base(ctx context.Context, w world) (*kube.Client, []*unstructured.Unstructured, authz.Options, error) {
+func (a *app) base(ctx context.Context, w world, in io.Reader) (*kube.Client, []*unstructured.Unstructured, authz.Options, error) {
 	options := authz.Options{TrustDomain: mesh.DefaultTrustDomain, RootNamespace: mesh.Namespace}
+	if err := w.mesh.check(w.offline, w.files); err != nil {
+		return nil, nil, options, err
+	}
 	var client *kube.Client
 	var found []*unstructured.Unstructured
-	if !w.offline {
-		var err error
+	var err error
+	if w.offline {
+		if options, found, err = w.mesh.installed(in, options); err != nil {
+			return nil, nil, options, err
+		}
+	} else {
 		if client, err = a.connect(ctx); err != nil {
 			return nil, nil, options, fmt.Errorf("%w (or ask files alone, by --offline -f)", err)
 		}
@@ -90,9 +72,7 @@ func (a *app) base(ctx context.Context, w world) (*kube.Client, []*unstructured.
 			return nil, nil, options, err
 		}
 	}
-	options = w.mesh.over(options)
-	options.TrustedProxies = cmp.Or(w.proxies, options.TrustedProxies)
-	return client, found, options, nil
+	return client, found, w.mesh.over(options), nil
 }
 
 // found is what a cluster has of what decides, and of what has pods. Who may not list some of the latter is told what is missing.
@@ -120,7 +100,7 @@ func (a *app) mesh(ctx context.Context, w world, in io.Reader, namespace string)
 	if w.offline && len(w.files) == 0 {
 		return nil, nil, errors.New("--offline needs files: name them with -f")
 	}
-	client, base, options, err := a.base(ctx, w)
+	client, base, options, err := a.base(ctx, w, in)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -128,14 +108,19 @@ func (a *app) mesh(ctx context.Context, w world, in io.Reader, namespace string)
 	if err != nil {
 		return nil, nil, err
 	}
+	if untold := w.mesh.untold(files); client == nil && untold != "" {
+		a.notes.Line("%s", untold)
+	}
 	m, err := explain.New(laidOver(base, files, w.only), options, time.Now())
 	return client, m, err
 }
 
-// laidOver are the objects of files and those of a cluster that have other names; with only, no policies of the cluster.
+// laidOver are the objects of files and those of a cluster that have other names; with only, no policies of the cluster but what the installation itself has made.
 func laidOver(base, files []*unstructured.Unstructured, only bool) []*unstructured.Unstructured {
 	if only {
-		base = explain.WithoutPolicies(base)
+		base = explain.Overlay(explain.WithoutPolicies(base), slices.DeleteFunc(slices.Clone(base), func(o *unstructured.Unstructured) bool {
+			return o.GetLabels()[mesh.PartOfLabel] != mesh.PartOfValue
+		}))
 	}
 	return explain.Overlay(base, files)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -55,7 +56,10 @@ func (a *app) authzDiff() *cobra.Command {
 // twoMeshes are what holds now, in the cluster or the files of against, and what would hold with the files.
 func (a *app) twoMeshes(ctx context.Context, w world, against []string, in io.Reader, namespace string) (before, after *explain.Mesh, err error) {
 	w.offline = w.offline || len(against) > 0
-	_, base, options, err := a.base(ctx, w)
+	if err := w.mesh.check(w.offline, against); err != nil {
+		return nil, nil, err
+	}
+	_, base, options, err := a.base(ctx, w, in)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -66,6 +70,9 @@ func (a *app) twoMeshes(ctx context.Context, w world, against []string, in io.Re
 	was, err := objects.InFiles(against, in, namespace)
 	if err != nil {
 		return nil, nil, err
+	}
+	if untold := w.mesh.untold(slices.Concat(files, was)); w.offline && untold != "" {
+		a.notes.Line("%s", untold)
 	}
 	base = explain.Overlay(base, was)
 	only := w.only || len(against) > 0

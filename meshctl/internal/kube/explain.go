@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -33,6 +34,7 @@ const (
 func FailureOf(err error) Failure {
 	var connection *url.Error
 	var network net.Error
+	var file *fs.PathError
 	var answer interface {
 		error
 		StatusCode() int
@@ -46,7 +48,7 @@ func FailureOf(err error) Failure {
 		}
 	}
 	switch {
-	case err == nil || errors.Is(err, context.Canceled):
+	case err == nil || errors.Is(err, context.Canceled) || errors.As(err, &file): // the system's errors about files look like those of a network
 		return Other
 	case errors.Is(err, ErrNotRunning):
 		return NotRunning

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
+	"syscall"
 	"testing"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -27,6 +29,7 @@ func TestFailuresThatCallForDifferentThingsAreToldApart(t *testing.T) {
 		"a busy API server":         {apierrors.NewServerTimeout(pods, "get", 1), Unreachable},
 		"an end by the user":        {context.Canceled, Other},
 		"a bad setting":             {errors.New("no"), Other},
+		"a file that is not there":  {&fs.PathError{Op: "open", Path: "x", Err: syscall.ENOENT}, Other},
 		"none":                      {nil, Other},
 	} {
 		if c.err != nil {
