@@ -26,6 +26,18 @@ var outside = []mutation{
 		{"pilot/internal/translate/outside.go", "	if own := o.OwnIn(networks); len(own) > 0 {\n", "	if own := o.OwnIn(networks); len(own) < 0 {\n"}}},
 	{36, "a pod that comes into a network is not told", everyChange, []edit{
 		{"pilot/internal/registry/serviceentry.go", "		for e := range ServiceEntries.all(s, \"networked\", true) {\n", "		for e := range ServiceEntries.all(s, \"networked\", false) {\n"}}},
+	{36, "a server of the mesh outside may have any identity of it", outsideTraffic + "TestServersOfTheMeshOutsideProveTheirIdentity", []edit{
+		{"pilot/internal/handshake/tls.go", "	return mutual(x.Identities, x.Protocol,", "	return mutual([]string{\"spiffe://cluster.local/ns/finance/sa/vm\", \"spiffe://cluster.local/ns/finance/sa/other\"}, x.Protocol,"}}},
+	{36, "a server of the mesh outside is spoken with in plaintext", outsideTraffic + "TestServersOfTheMeshOutsideProveTheirIdentity", []edit{
+		{"pilot/internal/translate/outside.go", "	case x.Mutual:\n", "	case false && x.Mutual:\n"}}},
+	{36, "a server of the mesh outside that is revoked serves", "pilot/internal/compile.TestEffectsNameWhateverDiffers", []edit{
+		{"pilot/internal/compile/outside_effects.go", "		if entry.Internal {\n", "		if false && entry.Internal {\n"}}},
+	{36, "a server of the mesh outside needs no identity", "pilot/internal/validate.TestWhatIsOutsideIsRefusedByFieldAndReason", []edit{
+		{"pilot/internal/registry/serviceentry.go", "	if len(r.spec.SubjectAltNames) == 0 && len(r.spec.Endpoints) == 0 {\n", "	if false && len(r.spec.Endpoints) == 0 {\n"}}},
+	{36, "ISTIO_MUTUAL without an identity leaves plaintext", outsideTraffic + "TestServersOfTheMeshOutsideProveTheirIdentity", []edit{
+		{"pilot/internal/compile/outside.go", "		out.Closed = !out.Mutual // it has no identity of the mesh\n", ""}}},
+	{36, "proxies with certificates from Secrets show another one outside", outsideTraffic + "TestGolden", []edit{
+		{families + "subject.go", "			out = append(out, ofOutside(s.outside).by(s.delivery))\n", ""}}},
 	{36, "a network of the proxy's own machine may be named", "pilot/internal/validate.TestWhatIsOutsideIsRefusedByFieldAndReason", []edit{
 		{"pilot/internal/registry/outside.go", "		case !own.Overlaps(network):\n", "		case !own.Overlaps(network) || !network.IsSingleIP():\n"}}},
 	{36, "the younger of two names a host", "pilot/internal/compile.TestAHostIsNamedOnceInANamespace", []edit{

@@ -128,8 +128,10 @@ func showReach(out *printer.Printer, r operatorv1.Reach) {
 func how(x operatorv1.External) string {
 	by := " by DestinationRule " + x.Rule
 	switch {
-	case x.Rule == "":
+	case x.Rule == "" && x.TLS == "":
 		return "as clients speak"
+	case x.Rule == "":
+		return "mutual TLS of the mesh"
 	case x.Closed:
 		return "not at all:" + by + ", which cannot be enforced"
 	case x.TLS == "":

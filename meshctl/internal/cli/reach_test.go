@@ -51,12 +51,14 @@ Sidecar bank/default keeps it from everything else (outboundTrafficPolicy).`},
 			{Host: "api.example.com", Port: operatorv1.Port{Number: 443, Protocol: "TLS"}, ServiceEntry: "bank/api"},
 			{Host: "b.example.com", Port: operatorv1.Port{Number: 80, Protocol: "HTTP"}, ServiceEntry: "bulwark-system/b", Rule: "bank/b", Closed: true},
 			{Host: "c.example.com", Port: operatorv1.Port{Number: 80, Protocol: "HTTP"}, ServiceEntry: "bulwark-system/c", Rule: "bank/c"},
+			{Host: "d.example.com", Port: operatorv1.Port{Number: 80, Protocol: "HTTP"}, ServiceEntry: "bank/d", TLS: "ISTIO_MUTUAL"},
 		}}, `Pod bank/p may call no service.
 OUTSIDE PORT SERVICEENTRY HOW
 api.example.com 80 HTTP bank/api TLS (SIMPLE) by DestinationRule bank/api
 api.example.com 443 TLS bank/api as clients speak
 b.example.com 80 HTTP bulwark-system/b not at all: by DestinationRule bank/b, which cannot be enforced
-c.example.com 80 HTTP bulwark-system/c as clients speak, by DestinationRule bank/c`},
+c.example.com 80 HTTP bulwark-system/c as clients speak, by DestinationRule bank/c
+d.example.com 80 HTTP bank/d mutual TLS of the mesh`},
 		{operatorv1.Reach{Pod: "bank/p"}, "Pod bank/p has no proxy: nothing keeps it from sending to any address. It has no identity either, so the proxies of others decide without one."},
 	} {
 		if got := written(func(out *printer.Printer) { showReach(out, c.reach) }); got != c.want {

@@ -4,6 +4,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
@@ -20,23 +21,27 @@ func ofOutside(whose compile.Whose) Layer {
 // whose is what ofOutside made the layer of.
 func (l Layer) whose() compile.Whose { return compile.Whose{Namespace: l.of, Sidecar: l.sidecar} }
 
-// ExternalCluster is a port of a host outside of the mesh.
+// ExternalCluster is a port of a host outside of the mesh. Where clients show certificates of the mesh, those whose certificates come in another way have one of their own.
 type ExternalCluster struct {
-	Outside compile.Whose
-	Of      compile.HostPort
-	TLS     bool // proxies speak it
+	Outside  compile.Whose
+	Of       compile.HostPort
+	TLS      bool // proxies speak it
+	Delivery delivery.Way
 }
 
 func (r ExternalCluster) Type() string { return deltaxds.ClusterType }
 func (r ExternalCluster) Name() string { return r.Of.Cluster(r.TLS) }
 func (r ExternalCluster) layers(c *Catalog) []Layer {
 	x := c.outside(r.Outside).Hosts[r.Of]
-	return ofOutsideIf(r.Outside, x != nil && (x.TLS != nil) == r.TLS)
+	if x == nil || x.Secured() != r.TLS || r.Delivery != delivery.ByAgent && !x.Mutual {
+		return nil
+	}
+	return []Layer{ofOutside(r.Outside).by(r.Delivery)}
 }
 
 func (r ExternalCluster) make(c *Catalog) proto.Message {
 	o := c.outside(r.Outside)
-	return translate.ExternalCluster(o.Hosts[r.Of], compile.IPv6(o.Ranges))
+	return translate.ExternalCluster(o.Hosts[r.Of], compile.IPv6(o.Ranges), r.Delivery)
 }
 
 // ExternalListener takes what a client sends to an address that is said to be a host's.
@@ -126,22 +131,37 @@ var external = family{
 			return nil
 		}
 		o := c.outside(l.whose())
+		if l.delivery != delivery.ByAgent {
+			return mutuals(l.whose(), o, l.delivery)
+		}
 		return externals(l.whose(), o, compile.IPv6(o.Ranges))
 	},
 	touched: func(_ *Catalog, t *turn) (out []Resource) {
 		for _, o := range t.outsides {
 			ipv6 := compile.IPv6(o.was.Ranges) || compile.IPv6(o.now.Ranges)
 			was, now := o.now.Without(o.was)
-			out = append(append(out, externals(o.whose, was, ipv6)...), externals(o.whose, now, ipv6)...)
+			for _, changed := range []*compile.Outside{was, now} {
+				out = append(append(out, externals(o.whose, changed, ipv6)...), mutuals(o.whose, changed, delivery.BySecret)...)
+			}
 		}
 		return out
 	},
 }
 
+// mutuals lists the clusters of those whose certificates come in a way that is not all others'.
+func mutuals(whose compile.Whose, o *compile.Outside, way delivery.Way) (out []Resource) {
+	for of, x := range o.Hosts {
+		if x.Mutual {
+			out = append(out, ExternalCluster{whose, of, true, way})
+		}
+	}
+	return out
+}
+
 // externals lists all that there is of an Outside.
 func externals(whose compile.Whose, o *compile.Outside, ipv6 bool) (out []Resource) {
 	for of, x := range o.Hosts {
-		out = append(out, ExternalCluster{whose, of, x.TLS != nil})
+		out = append(out, ExternalCluster{whose, of, x.Secured(), delivery.ByAgent})
 	}
 	for at := range o.Addresses {
 		out = append(out, ExternalListener{whose, at})

@@ -124,6 +124,9 @@ func (s Subject) Class() Layer { return ofClass(s.class) }
 func (s Subject) Layers() []Layer {
 	out := []Layer{ofClass(s.class)}
 	if s.outside.Namespace != "" {
+		if s.delivery != delivery.ByAgent {
+			out = append(out, ofOutside(s.outside).by(s.delivery))
+		}
 		out = append(out, ofOutside(s.outside))
 	}
 	services := reachOf(s.namespace, s.account)
@@ -222,7 +225,9 @@ func (c *Catalog) Leave(s Subject) (gone []Resource) {
 		case classLayer:
 			delete(c.classes, id.of)
 		case outsideLayer:
-			delete(c.outsides, id.whose())
+			if id == ofOutside(id.whose()) { // who had that of a delivery has left it before
+				delete(c.outsides, id.whose())
+			}
 		case scopeLayer:
 			if id == s.scope {
 				c.reach.close(id)

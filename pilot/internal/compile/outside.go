@@ -47,14 +47,26 @@ type External struct {
 	registry.EntryPort
 	Entry *registry.ServiceEntry    // that names it
 	Rule  *registry.DestinationRule // that says how it is spoken with, or nil
-	// TLS is how proxies speak TLS with it, on behalf of clients who do not. Nil: what clients send is sent as it is.
+	// TLS is how proxies speak TLS with it, on behalf of clients who do not. Nil: what clients send is sent as it is, or within mutual TLS of the mesh.
 	TLS *registry.ClientTLS
+	// Mutual says that proxies speak mutual TLS of the mesh with it, and Identities whose server it may be then, without those that are revoked. Empty: nobody's.
+	Mutual     bool
+	Identities []string
 	// Closed says that it may not be spoken with: a DestinationRule asks for what cannot be had.
 	Closed bool
 }
 
+// Secured reports whether proxies speak TLS with it.
+func (x *External) Secured() bool { return x.TLS != nil || x.Mutual }
+
 // Cluster returns the name of its Envoy cluster.
-func (x *External) Cluster() string { return x.HostPort.Cluster(x.TLS != nil) }
+func (x *External) Cluster() string { return x.HostPort.Cluster(x.Secured()) }
+
+// is reports whether proxies have the same of another one.
+func (x *External) is(y *External) bool {
+	return y != nil && x.HostPort == y.HostPort && x.EntryPort == y.EntryPort && x.Entry == y.Entry && x.Rule == y.Rule && x.TLS == y.TLS && x.Closed == y.Closed &&
+		x.Mutual == y.Mutual && slices.Equal(x.Identities, y.Identities)
+}
 
 // secured is the subset of clusters with which proxies speak TLS.
 const secured = "tls"
@@ -160,17 +172,17 @@ func (o *Outside) Without(was *Outside) (gone, come *Outside) {
 	less := func(a, b *Outside) *Outside {
 		out := &Outside{Hosts: map[HostPort]*External{}, Addresses: map[Address]*External{}, Networks: map[Network]*External{}, Ranges: a.Ranges}
 		for of, x := range a.Hosts {
-			if y := b.Hosts[of]; y == nil || *x != *y {
+			if !x.is(b.Hosts[of]) {
 				out.Hosts[of] = x
 			}
 		}
 		for at, x := range a.Addresses {
-			if y := b.Addresses[at]; y == nil || *x != *y {
+			if !x.is(b.Addresses[at]) {
 				out.Addresses[at] = x
 			}
 		}
 		for n, x := range a.Networks {
-			if y := b.Networks[n]; y == nil || *x != *y || !slices.Equal(a.Own, b.Own) {
+			if !x.is(b.Networks[n]) || !slices.Equal(a.Own, b.Own) {
 				out.Networks[n] = x
 			}
 		}
@@ -341,21 +353,49 @@ const apiServer = "default/kubernetes"
 // externalOf compiles a port of a host, with what DestinationRules say of it.
 func externalOf(snap *registry.Snapshot, set Settings, namespace string, e *registry.ServiceEntry, host string, p registry.EntryPort) *External {
 	out := &External{HostPort: HostPort{host, p.Number}, EntryPort: p, Entry: e}
-	if p.TLS {
+	if p.TLS && !e.Internal {
 		return out // clients speak TLS themselves
 	}
 	rule := ruleOf(snap, set, namespace, e.Namespace, host)
 	if rule == nil || rule.For(p.Number) == nil {
+		out.mutual(snap, set, nil)
 		return out
 	}
 	out.Rule = rule
 	switch t := rule.For(p.Number); {
 	case t.Broken:
 		out.Closed = true
-	case t.Mode == registry.TLSSimple || t.Mode == registry.TLSMutual:
+	case t.Mode == registry.TLSIstioMutual:
+		out.mutual(snap, set, t.SubjectAltNames)
+		out.Closed = !out.Mutual // it has no identity of the mesh
+	case !p.TLS && (t.Mode == registry.TLSSimple || t.Mode == registry.TLSMutual):
 		out.TLS = t
 		// Only a request says which of many hosts is to prove itself.
 		out.Closed = out.Names() == nil && !p.Protocol.IsHTTP()
+	}
+	return out
+}
+
+// mutual has proxies speak mutual TLS of the mesh with it, if its server has an identity: one of those that a rule names, else of those that the ServiceEntry names.
+func (x *External) mutual(snap *registry.Snapshot, set Settings, named []string) {
+	if len(named) == 0 {
+		named = identitiesOf(set, x.Entry)
+	}
+	if x.Mutual = len(named) > 0; x.Mutual {
+		x.Identities = standing(snap, set, named)
+	}
+}
+
+// identitiesOf are those that a ServiceEntry's servers may have, if they are of the mesh.
+func identitiesOf(set Settings, e *registry.ServiceEntry) (out []string) {
+	if !e.Internal {
+		return nil
+	}
+	out = slices.Clone(e.SubjectAltNames)
+	for _, s := range e.Endpoints {
+		if s.Account != "" {
+			out = append(out, set.URIs(e.Namespace, s.Account)...)
+		}
 	}
 	return out
 }

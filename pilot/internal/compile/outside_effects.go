@@ -39,11 +39,20 @@ func (e *Effects) claims(snap *registry.Snapshot, set Settings, addresses ...str
 	}
 }
 
-// expected: identities that DestinationRules name as those of servers, of which one is revoked, or no longer. Few changes are of these.
+// expected: identities that DestinationRules and ServiceEntries name as those of servers, of which one is revoked, or no longer. Few changes are of these.
 func (e *Effects) expected(snap *registry.Snapshot) {
 	for d := range snap.DestinationRules() {
-		if service, ok := serviceOf(d.Host); ok && d.Expects() {
+		switch service, ok := serviceOf(d.Host); {
+		case !d.Expects():
+		case ok:
 			e.Services[service] = true
+		default:
+			e.Outside[""] = true
+		}
+	}
+	for entry := range snap.ServiceEntries() {
+		if entry.Internal {
+			e.Outside[""] = true
 		}
 	}
 }

@@ -31,6 +31,11 @@ func (d draw) entry(ns, name string) registry.Event {
 	if ns == "root" && d.often() {
 		e.ExportTo = []string{d.one("a", "b", ".", "*")}
 	}
+	if e.Internal = d.often(); e.Internal && d.often() {
+		e.SubjectAltNames = []string{d.one("spiffe://cluster.local/ns/a/sa/s", "spiffe://other/x")}
+	} else if e.Internal {
+		e.Resolution, e.Endpoints = registry.Static, []registry.EntryEndpoint{{Address: "203.0.113.1", Account: d.one("s", "t")}}
+	}
 	e.Ignored = !d.often()
 	return registry.Event{Kind: registry.ServiceEntries, ID: e.ID, Object: e}
 }
@@ -63,7 +68,7 @@ func (d draw) clientTLS() *registry.ClientTLS {
 func said(o *compile.Outside) string {
 	var out []string
 	for _, x := range o.All() {
-		out = append(out, fmt.Sprintf("%s by %s, TLS %+v, closed %v", x.Cluster(), x.Entry.ID, x.TLS, x.Closed))
+		out = append(out, fmt.Sprintf("%s by %s, TLS %+v, mutual %v with %v, closed %v", x.Cluster(), x.Entry.ID, x.TLS, x.Mutual, x.Identities, x.Closed))
 	}
 	for _, ip := range []string{"10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"} {
 		for _, port := range []uint32{80, 90} {
@@ -230,6 +235,61 @@ func TestNamedIdentitiesAreRevocableAndKnowAliases(t *testing.T) {
 	got := fmt.Sprint(compile.PortFor(snap, set, service, 80, registry.IPv4, compile.Everywhere).Identities)
 	if want := "[" + s + " spiffe://old.example/ns/b/sa/s spiffe://partner.example/x]"; got != want {
 		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+// A server of the mesh outside of the cluster is one of the identities that its ServiceEntry names, by itself and by its endpoints' accounts, or of those that a rule names
+// instead; each under all trust domains of the mesh, and none that is revoked. What a rule cannot have is closed.
+func TestIdentitiesOfServersOutside(t *testing.T) {
+	set := settings
+	set.TrustDomainAliases = []string{"old.example"}
+	const s, t1, r = "spiffe://cluster.local/ns/a/sa/s", "spiffe://cluster.local/ns/a/sa/t", "spiffe://cluster.local/ns/a/sa/r"
+	for _, c := range []struct {
+		what     string
+		internal bool
+		sans     []string
+		accounts []string
+		rule     *registry.ClientTLS
+		tls      bool // clients speak it
+		want     string
+	}{
+		{"external", false, nil, nil, nil, false, "as clients speak"},
+		{"names of the public", false, []string{"x.example"}, nil, nil, false, "as clients speak"},
+		{"named", true, []string{"spiffe://partner.example/x"}, nil, nil, false, "mutual [spiffe://partner.example/x]"},
+		{"by account", true, nil, []string{"s"}, nil, false, "mutual [" + s + " spiffe://old.example/ns/a/sa/s]"},
+		{"both", true, []string{"spiffe://partner.example/x"}, []string{"s", ""}, nil, false, "mutual [" + s + " spiffe://old.example/ns/a/sa/s spiffe://partner.example/x]"},
+		{"revoked", true, []string{r}, nil, nil, false, "mutual []"},
+		{"clients' own TLS", true, []string{"spiffe://x/y"}, nil, nil, true, "mutual [spiffe://x/y]"},
+		{"ruled", true, []string{s}, nil, &registry.ClientTLS{Mode: registry.TLSIstioMutual, SubjectAltNames: []string{t1}}, false, "mutual [" + t1 + " spiffe://old.example/ns/a/sa/t]"},
+		{"DISABLE", true, []string{s}, nil, &registry.ClientTLS{Mode: registry.TLSDisable}, false, "as clients speak"},
+		{"SIMPLE", true, []string{s}, nil, &registry.ClientTLS{Mode: registry.TLSSimple}, false, "TLS"},
+		{"SIMPLE around clients' TLS", true, []string{s}, nil, &registry.ClientTLS{Mode: registry.TLSSimple}, true, "as clients speak"},
+		{"broken", true, []string{s}, nil, &registry.ClientTLS{Broken: true}, false, "closed"},
+		{"an external one, by a rule", false, nil, nil, &registry.ClientTLS{Mode: registry.TLSIstioMutual, SubjectAltNames: []string{"spiffe://x/y"}}, false, "mutual [spiffe://x/y]"},
+		{"an external one, of nobody", false, []string{"spiffe://x/y"}, nil, &registry.ClientTLS{Mode: registry.TLSIstioMutual}, false, "closed"},
+	} {
+		e := entryOf("a/x", 0, "x.example", "")
+		e.Internal, e.SubjectAltNames, e.Ports[0].TLS = c.internal, c.sans, c.tls
+		for _, a := range c.accounts {
+			e.Endpoints = append(e.Endpoints, registry.EntryEndpoint{Address: "203.0.113.1", Account: a})
+		}
+		objects := []any{e, &registry.Revocation{ID: "r", Revocation: revocation.Revocation{Name: "r", Identity: r}}}
+		if c.rule != nil {
+			objects = append(objects, ruleFor("a/d", 0, "x.example", c.rule))
+		}
+		x := compile.CompileOutside(world(t, objects...), set, "a").Hosts[compile.HostPort{Host: "x.example", Port: 80}]
+		got := "as clients speak"
+		switch {
+		case x.Closed:
+			got = "closed"
+		case x.Mutual:
+			got = fmt.Sprint("mutual ", x.Identities)
+		case x.TLS != nil:
+			got = "TLS"
+		}
+		if got != c.want {
+			t.Errorf("%s: %s, want %s", c.what, got, c.want)
+		}
 	}
 }
 

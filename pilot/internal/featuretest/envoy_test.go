@@ -237,12 +237,17 @@ func startEnvoy(t *testing.T, p *pilot, pod string) uint32 {
 // start runs the Envoy of a pod. It may listen with all listeners, also with those that are found by a connection's destination elsewhere.
 func start(t *testing.T, p *pilot, pod string, all bool) uint32 {
 	t.Helper()
+	return startIn(t, envoytest.NewCA(t), p, pod, all)
+}
+
+// startIn runs the Envoy of a pod in the mesh of a CA.
+func startIn(t *testing.T, ca *envoytest.CA, p *pilot, pod string, all bool) uint32 {
+	t.Helper()
 	known := p.pod(pod)
 	if known == nil {
 		t.Fatalf("no pod %q", pod)
 	}
 	id := spiffe.ID{TrustDomain: settings.TrustDomain, Namespace: known.Namespace, ServiceAccount: known.ServiceAccount}
-	ca := envoytest.NewCA(t)
 	leaf, files := ca.Issue(t, id.String()), t.TempDir()
 	write := func(name string, text []byte) {
 		if err := os.WriteFile(filepath.Join(files, name), text, 0o600); err != nil {

@@ -30,6 +30,9 @@ func (w *world) entry(namespace, name string) {
 	if w.chance(50) && !strings.HasPrefix(host, "*") {
 		more += fmt.Sprintf("addresses: [%s],", quoted(w.some(outsideAddresses, 40)))
 	}
+	if w.chance(30) {
+		more += one(w, []string{"location: MESH_INTERNAL, subjectAltNames: [spiffe://cluster.local/ns/shop/sa/one],", "location: MESH_INTERNAL, subjectAltNames: [spiffe://partner.example/x],", "location: MESH_INTERNAL,"})
+	}
 	w.set("ServiceEntry", namespace, name, w.created(), fmt.Sprintf("spec: {hosts: [%q], %s ports: [%s], exportTo: [%s]}",
 		host, more, strings.Join(w.some(outsidePorts, 60), ", "), w.exported()))
 }

@@ -63,8 +63,19 @@ func Downstream(way delivery.Way, peers []*matcher.StringMatcher, alpn ...string
 
 // Upstream is a mesh client's connection to one service port, whose server must be one of the service's identities.
 func Upstream(p *compile.ServicePort, way delivery.Way) *core.TransportSocket {
+	return mutual(p.Identities, p.Protocol, istiocompat.SNI(p.Number, "", p.Host), way)
+}
+
+// Abroad is a mesh client's connection to a server of the mesh that is outside of the cluster, which must have one of the identities that its ServiceEntry, or a
+// rule, names.
+func Abroad(x *compile.External, way delivery.Way) *core.TransportSocket {
+	return mutual(x.Identities, x.Protocol, istiocompat.SNI(x.Port, "", x.Host), way)
+}
+
+// mutual is a mesh client's connection to a server that must have one of some identities.
+func mutual(identities []string, speaks protocol.Protocol, sni string, way delivery.Way) *core.TransportSocket {
 	var sans []*matcher.StringMatcher
-	for _, id := range p.Identities {
+	for _, id := range identities {
 		sans = append(sans, envoy.Exact(id))
 	}
 	if len(sans) == 0 {
@@ -72,10 +83,10 @@ func Upstream(p *compile.ServicePort, way delivery.Way) *core.TransportSocket {
 	}
 	// The server may know the port by another service that declares nothing, or something else.
 	alpn := istiocompat.ALPN
-	if p.Protocol == protocol.TCP {
+	if speaks == protocol.TCP {
 		alpn = istiocompat.ALPNOpaque
 	}
 	return envoy.TransportSocket("envoy.transport_sockets.tls", &tls.UpstreamTlsContext{
-		CommonTlsContext: commonTLS(way, sans, alpn), Sni: istiocompat.SNI(p.Number, "", p.Host), MaxSessionKeys: envoy.U32(0),
+		CommonTlsContext: commonTLS(way, sans, alpn), Sni: sni, MaxSessionKeys: envoy.U32(0),
 	})
 }

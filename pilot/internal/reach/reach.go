@@ -62,7 +62,10 @@ func outside(snap *registry.Snapshot, set compile.Settings, namespace string, si
 		if x.Rule != nil {
 			e.Rule = x.Rule.ID
 		}
-		if x.TLS != nil {
+		switch {
+		case x.Mutual:
+			e.TLS = string(registry.TLSIstioMutual)
+		case x.TLS != nil:
 			e.TLS = string(x.TLS.Mode)
 		}
 		out = append(out, e)

@@ -233,14 +233,11 @@ func (r *ruleReader) tls(field string, t *istio.ClientTLSSettings) *ClientTLS {
 	case TLSDisable:
 		r.unsaid(field, t, "mode DISABLE")
 	case TLSIstioMutual:
-		if !service {
-			r.problem(field+".mode", "ISTIO_MUTUAL: what is no Service of the cluster has no identity of the mesh; use SIMPLE or MUTUAL")
-		}
 		if t.Sni != "" {
 			r.problem(field+".sni", notYet+" with ISTIO_MUTUAL")
 		}
 		r.files(field, "mode ISTIO_MUTUAL, which has the mesh's certificates", t, "", "", "")
-		r.identities(field, t.SubjectAltNames)
+		r.out.Problems = append(r.out.Problems, notIdentities(field+".subjectAltNames", t.SubjectAltNames)...)
 	case TLSSimple, TLSMutual:
 		if service {
 			r.problem(field+".mode", "%s "+notYet+" for a Service of the cluster; it is called by mutual TLS of the mesh, or with DISABLE as its clients speak", out.Mode)
@@ -295,14 +292,18 @@ func (r *ruleReader) file(field, name string) {
 	}
 }
 
-// identities are names that servers of the mesh may have.
-func (r *ruleReader) identities(field string, names []string) {
+// notIdentities are the problems of names that servers of the mesh cannot have.
+func notIdentities(field string, names []string) (out []authz.Problem) {
 	for i, n := range names {
-		if !strings.HasPrefix(n, "spiffe://") {
-			r.problem(fmt.Sprintf("%s.subjectAltNames[%d]", field, i), "%q is no identity, such as spiffe://%s/ns/shop/sa/web", n, "cluster.local")
+		if !IsIdentity(n) {
+			out = append(out, authz.Problem{Field: fmt.Sprintf("%s[%d]", field, i), Reason: fmt.Sprintf("%q is no identity, such as spiffe://%s/ns/shop/sa/web", n, "cluster.local")})
 		}
 	}
+	return out
 }
+
+// IsIdentity reports whether a name may be that of a server of a mesh (SPIFFE ID, section 2).
+func IsIdentity(name string) bool { return strings.HasPrefix(name, "spiffe://") }
 
 // adviseDestinationRule says what of a DestinationRule may not be meant as it is written.
 func adviseDestinationRule(d *DestinationRule) (out []string) {
@@ -321,6 +322,9 @@ func adviseDestinationRule(d *DestinationRule) (out []string) {
 	}
 	if has(TLSDisable) && IsService(d.Host) {
 		out = append(out, "DISABLE: proxies speak plaintext with the Service, without an identity; a STRICT server refuses that, and no policy that asks who calls admits it")
+	}
+	if !IsService(d.Host) && has(TLSIstioMutual) {
+		out = append(out, "ISTIO_MUTUAL: holds with a server whose identity the rule or the ServiceEntry names (subjectAltNames: spiffe://…, or an endpoint's serviceAccount); without any, it is spoken with by nobody")
 	}
 	if !IsService(d.Host) {
 		out = append(out, "it holds at the ports of a ServiceEntry for "+d.Host+"; without one, connections pass as they are")

@@ -43,6 +43,7 @@ type ServiceEntry struct {
 	Addresses       []string       // that are the host's, whatever DNS says; then there is one host
 	Networks        []netip.Prefix // of which all addresses are so, too
 	Ports           []EntryPort
+	Internal        bool // its servers have an identity of the mesh: one of SubjectAltNames, which are SPIFFE IDs then, or of an endpoint's account
 	Resolution      Resolution
 	Endpoints       []EntryEndpoint // none: with DNS, the hosts themselves are
 	SubjectAltNames []string        // of which a server's certificate has to have one, where proxies speak TLS with it
@@ -80,6 +81,7 @@ type EntryEndpoint struct {
 	Address string // an IP address or, with DNS, maybe a name
 	Ports   map[string]uint32
 	Weight  uint32 // as the share of its servers; at least 1
+	Account string // its service account in the ServiceEntry's namespace, or empty
 }
 
 // Port is where the endpoint serves a port.
@@ -113,15 +115,14 @@ func makeServiceEntry(u *unstructured.Unstructured, o authz.Options) *ServiceEnt
 	}
 	r := &entryReader{spec: spec, out: out}
 	out.Problems = append(notTriedOut(u), fieldsBut("spec", spec, notYet, "hosts", "addresses", "ports", "location", "resolution", "endpoints", "exportTo", "subjectAltNames")...)
-	if spec.Location != istio.ServiceEntry_MESH_EXTERNAL {
-		r.problem("spec.location", "%s "+notYet+"; what is outside of the cluster is MESH_EXTERNAL", spec.Location)
-	}
+	r.location()
 	r.resolution()
 	r.hosts()
 	r.addresses()
 	r.ports()
 	r.endpoints()
 	r.names()
+	r.identities(o.TrustDomain)
 	out.ExportTo = spec.ExportTo
 	out.Ignored = len(out.Problems) > 0 || slices.Contains(out.ExportTo, "~")
 	out.Problems = append(out.Problems, foreign(out.ExportTo, out.Namespace, o.RootNamespace)...)
@@ -144,6 +145,40 @@ func (r *entryReader) bounded(field string, n, most int) bool {
 		r.problem(field, "has more than %d elements; write several ServiceEntries", most)
 	}
 	return n <= most
+}
+
+func (r *entryReader) location() {
+	switch r.spec.Location {
+	case istio.ServiceEntry_MESH_EXTERNAL:
+	case istio.ServiceEntry_MESH_INTERNAL:
+		r.out.Internal = true
+	default:
+		r.problem("spec.location", "%s "+notYet+"; use MESH_EXTERNAL or MESH_INTERNAL", r.spec.Location)
+	}
+}
+
+// identities demands that servers of the mesh have some: who may be anybody proves nothing.
+func (r *entryReader) identities(trustDomain string) {
+	for i, e := range r.spec.Endpoints {
+		field := fmt.Sprintf("spec.endpoints[%d].serviceAccount", i)
+		switch {
+		case e.GetServiceAccount() == "" && (!r.out.Internal || len(r.spec.SubjectAltNames) > 0):
+		case !r.out.Internal:
+			r.problem(field, "means nothing with location MESH_EXTERNAL; who has an account of the mesh is MESH_INTERNAL")
+		case e.GetServiceAccount() == "":
+			r.problem(field, "is missing: a server of the mesh proves who it is; name its account, or what it may be in spec.subjectAltNames (spiffe://%s/ns/%s/sa/NAME)", trustDomain, r.out.Namespace)
+		case e.GetServiceAccount() != "" && len(validation.IsDNS1123Subdomain(e.GetServiceAccount())) > 0:
+			r.problem(field, "%q is no name of a service account", e.GetServiceAccount())
+		}
+	}
+	if !r.out.Internal {
+		return
+	}
+	if len(r.spec.SubjectAltNames) == 0 && len(r.spec.Endpoints) == 0 {
+		r.problem("spec.subjectAltNames", "there are none: with MESH_INTERNAL, a server proves that it is one of the mesh by its identity (spiffe://%s/ns/%s/sa/NAME); what has none is MESH_EXTERNAL, and a DestinationRule has proxies speak TLS with it",
+			trustDomain, r.out.Namespace)
+	}
+	r.out.Problems = append(r.out.Problems, notIdentities("spec.subjectAltNames", r.spec.SubjectAltNames)...)
 }
 
 func (r *entryReader) resolution() {
@@ -282,8 +317,8 @@ func (r *entryReader) endpoints() {
 	}
 	for i, e := range r.spec.Endpoints {
 		field := fmt.Sprintf("spec.endpoints[%d]", i)
-		r.out.Problems = append(r.out.Problems, fieldsBut(field, e, notYet, "address", "ports", "weight")...)
-		made := EntryEndpoint{Address: e.GetAddress(), Weight: max(1, e.GetWeight())}
+		r.out.Problems = append(r.out.Problems, fieldsBut(field, e, notYet, "address", "ports", "weight", "serviceAccount")...)
+		made := EntryEndpoint{Address: e.GetAddress(), Weight: max(1, e.GetWeight()), Account: e.GetServiceAccount()}
 		_, notIP := netip.ParseAddr(made.Address)
 		reason := ""
 		switch {
@@ -356,7 +391,7 @@ func foreign(exportTo []string, own, root string) (out []authz.Problem) {
 
 // adviseServiceEntry says what of a ServiceEntry may not be meant as it is written.
 func adviseServiceEntry(e *ServiceEntry) (out []string) {
-	if len(e.SubjectAltNames) > 0 {
+	if len(e.SubjectAltNames) > 0 && !e.Internal {
 		out = append(out, "spec.subjectAltNames are asked for where a DestinationRule has proxies speak TLS with the host (mode SIMPLE or MUTUAL), and nowhere else")
 	}
 	if len(e.ExportTo) == 0 {

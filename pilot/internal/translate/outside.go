@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/handshake"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
@@ -30,8 +31,8 @@ import (
 // all addresses of a port (Envoy takes it where no listener has the very address), which has those connections go on to whom a client names, and lets all others through
 // as they are, but for those to the addresses of the cluster's Services, which are refused as elsewhere.
 
-// ExternalCluster is a port of a host outside of the mesh, as clients reach it.
-func ExternalCluster(x *compile.External, ipv6 bool) *cluster.Cluster {
+// ExternalCluster is a port of a host outside of the mesh, as clients reach it whose certificates come in a way.
+func ExternalCluster(x *compile.External, ipv6 bool, way delivery.Way) *cluster.Cluster {
 	c := &cluster.Cluster{
 		Name: x.Cluster(), ConnectTimeout: envoy.Seconds(5), LbPolicy: cluster.Cluster_LEAST_REQUEST, CircuitBreakers: generous(),
 		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STATIC},
@@ -53,7 +54,10 @@ func ExternalCluster(x *compile.External, ipv6 bool) *cluster.Cluster {
 	default:
 		c.LoadAssignment = servers(x)
 	}
-	if x.TLS != nil {
+	switch {
+	case x.Mutual:
+		c.TransportSocket = handshake.Abroad(x, way)
+	case x.TLS != nil:
 		c.TransportSocket = handshake.Origination(x)
 	}
 	var options *upstreams.HttpProtocolOptions
@@ -107,9 +111,9 @@ func ExternalListener(x *compile.External, to compile.Address) *listener.Listene
 func externalChain(x *compile.External) *listener.FilterChain {
 	f := x.Frontend(compile.Address{})
 	switch {
-	case x.TLS == nil && x.Protocol.IsHTTP():
+	case !x.Secured() && x.Protocol.IsHTTP():
 		return httpChain(f)
-	case x.TLS == nil:
+	case !x.Secured():
 		return tcpChain(f)
 	}
 	own := tcpProxy(forward(x.Cluster(), "outbound", telemetry.OutsideConnections(x.Host)))
