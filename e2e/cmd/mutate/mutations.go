@@ -21,7 +21,7 @@ var claims = []mutation{
 	{2, "policies do not reach the proxies", "TestOnlyTheAuditorMayReadAccounts", []edit{
 		{"pilot/internal/rbac/policies.go", "enforced, shadow = rules(rendered, action)", "enforced, shadow = rules(nil, action)"}}},
 	{3, "the proxies speak plaintext", "TestTheWireIsTLS13FromBothSides", []edit{
-		{"pilot/internal/translate/cluster.go", "if p.Mutual {", "if false {"},
+		{"pilot/internal/translate/cluster.go", "case p.Mutual:", "case false:"},
 		{"pilot/internal/compile/workload.go", "p.Mode = modes.Mode(number)", "p.Mode = authz.Disable"},
 		{"pilot/internal/rbac/policies.go", "enforced, shadow = rules(rendered, action)", "enforced, shadow = rules(nil, action)"}}},
 	{4, "STRICT takes plaintext, too", "TestStrangersAreRefusedUnderStrict", []edit{

@@ -3,7 +3,7 @@ package main
 // outside are mutations of what is said of what is outside of the mesh, and of how proxies speak with it and with Services.
 var outside = []mutation{
 	{36, "a server outside may have any name", outsideTraffic + "TestServersOutsideProveTheirNames", []edit{
-		{origination, "	for _, name := range x.Names() {\n", "	for _, name := range x.Names()[:0] {\n"}}},
+		{origination, "	for _, name := range names {\n", "	for _, name := range names[:0] {\n"}}},
 	{36, "of many hosts of a wildcard, a server may have the name of any", outsideTraffic + "TestServersOutsideProveTheirNames", []edit{
 		{origination, "AutoSanValidation: x.Names() == nil", "AutoSanValidation: false"}}},
 	{36, "another authority vouches for a server outside, too", outsideTraffic + "TestServersOutsideProveTheirNames", []edit{
@@ -13,7 +13,8 @@ var outside = []mutation{
 	{36, "an Envoy that does not take a rule goes on in plaintext", outsideTraffic + "TestTLSThatCannotBeHadIsNotPlaintext", []edit{
 		{"pilot/internal/compile/outside.go", "	if tls {\n", "	if false && tls {\n"}}},
 	{36, "TLS is put around clients' own TLS", outsideTraffic + "TestConnectionsOutsideGoWhereTheirNameOrAddressSays", []edit{
-		{"pilot/internal/compile/outside.go", "	if p.TLS {\n", "	if false && p.TLS {\n"}}},
+		{"pilot/internal/compile/outside.go", "	if p.TLS && !e.Internal {\n", "	if false && p.TLS && !e.Internal {\n"},
+		{"pilot/internal/compile/outside.go", "	case !p.TLS && t.Secures():\n", "	case t.Secures():\n"}}},
 	{36, "a namespace names hosts for others", "pilot/internal/validate.TestWhatIsOutsideIsRefusedByFieldAndReason", []edit{
 		{"pilot/internal/registry/serviceentry.go", "		case own != root && ns != \".\" && ns != own:\n", "		case false && own != root && ns != \".\" && ns != own:\n"}}},
 	{36, "a Service's name may be given to something outside", "pilot/internal/validate.TestWhatIsOutsideIsRefusedByFieldAndReason", []edit{
@@ -38,6 +39,16 @@ var outside = []mutation{
 		{"pilot/internal/compile/outside.go", "		out.Closed = !out.Mutual // it has no identity of the mesh\n", ""}}},
 	{36, "proxies with certificates from Secrets show another one outside", outsideTraffic + "TestGolden", []edit{
 		{families + "subject.go", "			out = append(out, ofOutside(s.outside).by(s.delivery))\n", ""}}},
+	{36, "an application may have any name", outsideTraffic + "TestApplicationsOfServicesProveTheirNames", []edit{
+		{"pilot/internal/translate/cluster.go", "handshake.Origination(p.TLS, p.Names(), p.ServerName())", "handshake.Origination(p.TLS, nil, p.ServerName())"}}},
+	{36, "an Envoy that does not take a rule for applications goes on in plaintext", outsideTraffic + "TestTLSWithApplicationsThatCannotBeHadIsNotPlaintext", []edit{
+		{"pilot/internal/compile/service.go", "	case p.TLS == nil:\n", "	case true || p.TLS == nil:\n"}}},
+	{36, "clients of a namespace have the listeners of all for applications with TLS", everyChange, []edit{
+		{families + "service.go", "compile.Secured(c.snap, c.settings, s, ruled) || ", ""}}},
+	{36, "a change of rules leaves listeners of Services as they are", "pilot/internal/compile.TestEffectsNameWhateverDiffers", []edit{
+		{"pilot/internal/compile/outside_effects.go", "			e.Frontends[at] = true\n", "			_ = at\n"}}},
+	{36, "an external authorizer is asked in spite of a rule that it cannot be asked by", "pilot/internal/compile.TestWhoAsksAnAuthorizerDoesNotSayHow", []edit{
+		{"pilot/internal/compile/rules.go", "	case t.Secures() && set.Asks(p.Service.ID):", "	case false && set.Asks(p.Service.ID):"}}},
 	{36, "a network of the proxy's own machine may be named", "pilot/internal/validate.TestWhatIsOutsideIsRefusedByFieldAndReason", []edit{
 		{"pilot/internal/registry/outside.go", "		case !own.Overlaps(network):\n", "		case !own.Overlaps(network) || !network.IsSingleIP():\n"}}},
 	{36, "the younger of two names a host", "pilot/internal/compile.TestAHostIsNamedOnceInANamespace", []edit{

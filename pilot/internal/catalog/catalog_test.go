@@ -52,8 +52,8 @@ func TestALayerOfOnesOwnComesFirst(t *testing.T) {
 	w := newWorld(t)
 	agent, secret := w.Join(podOf("one", delivery.ByAgent, nil)), w.Join(podOf("two", delivery.BySecret, nil))
 	for s, want := range map[Subject]Resource{
-		agent:  Cluster{"a/web", 80, registry.IPv4, delivery.ByAgent, ""},
-		secret: Cluster{"a/web", 80, registry.IPv4, delivery.BySecret, ""},
+		agent:  Cluster{"a/web", 80, registry.IPv4, delivery.ByAgent, "", false},
+		secret: Cluster{"a/web", 80, registry.IPv4, delivery.BySecret, "", false},
 	} {
 		if got := w.Find(s, deltaxds.ClusterType, webCluster); got != want {
 			t.Errorf("%+v has %+v, want %+v", s, got, want)
@@ -88,7 +88,7 @@ func TestNothingIsKeptForWhomThereIsNot(t *testing.T) {
 	if w.Find(one, deltaxds.ClusterType, webCluster) != nil {
 		t.Error("a port that went is there")
 	}
-	port := Cluster{"a/web", 80, registry.IPv4, delivery.ByAgent, ""}
+	port := Cluster{"a/web", 80, registry.IPv4, delivery.ByAgent, "", false}
 	touched := w.set(&registry.Service{ID: "a/web", Namespace: "a", Name: "web", Ports: []registry.ServicePort{{Number: 80}}})
 	if !slices.Contains(touched, Resource(port)) || slices.Contains(touched, w.other(port)) || w.Find(two, deltaxds.ClusterType, webCluster) != port || w.Make(port) == nil {
 		t.Errorf("a port that came: %v are touched", touched)
@@ -144,7 +144,7 @@ func admits(namespace, account string) *registry.Policy {
 func TestAPolicyMovesAServiceBetweenLayers(t *testing.T) {
 	w := newWorld(t)
 	one := w.Join(podOf("one", delivery.ByAgent, nil))
-	port := Cluster{"a/web", 80, registry.IPv4, delivery.ByAgent, ""}
+	port := Cluster{"a/web", 80, registry.IPv4, delivery.ByAgent, "", false}
 	for _, c := range []struct {
 		policy *registry.Policy
 		moves  []Layer // that anybody has
@@ -195,7 +195,7 @@ func TestASidecarNarrowsWhatASubjectMayReach(t *testing.T) {
 	}
 	_, following = w.object(registry.Sidecars, "a/s", sidecar("web.a.svc.cluster.local"))
 	web, gone := w.Follow(none, following[0])
-	if w.Find(web, deltaxds.ClusterType, webCluster) == nil || !slices.Contains(gone, Resource(Cluster{"a/other", 80, registry.IPv4, delivery.ByAgent, ""})) {
+	if w.Find(web, deltaxds.ClusterType, webCluster) == nil || !slices.Contains(gone, Resource(Cluster{"a/other", 80, registry.IPv4, delivery.ByAgent, "", false})) {
 		t.Errorf("another Sidecar names it, and it is not there; gone are %v", gone)
 	}
 	_, following = w.object(registry.Sidecars, "a/s", nil)

@@ -23,13 +23,19 @@ type Cluster struct {
 	Family   registry.Family
 	Delivery delivery.Way // of the client's certificate
 	For      string       // clients of a namespace of which DestinationRules say something in particular; empty: of all others
+	TLS      bool         // proxies speak it with the Service's applications; the one in which they do not is there beside it
 }
 
 func (r Cluster) Type() string { return deltaxds.ClusterType }
-func (r Cluster) Name() string { return clusterName(r.Service, r.Port, r.Family) }
+func (r Cluster) Name() string {
+	if r.TLS {
+		return (&compile.ServicePort{Host: compile.HostOf(r.Service), Number: r.Port, Family: r.Family, TLS: &registry.ClientTLS{}}).Cluster()
+	}
+	return clusterName(r.Service, r.Port, r.Family)
+}
 
 func (r Cluster) layers(c *Catalog) (out []Layer) {
-	if !ruledFor(c, r.Service, r.For) {
+	if !ruledFor(c, r.Service, r.For) || r.TLS && !securedFor(c, r.Service, r.Port, r.For) {
 		return nil
 	}
 	for _, l := range layersOfPort(c, r.Service, r.Port, r.Family) {
@@ -47,13 +53,29 @@ func ruledFor(c *Catalog, service, clients string) bool {
 func clients(ruled string) string { return cmp.Or(ruled, compile.Everywhere) }
 
 func (r Cluster) make(c *Catalog) proto.Message {
-	return translate.OutboundCluster(compile.PortFor(c.snap, c.settings, c.snap.Service(r.Service), r.Port, r.Family, clients(r.For)), r.Delivery)
+	p := compile.PortFor(c.snap, c.settings, c.snap.Service(r.Service), r.Port, r.Family, clients(r.For))
+	if !r.TLS {
+		p = p.Meshed()
+	}
+	return translate.OutboundCluster(p, r.Delivery)
+}
+
+// securedFor reports whether clients of a namespace, or all others, have proxies that speak TLS with a Service's applications at a port.
+func securedFor(c *Catalog, service string, port uint32, ruled string) bool {
+	s := c.snap.Service(service)
+	return s != nil && s.HasPort(port) && compile.SecuredAt(c.snap, c.settings, s, port, clients(ruled))
+}
+
+// ownListeners reports whether clients of a namespace have listeners of a Service of their own.
+func ownListeners(c *Catalog, s *registry.Service, ruled string) bool {
+	return ruled == "" || ruledFor(c, s.ID, ruled) &&
+		(s.Headless || compile.Secured(c.snap, c.settings, s, ruled) || compile.Secured(c.snap, c.settings, s, compile.Everywhere))
 }
 
 // Listener takes what a client sends to an address of a Service, or of a pod behind a headless one.
 type Listener struct {
 	At  compile.Address
-	For string // as of Cluster; of headless Services only
+	For string // as of Cluster; where it makes a difference
 }
 
 func (r Listener) Type() string { return deltaxds.ListenerType }
@@ -61,7 +83,7 @@ func (r Listener) Name() string { return r.At.String() }
 
 func (r Listener) layers(c *Catalog) (out []Layer) {
 	owner := compile.OwnerOf(c.snap, r.At)
-	if owner == nil || r.For != "" && (!owner.Headless || !ruledFor(c, owner.ID, r.For)) {
+	if owner == nil || !ownListeners(c, owner, r.For) {
 		return nil
 	}
 	for _, l := range c.reach.of[owner.ID] {
@@ -105,13 +127,16 @@ var services = family{
 			s := c.snap.Service(id)
 			for _, p := range s.Ports {
 				for _, f := range s.Families() {
-					out = append(out, Cluster{id, p.Number, f, l.delivery, l.ruled})
+					out = append(out, Cluster{id, p.Number, f, l.delivery, l.ruled, false})
+					if securedFor(c, id, p.Number, l.ruled) {
+						out = append(out, Cluster{id, p.Number, f, l.delivery, l.ruled, true})
+					}
 					if shared && l.ruled == "" && c.spread[id].Everywhere() {
 						out = append(out, Endpoints{Service: id, Port: p.Number, Family: f})
 					}
 				}
 			}
-			if !shared || l.ruled != "" && !s.Headless {
+			if !shared || !ownListeners(c, s, l.ruled) {
 				continue
 			}
 			for _, at := range compile.Frontends(c.snap, s) {
@@ -129,7 +154,7 @@ var services = family{
 				for _, f := range ipFamilies {
 					for _, d := range deliveries {
 						for ns := range ruled {
-							out = append(out, Cluster{id, port, f, d, ns})
+							out = append(out, Cluster{id, port, f, d, ns, false}, Cluster{id, port, f, d, ns, true})
 						}
 					}
 				}
@@ -145,7 +170,7 @@ var services = family{
 		out = append(out, endpointsOn(c, t.effects.Nodes)...)
 		for at := range t.effects.Frontends {
 			for _, snap := range []*registry.Snapshot{c.snap, t.was} {
-				if owner := compile.OwnerOf(snap, at); owner != nil && owner.Headless {
+				if owner := compile.OwnerOf(snap, at); owner != nil {
 					for ns := range ruledNowAndBefore(c, t, owner.ID) {
 						out = append(out, Listener{at, ns})
 					}

@@ -368,7 +368,7 @@ func externalOf(snap *registry.Snapshot, set Settings, namespace string, e *regi
 	case t.Mode == registry.TLSIstioMutual:
 		out.mutual(snap, set, t.SubjectAltNames)
 		out.Closed = !out.Mutual // it has no identity of the mesh
-	case !p.TLS && (t.Mode == registry.TLSSimple || t.Mode == registry.TLSMutual):
+	case !p.TLS && t.Secures():
 		out.TLS = t
 		// Only a request says which of many hosts is to prove itself.
 		out.Closed = out.Names() == nil && !p.Protocol.IsHTTP()

@@ -22,10 +22,8 @@ func (e *Effects) rule(snap *registry.Snapshot, set Settings, d *registry.Destin
 	}
 	e.Services[id] = true
 	for _, s := range e.nowAndBefore(snap, id) {
-		if s.Headless {
-			for _, at := range Frontends(snap, s) {
-				e.Frontends[at] = true
-			}
+		for _, at := range Frontends(snap, s) {
+			e.Frontends[at] = true
 		}
 	}
 }

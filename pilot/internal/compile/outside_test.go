@@ -57,7 +57,7 @@ func (d draw) clientTLS() *registry.ClientTLS {
 	if !d.often() {
 		return nil
 	}
-	t := &registry.ClientTLS{Mode: registry.TLSMode(d.one("SIMPLE", "DISABLE", "ISTIO_MUTUAL")), Broken: !d.often()}
+	t := &registry.ClientTLS{Mode: registry.TLSMode(d.one("SIMPLE", "MUTUAL", "DISABLE", "ISTIO_MUTUAL")), Broken: !d.often()}
 	if d.often() {
 		t.SubjectAltNames = []string{d.one("spiffe://cluster.local/ns/a/sa/s", "spiffe://other/x")}
 	}
@@ -176,6 +176,8 @@ func TestRulesAreLookedUpByNamespace(t *testing.T) {
 		{"of an uninvolved namespace", []*registry.DestinationRule{ruleFor("c/d", 0, host, disable)}, map[string]string{"a": "sa/s", "b": "sa/s", "c": "plain"}},
 		{"the older", []*registry.DestinationRule{ruleFor("b/d", 2, host, disable), ruleFor("b/e", 1, host, mutual("e"))}, map[string]string{"a": "always sa/e"}},
 		{"broken", []*registry.DestinationRule{ruleFor("b/d", 2, host, &registry.ClientTLS{Broken: true})}, map[string]string{"a": "always nobody"}},
+		{"TLS with applications", []*registry.DestinationRule{ruleFor("a/d", 0, host, &registry.ClientTLS{Mode: registry.TLSSimple})}, map[string]string{"a": "TLS as [s.b.svc.cluster.local s.b.svc]", "b": "sa/s"}},
+		{"TLS with applications of other names", []*registry.DestinationRule{ruleFor("b/d", 0, host, &registry.ClientTLS{Mode: registry.TLSMutual, SubjectAltNames: []string{"x"}})}, map[string]string{"a": "TLS as [x]"}},
 		{"of something else", []*registry.DestinationRule{ruleFor("b/d", 2, "t.b.svc.cluster.local", disable)}, map[string]string{"a": "sa/s"}},
 	} {
 		objects := []any{service, pod}
@@ -198,6 +200,9 @@ func TestRulesAreLookedUpByNamespace(t *testing.T) {
 			}
 			if p.Always {
 				got = "always " + got
+			}
+			if p.TLS != nil {
+				got = fmt.Sprint("TLS as ", p.Names())
 			}
 			if got != want {
 				t.Errorf("%s, for %s: %s, want %s", c.what, ns, got, want)
@@ -222,6 +227,11 @@ func TestWhoAsksAnAuthorizerDoesNotSayHow(t *testing.T) {
 	}
 	if p := compile.PortFor(world(t, service, ruleFor("b/d", 0, host, disable)), set, service, 80, registry.IPv4, "a"); p.Mutual {
 		t.Errorf("a rule of its own namespace does not hold: %+v", p)
+	}
+	// The cluster by which it is asked has no other for TLS with applications, so it is asked nothing.
+	simple := &registry.ClientTLS{Mode: registry.TLSSimple}
+	if p := compile.PortFor(world(t, service, ruleFor("b/d", 0, host, simple)), set, service, 80, registry.IPv4, "a"); p.TLS != nil || !p.Always || p.Identities != nil {
+		t.Errorf("it is asked in spite of a rule that cannot be enforced: %+v", p)
 	}
 }
 

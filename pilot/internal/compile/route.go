@@ -30,9 +30,9 @@ func DefaultRoutes() Table {
 }
 
 // OwnRoutes is what becomes of requests to the frontend, if that is something else than the default. A pod of a headless service is called at
-// the pod's own port, of which no cluster has a name.
+// the pod's own port, of which no cluster has a name, and where proxies speak TLS with applications the cluster has another one.
 func (f *Frontend) OwnRoutes() (t Table, ok bool) {
-	if f.Pod == nil {
+	if f.Pod == nil && f.Service.TLS == nil {
 		return Table{}, false
 	}
 	return toAny(f.Service.Cluster(), fmt.Sprintf("%s:%d", f.Service.Host, f.Service.Number), f.Backend()), true

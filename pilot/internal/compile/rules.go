@@ -100,7 +100,21 @@ func (p *ServicePort) obey(snap *registry.Snapshot, set Settings, t *registry.Cl
 		if len(t.SubjectAltNames) > 0 {
 			p.Identities = standing(snap, set, t.SubjectAltNames)
 		}
+	case t.Secures() && set.Asks(p.Service.ID): // the cluster by which authorizers are asked has no other
+		p.Mutual, p.Always, p.Identities = true, true, nil
+	case t.Secures():
+		p.TLS = t
 	}
+}
+
+// Secured reports whether clients of a namespace have proxies that speak TLS with a Service's applications, at some of its ports.
+func Secured(snap *registry.Snapshot, set Settings, s *registry.Service, clients string) bool {
+	return slices.ContainsFunc(s.Ports, func(p registry.ServicePort) bool { return SecuredAt(snap, set, s, p.Number, clients) })
+}
+
+// SecuredAt reports it of one port.
+func SecuredAt(snap *registry.Snapshot, set Settings, s *registry.Service, port uint32, clients string) bool {
+	return nonempty(snap.DestinationRulesFor(Host(s))) && !set.Asks(s.ID) && ruleFor(snap, set, s, port, clients).Secures()
 }
 
 // standing are the names of identities under all trust domains of the mesh, without those that are revoked.
@@ -119,10 +133,12 @@ func standing(snap *registry.Snapshot, set Settings, identities []string) []stri
 // FrontendFor returns the frontend of an address as FrontendAt does, as clients of a namespace reach it.
 func FrontendFor(snap *registry.Snapshot, set Settings, at Address, clients string) *Frontend {
 	f := FrontendAt(snap, set, at)
-	if f == nil || f.Pod == nil || !f.Pod.Plain {
-		return f
+	if f == nil {
+		return nil
 	}
-	if t := ruleFor(snap, set, f.Service.Service, f.Service.Number, clients); t != nil && (t.Broken || t.Mode == registry.TLSIstioMutual) {
+	t := ruleFor(snap, set, f.Service.Service, f.Service.Number, clients)
+	f.Service.obey(snap, set, t)
+	if f.Pod != nil && t != nil && (t.Broken || t.Mode != registry.TLSDisable) {
 		f.Pod.Plain = false
 	}
 	return f

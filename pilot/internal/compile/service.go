@@ -103,6 +103,8 @@ type ServicePort struct {
 	Mutual bool
 	// Always says that so are those that are marked plain: a DestinationRule asks for it.
 	Always bool
+	// TLS is how proxies speak TLS with its applications themselves, for clients who do not, where a DestinationRule asks for it. Nil: they do not.
+	TLS *registry.ClientTLS
 	// Sticky says that a client stays with its endpoint.
 	Sticky bool
 	// Identities are the SPIFFE URIs that may serve the service, without those that are revoked. (A single certificate of
@@ -110,10 +112,37 @@ type ServicePort struct {
 	Identities []string
 }
 
-// Cluster returns the name of the port's Envoy cluster.
+// Cluster returns the name of the port's Envoy cluster, which is another one where proxies speak TLS with applications, as HostPort's is.
 func (p *ServicePort) Cluster() string {
-	return istiocompat.OutboundCluster(p.Number, Subset(p.Family), p.Host)
+	subset := Subset(p.Family)
+	switch {
+	case p.TLS == nil:
+	case subset == "":
+		subset = secured
+	default:
+		subset = secured + "-" + subset
+	}
+	return istiocompat.OutboundCluster(p.Number, subset, p.Host)
 }
+
+// Meshed is the port as the mesh speaks with it by itself.
+func (p *ServicePort) Meshed() *ServicePort {
+	out := *p
+	out.TLS = nil
+	return &out
+}
+
+// Names are those of which the application's certificate has to have one, where proxies speak TLS with it: those of the Service by which clients know it in every
+// namespace, if a rule names no others.
+func (p *ServicePort) Names() []string {
+	if len(p.TLS.SubjectAltNames) > 0 {
+		return p.TLS.SubjectAltNames
+	}
+	return []string{p.Host, strings.TrimSuffix(p.Host, "."+mesh.ClusterDomain)}
+}
+
+// ServerName is that for which the application is asked.
+func (p *ServicePort) ServerName() string { return cmp.Or(p.TLS.ServerName, p.Host) }
 
 // Subset is what the names of clusters say of the family: kube-proxy hands a connection to endpoints of the family in which it came, and an application may listen
 // in one alone, so a service port is a cluster for each.

@@ -20,10 +20,15 @@ func (p *pilot) untold(pod string, has holdings) []string {
 		return []string{fmt.Sprintf("%s: %v", pod, err)}
 	}
 	told, known := []string{}, []string{}
+	namespace, _, _ := strings.Cut(pod, "/")
 	for _, s := range answer.Services {
+		service := p.registry.Snapshot().Service(s.Service)
 		for _, port := range s.Ports {
-			for _, f := range p.registry.Snapshot().Service(s.Service).Families() {
+			for _, f := range service.Families() {
 				told = append(told, "cluster/"+istiocompat.OutboundCluster(port.Number, compile.Subset(f), compile.HostOf(s.Service)))
+				if compile.SecuredAt(p.registry.Snapshot(), settings, service, port.Number, namespace) {
+					told = append(told, "cluster/"+compile.PortFor(p.registry.Snapshot(), settings, service, port.Number, f, namespace).Cluster())
+				}
 			}
 		}
 	}

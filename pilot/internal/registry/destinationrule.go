@@ -89,6 +89,11 @@ type ClientTLS struct {
 	Broken            bool     // it cannot be enforced as it is written, so no server is spoken to
 }
 
+// Secures reports whether it has proxies speak TLS with those who are no proxies of the mesh.
+func (t *ClientTLS) Secures() bool {
+	return t != nil && !t.Broken && (t.Mode == TLSSimple || t.Mode == TLSMutual)
+}
+
 // TLSMode is a mode of ClientTLS, by Istio's names.
 type TLSMode string
 
@@ -228,7 +233,6 @@ func (r *ruleReader) tls(field string, t *istio.ClientTLSSettings) *ClientTLS {
 	if t.Sni != "" && (len(validation.IsDNS1123Subdomain(t.Sni)) > 0 || len(t.Sni) > maxServerName) {
 		r.problem(field+".sni", "%q is no DNS name in lower case", t.Sni)
 	}
-	service := IsService(r.out.Host)
 	switch out.Mode {
 	case TLSDisable:
 		r.unsaid(field, t, "mode DISABLE")
@@ -239,9 +243,6 @@ func (r *ruleReader) tls(field string, t *istio.ClientTLSSettings) *ClientTLS {
 		r.files(field, "mode ISTIO_MUTUAL, which has the mesh's certificates", t, "", "", "")
 		r.out.Problems = append(r.out.Problems, notIdentities(field+".subjectAltNames", t.SubjectAltNames)...)
 	case TLSSimple, TLSMutual:
-		if service {
-			r.problem(field+".mode", "%s "+notYet+" for a Service of the cluster; it is called by mutual TLS of the mesh, or with DISABLE as its clients speak", out.Mode)
-		}
 		if out.Mode == TLSSimple {
 			r.files(field, "mode SIMPLE", t, "", "", t.CaCertificates)
 			break
@@ -322,6 +323,15 @@ func adviseDestinationRule(d *DestinationRule) (out []string) {
 	}
 	if has(TLSDisable) && IsService(d.Host) {
 		out = append(out, "DISABLE: proxies speak plaintext with the Service, without an identity; a STRICT server refuses that, and no policy that asks who calls admits it")
+	}
+	if has(TLSSimple, TLSMutual) && IsService(d.Host) {
+		out = append(out, "SIMPLE and MUTUAL: proxies speak TLS with the Service's applications instead of mutual TLS of the mesh; a STRICT server's proxy refuses that, and no policy that asks who calls admits it")
+		for _, t := range all {
+			if t != nil && (t.Mode == TLSSimple || t.Mode == TLSMutual) && t.CACertificates == "" {
+				out = append(out, "no caCertificates: the application's certificate has to be one of the public authorities, which give none for names of a cluster")
+				break
+			}
+		}
 	}
 	if !IsService(d.Host) && has(TLSIstioMutual) {
 		out = append(out, "ISTIO_MUTUAL: holds with a server whose identity the rule or the ServiceEntry names (subjectAltNames: spiffe://…, or an endpoint's serviceAccount); without any, it is spoken with by nobody")

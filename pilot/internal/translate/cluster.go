@@ -40,7 +40,7 @@ const (
 )
 
 // OutboundCluster is a service port as its clients reach it. TLS is what an endpoint gets unless it is marked plain, so
-// that an address nobody vouches for never gets plaintext. The client's own certificate comes by its delivery.
+// that an address nobody vouches for never gets plaintext; where a rule has applications prove themselves, it is what all get. The client's own certificate comes by its delivery.
 func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster {
 	c := &cluster.Cluster{
 		Name: p.Cluster(), ConnectTimeout: envoy.Seconds(5), LbPolicy: cluster.Cluster_LEAST_REQUEST,
@@ -56,7 +56,13 @@ func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster 
 		d := originalDst(c.Name)
 		c.LbPolicy, c.ClusterDiscoveryType, c.EdsClusterConfig = d.LbPolicy, d.ClusterDiscoveryType, nil
 	}
-	if p.Mutual {
+	switch {
+	case p.TLS != nil:
+		c.TransportSocket = handshake.Origination(p.TLS, p.Names(), p.ServerName())
+		if c.EdsClusterConfig != nil {
+			c.EdsClusterConfig.ServiceName = p.Meshed().Cluster()
+		}
+	case p.Mutual:
 		c.TransportSocket = handshake.Upstream(p, way)
 		if !p.Always {
 			c.TransportSocketMatches = []*cluster.Cluster_TransportSocketMatch{{

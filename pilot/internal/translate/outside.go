@@ -58,7 +58,7 @@ func ExternalCluster(x *compile.External, ipv6 bool, way delivery.Way) *cluster.
 	case x.Mutual:
 		c.TransportSocket = handshake.Abroad(x, way)
 	case x.TLS != nil:
-		c.TransportSocket = handshake.Origination(x)
+		c.TransportSocket = handshake.Origination(x.TLS, x.Names(), x.ServerName())
 	}
 	var options *upstreams.HttpProtocolOptions
 	switch x.Protocol {
@@ -116,11 +116,20 @@ func externalChain(x *compile.External) *listener.FilterChain {
 	case !x.Secured():
 		return tcpChain(f)
 	}
-	own := tcpProxy(forward(x.Cluster(), "outbound", telemetry.OutsideConnections(x.Host)))
 	if x.Protocol.IsHTTP() {
-		own = httpManager(withRoutes(outsideManager(x.Host), routes(x.Routes())))
+		return securedHTTP(x.Host, x.Routes())
 	}
-	return &listener.FilterChain{Name: x.Host, Filters: []*listener.Filter{own}}
+	return securedTCP(x.Host, x.Cluster())
+}
+
+// securedHTTP takes requests of clients on whose behalf proxies speak TLS with a host.
+func securedHTTP(host string, t compile.Table) *listener.FilterChain {
+	return &listener.FilterChain{Name: host, Filters: []*listener.Filter{httpManager(withRoutes(outsideManager(host), routes(t)))}}
+}
+
+// securedTCP takes connections of such clients that are not HTTP.
+func securedTCP(host, cluster string) *listener.FilterChain {
+	return &listener.FilterChain{Name: host, Filters: []*listener.Filter{tcpProxy(forward(cluster, "outbound", telemetry.OutsideConnections(host)))}}
 }
 
 // NamedListenerAt is where the listener for all addresses of a family is.

@@ -50,7 +50,11 @@ func calledCluster(subset string) string {
 
 // httpChain takes the requests of a service's clients.
 func httpChain(f *compile.Frontend) *listener.FilterChain {
-	if own, ok := f.OwnRoutes(); ok {
+	own, ok := f.OwnRoutes()
+	switch {
+	case f.Service.TLS != nil:
+		return securedHTTP(f.Service.Host, own)
+	case ok:
 		m := outboundManager(fmt.Sprintf("outbound_%d", f.Service.Number), f.Service.Host, telemetry.ServerOf(f), own)
 		return &listener.FilterChain{Name: "http", Filters: []*listener.Filter{httpManager(m)}}
 	}
@@ -60,7 +64,10 @@ func httpChain(f *compile.Frontend) *listener.FilterChain {
 // tcpChain takes connections of which nothing is known but that they are not HTTP. A pod of a headless service is called at the pod's own port, of
 // which no cluster has a name.
 func tcpChain(f *compile.Frontend) *listener.FilterChain {
-	if f.Pod != nil {
+	switch {
+	case f.Service.TLS != nil:
+		return securedTCP(f.Service.Host, f.Backend())
+	case f.Pod != nil:
 		own := forward(f.Backend(), f.Service.Cluster(), telemetry.OutboundConnections(f.Service.Host, telemetry.ServerOf(f)))
 		return &listener.FilterChain{Name: "tcp", Filters: []*listener.Filter{
 			envoy.NetworkFilter("envoy.filters.network.set_filter_state", connectionState(opaque())), tcpProxy(own)}}
