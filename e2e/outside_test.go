@@ -193,6 +193,17 @@ func TestHostsOutsideAreKnownAndProveTheirNames(t *testing.T) {
 	})
 	ask(ns, nowhere, "plain.example", seen("plain.example", ""))
 	ask(other, nowhere, "good.example", unknown)
+
+	// The same servers as applications of a Service, which serve TLS and have no proxy.
+	service := "good." + world + ".svc.cluster.local"
+	apply(ctx, t, fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: good, namespace: %s}, spec: {selector: {app: good}, ports: [{name: http, port: 80, targetPort: 8443}]}}\n---\n", world)+
+		fmt.Sprintf("{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: service, namespace: %s}, spec: {host: %s, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /etc/outside/ca.pem, subjectAltNames: [good.example]}}}}", ns, service))
+	ask(ns, service+":80", "whoever.example", seen("whoever.example", service))
+	ask(other, service+":80", "whoever.example", unknown)
+	apply(ctx, t, fmt.Sprintf("{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: service, namespace: %s}, spec: {host: %s, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /etc/outside/ca.pem}}}}", ns, service))
+	ask(ns, service+":80", "whoever.example", func(r sample.Response) bool {
+		return r.Status == 503 && strings.Contains(r.Body, "CERTIFICATE_VERIFY_FAILED")
+	})
 	err = (&claims.Scene{Lab: cluster, Namespace: ns}).Audited(ctx, began, "source", func(e *claims.Event) bool {
 		return e.Verdict == "VERDICT_REFUSED" && e.DestinationService == "bad.example" && strings.HasSuffix(e.SourceIdentity, "/ns/"+ns+"/sa/default")
 	})
@@ -306,6 +317,7 @@ spec:
 		{"mode: ISTIO_MUTUAL, subjectAltNames: [spiffe://cluster.local/ns/" + ns + "/sa/someone-else]", 503},
 		{"mode: ISTIO_MUTUAL, subjectAltNames: [spiffe://cluster.local/ns/" + ns + "/sa/default]", 200},
 		{"mode: DISABLE", 503},
+		{"mode: SIMPLE", 503},
 		{"mode: ISTIO_MUTUAL", 200},
 	} {
 		if c.way != "" {
@@ -313,5 +325,25 @@ spec:
 		}
 		status(other, c.want)
 		status(ns, 200)
+	}
+
+	// The same server by a ServiceEntry, as one of the mesh that is elsewhere: it has to have the identity that is named there.
+	pod, err := cluster.Pod(ctx, ns, "server")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for account, want := range map[string]int{"default": 200, "someone-else": 503} {
+		apply(ctx, t, fmt.Sprintf(`{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: %[1]s, namespace: %[2]s}, spec: {hosts: [%[1]s.example], location: MESH_INTERNAL, subjectAltNames: ["spiffe://cluster.local/ns/%[3]s/sa/%[1]s"], `+
+			`resolution: STATIC, exportTo: ["."], endpoints: [{address: %[4]s}], ports: [{number: 8088, name: http, protocol: HTTP, targetPort: 8080}]}}`, account, other, ns, pod.Status.PodIP))
+		err := lab.PollFor(ctx, 20*time.Second, func(ctx context.Context) error {
+			got, err := lab.ExecJSON[sample.Response](ctx, cluster, other, "asker", "app", "sample", "get", "http://203.0.113.99:8088/accounts/1", "-H", "Host: "+account+".example")
+			if err == nil && got.Status != want {
+				err = fmt.Errorf("%+v, want %d", got, want)
+			}
+			return err
+		})
+		if err != nil {
+			t.Errorf("%s of the mesh outside: %v", account, err)
+		}
 	}
 }

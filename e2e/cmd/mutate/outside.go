@@ -49,6 +49,8 @@ var outside = []mutation{
 		{"pilot/internal/compile/outside_effects.go", "			e.Frontends[at] = true\n", "			_ = at\n"}}},
 	{36, "an external authorizer is asked in spite of a rule that it cannot be asked by", "pilot/internal/compile.TestWhoAsksAnAuthorizerDoesNotSayHow", []edit{
 		{"pilot/internal/compile/rules.go", "	case t.Secures() && set.Asks(p.Service.ID):", "	case false && set.Asks(p.Service.ID):"}}},
+	{36, "what a subset says of TLS is not looked at", "pilot/internal/validate.TestWhatIsOutsideIsRefusedByFieldAndReason", []edit{
+		{"pilot/internal/registry/destinationrule.go", "			r.ports(field+\".trafficPolicy\", p.GetPortLevelSettings())\n", ""}}},
 	{36, "a network of the proxy's own machine may be named", "pilot/internal/validate.TestWhatIsOutsideIsRefusedByFieldAndReason", []edit{
 		{"pilot/internal/registry/outside.go", "		case !own.Overlaps(network):\n", "		case !own.Overlaps(network) || !network.IsSingleIP():\n"}}},
 	{36, "the younger of two names a host", "pilot/internal/compile.TestAHostIsNamedOnceInANamespace", []edit{

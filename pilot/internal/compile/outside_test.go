@@ -287,7 +287,7 @@ func TestIdentitiesOfServersOutside(t *testing.T) {
 		if c.rule != nil {
 			objects = append(objects, ruleFor("a/d", 0, "x.example", c.rule))
 		}
-		x := compile.CompileOutside(world(t, objects...), set, "a").Hosts[compile.HostPort{Host: "x.example", Port: 80}]
+		x := compile.CompileOutside(world(t, objects...), set, compile.Whose{Namespace: "a"}).Hosts[compile.HostPort{Host: "x.example", Port: 80}]
 		got := "as clients speak"
 		switch {
 		case x.Closed:

@@ -70,6 +70,9 @@ func (o *outside) entry(t *testing.T, host, port, more string, server int) {
 		if strings.HasPrefix(host, "found.") {
 			entry.Resolution, entry.Endpoints[0].Address = registry.DNS, "localhost"
 		}
+		if strings.HasPrefix(host, "found.robin.") {
+			entry.Resolution = registry.RoundRobin
+		}
 	}
 }
 
@@ -179,6 +182,7 @@ func TestServersOutsideProveTheirNames(t *testing.T) {
 			o.server(t, o.ca, o.ca.Pool(), "mutual.example"), "by [spiffe://partner.example/client]"},
 		{"demanding.example", "", simple, o.server(t, o.ca, o.ca.Pool(), "demanding.example"), "upstream connect error"},
 		{"found.by-dns.example", "", simple, o.server(t, o.ca, nil, "found.by-dns.example"), "asked for as found.by-dns.example"},
+		{"found.robin.example", "", simple, o.server(t, o.ca, nil, "found.robin.example"), "asked for as found.robin.example"},
 		{"found.other.example", "", simple, o.server(t, o.ca, nil, "localhost"), refused},
 		{"disabled.example", "", "mode: DISABLE", o.server(t, nil, nil), "asked for as plaintext"},
 		{"insecure.example", "", simple + ", insecureSkipVerify: true", o.server(t, o.ca, nil, "insecure.example"), "no healthy upstream"},

@@ -25,7 +25,7 @@ func (w *world) entry(namespace, name string) {
 	}
 	host, more := one(w, outsideHosts), ""
 	if !strings.HasPrefix(host, "*") {
-		more = one(w, []string{"resolution: DNS,", "resolution: STATIC, endpoints: [{address: 198.51.100.7}],", "resolution: NONE,"})
+		more = one(w, []string{"resolution: DNS,", "resolution: DNS_ROUND_ROBIN,", "resolution: STATIC, endpoints: [{address: 198.51.100.7}],", "resolution: NONE,"})
 	}
 	if w.chance(50) && !strings.HasPrefix(host, "*") {
 		more += fmt.Sprintf("addresses: [%s],", quoted(w.some(outsideAddresses, 40)))

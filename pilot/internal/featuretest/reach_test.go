@@ -26,8 +26,11 @@ func (p *pilot) untold(pod string, has holdings) []string {
 		for _, port := range s.Ports {
 			for _, f := range service.Families() {
 				told = append(told, "cluster/"+istiocompat.OutboundCluster(port.Number, compile.Subset(f), compile.HostOf(s.Service)))
-				if compile.SecuredAt(p.registry.Snapshot(), settings, service, port.Number, namespace) {
-					told = append(told, "cluster/"+compile.PortFor(p.registry.Snapshot(), settings, service, port.Number, f, namespace).Cluster())
+				for _, clients := range []string{namespace, compile.Everywhere} { // it has what all have, also where it has a listener of its own that leads elsewhere
+					if compile.SecuredAt(p.registry.Snapshot(), settings, service, port.Number, clients) {
+						told = append(told, "cluster/"+compile.PortFor(p.registry.Snapshot(), settings, service, port.Number, f, clients).Cluster())
+						break
+					}
 				}
 			}
 		}

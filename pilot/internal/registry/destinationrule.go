@@ -130,19 +130,15 @@ func makeDestinationRule(u *unstructured.Unstructured, _ authz.Options) *Destina
 	if p := spec.GetTrafficPolicy(); p != nil {
 		out.Problems = append(out.Problems, fieldsBut("spec.trafficPolicy", p, notYet, "tls", "portLevelSettings")...)
 		out.TLS = r.tls("spec.trafficPolicy.tls", p.GetTls())
-		r.ports(p.GetPortLevelSettings())
+		var most bool
+		if out.PortTLS, most = r.ports("spec.trafficPolicy", p.GetPortLevelSettings()); !most {
+			out.TLS = &ClientTLS{Broken: true}
+		}
 	}
 	if unread != nil { // what is not known may be about TLS
 		out.breakTLS()
 	}
-	out.Subsets = len(spec.GetSubsets()) > 0
-	for i, s := range spec.GetSubsets() {
-		field := fmt.Sprintf("spec.subsets[%d]", i)
-		if p := s.GetTrafficPolicy(); p != nil {
-			out.Problems = append(out.Problems, fieldsBut(field+".trafficPolicy", p, notYet, "tls")...)
-			r.tls(field+".trafficPolicy.tls", p.GetTls())
-		}
-	}
+	r.subsets(spec.GetSubsets())
 	out.ExportTo = spec.GetExportTo()
 	for i, ns := range out.ExportTo {
 		if ns != "*" && ns != "." && ns != "~" && len(validation.IsDNS1123Label(ns)) > 0 {
@@ -186,24 +182,48 @@ func (r *ruleReader) problem(field, format string, args ...any) {
 	r.out.Problems = append(r.out.Problems, authz.Problem{Field: field, Reason: fmt.Sprintf(format, args...)})
 }
 
-func (r *ruleReader) ports(settings []*istio.TrafficPolicy_PortTrafficPolicy) {
+// subsets looks at what is said of them as it does at what is said of all, though nothing is enforced of it: a VirtualService would have to route to them.
+func (r *ruleReader) subsets(subsets []*istio.Subset) {
+	r.out.Subsets = len(subsets) > 0
+	names := map[string]bool{}
+	for i, s := range subsets {
+		field := fmt.Sprintf("spec.subsets[%d]", i)
+		if names[s.GetName()] || len(validation.IsDNS1123Label(strings.ToLower(s.GetName()))) > 0 {
+			r.problem(field+".name", "%q is no name, or that of another subset", s.GetName())
+		}
+		names[s.GetName()] = true
+		for key, value := range s.GetLabels() {
+			if len(validation.IsQualifiedName(key)) > 0 || len(validation.IsValidLabelValue(value)) > 0 {
+				r.problem(field+".labels", "%q: %q is no label", key, value)
+			}
+		}
+		if p := s.GetTrafficPolicy(); p != nil {
+			r.out.Problems = append(r.out.Problems, fieldsBut(field+".trafficPolicy", p, notYet, "tls", "portLevelSettings")...)
+			r.tls(field+".trafficPolicy.tls", p.GetTls())
+			r.ports(field+".trafficPolicy", p.GetPortLevelSettings())
+		}
+	}
+}
+
+// ports reads what is said of TLS at single ports, and reports whether that is all.
+func (r *ruleReader) ports(policy string, settings []*istio.TrafficPolicy_PortTrafficPolicy) (out map[uint32]*ClientTLS, all bool) {
 	if len(settings) > maxPortSettings {
-		r.problem("spec.trafficPolicy.portLevelSettings", "has more than %d elements", maxPortSettings)
-		r.out.TLS = &ClientTLS{Broken: true}
-		return
+		r.problem(policy+".portLevelSettings", "has more than %d elements", maxPortSettings)
+		return nil, false
 	}
 	for i, s := range settings {
-		field := fmt.Sprintf("spec.trafficPolicy.portLevelSettings[%d]", i)
+		field := fmt.Sprintf("%s.portLevelSettings[%d]", policy, i)
 		number := s.GetPort().GetNumber()
-		if _, twice := r.out.PortTLS[number]; number == 0 || number > maxPort || twice {
+		if _, twice := out[number]; number == 0 || number > maxPort || twice {
 			r.problem(field+".port.number", "%d is no port, or there are other settings for it", number)
 		}
 		r.out.Problems = append(r.out.Problems, fieldsBut(field, s, notYet, "port", "tls")...)
-		if r.out.PortTLS == nil {
-			r.out.PortTLS = map[uint32]*ClientTLS{}
+		if out == nil {
+			out = map[uint32]*ClientTLS{}
 		}
-		r.out.PortTLS[number] = r.tls(field+".tls", s.GetTls()) // without it, the port has none of what is said of all (Istio's rule)
+		out[number] = r.tls(field+".tls", s.GetTls()) // without it, the port has none of what is said of all (Istio's rule)
 	}
+	return out, true
 }
 
 // tls reads what is said of TLS. What cannot be enforced breaks it.
@@ -319,7 +339,7 @@ func adviseDestinationRule(d *DestinationRule) (out []string) {
 		out = append(out, "says nothing of TLS, and has no effect")
 	}
 	if d.Subsets {
-		out = append(out, "spec.subsets: have no effect yet, as nothing routes to them")
+		out = append(out, "spec.subsets: have no effect, as nothing routes to them: a VirtualService does, which "+notYet)
 	}
 	if has(TLSDisable) && IsService(d.Host) {
 		out = append(out, "DISABLE: proxies speak plaintext with the Service, without an identity; a STRICT server refuses that, and no policy that asks who calls admits it")

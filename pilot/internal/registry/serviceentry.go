@@ -69,11 +69,14 @@ func (p EntryPort) Named() bool { return p.TLS || p.Protocol.IsHTTP() }
 // Resolution says how a proxy finds the servers of a host.
 type Resolution string
 
-// The resolutions. With None a connection goes to the address to which its client has opened it.
+// The resolutions. With None a connection goes to the address to which its client has opened it, and with RoundRobin to the first one that DNS has at the time, of which
+// those that are open do not depend.
 const (
 	None   Resolution = "NONE"
 	Static Resolution = "STATIC"
 	DNS    Resolution = "DNS"
+
+	RoundRobin Resolution = "DNS_ROUND_ROBIN"
 )
 
 // EntryEndpoint is a server.
@@ -189,8 +192,13 @@ func (r *entryReader) resolution() {
 		r.out.Resolution = Static
 	case istio.ServiceEntry_DNS:
 		r.out.Resolution = DNS
+	case istio.ServiceEntry_DNS_ROUND_ROBIN:
+		r.out.Resolution = RoundRobin
+		if len(r.spec.Endpoints) > 1 {
+			r.problem("spec.endpoints", "with DNS_ROUND_ROBIN there is one name, whose addresses are the servers; use DNS for several endpoints")
+		}
 	default:
-		r.problem("spec.resolution", "%s "+notYet+"; use NONE, STATIC or DNS", r.spec.Resolution)
+		r.problem("spec.resolution", "%s "+notYet+"; use NONE, STATIC, DNS or DNS_ROUND_ROBIN", r.spec.Resolution)
 	}
 }
 
@@ -234,7 +242,7 @@ func (r *entryReader) addresses() {
 		}
 		r.out.Addresses = append(r.out.Addresses, canonical(text))
 	}
-	if len(r.out.Networks) > 0 && r.spec.Resolution == istio.ServiceEntry_DNS {
+	if len(r.out.Networks) > 0 && r.spec.Resolution != istio.ServiceEntry_NONE && r.spec.Resolution != istio.ServiceEntry_STATIC {
 		r.problem("spec.addresses", "a network has many servers: with resolution NONE a connection goes to the one whom its client has called, with STATIC to spec.endpoints")
 	}
 	if len(r.spec.Addresses) > 0 && (len(r.spec.Hosts) != 1 || isWildcard(r.spec.Hosts[0])) {

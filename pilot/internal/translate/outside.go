@@ -48,8 +48,8 @@ func ExternalCluster(x *compile.External, ipv6 bool, way delivery.Way) *cluster.
 		if x.Target != x.Port {
 			c.LbConfig = &cluster.Cluster_OriginalDstLbConfig_{OriginalDstLbConfig: &cluster.Cluster_OriginalDstLbConfig{UpstreamPortOverride: envoy.U32(x.Target)}}
 		}
-	case x.Entry.Resolution == registry.DNS:
-		resolved(c, ipv6)
+	case x.Entry.Resolution == registry.DNS || x.Entry.Resolution == registry.RoundRobin:
+		resolved(c, ipv6, x.Entry.Resolution == registry.RoundRobin)
 		c.LoadAssignment = servers(x)
 	default:
 		c.LoadAssignment = servers(x)
@@ -75,15 +75,15 @@ func ExternalCluster(x *compile.External, ipv6 bool, way delivery.Way) *cluster.
 }
 
 // resolved has a cluster find its servers by the pod's resolver. Names are taken as whole ones: completed by the pod's search domains, one of them could be that of a
-// Service. A name that is not found keeps nobody from starting.
-func resolved(c *cluster.Cluster, ipv6 bool) {
+// Service. A name that is not found keeps nobody from starting. New connections go to all addresses, or to the first one.
+func resolved(c *cluster.Cluster, ipv6, first bool) {
 	family := dnscommon.DnsLookupFamily_V4_ONLY
 	if ipv6 {
 		family = dnscommon.DnsLookupFamily_V4_PREFERRED
 	}
 	c.WaitForWarmOnInit = envoy.No()
 	c.ClusterDiscoveryType = &cluster.Cluster_ClusterType{ClusterType: &cluster.Cluster_CustomClusterType{Name: "envoy.clusters.dns",
-		TypedConfig: envoy.Typed(&dns.DnsCluster{RespectDnsTtl: true, DnsLookupFamily: family,
+		TypedConfig: envoy.Typed(&dns.DnsCluster{RespectDnsTtl: true, DnsLookupFamily: family, AllAddressesInSingleEndpoint: first,
 			TypedDnsResolverConfig: envoy.Extension("envoy.network.dns_resolver.cares", &cares.CaresDnsResolverConfig{
 				DnsResolverOptions: &core.DnsResolverOptions{NoDefaultSearchDomain: true}})})}}
 }
