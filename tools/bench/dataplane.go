@@ -30,6 +30,7 @@ func dataplaneCommand(c *common) *cobra.Command {
 	f.DurationVar(&o.Duration, "duration", o.Duration, "of one configuration in one round")
 	f.StringSliceVar(&o.Traffic, "traffic", o.Traffic, fmt.Sprintf("kinds of traffic: %v; ", traffic.Kinds)+"http1/64 is over 64 connections,\nhttp1/16@half at half the rate that Bulwark's configuration can do")
 	f.StringSliceVar(&o.Vary, "vary", o.Vary, "what to take from Bulwark's configuration, one thing, or several with plus signs between, at a time:\n"+dataplane.Variations())
+	f.StringSliceVar(&o.Add, "add", o.Add, "what policies to add to Bulwark's configuration, one at a time:\n"+dataplane.Additions())
 	f.IntSliceVar(&o.Rules, "rules", o.Rules, "numbers of rules of policies to measure besides a policy with one")
 	return cmd
 }

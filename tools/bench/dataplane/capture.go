@@ -25,7 +25,7 @@ const captureWithin = time.Minute
 type resources map[string]map[string]*deltaxds.Resource
 
 // capture asks Pilot for the configuration of the two pods, as it is on the wire, and returns it by pod.
-func capture(ctx context.Context, o Options, authority *ca.CA, pods map[string]*core.Pod) (_ map[string]resources, err error) {
+func capture(ctx context.Context, o Options, authority *ca.CA, pods map[string]*core.Pod, args ...string) (_ map[string]resources, err error) {
 	ctx, cancel := context.WithTimeout(ctx, captureWithin)
 	defer cancel()
 	citadel, err := authority.Serve()
@@ -38,7 +38,7 @@ func capture(ctx context.Context, o Options, authority *ca.CA, pods map[string]*
 		return nil, fmt.Errorf("directory for Pilot: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	p, err := pilot.New(pilot.Options{Binary: o.Pilot, Kubeconfig: o.Kubeconfig, Citadel: citadel.Address, Token: citadel.Token, Dir: dir})
+	p, err := pilot.New(pilot.Options{Binary: o.Pilot, Kubeconfig: o.Kubeconfig, Citadel: citadel.Address, Token: citadel.Token, Dir: dir, Args: args})
 	if err != nil {
 		return nil, err
 	}

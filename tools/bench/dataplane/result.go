@@ -26,7 +26,8 @@ type Pattern struct {
 type Variant struct {
 	Name   string        `json:"name"`
 	Rounds []Round       `json:"rounds"`
-	Memory []proc.Memory `json:"memory"` // of the server's Envoy, of the client's
+	Memory []proc.Memory `json:"memory"`         // of the server's Envoy, of the client's
+	Base   string        `json:"base,omitempty"` // the variant to which it adds one thing, if it does
 }
 
 // Round is one variant under load once.
@@ -77,7 +78,7 @@ func (p Pattern) variant(name string) Variant {
 
 // Table implements report.Tabular. What is compared with itself is left out.
 func (r *Result) Table() report.Table {
-	t := report.Table{Columns: []string{"traffic", "configuration", "Envoys a unit: server's, client's", "against " + redirected, "of it outside the kernel", "against " + whole,
+	t := report.Table{Columns: []string{"traffic", "configuration", "Envoys a unit: server's, client's", "against " + redirected, "of it outside the kernel", "against " + whole, "what is added, against the same without it",
 		"units a second", "against " + redirected, "p50, p90, p99", "p99 against " + redirected, "p50 more than " + plain, "p99 more than " + plain, "memory: server, client"}}
 	for _, p := range r.Patterns {
 		minimal, bulwark, without := p.variant(redirected), p.variant(whole), p.variant(plain)
@@ -88,16 +89,20 @@ func (r *Result) Table() report.Table {
 				}
 				return say()
 			}
-			used, cost, user, more, memory := "", "", "", "", ""
+			used, cost, user, more, adds, memory := "", "", "", "", "", ""
 			if len(v.Memory) > 0 {
 				micros := func(i int) float64 { return v.median(func(r Round) float64 { return float64(r.CPU[i]) }) / 1e3 }
 				used = fmt.Sprintf("%.1f, %.1f µs", micros(0), micros(1))
 				cost = compared(minimal, func() string { return v.against(minimal, ratio, Round.cpu).Percent() })
 				user = compared(minimal, func() string { return v.against(minimal, ratio, Round.user).Percent() })
 				more = compared(bulwark, func() string { return v.against(bulwark, ratio, Round.cpu).Percent() })
+				if v.Base != "" {
+					base := p.variant(v.Base)
+					adds = v.against(base, ratio, Round.cpu).Percent() + ", " + v.against(base, difference, Round.cpu).Micros()
+				}
 				memory = report.MB(float64(v.Memory[0].Resident)) + ", " + report.MB(float64(v.Memory[1].Resident))
 			}
-			t.Row(p.Traffic, v.Name, used, cost, user, more, fmt.Sprintf("%.0f", v.median(Round.rate)),
+			t.Row(p.Traffic, v.Name, used, cost, user, more, adds, fmt.Sprintf("%.0f", v.median(Round.rate)),
 				compared(minimal, func() string { return v.against(minimal, ratio, Round.rate).Percent() }),
 				fmt.Sprintf("%.2f, %.2f, %.2f ms", v.median(Round.p50)/1e6, v.median(Round.p90)/1e6, v.median(Round.p99)/1e6),
 				compared(minimal, func() string { return v.against(minimal, difference, Round.p99).Millis() }),

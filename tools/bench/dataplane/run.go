@@ -32,6 +32,7 @@ type Options struct {
 	Traffic    []string      // patterns
 	Vary       []string      // variations, plus signs between those that are measured together
 	Rules      []int         // of policies to be measured besides the one with one rule
+	Add        []string      // additions
 	Progress   func(format string, args ...any)
 }
 
@@ -65,6 +66,9 @@ func Run(ctx context.Context, o Options) (result *Result, err error) {
 	}
 	for _, v := range variants {
 		if err := v.awaitReady(ctx, s.self); err != nil {
+			return nil, err
+		}
+		if err := v.adds.proves(ctx, s.self, v); err != nil {
 			return nil, err
 		}
 	}
@@ -105,7 +109,7 @@ func measure(ctx context.Context, s *scene, variants []*variant, p pattern) (*Pa
 		}
 	}
 	for i, v := range variants {
-		out.Variants[i].Name = v.name
+		out.Variants[i].Name, out.Variants[i].Base = v.name, v.base
 		for _, p := range v.envoys {
 			memory, err := p.cost()
 			if err != nil {
@@ -124,6 +128,9 @@ type variant struct {
 	pair   *netns.Pair
 	envoys []program // the server's, the client's
 	at     func(traffic.Kind) string
+	target traffic.Target // of which at says the address
+	base   string         // the variant to which it adds one thing, if it does
+	adds   addition
 }
 
 // awaitReady returns when requests are answered.
@@ -155,7 +162,8 @@ func (v *variant) logs() []byte {
 }
 
 func (v *variant) load(ctx context.Context, self string, p traffic.Plan) (*traffic.Load, error) {
-	target := traffic.Target{Address: v.at(p.Kind), Host: host, Path: asked}
+	target := v.target
+	target.Address = v.at(p.Kind)
 	args := append(append([]string{"traffic", "load"}, p.Args()...), target.Args()...)
 	cmd := v.pair.Client.Command(ctx, netns.Options{CPU: clientCPU}, self, args...)
 	var failed bytes.Buffer

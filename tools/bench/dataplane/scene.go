@@ -30,6 +30,8 @@ const (
 const (
 	clientIP     = "10.252.0.1"
 	serverIP     = "10.252.0.2"
+	authorizerIP = "10.252.1.1" // on a link to the server, which has the other address there
+	besideIP     = "10.252.1.2"
 	host         = stage.Host
 	asked        = "/accounts/1"
 	minimalPorts = 10000 // and the port of the server is where the minimal client's Envoy listens for it
@@ -44,7 +46,8 @@ type scene struct {
 	serviceIP   string
 	pods        map[string]*core.Pod
 	config      map[int]map[string]resources // by the number of a policy's rules, and by side
-	cleanup     []func() error               // in reverse
+	addends     []addend
+	cleanup     []func() error // in reverse
 }
 
 func (s *scene) later(f func() error) { s.cleanup = append(s.cleanup, f) }
@@ -89,6 +92,16 @@ func (s *scene) prepare(ctx context.Context) (err error) {
 	if s.authority, err = ca.Load(ctx, st.Kube); err != nil {
 		return err
 	}
+	var args []string
+	if len(s.Add) > 0 { // also where nobody is asked, so that nothing else differs
+		args = []string{providers()}
+		if err := st.PretendAuthorizer(ctx, authorizerIP); err != nil {
+			return err
+		}
+	}
+	capture := func(ctx context.Context) (map[string]resources, error) {
+		return capture(ctx, s.Options, s.authority, s.pods, args...)
+	}
 	there := 1
 	for _, n := range slices.Sorted(slices.Values(append([]int{1}, s.Rules...))) {
 		for ; there < n; there += ruleLimit {
@@ -98,8 +111,13 @@ func (s *scene) prepare(ctx context.Context) (err error) {
 			}
 		}
 		there = n
-		if s.config[n], err = capture(ctx, s.Options, s.authority, s.pods); err != nil {
+		if s.config[n], err = capture(ctx); err != nil {
 			return err
+		}
+		if n == 1 { // what is added is added to that
+			if err := s.extend(ctx, st, capture); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -199,6 +217,9 @@ func (s *scene) variants(ctx context.Context) ([]*variant, error) {
 		}
 		all = append(all, start{whole + " without " + strings.ReplaceAll(list, "+", ", "), s.bulwark(config, by)})
 	}
+	for _, a := range s.addends {
+		all = append(all, start{addPrefix + a.name, s.bulwark(a.config, nil)})
+	}
 	var out []*variant
 	for i, a := range all {
 		v, err := s.start(ctx, a.name, fmt.Sprint(i))
@@ -208,6 +229,12 @@ func (s *scene) variants(ctx context.Context) ([]*variant, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", a.name, err)
 		}
+		if i := len(out) - len(all) + len(s.addends); i >= 0 {
+			v.adds, v.target.Token, v.base = s.addends[i].addition, s.addends[i].issuer.Token, whole
+			if v.adds.without != "" {
+				v.base = addPrefix + v.adds.without
+			}
+		}
 		out = append(out, v)
 	}
 	return out, nil
@@ -215,7 +242,7 @@ func (s *scene) variants(ctx context.Context) ([]*variant, error) {
 
 // start makes a variant's namespaces, with the application in them.
 func (s *scene) start(ctx context.Context, name, short string) (*variant, error) {
-	v := &variant{name: name, dir: filepath.Join(s.dir, short)}
+	v := &variant{name: name, dir: filepath.Join(s.dir, short), target: traffic.Target{Host: host, Path: asked}}
 	for _, side := range []string{stage.Client, stage.Server} {
 		if err := os.MkdirAll(filepath.Join(v.dir, side), 0o755); err != nil {
 			return nil, err
@@ -230,6 +257,15 @@ func (s *scene) start(ctx context.Context, name, short string) (*variant, error)
 		return nil, err
 	}
 	s.later(func() error { return netns.Remove(pair) })
+	if len(s.Add) > 0 {
+		beside, err := v.pair.Beside(ctx, pair, authorizerIP, besideIP)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := s.run(ctx, beside, serverCPU, 0, filepath.Join(v.dir, "authorizer.log"), nil, s.self, "traffic", "serve"); err != nil {
+			return nil, err
+		}
+	}
 	if _, err := s.run(ctx, v.pair.Server, serverCPU, 0, filepath.Join(v.dir, "app.log"), nil, s.self, "traffic", "serve"); err != nil {
 		return nil, err
 	}

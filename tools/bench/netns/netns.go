@@ -48,8 +48,27 @@ func NewPair(ctx context.Context, name, clientIP, serverIP string) (*Pair, error
 	return &Pair{Namespace{"/run/netns/" + client}, Namespace{"/run/netns/" + server}}, nil
 }
 
-// Remove removes a pair by its name, if it is there.
-func Remove(name string) error { return remove(name+"-client", name+"-server") }
+// Beside makes a third namespace for a pair, which a link joins to the server's, with addresses of a network of its own at both ends.
+func (p *Pair) Beside(ctx context.Context, name, ip, serverIP string) (Namespace, error) {
+	beside, server := name+"-beside", name+"-server"
+	for _, step := range []string{
+		"netns add " + beside,
+		"link add eth0 netns " + beside + " type veth peer name eth1 netns " + server,
+		"-n " + beside + " addr add " + ip + "/24 dev eth0",
+		"-n " + server + " addr add " + serverIP + "/24 dev eth1",
+		"-n " + beside + " link set lo up",
+		"-n " + beside + " link set eth0 up",
+		"-n " + server + " link set eth1 up",
+	} {
+		if err := run(ctx, "ip", strings.Fields(step)...); err != nil {
+			return Namespace{}, err // Remove takes what there is
+		}
+	}
+	return Namespace{"/run/netns/" + beside}, nil
+}
+
+// Remove removes a pair by its name, if it is there, and what is beside it.
+func Remove(name string) error { return remove(name+"-client", name+"-server", name+"-beside") }
 
 func remove(names ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), toolWithin)

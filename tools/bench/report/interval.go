@@ -59,10 +59,15 @@ func (i Interval) Percent() string {
 }
 
 // Millis prints an interval of differences in nanoseconds.
-func (i Interval) Millis() string {
-	bounds := fmt.Sprintf("%+.2f to %+.2f ms", i.Low/1e6, i.High/1e6)
+func (i Interval) Millis() string { return i.difference(1e6, 2, "ms") }
+
+// Micros prints an interval of differences in nanoseconds.
+func (i Interval) Micros() string { return i.difference(1e3, 1, "µs") }
+
+func (i Interval) difference(unit float64, digits int, name string) string {
+	bounds := fmt.Sprintf("%+.*f to %+.*f %s", digits, i.Low/unit, digits, i.High/unit, name)
 	if i.Holds(0) {
 		return "none seen (" + bounds + ")"
 	}
-	return fmt.Sprintf("%+.2f ms (%s)", i.Median/1e6, bounds)
+	return fmt.Sprintf("%+.*f %s (%s)", digits, i.Median/unit, name, bounds)
 }

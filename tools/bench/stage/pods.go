@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 
+	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/tools/bench/traffic"
 )
@@ -78,7 +79,11 @@ const Node = "bench-pretended"
 // PretendPod makes a pod that no scheduler looks at, with a status as if it ran at the address, and returns it as
 // injection made it.
 func (s *Stage) PretendPod(ctx context.Context, name, ip string) (*core.Pod, error) {
-	p := pod(name, "none.invalid/app")
+	return s.pretend(ctx, pod(name, "none.invalid/app"), ip)
+}
+
+func (s *Stage) pretend(ctx context.Context, p *core.Pod, ip string) (*core.Pod, error) {
+	name := p.Name
 	p.Spec.SchedulerName, p.Spec.NodeName = "none.invalid", Node
 	made, err := s.Kube.CoreV1().Pods(Namespace).Create(ctx, p, meta.CreateOptions{})
 	if err != nil {
@@ -102,9 +107,35 @@ func (s *Stage) PretendEndpoint(ctx context.Context, ip string) error {
 	for _, p := range traffic.Ports {
 		ports = append(ports, discovery.EndpointPort{Name: &p.Name, Port: new(int32(p.Number))})
 	}
+	return s.endpoint(ctx, Server, ip, ports)
+}
+
+// Authorizer is the Service of an external authorizer that pretends to be there, a pod without a proxy: a server that traffic.AuthorizerPort has.
+const Authorizer = "authorizer"
+
+// PretendAuthorizer puts the authorizer at an address.
+func (s *Stage) PretendAuthorizer(ctx context.Context, ip string) error {
+	ctx, cancel := context.WithTimeout(ctx, callWithin)
+	defer cancel()
+	p := pod(Authorizer, "none.invalid/app")
+	p.Spec.ServiceAccountName = Client // which is there
+	p.Labels[istiocompat.PodInjectionLabel] = "false"
+	if _, err := s.pretend(ctx, p, ip); err != nil {
+		return err
+	}
+	const name = "grpc"
+	_, err := s.Kube.CoreV1().Services(Namespace).Create(ctx, &core.Service{ObjectMeta: meta.ObjectMeta{Name: Authorizer},
+		Spec: core.ServiceSpec{Selector: map[string]string{"app": Authorizer}, Ports: []core.ServicePort{{Name: name, Port: traffic.AuthorizerPort}}}}, meta.CreateOptions{})
+	if err != nil {
+		return fmt.Errorf("making Service %s: %w", Authorizer, err)
+	}
+	return s.endpoint(ctx, Authorizer, ip, []discovery.EndpointPort{{Name: new(name), Port: new(int32(traffic.AuthorizerPort))}})
+}
+
+func (s *Stage) endpoint(ctx context.Context, service, ip string, ports []discovery.EndpointPort) error {
 	_, err := s.Kube.DiscoveryV1().EndpointSlices(Namespace).Create(ctx, &discovery.EndpointSlice{
-		ObjectMeta: meta.ObjectMeta{Name: Server + "-pretended", Labels: map[string]string{
-			discovery.LabelServiceName: Server, discovery.LabelManagedBy: Namespace}},
+		ObjectMeta: meta.ObjectMeta{Name: service + "-pretended", Labels: map[string]string{
+			discovery.LabelServiceName: service, discovery.LabelManagedBy: Namespace}},
 		AddressType: discovery.AddressTypeIPv4, Ports: ports,
 		Endpoints: []discovery.Endpoint{{Addresses: []string{ip}}},
 	}, meta.CreateOptions{})

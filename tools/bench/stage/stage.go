@@ -43,6 +43,10 @@ const (
 var (
 	peerAuthentications   = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
 	authorizationPolicies = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+	policies              = map[string]schema.GroupVersionResource{
+		"PeerAuthentication": peerAuthentications, "AuthorizationPolicy": authorizationPolicies,
+		"RequestAuthentication": {Group: "security.istio.io", Version: "v1", Resource: "requestauthentications"},
+	}
 )
 
 // Stage is the namespace.
@@ -119,15 +123,37 @@ func (s *Stage) make(ctx context.Context, rules []Rule) error {
 		return err
 	}
 	s.ServiceIP = service.Spec.ClusterIP
-	if err := s.create(ctx, peerAuthentications, "PeerAuthentication", "default", map[string]any{"mtls": map[string]any{"mode": "STRICT"}}); err != nil {
+	if err := s.create(ctx, "PeerAuthentication", "default", map[string]any{"mtls": map[string]any{"mode": "STRICT"}}); err != nil {
 		return err
 	}
 	return s.allow(ctx, Policy, rules)
 }
 
 func (s *Stage) allow(ctx context.Context, name string, rules []Rule) error {
-	return s.create(ctx, authorizationPolicies, "AuthorizationPolicy", name, map[string]any{
-		"selector": map[string]any{"matchLabels": map[string]any{"app": Server}}, "action": "ALLOW", "rules": list(rules)})
+	return s.create(ctx, "AuthorizationPolicy", name, forServer(map[string]any{"action": "ALLOW", "rules": list(rules)}))
+}
+
+// forServer has a policy select the server.
+func forServer(spec map[string]any) map[string]any {
+	spec["selector"] = map[string]any{"matchLabels": map[string]any{"app": Server}}
+	return spec
+}
+
+// ForServer makes a policy of a kind for the server, and returns what removes it again.
+func (s *Stage) ForServer(ctx context.Context, kind, name string, spec map[string]any) (remove func(context.Context) error, err error) {
+	within, cancel := context.WithTimeout(ctx, callWithin)
+	defer cancel()
+	if err := s.create(within, kind, name, forServer(spec)); err != nil {
+		return nil, fmt.Errorf("making %s %s: %w", kind, name, err)
+	}
+	return func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, callWithin)
+		defer cancel()
+		if err := s.dynamic.Resource(policies[kind]).Namespace(Namespace).Delete(ctx, name, meta.DeleteOptions{}); err != nil {
+			return fmt.Errorf("removing %s %s: %w", kind, name, err)
+		}
+		return nil
+	}, nil
 }
 
 // Also makes another policy for the server.
@@ -149,12 +175,12 @@ func list(rules []Rule) []any {
 	return out
 }
 
-func (s *Stage) create(ctx context.Context, gvr schema.GroupVersionResource, kind, name string, spec map[string]any) error {
+func (s *Stage) create(ctx context.Context, kind, name string, spec map[string]any) error {
 	u := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
-	u.SetAPIVersion(gvr.GroupVersion().String())
+	u.SetAPIVersion(policies[kind].GroupVersion().String())
 	u.SetKind(kind)
 	u.SetName(name)
-	_, err := s.dynamic.Resource(gvr).Namespace(Namespace).Create(ctx, u, meta.CreateOptions{})
+	_, err := s.dynamic.Resource(policies[kind]).Namespace(Namespace).Create(ctx, u, meta.CreateOptions{})
 	return err
 }
 

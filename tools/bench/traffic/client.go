@@ -13,17 +13,26 @@ import (
 )
 
 // Target is what a client asks for.
-type Target struct{ Address, Host, Path string }
+type Target struct{ Address, Host, Path, Token string }
 
 // Args are the target as command-line arguments.
 func (t Target) Args() []string {
-	return []string{"--target", t.Address, "--host", t.Host, "--path", t.Path}
+	return []string{"--target", t.Address, "--host", t.Host, "--path", t.Path, "--token", t.Token}
 }
 
 func (t *Target) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&t.Address, "target", "", "")
 	f.StringVar(&t.Host, "host", "", "")
 	f.StringVar(&t.Path, "path", "/", "")
+	f.StringVar(&t.Token, "token", "", "")
+}
+
+// bearer is the header of a request's token; empty if it has none.
+func (t Target) bearer() string {
+	if t.Token == "" {
+		return ""
+	}
+	return "Authorization: Bearer " + t.Token + "\r\n"
 }
 
 const answerWithin = 5 * time.Second
@@ -45,7 +54,7 @@ func (t Target) connect(ctx context.Context) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &connection{Conn: conn, reader: bufio.NewReader(conn), request: fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", t.Path, t.Host)}, nil
+	return &connection{Conn: conn, reader: bufio.NewReader(conn), request: fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\n%s\r\n", t.Path, t.Host, t.bearer())}, nil
 }
 
 // get sends the request and reads the answer, its body into body.

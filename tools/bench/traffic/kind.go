@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -120,6 +121,9 @@ func newHTTP2(t Target, over *http.Transport) (*http2, error) {
 		return nil, err
 	}
 	req.Host = t.Host
+	if t.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+t.Token)
+	}
 	return &http2{over, req}, nil
 }
 
@@ -141,6 +145,7 @@ type rpc struct {
 	*grpc.ClientConn
 	stream grpc.ClientStream // nil: a call each
 	cancel context.CancelFunc
+	token  string
 }
 
 func newGRPC(ctx context.Context, k Kind, t Target) (*rpc, error) {
@@ -148,8 +153,11 @@ func newGRPC(ctx context.Context, k Kind, t Target) (*rpc, error) {
 	if err != nil {
 		return nil, err
 	}
+	if t.Token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+t.Token)
+	}
 	ctx, cancel := context.WithCancel(ctx)
-	c := &rpc{ClientConn: conn, cancel: cancel}
+	c := &rpc{token: t.Token, ClientConn: conn, cancel: cancel}
 	if k == Stream {
 		c.stream, err = conn.NewStream(ctx, &service.Streams[0], watchMethod)
 	}
@@ -161,6 +169,9 @@ func (c *rpc) ask(ctx context.Context) error {
 	if c.stream == nil {
 		ctx, cancel := context.WithTimeout(ctx, answerWithin)
 		defer cancel()
+		if c.token != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.token)
+		}
 		return c.Invoke(ctx, getMethod, in, out)
 	}
 	defer time.AfterFunc(answerWithin, c.cancel).Stop()
@@ -210,7 +221,7 @@ func upgrade(ctx context.Context, t Target) (client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", t.Path, t.Host, upgraded); err != nil {
+	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s\r\n", t.Path, t.Host, upgraded, t.bearer()); err != nil {
 		return nil, err
 	}
 	resp, err := http.ReadResponse(conn.reader, nil)

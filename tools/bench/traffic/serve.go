@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	auth "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -77,11 +78,13 @@ func serve(ctx context.Context) error {
 	}
 	calls := grpc.NewServer()
 	calls.RegisterService(service, nil)
+	authorizer := grpc.NewServer()
+	auth.RegisterAuthorizationServer(authorizer, decides{})
 	for _, s := range []struct {
 		port  Port
 		serve func(net.Listener) error
 		stop  func()
-	}{{httpPort, web.Serve, func() { _ = web.Close() }}, {grpcPort, calls.Serve, calls.Stop}, {tcpPort, accepting(serveTCP), func() {}}, {greetingPort, accepting(greet), func() {}},
+	}{{httpPort, web.Serve, func() { _ = web.Close() }}, {grpcPort, calls.Serve, calls.Stop}, {Port{Number: AuthorizerPort}, authorizer.Serve, authorizer.Stop}, {tcpPort, accepting(serveTCP), func() {}}, {greetingPort, accepting(greet), func() {}},
 		{tlsPort, accepting(func(c net.Conn) {
 			own := tls.Server(c, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate}})
 			_, _ = io.Copy(own, own)

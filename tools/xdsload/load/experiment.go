@@ -46,9 +46,17 @@ func (e *experiment) run(ctx context.Context) (*Result, error) {
 			r.Namespace, err = e.changes(ctx, e.world.NamespacePolicyChange)
 			return err
 		}},
-		{"connecting all proxies anew", e.reconnect},
-		{"killing Pilot and starting another", e.restart},
 	}
+	if e.Requests {
+		steps = append(steps, step{"changing whose tokens workloads take", func(ctx context.Context, r *Result) (err error) {
+			r.Tokens, err = e.changes(ctx, e.world.TokenChange)
+			return err
+		}}, step{"changing what an authorizer is asked about", func(ctx context.Context, r *Result) (err error) {
+			r.Questions, err = e.changes(ctx, e.world.QuestionChange)
+			return err
+		}})
+	}
+	steps = append(steps, step{"connecting all proxies anew", e.reconnect}, step{"killing Pilot and starting another", e.restart})
 	if e.Envoy {
 		steps = append(steps, step{"starting a real Envoy as the first pod's", e.envoy})
 	}

@@ -15,6 +15,7 @@ func (o *Options) AddFlags(f *pflag.FlagSet) {
 	f.IntVar(&o.PodsPerNode, "pods-per-node", o.PodsPerNode, "pods of a node that have a simulated proxy")
 	f.IntSliceVar(&o.Growth, "growth", nil, "run with each of these numbers of services, and say how the cost of a change grows")
 	f.IntVar(&o.Dense, "dense", 0, "run once more in each world, with so many pods on a node")
+	f.BoolVar(&o.Requests, "requests", false, "the workloads with proxies and policies take tokens, too, and ask an external authorizer, and that changes")
 	f.BoolVar(&o.Envoy, "envoy", o.Envoy, "measure a real Envoy's memory, too, in network namespaces of its own (needs root)")
 	f.IntVar(&o.Changes, "changes", o.Changes, "changes of each kind")
 	f.DurationVar(&o.Interval, "interval", o.Interval, "from one change to the next, at least")

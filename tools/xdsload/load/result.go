@@ -25,8 +25,10 @@ type Result struct {
 	Endpoint    Changes `json:"endpointChange"`
 	Workload    Changes `json:"workloadPolicyChange"`
 	Namespace   Changes `json:"namespacePolicyChange"`
-	Reconnect   Episode `json:"reconnect"` // all proxies to their agents anew, with the versions they have
-	Restart     Restart `json:"restart"`   // all agents to a Pilot that was started in the place of one that was killed; its start is in all figures
+	Tokens      Changes `json:"tokenPolicyChange,omitzero"`  // with Requests
+	Questions   Changes `json:"customPolicyChange,omitzero"` // with Requests
+	Reconnect   Episode `json:"reconnect"`                   // all proxies to their agents anew, with the versions they have
+	Restart     Restart `json:"restart"`                     // all agents to a Pilot that was started in the place of one that was killed; its start is in all figures
 	Envoy       *Envoy  `json:"envoy,omitempty"`
 }
 
@@ -125,7 +127,11 @@ type series struct {
 }
 
 func (r *Result) series() []series {
-	return []series{{"endpoint change", r.Endpoint}, {"policy change, a workload", r.Workload}, {"policy change, a namespace", r.Namespace}}
+	out := []series{{"endpoint change", r.Endpoint}, {"policy change, a workload", r.Workload}, {"policy change, a namespace", r.Namespace}}
+	if r.Requests {
+		out = append(out, series{"change of a RequestAuthentication, a workload", r.Tokens}, series{"change of a CUSTOM policy, a workload", r.Questions})
+	}
+	return out
 }
 
 func (e Episode) describe(proxies int) string {

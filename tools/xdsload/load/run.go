@@ -145,7 +145,7 @@ func withPilot(ctx context.Context, o Options, w *world.World, authority *ca.CA)
 	}
 	defer os.RemoveAll(dir)
 	logs := cmp.Or(o.LogDir, dir)
-	p, err := pilot.New(pilot.Options{Binary: o.Binary, Kubeconfig: o.Kubeconfig, Citadel: citadel.Address, Token: citadel.Token, Dir: logs, Args: o.PilotArgs})
+	p, err := pilot.New(pilot.Options{Binary: o.Binary, Kubeconfig: o.Kubeconfig, Citadel: citadel.Address, Token: citadel.Token, Dir: logs, Args: append(o.Sizes.PilotArgs(), o.PilotArgs...)})
 	if err != nil {
 		return nil, err
 	}

@@ -55,7 +55,7 @@ func (w *Worlds) Table() report.Table {
 	for _, of := range w.Worlds {
 		t.Columns = append(t.Columns, string(of.Results[0].Kind))
 	}
-	for _, m := range measures {
+	for _, m := range measures(w.Worlds[0].Results[0]) {
 		row := []string{m.name}
 		for _, of := range w.Worlds {
 			var cells []string
@@ -89,38 +89,40 @@ type measure struct {
 	of         func(*Result) string
 }
 
-// measures are the rows of the table of worlds.
-var measures = append(append([]measure{
-	{"services", "", func(r *Result) string { return fmt.Sprint(r.Services) }},
-	{"proxies; load average before", "", func(r *Result) string {
-		return fmt.Sprintf("%d; %s", r.Proxies, strings.Fields(r.LoadAverage + " ?")[0])
-	}},
-	{"Pilot's start to ready: CPU", " s", func(r *Result) string { return seconds(r.Ready.CPU) }},
-	{"first configuration of all: CPU of Pilot", " s", func(r *Result) string { return seconds(r.First.Pilot) }},
-	{"first configuration of all: CPU of agents, a pod", " ms", func(r *Result) string { return millis(r.First.Agents / time.Duration(r.Proxies)) }},
-	{"first configuration of all: from Pilot", " MB", func(r *Result) string { return megabytes(r.First.Wire.FromPilot) }},
-	{"bytes to one Envoy at first", " MB", func(r *Result) string {
-		return fmt.Sprintf("%.3f", float64(r.First.Traffic.Bytes)/float64(r.Proxies)/1e6)
-	}},
-	{"Pilot's memory a proxy", " MB", func(r *Result) string { return fmt.Sprintf("%.3f", r.PerProxy()/1e6) }},
-	{"an agent's memory for the pods of its node", " MB", func(r *Result) string { return fmt.Sprintf("%.1f", r.PerNode()/1e6) }},
-}, ofChanges()...),
-	measure{"Pilot killed and started: CPU of Pilot", " s", func(r *Result) string { return seconds(r.Restart.Pilot) }},
-	measure{"of which until it was ready", " s", func(r *Result) string { return seconds(r.Restart.Ready) }},
-	measure{"Pilot killed and started: CPU of agents, a pod", " ms", func(r *Result) string { return millis(r.Restart.Agents / time.Duration(r.Proxies)) }},
-	measure{"Pilot killed and started: from Pilot; to it", " MB", func(r *Result) string {
-		return megabytes(r.Restart.Wire.FromPilot) + "; " + megabytes(r.Restart.Wire.ToPilot)
-	}},
-	measure{"a real Envoy's memory above an empty one's", " MB", func(r *Result) string {
-		if r.Envoy == nil {
-			return "–"
-		}
-		return fmt.Sprintf("%.1f", float64(r.Envoy.Configured.Resident-r.Envoy.Empty.Resident)/1e6)
-	}})
+// measures are the rows of the table of worlds, whose results are like one.
+func measures(like *Result) []measure {
+	return append(append([]measure{
+		{"services", "", func(r *Result) string { return fmt.Sprint(r.Services) }},
+		{"proxies; load average before", "", func(r *Result) string {
+			return fmt.Sprintf("%d; %s", r.Proxies, strings.Fields(r.LoadAverage + " ?")[0])
+		}},
+		{"Pilot's start to ready: CPU", " s", func(r *Result) string { return seconds(r.Ready.CPU) }},
+		{"first configuration of all: CPU of Pilot", " s", func(r *Result) string { return seconds(r.First.Pilot) }},
+		{"first configuration of all: CPU of agents, a pod", " ms", func(r *Result) string { return millis(r.First.Agents / time.Duration(r.Proxies)) }},
+		{"first configuration of all: from Pilot", " MB", func(r *Result) string { return megabytes(r.First.Wire.FromPilot) }},
+		{"bytes to one Envoy at first", " MB", func(r *Result) string {
+			return fmt.Sprintf("%.3f", float64(r.First.Traffic.Bytes)/float64(r.Proxies)/1e6)
+		}},
+		{"Pilot's memory a proxy", " MB", func(r *Result) string { return fmt.Sprintf("%.3f", r.PerProxy()/1e6) }},
+		{"an agent's memory for the pods of its node", " MB", func(r *Result) string { return fmt.Sprintf("%.1f", r.PerNode()/1e6) }},
+	}, ofChanges(like)...),
+		measure{"Pilot killed and started: CPU of Pilot", " s", func(r *Result) string { return seconds(r.Restart.Pilot) }},
+		measure{"of which until it was ready", " s", func(r *Result) string { return seconds(r.Restart.Ready) }},
+		measure{"Pilot killed and started: CPU of agents, a pod", " ms", func(r *Result) string { return millis(r.Restart.Agents / time.Duration(r.Proxies)) }},
+		measure{"Pilot killed and started: from Pilot; to it", " MB", func(r *Result) string {
+			return megabytes(r.Restart.Wire.FromPilot) + "; " + megabytes(r.Restart.Wire.ToPilot)
+		}},
+		measure{"a real Envoy's memory above an empty one's", " MB", func(r *Result) string {
+			if r.Envoy == nil {
+				return "–"
+			}
+			return fmt.Sprintf("%.1f", float64(r.Envoy.Configured.Resident-r.Envoy.Empty.Resident)/1e6)
+		}})
+}
 
 // ofChanges are those of each kind of change.
-func ofChanges() (out []measure) {
-	for i, s := range (&Result{}).series() {
+func ofChanges(like *Result) (out []measure) {
+	for i, s := range like.series() {
 		of := func(r *Result) Changes { return r.series()[i].Changes }
 		out = append(out,
 			measure{s.name + ": the last proxy concerned, p50; p99", " ms", func(r *Result) string {

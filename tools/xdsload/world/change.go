@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/fleet"
@@ -69,10 +70,15 @@ func (w *World) NamespacePolicyChange(n int) Change {
 }
 
 func (w *World) changeRules(ctx context.Context, namespace, name string, rule map[string]any) error {
-	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"rules": []any{rule}}})
+	return w.change(ctx, authorizationPolicies, namespace, name, "rules", []any{rule})
+}
+
+// change gives a field of a policy another list.
+func (w *World) change(ctx context.Context, gvr schema.GroupVersionResource, namespace, name, field string, list []any) error {
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{field: list}})
 	if err != nil {
 		return err
 	}
-	_, err = w.dynamic.Resource(authorizationPolicies).Namespace(namespace).Patch(ctx, name, types.MergePatchType, patch, meta.PatchOptions{})
+	_, err = w.dynamic.Resource(gvr).Namespace(namespace).Patch(ctx, name, types.MergePatchType, patch, meta.PatchOptions{})
 	return err
 }

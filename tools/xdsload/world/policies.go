@@ -11,11 +11,12 @@ import (
 )
 
 var (
-	peerAuthentications   = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
-	authorizationPolicies = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+	peerAuthentications    = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}
+	authorizationPolicies  = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}
+	requestAuthentications = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "requestauthentications"}
 )
 
-var kindOf = map[schema.GroupVersionResource]string{peerAuthentications: "PeerAuthentication", authorizationPolicies: "AuthorizationPolicy"}
+var kindOf = map[schema.GroupVersionResource]string{peerAuthentications: "PeerAuthentication", authorizationPolicies: "AuthorizationPolicy", requestAuthentications: "RequestAuthentication"}
 
 func (w *World) apply(ctx context.Context, gvr schema.GroupVersionResource, namespace, name string, spec map[string]any) error {
 	u := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}

@@ -25,6 +25,8 @@ type Sizes struct {
 	Endpoints   int  `json:"endpoints"` // of each service
 	Namespaces  int  `json:"namespaces"`
 	Targets     int  `json:"targets"` // services that have one endpoint more, which changes
+	// Requests has the workloads with a proxy and a policy take tokens, too, and ask an external authorizer.
+	Requests bool `json:"requests"`
 }
 
 // Validate refuses sizes that do not fit together.

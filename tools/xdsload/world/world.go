@@ -10,12 +10,14 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/bulwark-mesh/bulwark/tools/bench/tokens"
 	"github.com/bulwark-mesh/bulwark/tools/xdsload/fleet"
 )
 
@@ -31,6 +33,7 @@ type World struct {
 	kube    kubernetes.Interface
 	alive   kubernetes.Interface // for the nodes' leases: what keeps them must not wait until everything is made
 	dynamic dynamic.Interface
+	issuer  tokens.Issuer
 	uids    []string // of the pods with proxies, from when they are made
 }
 
@@ -44,7 +47,11 @@ func New(config *rest.Config, s Sizes) (*World, error) {
 		return nil, fmt.Errorf("client of the API server: %w", err)
 	}
 	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf
-	w := &World{Sizes: s, dynamic: dyn, uids: make([]string, s.Proxies())}
+	issuer, err := tokens.New(jose.RS256)
+	if err != nil {
+		return nil, err
+	}
+	w := &World{Sizes: s, issuer: issuer, dynamic: dyn, uids: make([]string, s.Proxies())}
 	for _, client := range []*kubernetes.Interface{&w.kube, &w.alive} {
 		if *client, err = kubernetes.NewForConfig(config); err != nil {
 			return nil, fmt.Errorf("client of the API server: %w", err)
@@ -86,11 +93,12 @@ type task = func(ctx context.Context, i int) error
 
 // Create makes everything and returns when the endpoints of all services are there. The nodes live as long as ctx.
 func (w *World) Create(ctx context.Context) error {
-	steps := []struct {
+	type step struct {
 		what string
 		n    int
 		make task
-	}{
+	}
+	steps := []step{
 		{"namespaces", w.Namespaces, w.createNamespace},
 		{"service accounts", w.Services, w.createAccount},
 		{"pods", w.pods(), w.createPod},
@@ -98,6 +106,9 @@ func (w *World) Create(ctx context.Context) error {
 		{"endpoint slices", w.Targets, w.createSlice},
 		{"policies of namespaces", w.Namespaces, w.createNamespacePolicy},
 		{"policies of workloads", w.guarded(), w.createPolicy},
+	}
+	if w.Requests {
+		steps = append(steps, step{"the authorizer", 1, w.createAuthorizer}, step{"tokens of workloads", w.verified(), w.createTokens}, step{"questions to the authorizer", w.verified(), w.createQuestion})
 	}
 	for _, s := range steps {
 		if err := each(ctx, s.n, s.make); err != nil {
