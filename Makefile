@@ -167,11 +167,18 @@ soak: images cluster ## the rotations under traffic at their full length, five m
 .PHONY: bench bench-scale bench-install
 bench: images cluster ## measure all but the installation (docs/benchmarks.md); installs Bulwark if it is not there
 	bin/cluster load bin/oci/*.tar
-	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --reset --set image.tag="$$(cat bin/tag)"
+	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --reset --set image.tag="$$(cat bin/tag)" --set '$(BENCH_AUTHORIZER)'
 	go build -o bin/bench ./tools/bench
 	BULWARK_TEST_KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -run '^$$' -bench . -benchtime 2s ./citadel/internal/issue ./agent/internal/pods
-	for what in policy dataplane memory identity; do KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench $$what; done
+	for what in policy "policy --services 1000" dataplane "dataplane --vary= --add rs256,es256,custom-elsewhere,custom" memory identity; do KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/bench $$what; done
 	$(BENCH_SCALE)
+	$(BENCH_REQUESTS)
+
+# Of the benchmarks' own namespace: what policies of action CUSTOM ask, as the installation has to know it.
+BENCH_AUTHORIZER = extensionProviders[0].name=bench,extensionProviders[0].envoyExtAuthzGrpc.service=authorizer.bulwark-bench.svc.cluster.local,extensionProviders[0].envoyExtAuthzGrpc.port=9191
+
+# Pilot and the agents with 200 proxies whose workloads take tokens and ask an external authorizer, too.
+BENCH_REQUESTS = bin/bench xds --kubeconfig $(CURDIR)/.cluster/kubeconfig --world closed --services 1000 --requests --envoy=false
 
 # Pilot and the agents with 200 proxies, in both worlds, as 250, 1,000 and 4,000 services; then with 30 pods on each node.
 BENCH_SCALE = bin/bench xds --kubeconfig $(CURDIR)/.cluster/kubeconfig --world open,closed --growth 250,1000,4000 --dense 30
@@ -180,6 +187,7 @@ bench-scale: images cluster ## measure Pilot at scale alone, in both worlds (mor
 	KUBECONFIG=$(CURDIR)/.cluster/kubeconfig bin/meshctl install --reset --set image.tag="$$(cat bin/tag)"
 	go build -o bin/bench ./tools/bench
 	$(BENCH_SCALE)
+	$(BENCH_REQUESTS)
 
 bench-install: images cluster ## measure the installation: uninstalls and installs three times
 	bin/cluster load bin/oci/*.tar

@@ -9,12 +9,14 @@ import (
 	"os"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
 	"github.com/spf13/cobra"
 
 	"github.com/bulwark-mesh/bulwark/tools/bench/netns"
 	"github.com/bulwark-mesh/bulwark/tools/bench/proc"
 	"github.com/bulwark-mesh/bulwark/tools/bench/report"
 	"github.com/bulwark-mesh/bulwark/tools/bench/stage"
+	"github.com/bulwark-mesh/bulwark/tools/bench/tokens"
 	"github.com/bulwark-mesh/bulwark/tools/bench/traffic"
 )
 
@@ -31,11 +33,16 @@ type policyResult struct {
 	Revoked  report.Durations `json:"revokedNs"`  // … until it is refused
 	Admitted report.Durations `json:"admittedNs"` // the same where no rule names the client before: its proxy does not know the service
 	Excluded report.Durations `json:"excludedNs"`
-	Requests report.Durations `json:"requestsNs"` // of all these changes, the requests to the API server
+	Requests report.Durations `json:"requestsNs"`          // of all these changes, the requests to the API server
+	Services int              `json:"services"`            // beside the server's
+	Taken    report.Durations `json:"takenNs,omitempty"`   // of other keys in a RequestAuthentication, until the client's token is taken
+	Refused  report.Durations `json:"refusedNs,omitempty"` // … until it is refused
+	Passed   report.Durations `json:"passedNs,omitempty"`  // of a CUSTOM policy's path, until its authorizer is not asked any more
+	Asked    report.Durations `json:"askedNs,omitempty"`   // … until it is, which nobody answers
 }
 
 func policyCommand(c *common) *cobra.Command {
-	changes, interval := 50, 100*time.Millisecond
+	changes, interval, services := 50, 100*time.Millisecond, 0
 	cmd := &cobra.Command{
 		Use: "policy", Short: "Time from a policy's change to its being enforced", Args: cobra.NoArgs,
 		Long: "Two pods in the mesh; a client in one's network namespace asks every millisecond while the policy is changed.",
@@ -46,64 +53,141 @@ func policyCommand(c *common) *cobra.Command {
 				return err
 			}
 			defer func() { err = errors.Join(err, s.Remove(ctx)) }()
+			progress("making %d services", services)
+			if err := s.Crowd(ctx, services); err != nil {
+				return err
+			}
 			progress("starting pods")
 			if err := s.RealPods(ctx); err != nil {
 				return err
 			}
-			result, err := measurePolicy(ctx, s, changes, interval)
-			if err != nil {
-				return err
+			p := policyRun{Stage: s, changes: changes, interval: interval, policyResult: &policyResult{Services: services}}
+			for _, measure := range []func(context.Context) error{p.allow, p.tokens, p.authorizer} {
+				if err := measure(ctx); err != nil {
+					return err
+				}
 			}
-			return c.write(cmd, result)
+			return c.write(cmd, p.policyResult)
 		},
 	}
 	cmd.Flags().IntVar(&changes, "changes", changes, "changes in each direction")
+	cmd.Flags().IntVar(&services, "services", services, "services beside the server's, which everyone may call")
 	cmd.Flags().DurationVar(&interval, "interval", interval, "from one change to the next, at least")
 	return cmd
 }
 
-func measurePolicy(ctx context.Context, s *stage.Stage, changes int, interval time.Duration) (*policyResult, error) {
-	verdicts, stop, err := watchAs(ctx, stage.Client, traffic.Target{Address: s.ServiceIP + ":80", Host: stage.Host, Path: asked})
+// policyRun measures series of changes on a stage.
+type policyRun struct {
+	*stage.Stage
+	*policyResult
+	changes  int
+	interval time.Duration
+}
+
+// change is one of a series.
+type change struct {
+	make func(context.Context) error
+	code int               // of the answers that obey it
+	into *report.Durations // nil: the client's answer stays, and an interval is enough
+}
+
+// allow changes an ALLOW policy.
+func (p policyRun) allow(ctx context.Context) error {
+	reads := func(account, path string) func(context.Context) error {
+		return func(ctx context.Context) error { return p.Allow(ctx, stage.Reads(account, path)) }
+	}
+	return p.series(ctx, "an ALLOW policy", "", 403, []change{
+		{reads(stage.Client, allowed), 200, &p.Granted}, {reads(stage.Client, other), 403, &p.Revoked},
+		{reads(nobody, allowed), 0, nil}, {reads(stage.Client, allowed), 200, &p.Admitted}, {reads(nobody, allowed), 403, &p.Excluded}, {reads(stage.Client, other), 0, nil},
+	})
+}
+
+// tokens changes the keys by which the client's token is verified.
+func (p policyRun) tokens(ctx context.Context) error {
+	const kind, name, field = "RequestAuthentication", "tokens", "jwtRules"
+	if err := p.Allow(ctx, stage.Reads(stage.Client, allowed)); err != nil {
+		return err
+	}
+	var issuers [2]tokens.Issuer
+	var keys [2]func(context.Context) error
+	for i := range issuers {
+		var err error
+		if issuers[i], err = tokens.New(jose.RS256); err != nil {
+			return err
+		}
+		keys[i] = func(ctx context.Context) error {
+			return p.Change(ctx, kind, name, field, map[string]any{"issuer": issuers[i].Name, "jwks": issuers[i].Keys})
+		}
+	}
+	remove, err := p.ForServer(ctx, kind, name, map[string]any{field: []any{map[string]any{"issuer": issuers[1].Name, "jwks": issuers[1].Keys}}})
 	if err != nil {
-		return nil, err
+		return err
+	}
+	return errors.Join(p.series(ctx, "a RequestAuthentication", issuers[0].Token, 401, []change{{keys[0], 200, &p.Taken}, {keys[1], 401, &p.Refused}}), remove(ctx))
+}
+
+// authorizer changes what the authorizer is asked about. Nobody is behind its Service, so what it is asked about is denied.
+func (p policyRun) authorizer(ctx context.Context) error {
+	known, err := p.KnowsAuthorizer(ctx)
+	if err != nil {
+		return err
+	}
+	if !known {
+		progress("CUSTOM policies are left out: the installation has no external authorizer %s (make bench installs Bulwark with it)", stage.Provider)
+		return nil
+	}
+	const kind, name, field = "AuthorizationPolicy", "asked", "rules"
+	about := func(path string) map[string]any {
+		return map[string]any{"to": []any{map[string]any{"operation": map[string]any{"paths": []any{path}}}}}
+	}
+	asks := func(path string) func(context.Context) error {
+		return func(ctx context.Context) error { return p.Change(ctx, kind, name, field, about(path)) }
+	}
+	if err := errors.Join(p.AuthorizerService(ctx), p.Allow(ctx, stage.Reads(stage.Client, allowed))); err != nil {
+		return err
+	}
+	remove, err := p.ForServer(ctx, kind, name, map[string]any{"action": "CUSTOM", "provider": map[string]any{"name": stage.Provider}, field: []any{about(allowed)}})
+	if err != nil {
+		return err
+	}
+	return errors.Join(p.series(ctx, "a CUSTOM policy", "", 403, []change{{asks(other), 200, &p.Passed}, {asks(allowed), 403, &p.Asked}}), remove(ctx))
+}
+
+// series makes changes in turn, each after the one before is obeyed, from when the client gets an answer.
+func (p policyRun) series(ctx context.Context, what, token string, first int, list []change) error {
+	verdicts, stop, err := watchAs(ctx, stage.Client, traffic.Target{Address: p.ServiceIP + ":80", Host: stage.Host, Path: asked, Token: token})
+	if err != nil {
+		return err
 	}
 	defer stop()
-	if _, err := await(ctx, verdicts, 403); err != nil {
-		return nil, err
+	if _, err := await(ctx, verdicts, first); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
 	}
-	progress("changing the policy")
-	r := &policyResult{}
-	tick := time.NewTicker(interval)
+	progress("changing %s", what)
+	tick := time.NewTicker(p.interval)
 	defer tick.Stop()
-	for range changes {
-		for _, step := range []struct {
-			account, path string
-			code          int
-			into          *report.Durations // nil: the client's answer stays, and an interval is enough
-		}{
-			{stage.Client, allowed, 200, &r.Granted}, {stage.Client, other, 403, &r.Revoked},
-			{nobody, allowed, 0, nil}, {stage.Client, allowed, 200, &r.Admitted}, {nobody, allowed, 403, &r.Excluded}, {stage.Client, other, 0, nil},
-		} {
+	for range p.changes {
+		for _, c := range list {
 			began := time.Now()
-			if err := s.Allow(ctx, stage.Reads(step.account, step.path)); err != nil {
-				return nil, err
+			if err := c.make(ctx); err != nil {
+				return err
 			}
-			r.Requests = append(r.Requests, time.Since(began))
-			if step.into != nil {
-				at, err := await(ctx, verdicts, step.code)
+			p.Requests = append(p.Requests, time.Since(began))
+			if c.into != nil {
+				at, err := await(ctx, verdicts, c.code)
 				if err != nil {
-					return nil, err
+					return fmt.Errorf("%s: %w", what, err)
 				}
-				*step.into = append(*step.into, at.Sub(began))
+				*c.into = append(*c.into, at.Sub(began))
 			}
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
-				return nil, ctx.Err()
+				return ctx.Err()
 			}
 		}
 	}
-	return r, nil
+	return nil
 }
 
 // await returns when the client first had the answer.
@@ -191,7 +275,11 @@ func (r *policyResult) Table() report.Table {
 		name  string
 		times report.Durations
 	}{{"a rule's path: granted", r.Granted}, {"revoked", r.Revoked}, {"the first rule that names the client: admitted", r.Admitted}, {"excluded", r.Excluded},
+		{"a RequestAuthentication's keys: the token taken", r.Taken}, {"refused", r.Refused}, {"a CUSTOM policy's path: not asked any more", r.Passed}, {"asked", r.Asked},
 		{"of each, the request to the API server", r.Requests}} {
+		if len(row.times) == 0 {
+			continue
+		}
 		t.Row(row.name, fmt.Sprint(len(row.times)), report.Millis(row.times.Percentile(50)),
 			report.Millis(row.times.Percentile(99)), report.Millis(row.times.Percentile(100)))
 	}

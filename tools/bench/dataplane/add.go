@@ -42,17 +42,14 @@ var additions = []addition{
 	{name: "custom", what: "an external authorizer (gRPC, beside the server) that is asked about each request", policy: asks("/accounts/*"), refused: "answer 403", forbidden: asksInVain},
 }
 
-// provider is the authorizer's name in the installation.
-const provider = "bench"
-
 // providers are what Pilot is told of external authorizers.
 func providers() string {
-	return fmt.Sprintf(`--extension-providers=[{"name":%q,"envoyExtAuthzGrpc":{"service":"%s.%s.svc.cluster.local","port":%d,"timeout":"5s"}}]`, provider, stage.Authorizer, stage.Namespace, traffic.AuthorizerPort)
+	return fmt.Sprintf(`--extension-providers=[{"name":%q,"envoyExtAuthzGrpc":{"service":"%s.%s.svc.cluster.local","port":%d,"timeout":"5s"}}]`, stage.Provider, stage.Authorizer, stage.Namespace, traffic.AuthorizerPort)
 }
 
 func asks(path string) func(tokens.Issuer) policy {
 	return func(tokens.Issuer) policy {
-		return policy{"AuthorizationPolicy", map[string]any{"action": "CUSTOM", "provider": map[string]any{"name": provider},
+		return policy{"AuthorizationPolicy", map[string]any{"action": "CUSTOM", "provider": map[string]any{"name": stage.Provider},
 			"rules": []any{map[string]any{"to": []any{map[string]any{"operation": map[string]any{"paths": []any{path}}}}}}}}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,13 +19,29 @@ import (
 	"github.com/bulwark-mesh/bulwark/tools/bench/traffic"
 )
 
-// sampleImage is the sample workload's, beside that of the installed Pilot.
-func (s *Stage) sampleImage(ctx context.Context) (string, error) {
+func (s *Stage) pilot(ctx context.Context) (core.Container, error) {
 	pilot, err := s.Kube.AppsV1().Deployments(mesh.Namespace).Get(ctx, mesh.PilotAccount, meta.GetOptions{})
 	if err != nil {
-		return "", fmt.Errorf("finding the installed Pilot: %w", err)
+		return core.Container{}, fmt.Errorf("finding the installed Pilot: %w", err)
 	}
-	return strings.Replace(pilot.Spec.Template.Spec.Containers[0].Image, "/pilot:", "/sample:", 1), nil
+	return pilot.Spec.Template.Spec.Containers[0], nil
+}
+
+// sampleImage is the sample workload's, beside that of the installed Pilot.
+func (s *Stage) sampleImage(ctx context.Context) (string, error) {
+	c, err := s.pilot(ctx)
+	return strings.Replace(c.Image, "/pilot:", "/sample:", 1), err
+}
+
+// Provider is the name by which installations know the authorizer, if they do.
+const Provider = "bench"
+
+// KnowsAuthorizer says whether the installation has the authorizer among its extensionProviders.
+func (s *Stage) KnowsAuthorizer(ctx context.Context) (bool, error) {
+	c, err := s.pilot(ctx)
+	return slices.ContainsFunc(c.Args, func(arg string) bool {
+		return strings.HasPrefix(arg, "--extension-providers=") && strings.Contains(arg, fmt.Sprintf(`"name":%q`, Provider))
+	}), err
 }
 
 // RealPods runs the server and the client from the sample image, and returns when both are ready.
@@ -123,13 +140,22 @@ func (s *Stage) PretendAuthorizer(ctx context.Context, ip string) error {
 	if _, err := s.pretend(ctx, p, ip); err != nil {
 		return err
 	}
-	const name = "grpc"
+	if err := s.AuthorizerService(ctx); err != nil {
+		return err
+	}
+	return s.endpoint(ctx, Authorizer, ip, []discovery.EndpointPort{{Name: new(authorizerPort), Port: new(int32(traffic.AuthorizerPort))}})
+}
+
+const authorizerPort = "grpc"
+
+// AuthorizerService makes the authorizer's Service. As long as nobody is behind it, what it is asked about is denied.
+func (s *Stage) AuthorizerService(ctx context.Context) error {
 	_, err := s.Kube.CoreV1().Services(Namespace).Create(ctx, &core.Service{ObjectMeta: meta.ObjectMeta{Name: Authorizer},
-		Spec: core.ServiceSpec{Selector: map[string]string{"app": Authorizer}, Ports: []core.ServicePort{{Name: name, Port: traffic.AuthorizerPort}}}}, meta.CreateOptions{})
+		Spec: core.ServiceSpec{Selector: map[string]string{"app": Authorizer}, Ports: []core.ServicePort{{Name: authorizerPort, Port: traffic.AuthorizerPort}}}}, meta.CreateOptions{})
 	if err != nil {
 		return fmt.Errorf("making Service %s: %w", Authorizer, err)
 	}
-	return s.endpoint(ctx, Authorizer, ip, []discovery.EndpointPort{{Name: new(name), Port: new(int32(traffic.AuthorizerPort))}})
+	return nil
 }
 
 func (s *Stage) endpoint(ctx context.Context, service, ip string, ports []discovery.EndpointPort) error {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	core "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,8 +37,9 @@ const (
 )
 
 const (
-	callWithin = 30 * time.Second
-	goneWithin = 2 * time.Minute
+	callWithin  = 30 * time.Second
+	goneWithin  = 2 * time.Minute
+	crowdWithin = 5 * time.Minute
 )
 
 var (
@@ -195,6 +197,42 @@ func (s *Stage) Allow(ctx context.Context, rules ...Rule) error {
 	_, err = s.dynamic.Resource(authorizationPolicies).Namespace(Namespace).Patch(ctx, Policy, types.MergePatchType, patch, meta.PatchOptions{})
 	if err != nil {
 		return fmt.Errorf("changing the policy: %w", err)
+	}
+	return nil
+}
+
+// Change gives a policy that ForServer made another list in a field of its spec.
+func (s *Stage) Change(ctx context.Context, kind, name, field string, list ...any) error {
+	ctx, cancel := context.WithTimeout(ctx, callWithin)
+	defer cancel()
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{field: list}})
+	if err != nil {
+		return err
+	}
+	if _, err = s.dynamic.Resource(policies[kind]).Namespace(Namespace).Patch(ctx, name, types.MergePatchType, patch, meta.PatchOptions{}); err != nil {
+		return fmt.Errorf("changing %s %s: %w", kind, name, err)
+	}
+	return nil
+}
+
+// Crowd makes so many Services that everyone may call, behind which is nobody: each proxy of the mesh knows them.
+func (s *Stage) Crowd(ctx context.Context, services int) error {
+	ctx, cancel := context.WithTimeout(ctx, crowdWithin)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(16)
+	for i := range services {
+		g.Go(func() error {
+			_, err := s.Kube.CoreV1().Services(Namespace).Create(ctx, &core.Service{
+				// Another service proxy's, so that kube-proxy does not spend the machine on them.
+				ObjectMeta: meta.ObjectMeta{Name: fmt.Sprintf("crowd-%04d", i), Labels: map[string]string{"service.kubernetes.io/service-proxy-name": Namespace}},
+				Spec:       core.ServiceSpec{Ports: []core.ServicePort{{Name: "http", Port: 80}}},
+			}, meta.CreateOptions{})
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("making %d services: %w", services, err)
 	}
 	return nil
 }
