@@ -46,9 +46,9 @@ CLOSER := pilot/internal/open/closer
 closer: ## compile the filter that closes connections which new policies forbid
 	@$(call need,clang,clang)
 	@$(call need,wasm-ld,lld)
-	clang --target=wasm32 -Oz -Wall -Wextra -Wno-unused-parameter -nostdlib -Wl,--no-entry -Wl,--allow-undefined -Wl,--strip-all -o $(CLOSER).wasm $(CLOSER)/closer.c
+	clang --target=wasm32 -mbulk-memory -fno-builtin -Oz -Wall -Wextra -Wno-unused-parameter -nostdlib -Wl,--no-entry -Wl,--allow-undefined -Wl,--strip-all -o $(CLOSER).wasm $(CLOSER)/closer.c
 	chmod 0644 $(CLOSER).wasm
-	cd $(CLOSER) && sha256sum closer.c ../closer.wasm > closer.sum
+	cd $(CLOSER) && sha256sum *.c *.h ../closer.wasm > closer.sum
 
 # A tag says what is in the image: with the version "dev" it is made of the binaries, so that what was built anew is
 # rolled out anew.

@@ -52,6 +52,14 @@ func (r Revocation) Validate() error {
 	return nil
 }
 
+// SerialBytes is Serial as Envoy writes a certificate's number, with two digits a byte.
+func (r Revocation) SerialBytes() string {
+	if len(r.Serial)%2 == 1 {
+		return "0" + r.Serial
+	}
+	return r.Serial
+}
+
 // List is the revocations that are in force, or were: see Active.
 type List []Revocation
 

@@ -443,12 +443,18 @@ var claims = []mutation{
 		{"pilot/internal/status/writer.go", "!until.IsZero() {", "!until.IsZero() && false {"}}},
 	{31, "an older generation of a policy is taken for what is waited for", "meshctl/internal/cli.TestWhatAPolicysStatusTells", []edit{
 		{"meshctl/internal/cli/wait.go", "m[\"type\"] == typ && generation == u.GetGeneration() {", "m[\"type\"] == typ && generation <= u.GetGeneration() {"}}},
-	{32, "what a policy forbids goes on if it is open", "pilot/internal/push.TestWhatAPolicyForbidsEndsAndNothingElse", []edit{
-		{"pilot/internal/open/rules.go", "either(plaintext, forbidden(w.Policies)), either(plaintext, forbidden(tcp))", "either(plaintext, both(no, forbidden(w.Policies))), either(plaintext, both(no, forbidden(tcp)))"}}},
-	{32, "what no policy forbids ends with what one does", "pilot/internal/push.TestWhatAPolicyForbidsEndsAndNothingElse", []edit{
+	{32, "what a policy forbids goes on if it is open", "pilot/internal/translate.TestWhatIsEndedIsWhatTheEvaluatorDenies", []edit{
+		{"pilot/internal/open/rules.go", "either(plaintext, forbidden(tcp)))", "either(plaintext, both(no, forbidden(tcp))))"}}},
+	{32, "what no policy forbids ends with what one does", "pilot/internal/translate.TestWhatIsEndedIsWhatTheEvaluatorDenies", []edit{
 		{"pilot/internal/open/rules.go", "		denied = append(denied, not(either(allowed...)))\n", "		denied = append(denied, yes)\n"}}},
-	{32, "namespaces in policies end nothing that is open", "pilot/internal/open.TestAllThatIsSaidOfIdentitiesIsKnown", []edit{
-		{"pilot/internal/open/rules.go", "	case m.Kind == authz.Regexp:\n		if patterns", "	case m.Kind == authz.Regexp && false:\n		if patterns"}}},
+	{32, "a stream goes on whose path is forbidden", "pilot/internal/push.TestOfOneConnectionWhatAskedForItEnds", []edit{
+		{"pilot/internal/open/expression.go", "authz.Path: path}", "authz.Claim: path}"}}},
+	{32, "addresses in policies end nothing that is open", "pilot/internal/translate.TestWhatIsEndedIsWhatTheEvaluatorDenies", []edit{
+		{"pilot/internal/open/expression.go", "err != nil || m.Kind != authz.CIDR", "err != nil || m.Kind != authz.Exact"}}},
+	{32, "what servers read in different ways goes on where a rule looks at it now", "pilot/internal/translate.TestWhatIsEndedIsWhatTheEvaluatorDenies", []edit{
+		{"pilot/internal/open/rules.go", "	return either(out...)\n}\n\n// forbidden:", "	return either()\n}\n\n// forbidden:"}}},
+	{32, "what a revoked identity has open goes on", "pilot/internal/push.TestRevokedIdentityHasNoTCPConnection", []edit{
+		{"pilot/internal/open/rules.go", "		all = append(all, x)\n", "		all = append(all, both(no, x))\n"}}},
 	{33, "an external authorizer is never asked", "pilot/internal/translate.TestExternalAuthorizersAreAsked", []edit{
 		{"pilot/internal/rbac/custom.go", "if p.Action != authz.Custom || p.Ignored || p.Provider != provider {", "if p.Action != authz.Custom || !p.Ignored || p.Provider != provider {"}}},
 	{33, "an external authorizer is asked about what is for another one", "pilot/internal/translate.TestExternalAuthorizersAreAsked", []edit{

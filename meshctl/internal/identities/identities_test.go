@@ -242,7 +242,7 @@ func TestRevocationOfACertificateLastsAtLeastAsLongAsIt(t *testing.T) {
 	}
 	end := now.Add(2 * time.Hour)
 	said := strings.Join(Target{Identity: payroll, Serial: "c3", NotAfter: &end, Holder: Holder{Kind: Pod, Namespace: "finance", Name: "payroll-1"}}.Consequences(nil, now.Add(time.Hour)), "\n")
-	for _, want := range []string{"use a longer --for", "delete pod payroll-1", "open TCP connections go on"} {
+	for _, want := range []string{"use a longer --for", "delete pod payroll-1", "what is open, connections and streams, is ended"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("%q is not in %s", want, said)
 		}

@@ -106,7 +106,7 @@ func (t Target) Consequences(holders []Entry, until time.Time) []string {
 			out = append(out, "WARNING: the certificate is good until "+t.NotAfter.UTC().Format(time.RFC3339)+", and is accepted again when the revocation ends: use a longer --for")
 		}
 	}
-	out = append(out, "requests on open HTTP connections are denied too; open TCP connections go on until they are closed")
+	out = append(out, "requests on its open connections are denied too, and what is open, connections and streams, is ended within seconds")
 	if namespace == mesh.Namespace {
 		out = append(out, "WARNING: "+account+" is a part of the control plane")
 	}

@@ -16,13 +16,15 @@ var made = makers()
 
 func makers() map[Fixed]func(ipv6 bool) proto.Message {
 	out := map[Fixed]func(ipv6 bool) proto.Message{
-		{deltaxds.ClusterType, translate.PassthroughCluster}:    func(bool) proto.Message { return translate.Passthrough() },
-		{deltaxds.ClusterType, translate.InboundCluster}:        func(ipv6 bool) proto.Message { return translate.Inbound(ipv6) },
-		{deltaxds.ClusterType, translate.AdminCluster}:          func(bool) proto.Message { return translate.Admin() },
-		{deltaxds.ClusterType, translate.RefusalCluster}:        func(bool) proto.Message { return translate.Refusal() },
-		{deltaxds.ListenerType, translate.RefusalListener}:      func(bool) proto.Message { return translate.RefusalListenerAtSocket() },
-		{deltaxds.ExtensionConfigType, translate.SharedForward}: func(bool) proto.Message { return translate.OutboundForward() },
-		{deltaxds.ListenerType, translate.StatsListener}:        func(ipv6 bool) proto.Message { return translate.StatsListener15090(ipv6) },
+		{deltaxds.ClusterType, translate.PassthroughCluster}:      func(bool) proto.Message { return translate.Passthrough() },
+		{deltaxds.ClusterType, translate.InboundCluster}:          func(ipv6 bool) proto.Message { return translate.Inbound(ipv6) },
+		{deltaxds.ClusterType, translate.AdminCluster}:            func(bool) proto.Message { return translate.Admin() },
+		{deltaxds.ClusterType, translate.RefusalCluster}:          func(bool) proto.Message { return translate.Refusal() },
+		{deltaxds.ListenerType, translate.RefusalListener}:        func(bool) proto.Message { return translate.RefusalListenerAtSocket() },
+		{deltaxds.ExtensionConfigType, translate.SharedForward}:   func(bool) proto.Message { return translate.OutboundForward() },
+		{deltaxds.ExtensionConfigType, translate.OpenConnections}: func(bool) proto.Message { return translate.KnowConnections() },
+		{deltaxds.ExtensionConfigType, translate.OpenRequests}:    func(bool) proto.Message { return translate.KnowRequests() },
+		{deltaxds.ListenerType, translate.StatsListener}:          func(ipv6 bool) proto.Message { return translate.StatsListener15090(ipv6) },
 	}
 	for _, f := range ipFamilies { // what the services of one share
 		subset := compile.Subset(f)

@@ -1,17 +1,17 @@
-// Package open says which connections that are open a workload's policies and modes forbid by now, whatever they carry. Envoy's own filters decide about a
-// connection at its first bytes, and about a request or a stream at its head, by the rules of that moment. So a filter of ours (closer.c, which
-// stock Envoy runs in its WebAssembly sandbox) knows the open connections, and closes those that new rules forbid.
+// Package open says which connections and streams that are open a workload's policies and modes, and revocations, forbid by now. Envoy's own filters decide
+// about a connection at its first bytes, and about a request or a stream at its head, by the rules of that moment. So a filter of ours (closer.c, which
+// stock Envoy runs in its WebAssembly sandbox) knows what is open, and ends what new rules forbid: of streams by what their requests asked for, of connections
+// whatever they carry.
 package open
 
 import (
 	_ "embed" // of the filter
 	"encoding/binary"
-	"regexp/syntax"
 	"slices"
-	"strconv"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
 
 // Closer is the filter, a WebAssembly module.
@@ -19,78 +19,45 @@ import (
 //go:embed closer.wasm
 var Closer []byte
 
-// An expression is written for Closer as its operator and then its operands. It has one of three values, as not all that a rule asks for is known of a
-// connection: a request that is allowed may still come on it.
-var (
-	no    = []byte("N")
-	maybe = []byte("M")
-	yes   = []byte("Y")
-	known = []byte("i") // the client has proved an identity
+// SourceKey is where a filter before it has to note the address of the TCP peer, and rbac.PeerSerialKey the serial number of the client's certificate.
+const SourceKey = "bulwark.source"
+
+// What rules are about: of those about the same, the last hold.
+const (
+	ofPolicies    = 'P'
+	ofRevocations = 'R'
 )
 
-func not(x []byte) []byte {
-	switch string(x) {
-	case string(yes):
-		return no
-	case string(no):
-		return yes
-	}
-	return append([]byte("!"), x...)
-}
-
-func both(all ...[]byte) []byte { return several('&', yes, no, all) }
-
-func either(all ...[]byte) []byte { return several('|', no, yes, all) }
-
-// several joins expressions: neutral ones and repetitions are left out, and a decisive one is the outcome.
-func several(operator byte, neutral, decisive []byte, given [][]byte) []byte {
-	var all [][]byte
-	seen := map[string]bool{string(neutral): true}
-	for _, x := range given {
-		if !seen[string(x)] {
-			seen[string(x)] = true
-			all = append(all, x)
-		}
-	}
-	switch {
-	case seen[string(decisive)]:
-		return decisive
-	case len(all) == 0:
-		return neutral
-	case len(all) == 1:
-		return all[0]
-	case len(all) > most:
-		return maybe
-	}
-	out := binary.LittleEndian.AppendUint16([]byte{operator}, uint16(len(all)))
-	for _, x := range all {
-		out = append(out, x...)
-	}
-	return out
-}
-
-const most = 1<<16 - 1 // operands, and bytes of a pattern
-
-func portIs(number uint32) []byte {
-	return binary.LittleEndian.AppendUint16([]byte("d"), uint16(number))
-}
-
-func peerIs(pattern string) []byte {
-	if len(pattern) > most {
-		return maybe
-	}
-	return append(binary.LittleEndian.AppendUint16([]byte("g"), uint16(len(pattern))), pattern...)
-}
-
-// Rules say which connections to a workload are forbidden: for Closer, first of those that carry requests, and then of all others.
+// Rules say what of a workload is forbidden by its policies and modes.
 func Rules(w *compile.Workload) []byte {
 	tcp := make([]authz.Policy, 0, len(w.Policies))
 	for _, p := range w.Policies {
 		tcp = append(tcp, p.TCP())
 	}
-	plaintext := both(not(known), strict(w))
-	requests, others := either(plaintext, forbidden(w.Policies)), either(plaintext, forbidden(tcp))
-	return slices.Concat(binary.LittleEndian.AppendUint32(nil, uint32(len(requests))), requests, others)
+	plaintext := both(not(proven), strict(w))
+	return written(ofPolicies, either(plaintext, forbidden(w.Policies), ambiguous(w.Policies)), either(plaintext, forbidden(tcp)))
+}
+
+// Revoked say what is forbidden since its client is revoked.
+func Revoked(set compile.Settings, list []revocation.Revocation) []byte {
+	var all [][]byte
+	for _, r := range list {
+		var names [][]byte
+		for _, uri := range set.Same(r.Identity) {
+			names = append(names, isText(peerURI, authz.Match{Kind: authz.Exact, Value: uri}))
+		}
+		x := either(names...)
+		if r.Serial != "" {
+			x = both(x, isText(serial, authz.Match{Kind: authz.Exact, Value: r.SerialBytes()}))
+		}
+		all = append(all, x)
+	}
+	return written(ofRevocations, either(all...), either(all...))
+}
+
+// written are rules for Closer: first those for requests, then those for all other connections.
+func written(about byte, requests, others []byte) []byte {
+	return slices.Concat(binary.LittleEndian.AppendUint32([]byte{about}, uint32(len(requests))), requests, others)
 }
 
 // strict is where plaintext is refused.
@@ -108,7 +75,28 @@ func strict(w *compile.Workload) []byte {
 	return either(ports...)
 }
 
-// forbidden: a DENY rule matches all that the connection can carry, or there are ALLOW policies and no rule of theirs matches anything.
+// ambiguous: what servers read in different ways is denied where a rule that decides looks at it.
+func ambiguous(policies []authz.Policy) []byte {
+	var out [][]byte
+	for _, a := range authz.Ambiguities {
+		if !slices.ContainsFunc(policies, func(p authz.Policy) bool { return !p.Ignored && !p.DryRun && p.Action != authz.Audit && a.Concerns(p) }) {
+			continue
+		}
+		of := func(m authz.Match) []byte { return value(authz.Clause{Attribute: a.Attribute}, m) }
+		whole := func(expression string) []byte { return of(authz.Match{Kind: authz.Regexp, Value: expression}) }
+		found := of(a.Within())
+		if a.Alphabet != "" {
+			found = either(found, not(whole(a.Alphabet)))
+		}
+		if a.Clear != "" {
+			found = both(not(whole(a.Clear)), found)
+		}
+		out = append(out, found)
+	}
+	return either(out...)
+}
+
+// forbidden: a DENY rule matches it, or there are ALLOW policies and no rule of theirs does.
 func forbidden(policies []authz.Policy) []byte {
 	var denied, allowed [][]byte
 	restricted := false
@@ -166,97 +154,7 @@ func allOf(clauses authz.Clauses) []byte {
 func values(c authz.Clause, matches []authz.Match) []byte {
 	var out [][]byte
 	for _, m := range matches {
-		out = append(out, value(c.Attribute, m))
+		out = append(out, value(c, m))
 	}
 	return either(out...)
-}
-
-// value is what is known of one match: of identities and ports all, of addresses and names nothing, nor of requests.
-func value(a authz.Attribute, m authz.Match) []byte {
-	switch {
-	case a == authz.DestinationPort:
-		if number, err := strconv.ParseUint(m.Value, 10, 16); err == nil && m.Kind == authz.Port {
-			return portIs(uint32(number))
-		}
-	case !a.Identity():
-	case m.Kind == authz.Present:
-		return known
-	case m.Kind == authz.Exact:
-		return peerIs(m.Value)
-	case m.Kind == authz.Regexp:
-		if patterns, ok := patternsOf(m.Value); ok {
-			var out [][]byte
-			for _, p := range patterns {
-				out = append(out, peerIs(p))
-			}
-			return either(out...)
-		}
-	}
-	return maybe
-}
-
-// mostPatterns bounds the alternatives of one expression, such as trust domains.
-const mostPatterns = 64
-
-// patternsOf writes a regular expression for identities as patterns, in which * stands for any characters of a part and + for one or more of them. It is
-// false if the expression is of another form. What an identity's parts may consist of has been made sure of in the handshake.
-func patternsOf(expression string) ([]string, bool) {
-	parsed, err := syntax.Parse(expression, syntax.Perl)
-	if err != nil {
-		return nil, false
-	}
-	return patterns(parsed)
-}
-
-func patterns(re *syntax.Regexp) ([]string, bool) {
-	switch re.Op {
-	case syntax.OpEmptyMatch:
-		return []string{""}, true
-	case syntax.OpLiteral:
-		return []string{string(re.Rune)}, re.Flags&syntax.FoldCase == 0
-	case syntax.OpStar, syntax.OpPlus:
-		if re.Sub[0].Op != syntax.OpCharClass {
-			return nil, false
-		}
-		return []string{map[syntax.Op]string{syntax.OpStar: "*", syntax.OpPlus: "+"}[re.Op]}, true
-	case syntax.OpCharClass: // single letters, of alternatives that differ in one
-		var out []string
-		for i := 0; i < len(re.Rune); i += 2 {
-			for r := re.Rune[i]; r <= re.Rune[i+1] && len(out) <= mostPatterns; r++ {
-				out = append(out, string(r))
-			}
-		}
-		return out, len(out) <= mostPatterns
-	case syntax.OpCapture:
-		return patterns(re.Sub[0])
-	case syntax.OpQuest:
-		out, ok := patterns(re.Sub[0])
-		return append(out, ""), ok
-	case syntax.OpAlternate:
-		var out []string
-		for _, sub := range re.Sub {
-			more, ok := patterns(sub)
-			if out = append(out, more...); !ok || len(out) > mostPatterns {
-				return nil, false
-			}
-		}
-		return out, true
-	case syntax.OpConcat:
-		out := []string{""}
-		for _, sub := range re.Sub {
-			ends, ok := patterns(sub)
-			if !ok || len(out)*len(ends) > mostPatterns {
-				return nil, false
-			}
-			var longer []string
-			for _, begin := range out {
-				for _, e := range ends {
-					longer = append(longer, begin+e)
-				}
-			}
-			out = longer
-		}
-		return out, true
-	}
-	return nil, false
 }

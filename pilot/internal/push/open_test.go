@@ -21,7 +21,10 @@ import (
 )
 
 // streaming is an application whose answers have a beginning and no end, also after an upgrade.
-func streaming(t *testing.T) uint32 {
+func streaming(t *testing.T) uint32 { return streamingAfter(t, func() {}) }
+
+// streamingAfter calls a function when a request comes that is not answered for now, which is one for /silent.
+func streamingAfter(t *testing.T, asked func()) uint32 {
 	t.Helper()
 	app := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") != "" {
@@ -34,8 +37,12 @@ func streaming(t *testing.T) uint32 {
 			_, _ = io.Copy(conn, conn)
 			return
 		}
-		_, _ = io.WriteString(w, "data: 1\n\n")
-		_ = http.NewResponseController(w).Flush()
+		if r.URL.Path != "/silent" {
+			_, _ = io.WriteString(w, "data: 1\n\n")
+			_ = http.NewResponseController(w).Flush()
+		} else {
+			asked()
+		}
 		<-r.Context().Done()
 	}))
 	app.Config.Protocols = protocols(true, true)
@@ -51,16 +58,26 @@ type opened struct {
 	ended chan struct{}
 }
 
-// opener opens connections to the server's proxy with clients' certificates.
+// opener opens connections to the server's proxy with clients' certificates, from an address of each client's and with a name of the server that each has.
 type opener struct {
 	t      *testing.T
 	target string
 	leaves map[spiffe.ID]envoytest.Leaf
+	from   map[spiffe.ID]string
+	path   string
+}
+
+func (o *opener) dialer(who spiffe.ID) *net.Dialer {
+	return &net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(o.from[who])}}
+}
+
+func (o *opener) config(who spiffe.ID, protocols ...string) *tls.Config {
+	return &tls.Config{ //nolint:gosec // the server's name is not what is tested
+		Certificates: []tls.Certificate{o.leaves[who].TLS}, InsecureSkipVerify: true, ServerName: who.ServiceAccount + ".example", NextProtos: protocols, MinVersion: tls.VersionTLS13}
 }
 
 func (o *opener) tls(who spiffe.ID, protocols ...string) (*tls.Conn, error) {
-	c, err := tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", o.target, &tls.Config{ //nolint:gosec // the server's name is not what is tested
-		Certificates: []tls.Certificate{o.leaves[who].TLS}, InsecureSkipVerify: true, NextProtos: protocols, MinVersion: tls.VersionTLS13})
+	c, err := tls.DialWithDialer(o.dialer(who), "tcp", o.target, o.config(who, protocols...))
 	if err == nil {
 		o.t.Cleanup(func() { _ = c.Close() })
 	}
@@ -81,7 +98,7 @@ func (o *opener) websocket(who spiffe.ID) (io.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+	_, err = io.WriteString(c, "GET "+o.path+" HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 	if err != nil {
 		return nil, err
 	}
@@ -96,23 +113,34 @@ func (o *opener) websocket(who spiffe.ID) (io.Reader, error) {
 	return in, err
 }
 
+// client speaks one version of HTTP.
+func (o *opener) client(who spiffe.ID, version string) *http.Transport {
+	p := &http.Protocols{}
+	p.SetHTTP1(version == "HTTP/1.1")
+	p.SetHTTP2(version == "HTTP/2.0")
+	transport := &http.Transport{Protocols: p, DialContext: o.dialer(who).DialContext, TLSClientConfig: o.config(who)}
+	o.t.Cleanup(transport.CloseIdleConnections)
+	return transport
+}
+
+func (o *opener) ask(client *http.Transport, path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(o.t.Context(), http.MethodGet, "https://"+o.target+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.RoundTrip(req)
+	if err == nil {
+		o.t.Cleanup(func() { _ = resp.Body.Close() })
+	}
+	return resp, err
+}
+
 func (o *opener) stream(version string) func(spiffe.ID) (io.Reader, error) {
 	return func(who spiffe.ID) (io.Reader, error) {
-		p := &http.Protocols{}
-		p.SetHTTP1(version == "HTTP/1.1")
-		p.SetHTTP2(version == "HTTP/2.0")
-		transport := &http.Transport{Protocols: p, TLSClientConfig: &tls.Config{ //nolint:gosec // see above
-			Certificates: []tls.Certificate{o.leaves[who].TLS}, InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}}
-		o.t.Cleanup(transport.CloseIdleConnections)
-		req, err := http.NewRequestWithContext(o.t.Context(), http.MethodGet, "https://"+o.target+"/", nil)
+		resp, err := o.ask(o.client(who, version), o.path)
 		if err != nil {
 			return nil, err
 		}
-		resp, err := transport.RoundTrip(req)
-		if err != nil {
-			return nil, err
-		}
-		o.t.Cleanup(func() { _ = resp.Body.Close() })
 		if resp.StatusCode != http.StatusOK || resp.Proto != version {
 			return nil, fmt.Errorf("%s %s", resp.Proto, resp.Status)
 		}
@@ -176,6 +204,25 @@ func clause(a authz.Attribute, kind authz.Kind, value string) authz.Clause {
 	return authz.Clause{Attribute: a, Values: []authz.Match{{Kind: kind, Value: value}}}
 }
 
+// served is an application with a proxy that takes mutual TLS alone, and some clients.
+func served(t *testing.T, target uint32, protocol protocol.Protocol, clients ...spiffe.ID) (*testMesh, *opener) {
+	t.Helper()
+	m := newMesh(t)
+	web, endpoints := service("shop", "web", 80), slice("shop", "web", "127.0.0.3")
+	port := &web.Object.(*registry.Service).Ports[0]
+	port.Target, port.Protocol = target, protocol
+	endpoints.Object.(*registry.Slice).Ports[0].Number = target
+	strict := &registry.PeerAuth{ID: "shop/strict", Namespace: "shop", PeerPolicy: authz.PeerPolicy{Meta: authz.Meta{Namespace: "shop", Name: "strict"}, Mode: authz.Strict}}
+	m.apply(web, endpoints, pod("shop", "web", "web-0", "127.0.0.3"), registry.Event{Kind: registry.PeerAuths, ID: strict.ID, Object: strict})
+	ca := envoytest.NewCA(t)
+	m.sidecar(ca, account("shop", "web"), "shop/web-0", target)
+	o := &opener{t: t, target: fmt.Sprintf("127.0.0.3:%d", target), leaves: map[spiffe.ID]envoytest.Leaf{}, from: map[spiffe.ID]string{}, path: "/"}
+	for i, id := range clients {
+		o.leaves[id], o.from[id] = ca.Issue(t, id.String()), fmt.Sprintf("127.0.0.%d", 9-4*i)
+	}
+	return m, o
+}
+
 // Connections and streams of two clients are open and silent. A policy comes by which one of them may not go on: all that are its own end within
 // five seconds, and none of the other's does.
 func TestWhatAPolicyForbidsEndsAndNothingElse(t *testing.T) {
@@ -186,8 +233,14 @@ func TestWhatAPolicyForbidsEndsAndNothingElse(t *testing.T) {
 		return clause(authz.Namespace, authz.Regexp, `spiffe://(?:cluster\.local|other\.example)/ns/`+ns+`/sa/[-a-z0-9.]+`)
 	}
 	elsewhere := clause(authz.DestinationPort, authz.Port, "9")
-	path := clause(authz.Path, authz.Exact, "/other")
+	path, asked := clause(authz.Path, authz.Exact, "/other"), clause(authz.Path, authz.Exact, "/")
+	address := func(a authz.Attribute, network string) authz.Clause { return clause(a, authz.CIDR, network) }
 	forbids := map[string]registry.Event{
+		"DENY of the address":            policyFor(authz.Deny, authz.Clauses{address(authz.SourceIP, "127.0.0.8/30")}),
+		"ALLOW of the other's address":   policyFor(authz.Allow, authz.Clauses{address(authz.SourceIP, "127.0.0.4/30")}),
+		"DENY of the remote address":     policyFor(authz.Deny, authz.Clauses{address(authz.RemoteIP, "127.0.0.9/32")}),
+		"DENY of the server's name":      policyFor(authz.Deny, authz.Clauses{clause(authz.SNI, authz.Prefix, "client.")}),
+		"DENY at the server's address":   policyFor(authz.Deny, authz.Clauses{address(authz.DestinationIP, "127.0.0.3/32"), principal(mine)}),
 		"DENY of the identity":           policyFor(authz.Deny, authz.Clauses{principal(mine)}),
 		"DENY of the namespace":          policyFor(authz.Deny, authz.Clauses{namespace("shop")}),
 		"DENY of all others":             policyFor(authz.Deny, authz.Clauses{{Attribute: authz.Principal, Not: principal(theirs).Values}}),
@@ -198,11 +251,13 @@ func TestWhatAPolicyForbidsEndsAndNothingElse(t *testing.T) {
 		"DENY at another port":          policyFor(authz.Deny, authz.Clauses{principal(mine), elsewhere}),
 		"DENY of a third":               policyFor(authz.Deny, authz.Clauses{principal(account("shop", "third"))}),
 		"DENY of a namespace so begins": policyFor(authz.Deny, authz.Clauses{namespace("sho")}),
+		"DENY of another address":       policyFor(authz.Deny, authz.Clauses{address(authz.SourceIP, "127.0.0.10/32")}, authz.Clauses{address(authz.DestinationIP, "127.0.0.4/32")}),
+		"DENY of another server's name": policyFor(authz.Deny, authz.Clauses{clause(authz.SNI, authz.Suffix, "client.")}),
 		"ALLOW of both":                 policyFor(authz.Allow, authz.Clauses{principal(mine)}, authz.Clauses{namespace("bank")}),
 	}
 	forbidsSomeRequests := map[string]registry.Event{
-		"DENY of a path":          policyFor(authz.Deny, authz.Clauses{principal(mine), path}),
-		"ALLOW of another's path": policyFor(authz.Allow, authz.Clauses{principal(theirs)}, authz.Clauses{principal(mine), path}),
+		"DENY of a path":    policyFor(authz.Deny, authz.Clauses{principal(mine), path}),
+		"ALLOW of the path": policyFor(authz.Allow, authz.Clauses{principal(theirs)}, authz.Clauses{principal(mine), asked}),
 	}
 	for name, c := range map[string]struct {
 		protocol    protocol.Protocol
@@ -217,20 +272,7 @@ func TestWhatAPolicyForbidsEndsAndNothingElse(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			target := c.application(t)
-			m := newMesh(t)
-			web, endpoints := service("shop", "web", 80), slice("shop", "web", "127.0.0.3")
-			port := &web.Object.(*registry.Service).Ports[0]
-			port.Target, port.Protocol = target, c.protocol
-			endpoints.Object.(*registry.Slice).Ports[0].Number = target
-			strict := &registry.PeerAuth{ID: "shop/strict", Namespace: "shop", PeerPolicy: authz.PeerPolicy{Meta: authz.Meta{Namespace: "shop", Name: "strict"}, Mode: authz.Strict}}
-			m.apply(web, endpoints, pod("shop", "web", "web-0", "127.0.0.3"), registry.Event{Kind: registry.PeerAuths, ID: strict.ID, Object: strict})
-			ca := envoytest.NewCA(t)
-			m.sidecar(ca, account("shop", "web"), "shop/web-0", target)
-			o := &opener{t: t, target: fmt.Sprintf("127.0.0.3:%d", target), leaves: map[spiffe.ID]envoytest.Leaf{}}
-			for _, id := range []spiffe.ID{mine, theirs} {
-				o.leaves[id] = ca.Issue(t, id.String())
-			}
+			m, o := served(t, c.application(t), c.protocol, mine, theirs)
 			ways := c.ways(o)
 			openAll := func() (all []*opened) {
 				for how, with := range ways {
@@ -261,7 +303,7 @@ func TestWhatAPolicyForbidsEndsAndNothingElse(t *testing.T) {
 					quiet[what] = p
 				}
 			}
-			all := openAll()
+			all := openAll() // on each connection of theirs that carries requests, others may be allowed; and what was asked is
 			for what, policy := range quiet {
 				m.apply(policy)
 				if ended, _ := within(1500*time.Millisecond, all, 1); len(ended) > 0 {
@@ -276,4 +318,114 @@ func TestWhatAPolicyForbidsEndsAndNothingElse(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Two clients have several requests open on each connection. A policy by which one path is denied ends what asked for it, whatever else the client may ask for on the connection; a
+// request that has no answer yet gets 403.
+func TestOfOneConnectionWhatAskedForItEnds(t *testing.T) {
+	mine := account("shop", "client")
+	asked := make(chan struct{}, 16)
+	m, o := served(t, streamingAfter(t, func() { asked <- struct{}{} }), protocol.HTTP, mine)
+	none := registry.Event{Kind: registry.Policies, ID: "shop/p"}
+	for what, policy := range map[string]registry.Event{
+		"DENY of a path":         policyFor(authz.Deny, authz.Clauses{clause(authz.Path, authz.Prefix, "/a")}, authz.Clauses{clause(authz.Path, authz.Exact, "/silent")}),
+		"ALLOW of another path":  policyFor(authz.Allow, authz.Clauses{clause(authz.Path, authz.Regexp, "/b(?:/.*)?")}),
+		"DENY of all but a path": policyFor(authz.Deny, authz.Clauses{{Attribute: authz.Path, Not: []authz.Match{{Kind: authz.Suffix, Value: "/b"}}}}),
+	} {
+		var forbidden, others []*opened
+		one := o.client(mine, "HTTP/2.0")
+		answered := make(chan int, 1)
+		for _, path := range []string{"/a?b=/b", "/a", "/b", "/b?c"} {
+			stream := o.open("stream of "+path, mine, func(spiffe.ID) (io.Reader, error) {
+				resp, err := o.ask(one, path)
+				if err != nil || resp.StatusCode != http.StatusOK {
+					return nil, fmt.Errorf("%v %w", resp, err)
+				}
+				return resp.Body, nil
+			})
+			o.path = path
+			websocket, sse := o.open("WebSocket of "+path, mine, o.websocket), o.open("SSE of "+path, mine, o.stream("HTTP/1.1"))
+			if strings.HasPrefix(path, "/a") {
+				forbidden = append(forbidden, stream, websocket, sse)
+			} else {
+				others = append(others, stream, websocket, sse)
+			}
+		}
+		go func() { // ends with the request
+			resp, err := o.ask(one, "/silent")
+			if err != nil {
+				answered <- 0
+				return
+			}
+			answered <- resp.StatusCode
+		}()
+		<-asked
+		m.apply(policy)
+		ended, took := within(5*time.Second, forbidden, len(forbidden))
+		if ended[mine] != len(forbidden) {
+			t.Errorf("%s: of %d that it forbids %d ended within 5 s", what, len(forbidden), ended[mine])
+		}
+		select {
+		case status := <-answered:
+			if status != http.StatusForbidden {
+				t.Errorf("%s: status %d of a request that was under way", what, status)
+			}
+		case <-time.After(5 * time.Second):
+			t.Errorf("%s: a request that is forbidden goes on", what)
+		}
+		if more, _ := within(2*time.Second, others, 1); len(more) > 0 {
+			t.Errorf("%s: of %d that it does not forbid %d ended", what, len(others), more[mine])
+		}
+		t.Logf("%s: %d ended in %s", what, ended[mine], took)
+		m.apply(none)
+	}
+}
+
+// A client that was let in between two times at which the same policy forbids it is ended by it, though others have been there all the time.
+func TestAPolicyThatComesAgainForbidsAgain(t *testing.T) {
+	mine, theirs := account("shop", "client"), account("bank", "other")
+	m, o := served(t, echo(t), protocol.TCP, mine, theirs)
+	denied, allowed := policyFor(authz.Allow, authz.Clauses{clause(authz.Principal, authz.Exact, theirs.String())}), registry.Event{Kind: registry.Policies, ID: "shop/p"}
+	m.apply(denied)
+	all := []*opened{o.open("TCP", theirs, o.tcp)}
+	for range 3 {
+		m.apply(allowed)
+		connection := o.open("TCP", mine, o.tcp)
+		all = append(all, o.open("TCP", theirs, o.tcp))
+		m.apply(denied)
+		if ended, _ := within(5*time.Second, []*opened{connection}, 1); ended[mine] != 1 {
+			t.Fatal("what was let in between goes on")
+		}
+	}
+	if ended, _ := within(2*time.Second, all, 1); len(ended) > 0 {
+		t.Errorf("%v ended", ended)
+	}
+}
+
+// Many streams and connections are forbidden at once.
+func TestManyEndAtOnce(t *testing.T) {
+	mine, theirs := account("shop", "client"), account("bank", "other")
+	m, o := served(t, streaming(t), protocol.HTTP, mine, theirs)
+	const clients, each = 8, 100
+	var all []*opened
+	for _, who := range []spiffe.ID{mine, theirs} {
+		for i := range clients {
+			client := o.client(who, []string{"HTTP/2.0", "HTTP/1.1"}[i%2])
+			for range each {
+				all = append(all, o.open("stream", who, func(spiffe.ID) (io.Reader, error) {
+					resp, err := o.ask(client, "/")
+					if err != nil {
+						return nil, err
+					}
+					return resp.Body, nil
+				}))
+			}
+		}
+	}
+	m.apply(policyFor(authz.Deny, authz.Clauses{clause(authz.Principal, authz.Exact, mine.String())}))
+	ended, took := within(5*time.Second, all, clients*each)
+	if ended[mine] != clients*each || ended[theirs] != 0 {
+		t.Errorf("%v of %d of each ended", ended, clients*each)
+	}
+	t.Logf("%d ended in %s", ended[mine], took)
 }

@@ -261,11 +261,11 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		p.in <- endpoints
 		p.take(t, "eds", services)
 		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: append(translate.AuthorizationNames(), translate.RevocationNames()...)}
-		p.take(t, short(deltaxds.ExtensionConfigType), 13)
+		p.take(t, short(deltaxds.ExtensionConfigType), 14)
 	}
-	// Shared: clusters, endpoints and listeners of services, four clusters, three listeners, three filters of listeners (two of them in each family), two lists of revocations.
+	// Shared: clusters, endpoints and listeners of services, four clusters, three listeners, five filters of listeners (two of them in each family), three lists of revocations.
 	// Own, of each proxy: a listener, two tables of routes, the eleven configurations of authorization.
-	shared := services*3 + 4 + 3 + 5 + 2
+	shared := services*3 + 4 + 3 + 7 + 3
 	recomputed, marshalled := m.counts()
 	if want := float64(shared + proxies*(1+2+11)); marshalled != want || recomputed != want {
 		t.Fatalf("connecting %d proxies took %v recomputes and %v marshals, want %v of each", proxies, recomputed, marshalled, want)
@@ -314,19 +314,19 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 
 	m.apply(revoke("one", "s7", "abc"))
 	for _, p := range connected {
-		if got := p.take(t, "ecds", 2); !slices.Equal(got, translate.RevocationNames()) {
+		if got := p.take(t, "ecds", 3); !slices.Equal(got, slices.Sorted(slices.Values(translate.RevocationNames()))) {
 			t.Fatalf("sent %v", got)
 		}
 	}
-	m.expect(t, "the first revoked certificate, whose filter all proxies have to ask from now on", &recomputed, &marshalled, 2+2*proxies, 2+2*proxies)
+	m.expect(t, "the first revoked certificate, whose filter all proxies have to ask from now on", &recomputed, &marshalled, 3+2*proxies, 3+2*proxies)
 	m.apply(revoke("all", "s7", ""))
 	for _, p := range connected {
-		p.take(t, "ecds", 2)
+		p.take(t, "ecds", 3)
 		if got := p.take(t, "cds", 1); !slices.Equal(got, []string{"outbound|80||s7.shop.svc.cluster.local"}) {
 			t.Fatalf("sent %v", got)
 		}
 	}
-	m.expect(t, "a revoked identity, which serves a service", &recomputed, &marshalled, 3, 3)
+	m.expect(t, "a revoked identity, which serves a service", &recomputed, &marshalled, 4, 4)
 
 	m.apply(pod("shop", "nobody", "unrelated-0", "10.9.9.9"))
 	m.expect(t, "a pod of no service", &recomputed, &marshalled, 0, 0)

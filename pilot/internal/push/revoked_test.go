@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -36,9 +37,8 @@ func echo(t *testing.T) uint32 {
 	return uint32(l.Addr().(*net.TCPAddr).Port)
 }
 
-// A revocation keeps new TCP connections out within moments. One that is open goes on until it is closed: what Envoy could
-// do is close everybody's.
-func TestRevokedIdentityOpensNoTCPConnection(t *testing.T) {
+// A revocation keeps new TCP connections out within moments and ends those that are open, of the identity or of the one certificate, and nobody else's.
+func TestRevokedIdentityHasNoTCPConnection(t *testing.T) {
 	target := echo(t)
 	m := newMesh(t)
 	db, endpoints := service("shop", "db", 5432), slice("shop", "db", "127.0.0.3")
@@ -48,9 +48,10 @@ func TestRevokedIdentityOpensNoTCPConnection(t *testing.T) {
 	m.apply(db, endpoints, pod("shop", "db", "db-0", "127.0.0.3"))
 	ca := envoytest.NewCA(t)
 	m.sidecar(ca, account("shop", "db"), "shop/db-0", target)
-	leaf := ca.Issue(t, account("shop", "client").String())
+	leaf, another := ca.Issue(t, account("shop", "client").String()), ca.Issue(t, account("shop", "other").String())
+	serial := leaf.TLS.Leaf.SerialNumber.Text(16)
 
-	dial := func() net.Conn {
+	dialAs := func(leaf envoytest.Leaf) net.Conn {
 		conn, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.3:%d", target), &tls.Config{ //nolint:gosec // the server's name is not what is tested
 			Certificates: []tls.Certificate{leaf.TLS}, InsecureSkipVerify: true, NextProtos: []string{"istio"}, MinVersion: tls.VersionTLS13})
 		if err != nil {
@@ -78,15 +79,28 @@ func TestRevokedIdentityOpensNoTCPConnection(t *testing.T) {
 			}
 		}
 	}
-	var open net.Conn
-	within("a connection", func() bool { open = dial(); return answers(open) })
-	m.apply(revoke("r", "client", ""))
-	began := time.Now()
-	within("refusal", func() bool { return !answers(dial()) })
-	t.Logf("refused after %s", time.Since(began))
-	if !answers(open) {
-		t.Error("the open connection was closed, which is better than what the documentation says")
+	dial := func() net.Conn { return dialAs(leaf) }
+	for what, number := range map[string]string{"the identity": "", "the certificate": serial} {
+		var open, others net.Conn
+		within("a connection", func() bool { open = dial(); return answers(open) })
+		within("another's", func() bool { others = dialAs(another); return answers(others) })
+		m.apply(revoke("r", "client", number))
+		began := time.Now()
+		within("refusal", func() bool { return !answers(dial()) })
+		t.Logf("%s: refused after %s", what, time.Since(began))
+		if open.SetReadDeadline(began.Add(5*time.Second)) != nil {
+			t.Fatal("no deadline")
+		}
+		if _, err := open.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
+			t.Errorf("%s: an open connection goes on, %v", what, err)
+		}
+		if !answers(others) {
+			t.Errorf("%s: another's connection was closed", what)
+		}
+		m.apply(revoke("r", "client", "abc123"))
+		within("a connection again", func() bool { open = dial(); return answers(open) })
+		if m.apply(registry.Event{Kind: registry.Revocations, ID: "r"}); !answers(open) {
+			t.Errorf("%s: a connection ends by another certificate's revocation", what)
+		}
 	}
-	m.apply(registry.Event{Kind: registry.Revocations, ID: "r"})
-	within("a connection again", func() bool { return answers(dial()) })
 }

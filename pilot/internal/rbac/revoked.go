@@ -39,17 +39,9 @@ func revokedPeer(set compile.Settings, r revocation.Revocation) *rbac.Principal 
 	all := []*rbac.Principal{orPrincipal(peers(authz.Clause{Attribute: authz.Principal}, names))}
 	if r.Serial != "" {
 		all = append(all, &rbac.Principal{Identifier: &rbac.Principal_FilterState{FilterState: &matcher.FilterStateMatcher{
-			Key: PeerSerialKey, Matcher: &matcher.FilterStateMatcher_StringMatch{StringMatch: envoy.Exact(wholeBytes(r.Serial))}}}})
+			Key: PeerSerialKey, Matcher: &matcher.FilterStateMatcher_StringMatch{StringMatch: envoy.Exact(r.SerialBytes())}}}})
 	}
 	return andPrincipal(all)
-}
-
-// wholeBytes writes a hexadecimal number as Envoy does, with two digits a byte.
-func wholeBytes(serial string) string {
-	if len(serial)%2 == 1 {
-		return "0" + serial
-	}
-	return serial
 }
 
 // Nobody lets nobody pass.

@@ -105,7 +105,7 @@ func connections(w *compile.Workload, action authz.Action) *netrbac.RBAC {
 
 // AuthorizationNames are the names of a workload's authorization resources.
 func AuthorizationNames() []string {
-	out := []string{openConnections}
+	out := []string{openRules}
 	for _, s := range stages {
 		if s.http != nil {
 			out = append(out, s.httpName())
@@ -119,8 +119,8 @@ func AuthorizationNames() []string {
 
 // Authorization is the configuration of one filter of a workload, nil if there is none of the name.
 func Authorization(w *compile.Workload, name string) *core.TypedExtensionConfig {
-	if name == openConnections {
-		return envoy.Extension(name, closer(w))
+	if name == openRules {
+		return envoy.Extension(name, forbiddenByPolicies(w))
 	}
 	for _, s := range stages {
 		switch {

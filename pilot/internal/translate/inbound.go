@@ -151,11 +151,11 @@ func (c chains) secured(name string, peers []*matcher.StringMatcher, filters []*
 }
 
 func (c chains) http(mutual bool) []*listener.Filter {
-	m := connectionManager("inbound", httpAuthorizationFilters(), telemetry.InboundRequests(mutual))
+	m := connectionManager("inbound", append(httpAuthorizationFilters(), openHTTPFilters()...), telemetry.InboundRequests(mutual))
 	m.EarlyHeaderMutationExtensions = early(notedForm())
 	m.XffNumTrustedHops = uint32(max(c.set.TrustedProxies-1, 0)) // of those before the one that connects; policies ask for what it says if there is one
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{RouteConfigName: inboundTable(mutual), ConfigSource: overADS()}}
-	return []*listener.Filter{openFilter(), notedPort(), httpManager(toApplication(m, c.w.Class))}
+	return append(openFilters(notedPort()), httpManager(toApplication(m, c.w.Class)))
 }
 
 func (c chains) tcp(mutual bool, modes ...tcpMode) []*listener.Filter {
@@ -164,5 +164,5 @@ func (c chains) tcp(mutual bool, modes ...tcpMode) []*listener.Filter {
 	for _, mode := range modes {
 		proxy = mode(proxy)
 	}
-	return append(append([]*listener.Filter{openFilter()}, tcpAuthorizationFilters()...), tcpProxy(proxy))
+	return append(append(openFilters(), tcpAuthorizationFilters()...), tcpProxy(proxy))
 }

@@ -84,7 +84,10 @@ func inlineAuthorization(t *testing.T, c *listener.FilterChain, w *compile.Workl
 		}
 		return out
 	}
-	c.Filters = slices.DeleteFunc(c.GetFilters(), func(f *listener.Filter) bool { return f.GetName() == "authorization/open" })
+	open := func(name string) bool {
+		return slices.Contains([]string{"open/connections", "open/requests", "authorization/open", "revocations/open"}, name)
+	}
+	c.Filters = slices.DeleteFunc(c.GetFilters(), func(f *listener.Filter) bool { return open(f.GetName()) })
 	for _, f := range c.GetFilters() {
 		if f.GetConfigDiscovery() != nil {
 			f.ConfigType = &listener.Filter_TypedConfig{TypedConfig: config(f.GetName()).GetTypedConfig()}
@@ -97,6 +100,7 @@ func inlineAuthorization(t *testing.T, c *listener.FilterChain, w *compile.Workl
 			manager := m.(*hcm.HttpConnectionManager)
 			manager.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{
 				RouteConfig: translate.InboundRoutes(w, len(revoked) > 0, manager.GetRds().GetRouteConfigName())}
+			manager.HttpFilters = slices.DeleteFunc(manager.GetHttpFilters(), func(h *hcm.HttpFilter) bool { return open(h.GetName()) })
 			for _, h := range manager.GetHttpFilters() {
 				if h.GetConfigDiscovery() != nil {
 					h.ConfigType = &hcm.HttpFilter_TypedConfig{TypedConfig: config(h.GetName()).GetTypedConfig()}

@@ -16,16 +16,15 @@ import (
 )
 
 // Revocations are a configuration of their own before every policy, the same for all proxies of the mesh: a change of the
-// list touches these two resources, and no listener. As with policies, requests on open connections follow it at once.
-// A TCP connection that is open keeps the filter that it began with and goes on until it is closed: Envoy could only
-// close all connections of a listener's chains, those of everybody else with them.
+// list touches these resources, and no listener. As with policies, requests on open connections follow it at once, and
+// what is open is ended.
 const (
 	httpRevocations = "revocations/http"
 	tcpRevocations  = "revocations/tcp"
 )
 
 // RevocationNames are the names of the mesh's revocation resources.
-func RevocationNames() []string { return []string{httpRevocations, tcpRevocations} }
+func RevocationNames() []string { return []string{httpRevocations, tcpRevocations, openRevocations} }
 
 // Revocations is the configuration by which the revocations hold, nil if there is none of the name. Their results are told
 // as those of a DENY policy.
@@ -36,6 +35,8 @@ func Revocations(set compile.Settings, list []revocation.Revocation, name string
 		return envoy.Extension(name, &httprbac.RBAC{Rules: rules, RulesStatPrefix: rbac.Prefix(authz.Deny)})
 	case tcpRevocations:
 		return envoy.Extension(name, &netrbac.RBAC{Rules: rules, StatPrefix: rbac.Prefix(authz.Deny)})
+	case openRevocations:
+		return envoy.Extension(name, forbiddenToRevoked(set, list))
 	}
 	return nil
 }

@@ -5,8 +5,8 @@ import (
 	"strconv"
 
 	mutation "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
-	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
@@ -162,9 +162,7 @@ func sameSuspicions(a, b *compile.Workload) bool {
 const portKey = "bulwark.port"
 
 // notedPort notes the port when the connection comes.
-func notedPort() *listener.Filter {
-	return envoy.NetworkFilter("envoy.filters.network.set_filter_state", connectionState(noted(portKey, "%DOWNSTREAM_LOCAL_PORT%")))
-}
+func notedPort() *filterstate.FilterStateValue { return noted(portKey, "%DOWNSTREAM_LOCAL_PORT%") }
 
 func previousHosts() *route.RetryPolicy_RetryHostPredicate {
 	return &route.RetryPolicy_RetryHostPredicate{Name: "envoy.retry_host_predicates.previous_hosts",

@@ -1,10 +1,11 @@
-// The part of Bulwark that runs inside of stock Envoy (proxy-wasm ABI 0.2.1, https://github.com/proxy-wasm/spec): it knows the connections
-// that are open in a filter chain, and when it is given other rules it closes those that they forbid. It sees no byte of a connection and runs
-// for a connection's beginning and end, and for some seconds after new rules. What the rules are, and how they are written, is in rules.go.
+// The part of Bulwark that runs inside of stock Envoy (proxy-wasm ABI 0.2.1, https://github.com/proxy-wasm/spec): it knows the connections and the
+// streams of HTTP that are open, and when it is given other rules it ends those that they forbid. It sees no byte of a connection, and of a request its
+// head alone; it runs for a beginning and an end, and for some seconds after new rules. What the rules are, and how they are written, is in rules.go.
 //
-// closer.wasm is made of it by `make closer`.
+// closer.wasm is made of it, and of the files that it includes, by `make closer`.
 
 typedef unsigned int u32;
+typedef unsigned short u16;
 typedef unsigned char u8;
 
 #define HOST(name) __attribute__((import_module("env"), import_name(#name))) u32 name
@@ -15,231 +16,267 @@ HOST(proxy_get_property)(const char *path, u32 size, u8 **value, u32 *length);
 HOST(proxy_set_effective_context)(u32 context);
 HOST(proxy_close_stream)(u32 type);
 HOST(proxy_get_buffer_bytes)(u32 type, u32 start, u32 length, u8 **value, u32 *size);
+HOST(proxy_get_header_map_pairs)(u32 type, u8 **value, u32 *size);
+HOST(proxy_send_local_response)(u32 code, const char *details, u32 details_size, const char *body, u32 body_size, const char *headers, u32 headers_size, u32 grpc);
 
-enum { DOWNSTREAM = 2, PLUGIN_CONFIGURATION = 7 };
+enum { REQUEST_HEADERS = 0, DOWNSTREAM = 2, PLUGIN_CONFIGURATION = 7 };
 
-// A handshake takes 15 s at most: a connection that was begun before the rules came has said by then who its client is.
-enum { FIRST_LOOK_MS = 250, LOOK_MS = 1000, LOOKS = 17 };
+// A handshake takes 15 s at most: a connection that was begun before the rules came has said by then who its client is. Rules are asked for so many steps
+// (about one for each character that is compared) before all else that the thread has to do has its turn.
+enum { FIRST_LOOK_MS = 250, LOOK_MS = 1000, LOOKS = 17, STEPS = 2 << 20, SOON_MS = 1 };
 
-// Memory that is kept grows and is never given back; what the host returns for a moment is in a space that is used again and again.
-extern u8 __heap_base;
-static u32 top;
-static u8 space[64 << 10] __attribute__((aligned(16)));
-static u32 used;
+// The host ends what it is told to when it has left the sandbox, tells it of what has ended, and ends the next in the midst of that. So it is told of few at
+// a time, and of one stream, as the next may be of the same connection. After so many streams it is the turn of connections, which take theirs with them.
+enum { STREAMS_AT_ONCE = 1, CONNECTIONS_AT_ONCE = 16, STREAMS_BEFORE = 500 };
 
-static u8 *kept(u32 size) {
-	if (top == 0)
-		top = (u32)&__heap_base;
-	u32 at = (top + 15) & ~15u;
-	u32 end = at + size;
-	u32 have = __builtin_wasm_memory_size(0) << 16;
-	if (end < at || (end > have && __builtin_wasm_memory_grow(0, (end - have + 65535) >> 16) == (__SIZE_TYPE__)-1))
-		return 0;
-	top = end;
-	return (u8 *)at;
-}
+// A head that is longer is not kept, nor is one where so much is kept already: what such a request asked for is unknown.
+enum { LONGEST_HEAD = 32 << 10, MOST_KEPT = 16 << 20 };
 
-EXPORT(malloc) u8 *allocate(u32 size) {
-	if (size > sizeof space)
-		return kept(size);
-	u32 at = (used + 15) & ~15u;
-	if (at + size > sizeof space)
-		at = 0; // nothing that was returned before is needed any more
-	used = at + size;
-	return space + at;
-}
+#include "memory.h"
 
 EXPORT(proxy_abi_version_0_2_1) void version(void) {}
+EXPORT(proxy_on_vm_start) u32 started(u32 context, u32 size) { return 1; }
+EXPORT(proxy_on_done) u32 done(u32 context) { return 1; }
 
-// The open connections, by their contexts.
-static u32 *connections;
-static u32 open_, room;
+// What is open, found by its context: a table whose places are a power of two, of which a quarter at least is empty.
+enum kind { NOTHING, CONNECTION, STREAM };
+static struct entry {
+	u32 context, judged; // by which rules
+	u8 *head;            // of a stream, as the host has written it; 0 if it was not kept
+	u32 size : 28;
+	enum kind kind : 4;
+} *table;
+static u32 places, open_, heads;
 
-EXPORT(proxy_on_context_create) void created(u32 context, u32 parent) {
-	if (parent == 0)
-		return;
-	if (open_ == room) {
-		u32 more = room ? 2 * room : 64;
-		u32 *other = (u32 *)kept(more * sizeof(u32));
-		if (!other)
-			return; // it will not be closed
-		for (u32 i = 0; i < open_; i++)
-			other[i] = connections[i];
-		connections = other;
-		room = more;
+static u32 place(u32 context) { return context * 2654435769u & (places - 1); }
+
+static void put(struct entry e) {
+	u32 i = place(e.context);
+	while (table[i].kind)
+		i = (i + 1) & (places - 1);
+	table[i] = e;
+}
+
+static struct entry *opened(u32 context, enum kind kind) {
+	if (4 * (open_ + 1) > 3 * places) {
+		struct entry *old = table;
+		u32 had = places, more = had ? 2 * had : 64;
+		struct entry *larger = (struct entry *)taken(more * sizeof *table);
+		if (!larger)
+			return 0; // it will not be closed
+		for (u32 i = 0; i < more; i++)
+			larger[i].kind = NOTHING;
+		table = larger;
+		places = more;
+		for (u32 i = 0; i < had; i++)
+			if (old[i].kind)
+				put(old[i]);
+		if (had)
+			given((u8 *)old, had * sizeof *table);
 	}
-	connections[open_++] = context;
+	open_++;
+	put((struct entry){.context = context, .kind = kind});
+	u32 i = place(context);
+	while (table[i].context != context || !table[i].kind)
+		i = (i + 1) & (places - 1);
+	return &table[i];
+}
+
+EXPORT(proxy_on_new_connection) u32 connected(u32 context) {
+	opened(context, CONNECTION);
+	return 0;
+}
+
+EXPORT(proxy_on_request_headers) u32 requested(u32 context, u32 lines, u32 ends) {
+	struct entry *e = opened(context, STREAM);
+	u8 *head = 0;
+	u32 size = 0;
+	used = 0;
+	if (!e || proxy_get_header_map_pairs(REQUEST_HEADERS, &head, &size))
+		return 0;
+	if (size <= LONGEST_HEAD && heads + size <= MOST_KEPT && (e->head = taken(size))) {
+		copy(e->head, head, size);
+		e->size = size;
+		heads += size;
+	}
+	if (size > sizeof space)
+		given(head, size);
+	return 0;
+}
+
+#include "value.h"
+
+// Rules come with the configuration of filters that hold nothing open, first what they are about: of those about the same, the last that was configured and is still there holds.
+// So rules that come back after others hold again, whether they were configured anew or the host has still had them.
+static struct rules {
+	u32 context, size;
+	u8 *text;
+} sets[64];
+static u32 had, generation, looks, looking;
+
+// How far a look has come: which kind it is the turn of, and how many streams have been ended before.
+static enum kind turn;
+static u32 before;
+
+static void change(u32 context) {
+	generation++;
+	looks = before = 0;
+	turn = STREAM;
+	looking = context;
+	proxy_set_effective_context(context);
+	proxy_set_tick_period_milliseconds(FIRST_LOOK_MS);
+}
+
+// dropped are rules whose filter is gone.
+static void dropped(u32 context) {
+	for (u32 i = 0; i < had; i++) {
+		if (sets[i].context != context)
+			continue;
+		u8 about = sets[i].text[0], last = 1;
+		for (u32 j = i + 1; j < had; j++)
+			if (sets[j].text[0] == about)
+				last = 0;
+		given(sets[i].text, sets[i].size);
+		for (had--; i < had; i++)
+			sets[i] = sets[i + 1];
+		if (had > 0 && (last || looking == context))
+			change(sets[had - 1].context);
+		return;
+	}
+}
+
+EXPORT(proxy_on_configure) u32 configured(u32 context, u32 size) {
+	u8 *text = 0, *own = 0;
+	u32 got = 0;
+	if (size == 0)
+		return 1;
+	used = 0;
+	if (had == sizeof sets / sizeof *sets)
+		dropped(sets[0].context);
+	if (proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, size, &text, &got) || got != size)
+		return 0;
+	if ((own = taken(size)))
+		copy(own, text, size);
+	if (size > sizeof space)
+		given(text, size);
+	if (!own)
+		return 0;
+	sets[had++] = (struct rules){context, size, own};
+	change(context);
+	return 1;
 }
 
 EXPORT(proxy_on_delete) void deleted(u32 context) {
-	for (u32 i = open_; i-- > 0;)
-		if (connections[i] == context) {
-			connections[i] = connections[--open_];
-			return;
-		}
+	if (places == 0) {
+		dropped(context);
+		return;
+	}
+	u32 i = place(context);
+	while (table[i].kind && table[i].context != context)
+		i = (i + 1) & (places - 1);
+	if (!table[i].kind) {
+		dropped(context);
+		return;
+	}
+	if (table[i].head) {
+		heads -= table[i].size;
+		given(table[i].head, table[i].size);
+	}
+	open_--;
+	for (u32 j = i;;) { // what follows moves up, so that it is found without what was before it
+		table[i].kind = NOTHING;
+		do {
+			j = (j + 1) & (places - 1);
+			if (!table[j].kind)
+				return;
+		} while (((j - place(table[j].context)) & (places - 1)) < ((j - i) & (places - 1)));
+		table[i] = table[j];
+		i = j;
+	}
 }
 
-EXPORT(proxy_on_new_connection) u32 began(u32 context) { return 0; }
-EXPORT(proxy_on_done) u32 done(u32 context) { return 1; }
-EXPORT(proxy_on_vm_start) u32 started(u32 context, u32 size) { return 1; }
-
-// The rules, and who has to look: the last to have been configured.
-static u8 *rules;
-static u32 length, capacity, root, looks;
-
-EXPORT(proxy_on_configure) u32 configured(u32 context, u32 size) {
-	u8 *text = 0;
-	u32 got = 0;
-	length = 0;
-	if (size > capacity) {
-		u8 *larger = kept(2 * size);
-		if (!larger)
-			return 0;
-		rules = larger;
-		capacity = 2 * size;
-	}
-	if (size > 0) {
-		if (proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, size, &text, &got) || got != size)
-			return 0;
-		for (u32 i = 0; i < size; i++)
-			rules[i] = text[i];
-		if (size > sizeof space)
-			top = (u32)text; // it was the last that was kept
-	}
-	length = size;
-	root = context;
-	looks = 0;
-	proxy_set_tick_period_milliseconds(FIRST_LOOK_MS);
-	return 1;
-}
-
-// What is known of a connection.
-static u8 *peer;
-static u32 peer_length, port;
-
-// An expression is evaluated to no, maybe or yes.
-enum { NO, MAYBE, YES };
-static u8 *at, *end;
-
-static u32 number(void) {
-	if (end - at < 2) {
-		at = end;
+// forbidden says whether rules forbid what the present context is, whatever it carries yet.
+static u32 forbidden(struct rules *r) {
+	if (r->size < 5)
 		return 0;
-	}
-	u32 n = at[0] | at[1] << 8;
-	at += 2;
-	return n;
-}
-
-// matches compares with a pattern in which * stands for any characters but a slash, and + for one or more of them.
-static u32 matches(u8 *pattern, u8 *pattern_end, u8 *text, u8 *text_end) {
-	for (; pattern < pattern_end; pattern++, text++) {
-		if (*pattern == '*' || *pattern == '+') {
-			if (*pattern == '+' && (text == text_end || *text++ == '/'))
-				return 0;
-			for (;; text++) {
-				if (matches(pattern + 1, pattern_end, text, text_end))
-					return 1;
-				if (text == text_end || *text == '/')
-					return 0;
-			}
-		}
-		if (text == text_end || *text != *pattern)
-			return 0;
-	}
-	return text == text_end;
-}
-
-static u32 value(u32 depth) {
-	u32 n, out, v;
-	if (at >= end || depth > 16) {
-		at = end;
-		return MAYBE;
-	}
-	switch (*at++) {
-	case 'N':
-		return NO;
-	case 'Y':
-		return YES;
-	case '!':
-		return YES - value(depth + 1);
-	case '&':
-		out = YES;
-		for (n = number(); n > 0 && at < end; n--)
-			if ((v = value(depth + 1)) < out)
-				out = v;
-		return n ? MAYBE : out;
-	case '|':
-		out = NO;
-		for (n = number(); n > 0 && at < end; n--)
-			if ((v = value(depth + 1)) > out)
-				out = v;
-		return n ? MAYBE : out;
-	case 'i':
-		return peer_length ? YES : NO;
-	case 'd':
-		return number() == port ? YES : NO;
-	case 'g':
-		n = number();
-		if (n > (u32)(end - at)) {
-			at = end;
-			return MAYBE;
-		}
-		at += n;
-		return matches(at - n, at, peer, peer + peer_length) ? YES : NO;
-	}
-	return MAYBE;
-}
-
-#define PROPERTY(path, value, length) proxy_get_property(path, sizeof(path) - 1, value, length)
-
-static u32 begins(u8 *text, u32 size, const char *with) {
-	for (; *with; with++, text++, size--)
-		if (size == 0 || *text != *with)
-			return 0;
-	return 1;
-}
-
-// forbidden says whether the rules forbid the connection of the present context whatever it carries.
-static u32 forbidden(void) {
-	u8 *chain = 0, *number_ = 0;
-	u32 chain_length = 0, number_length = 0;
-	used = 0;
-	peer = 0;
-	peer_length = 0;
-	if (PROPERTY("xds\0filter_chain_name", &chain, &chain_length) || PROPERTY("destination\0port", &number_, &number_length) || number_length != 8)
-		return 0;
-	port = number_[0] | number_[1] << 8;
-	u32 secured = begins(chain, chain_length, "tls-");
-	u32 http = begins(chain, chain_length, "tls-http") || begins(chain, chain_length, "plaintext-http");
-	if (secured && (PROPERTY("connection\0uri_san_peer_certificate", &peer, &peer_length) || peer_length == 0))
-		return 0; // in its handshake
 	// The rules for requests come first, after their length.
-	at = rules;
-	end = rules + length;
-	u32 first = number() | number() << 16;
+	at = r->text + 1;
+	end = r->text + r->size;
+	u32 first = number(4);
 	if (first > (u32)(end - at))
 		return 0;
 	if (http)
 		end = at + first;
 	else
 		at += first;
-	return value(0) == YES;
+	u32 v = value(0);
+	return v == YES || (v == MAYBE && stream && !stream->head);
+}
+
+static u32 last(u32 i) {
+	for (u32 j = i + 1; j < had; j++)
+		if (sets[j].text[0] == sets[i].text[0])
+			return 0;
+	return 1;
+}
+
+// judge ends what is forbidden, and says whether it was.
+static u32 judge(struct entry *e) {
+	used = 0;
+	proxy_set_effective_context(e->context);
+	stream = e->kind == STREAM ? e : 0;
+	if (!known())
+		return 0;
+	e->judged = generation;
+	for (u32 i = 0; i < had; i++) {
+		if (!last(i) || !forbidden(&sets[i]))
+			continue;
+		// A request without an answer yet is denied; of one that has begun to be answered the stream is reset.
+		static const char details[] = "policy_changed", body[] = "RBAC: access denied";
+		if (stream)
+			proxy_send_local_response(403, details, sizeof details - 1, body, sizeof body - 1, 0, 0, ~0u);
+		else
+			proxy_close_stream(DOWNSTREAM);
+		return 1;
+	}
+	return 0;
+}
+
+// look judges all of a kind that has not been, and says whether it has come to the end.
+static u32 look(enum kind kind, u32 most) {
+	for (u32 i = 0; i < places; i++) {
+		if (table[i].kind != kind || table[i].judged == generation)
+			continue;
+		if (most == 0 || steps > STEPS)
+			return 0;
+		most -= judge(&table[i]);
+	}
+	return 1;
 }
 
 EXPORT(proxy_on_tick) void tick(u32 context) {
-	if (context != root || looks >= LOOKS) {
+	u32 period = SOON_MS;
+	if (context != looking || looks >= LOOKS) {
 		proxy_set_tick_period_milliseconds(0);
 		return;
 	}
-	if (looks++ == 0)
-		proxy_set_tick_period_milliseconds(LOOK_MS);
-	for (u32 i = open_; i-- > 0;) {
-		if (i >= open_)
-			continue;
-		proxy_set_effective_context(connections[i]);
-		if (length >= 4 && forbidden())
-			proxy_close_stream(DOWNSTREAM);
+	steps = 0;
+	// A request is told that it is denied before its connection ends.
+	if (turn == STREAM) {
+		if (look(STREAM, STREAMS_AT_ONCE))
+			before = 0;
+		else
+			before++;
+		if (before == 0 || before >= STREAMS_BEFORE)
+			turn = CONNECTION;
+	} else if (look(CONNECTION, CONNECTIONS_AT_ONCE)) {
+		turn = STREAM;
+		if (before == 0) {
+			looks++;
+			period = LOOK_MS;
+		}
+		before = 0;
 	}
 	proxy_set_effective_context(context);
+	proxy_set_tick_period_milliseconds(period);
 }

@@ -1,0 +1,174 @@
+package open_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/open"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/open/opentest"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/revocation"
+)
+
+const (
+	client = "spiffe://cluster.local/ns/shop/sa/client"
+	other  = "spiffe://cluster.local/ns/shop/sa/other"
+)
+
+func connection(of string) opentest.Open {
+	return opentest.Open{Properties: map[string]string{"xds.filter_chain_name": "tls-tcp", "connection.uri_san_peer_certificate": of,
+		"destination.port": string(binary.LittleEndian.AppendUint64(nil, 80)), "filter_state.bulwark.peer_serial": "0a"}}
+}
+
+func request(of string, lines ...[2]string) opentest.Open {
+	o := connection(of)
+	delete(o.Properties, "xds.filter_chain_name")
+	o.Head = append([][2]string{{":method", "GET"}, {":path", "/x"}}, lines...)
+	return o
+}
+
+func deny(clauses ...authz.Clause) []byte {
+	return open.Rules(&compile.Workload{Other: compile.InboundPort{Mode: authz.Permissive},
+		Policies: []authz.Policy{{Action: authz.Deny, Rules: []authz.Rule{{When: clauses}}}}})
+}
+
+func of(a authz.Attribute, key, value string) authz.Clause {
+	return authz.Clause{Attribute: a, Key: key, Values: []authz.Match{{Kind: authz.Exact, Value: value}}}
+}
+
+var allowAll = open.Rules(&compile.Workload{Other: compile.InboundPort{Mode: authz.Permissive}})
+
+// Rules that come back after others end what was opened meanwhile, whether the host configures them anew, or has still had them and drops the others.
+func TestRulesThatComeBackEndWhatWasOpenedMeanwhile(t *testing.T) {
+	for name, anew := range map[string]bool{"configured anew": true, "kept": false} {
+		t.Run(name, func(t *testing.T) {
+			box := opentest.New(t)
+			first := box.Configure(deny(of(authz.Principal, "", client)))
+			box.Look(first)
+			between := box.Configure(allowAll)
+			if anew {
+				box.Gone(first)
+			}
+			mine, others := box.Open(connection(client)), box.Open(connection(other))
+			if ended := box.Look(between); len(ended) > 0 {
+				t.Fatalf("%v ended while all was allowed", ended)
+			}
+			root := first
+			if anew {
+				root = box.Configure(deny(of(authz.Principal, "", client)))
+			}
+			box.Gone(between)
+			if ended := box.Look(root); !ended[mine] || ended[others] {
+				t.Errorf("%v ended, want %d and not %d", ended, mine, others)
+			}
+		})
+	}
+}
+
+// What is opened after rules came is judged, too, as filters may have let it pass by others; what is in its handshake, when that is done.
+func TestWhatComesSoonAfterRulesIsJudged(t *testing.T) {
+	box := opentest.New(t)
+	root := box.Configure(deny(of(authz.Principal, "", client)))
+	box.Look(root)
+	o := connection(client)
+	delete(o.Properties, "connection.uri_san_peer_certificate")
+	mine := box.Open(o)
+	if ended := box.Look(root); len(ended) > 0 {
+		t.Fatalf("%v ended in its handshake", ended)
+	}
+	o.Properties["connection.uri_san_peer_certificate"] = client
+	if ended := box.Look(root); !ended[mine] {
+		t.Error("a connection goes on whose client is forbidden")
+	}
+}
+
+// Who is revoked is ended whatever policies say, and policies that change do not undo it; nor does another certificate count.
+func TestRevokedAreEndedWhateverPoliciesSay(t *testing.T) {
+	box := opentest.New(t)
+	box.Configure(allowAll)
+	set := compile.Settings{TrustDomain: "cluster.local"}
+	mine, others, asked := box.Open(connection(client)), box.Open(connection(other)), box.Open(request(client))
+	root := box.Configure(open.Revoked(set, []revocation.Revocation{{Identity: client, Serial: "b"}, {Identity: other, Serial: "a0a"}}))
+	if ended := box.Look(root); len(ended) > 0 {
+		t.Errorf("%v ended, of other certificates", ended)
+	}
+	root = box.Configure(open.Revoked(set, []revocation.Revocation{{Identity: client, Serial: "a"}}))
+	if ended := box.Look(root); !ended[mine] || !ended[asked] || ended[others] {
+		t.Errorf("%v ended, want %d and %d of the certificate", ended, mine, asked)
+	}
+	root = box.Configure(allowAll)
+	again := box.Open(connection(client))
+	if ended := box.Look(root); !ended[again] {
+		t.Error("a change of policies lets a revoked one in")
+	}
+}
+
+// Of a request whose head was too long to be kept nobody knows what it asked for: it ends where rules may forbid it, and only there.
+func TestLongHeadsEndWhereTheyMayBeForbidden(t *testing.T) {
+	box := opentest.New(t)
+	root := box.Configure(allowAll)
+	for size, kept := range map[int]bool{20 << 10: true, 40 << 10: false, 100 << 10: false} {
+		long := box.Open(request(client, [2]string{"x-long", strings.Repeat("x", size)}))
+		if ended := box.Look(root); len(ended) > 0 {
+			t.Errorf("%d bytes: %v ended for nothing", size, ended)
+		}
+		box.Gone(root)
+		root = box.Configure(deny(of(authz.Path, "", "/y")))
+		if ended := box.Look(root); ended[long] == kept {
+			t.Errorf("%d bytes: ended is %v by a rule about another path", size, ended[long])
+		}
+		box.Gone(root)
+		root = box.Configure(allowAll)
+		box.Gone(long)
+	}
+}
+
+// Requests and connections come and go in any order by the thousand, and rules with them: each that is there is found, each that is forbidden ends, and what is
+// given back is used again.
+func TestManyComeAndGo(t *testing.T) {
+	box := opentest.New(t)
+	rng := rand.New(rand.NewPCG(1, 1))
+	there := map[uint32]bool{} // whether it is forbidden
+	root, pages := box.Configure(deny(of(authz.Header, "x-a", "bad"))), uint32(0)
+	for round := range 40 {
+		for range 500 {
+			forbidden := rng.IntN(3) == 0
+			lines := [][2]string{{"x-other", strings.Repeat("x", rng.IntN(3000))}, {"x-a", "good"}}
+			if forbidden {
+				lines = append(lines, [2]string{"x-a", "bad"})
+			}
+			there[box.Open(request(client, lines...))] = forbidden
+			if rng.IntN(4) == 0 {
+				over := connection(client)
+				over.Properties["xds.filter_chain_name"] = "tls-http"
+				there[box.Open(over)] = false
+			}
+		}
+		if round%4 == 3 {
+			box.Gone(root)
+			root = box.Configure(append(deny(of(authz.Header, "x-a", "bad")), fmt.Sprint(round)...)) // what follows is not read
+		}
+		if round%2 == 1 {
+			ended := box.Look(root)
+			for id, forbidden := range there {
+				if ended[id] != forbidden {
+					t.Fatalf("round %d: %d is forbidden: %v, and ended: %v", round, id, forbidden, ended[id])
+				}
+				if forbidden || rng.IntN(3) > 0 {
+					box.Gone(id)
+					delete(there, id)
+				}
+			}
+		}
+		if round == 19 {
+			pages = box.Pages()
+		}
+	}
+	if now := box.Pages(); now > pages+pages/4 {
+		t.Errorf("%d pages of memory, %d half the way", now, pages)
+	}
+}

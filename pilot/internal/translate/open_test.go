@@ -1,0 +1,140 @@
+package translate_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/open"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/open/opentest"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
+)
+
+// opened is a request, or a connection, as Envoy shows it to the filter that ends what is forbidden.
+func opened(req authz.Request, chain string) opentest.Open {
+	address := func(a netip.Addr) string { return netip.AddrPortFrom(a, 5000).String() }
+	remote := req.SourceIP
+	if req.RemoteIP.IsValid() {
+		remote = req.RemoteIP
+	}
+	o := opentest.Open{Properties: map[string]string{
+		"xds.filter_chain_name": chain, "filter_state.bulwark.source": req.SourceIP.String(), "source.address": address(remote),
+		"destination.address": address(req.DestinationIP), "destination.port": string(binary.LittleEndian.AppendUint64(nil, uint64(req.DestinationPort))),
+	}}
+	if !req.Source.IsZero() {
+		o.Properties["connection.uri_san_peer_certificate"] = req.Source.String()
+	}
+	if req.SNI != "" {
+		o.Properties["connection.requested_server_name"] = req.SNI
+	}
+	if req.HTTP && chain == "" {
+		path := req.Path
+		if seen, ok := authz.SeenPath(req); ok && req.NormalizesPaths {
+			path = seen
+		}
+		o.Head = [][2]string{{":authority", req.Host}, {":path", path}, {":method", req.Method}, {"x-testing", "bad"}}
+		if req.Method == "CONNECT" {
+			o.Head = slices.Delete(o.Head, 1, 2)
+		}
+		for _, line := range req.Headers["x-test"] {
+			o.Head = append(o.Head, [2]string{"x-test", line})
+		}
+	}
+	return o
+}
+
+func chainOf(req authz.Request, kind string) string {
+	if req.Source.IsZero() {
+		return "plaintext-" + kind
+	}
+	return "tls-" + kind
+}
+
+// What is ended of requests and connections that are open is what pkg/authz says is denied by the policies that have come, for random ones of both: each of those, where
+// nothing is asked of tokens, and no other. A connection that carries requests is ended only if each request on it would be.
+func TestWhatIsEndedIsWhatTheEvaluatorDenies(t *testing.T) {
+	seed := newSeed()
+	ends, stays, tcp, connections := 0, 0, 0, 0
+	box := opentest.New(t)
+	for i := range uint64(400) {
+		g := &generator{Rand: rand.New(rand.NewPCG(seed+i, 2))}
+		g.normalizes = g.IntN(2) == 0
+		policies := g.policies(8080, 9000)
+		program := authz.Compile(policies)
+		tokens := slices.ContainsFunc(policies, func(p authz.Policy) bool { return p.Uses(authz.Claim) || p.Uses(authz.RequestPrincipal) })
+		w := &compile.Workload{Policies: policies, Other: compile.InboundPort{Mode: authz.Permissive}}
+		type judged struct {
+			req  authz.Request
+			over uint32
+		}
+		requests, raw := map[uint32]judged{}, map[uint32]authz.Request{}
+		at := netip.MustParseAddr(g.one("127.0.1.5", "10.2.3.4", "2001:db8::7"))
+		for range 6 {
+			by := g.caller()
+			by.from = netip.MustParseAddr(g.one("127.0.0.1", "127.0.0.3", "::1", "10.0.0.9", "::ffff:10.1.2.3"))
+			c := g.connection(netip.AddrPortFrom(at, 9000), by)
+			raw[box.Open(opened(c, chainOf(c, "tcp")))] = c
+			c.DestinationPort = 8080
+			over := box.Open(opened(c, chainOf(c, "http")))
+			for range 6 {
+				req := g.request(netip.AddrPortFrom(at, 8080), by)
+				if malformed(req) {
+					continue
+				}
+				requests[box.Open(opened(req, ""))] = judged{req, over}
+			}
+		}
+		root := box.Configure(open.Rules(w))
+		ended := box.Look(root)
+		tell := func(what string, req authz.Request, d authz.Decision) {
+			t.Fatalf("-seed %d: %s, the evaluator says allowed=%v by %q (%s): %+v\n%v", seed+i, what, d.Allowed, d.Policy, d.Reason, req, g.specs)
+		}
+		for id, r := range requests {
+			d := program.Decide(r.req)
+			switch {
+			case ended[id] && d.Allowed:
+				tell("a request was ended", r.req, d)
+			case !ended[id] && !d.Allowed && !tokens:
+				tell("a request goes on", r.req, d)
+			case ended[r.over] && d.Allowed:
+				tell("the connection of a request was ended", r.req, d)
+			}
+			if ended[id] {
+				ends++
+			} else {
+				stays++
+			}
+			if ended[r.over] {
+				connections++
+			}
+		}
+		for id, c := range raw {
+			if d := program.Decide(c); ended[id] == d.Allowed {
+				tell(fmt.Sprintf("a connection was ended: %v", ended[id]), c, d)
+			}
+			if ended[id] {
+				tcp++
+			}
+		}
+		for id := range raw {
+			box.Gone(id)
+		}
+		over := map[uint32]bool{}
+		for id, r := range requests {
+			box.Gone(id)
+			over[r.over] = true
+		}
+		for id := range over {
+			box.Gone(id)
+		}
+		box.Gone(root)
+	}
+	t.Logf("seed %d: of requests %d ended and %d went on, %d were on connections that ended, and %d connections of another kind ended", seed, ends, stays, connections, tcp)
+	if ends < 1000 || stays < 1000 || tcp < 200 || connections < 100 {
+		t.Error("the test does not test much")
+	}
+}
