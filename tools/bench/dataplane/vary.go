@@ -55,14 +55,15 @@ var variations = []variation{
 	{name: "audit", without: "loggers that audit",
 		manager: func(m *hcm.HttpConnectionManager) { m.AccessLog = loggers(m.AccessLog, true); noAttempts(m) },
 		forward: func(t *tcpproxy.TcpProxy) { t.AccessLog = loggers(t.AccessLog, true) }},
-	{name: "authorization", without: "filters that decide by policies and revocations", manager: noFilters("authorization/", "revocations/"), routes: unnamed("authorization/", "revocations/"),
-		chain: noNetworkFilters("authorization/", "revocations/")},
+	{name: "authorization", without: "filters that decide by policies and revocations", manager: noFilters("authorization/", "revocations/", "open/"), routes: unnamed("authorization/", "revocations/"),
+		chain: noNetworkFilters("authorization/", "revocations/", "open/")},
 	{name: "revocations", without: "the filter of revocations", manager: noFilters("revocations/"), routes: unnamed("revocations/"), chain: noNetworkFilters("revocations/")},
 	{name: "audit-filter", without: "the filter of AUDIT policies and of a port's service", manager: noFilters("authorization/http/audit"), routes: unnamed("authorization/http/audit"),
 		chain: noNetworkFilters("authorization/tcp/audit")},
 	{name: "deny-filter", without: "the filter of DENY policies", manager: noFilters("authorization/http/deny"), routes: unnamed("authorization/http/deny"), chain: noNetworkFilters("authorization/tcp/deny")},
 	{name: "allow-filter", without: "the filter of ALLOW policies", manager: noFilters("authorization/http/allow"), routes: unnamed("authorization/http/allow"), chain: noNetworkFilters("authorization/tcp/allow")},
-	{name: "open", without: "the filter that closes connections which new policies forbid", chain: noNetworkFilters("authorization/open")},
+	{name: "open", without: "the filters that end what is open and forbidden by new policies", manager: noFilters("open/", "authorization/open", "revocations/open"), chain: noNetworkFilters("open/")},
+	{name: "open-requests", without: "the filter that knows of requests for that", manager: noFilters("open/requests")},
 	{name: "ambiguity", without: "the denial of ambiguous paths", rules: func(enforced *rbac.RBAC) {
 		delete(enforced.GetPolicies(), authz.AmbiguousPathRule)
 	}},
