@@ -22,7 +22,7 @@ func TestCookbook(t *testing.T) {
 		t.Fatalf("%d tasks", len(tasks))
 	}
 	proveFor(t, "cookbook", 10*time.Minute, func(ctx context.Context, s *claims.Scene) (string, error) {
-		issuer, err := s.Issuer(ctx)
+		issuer, err := s.IdentityProvider(ctx)
 		if err != nil {
 			return "", err
 		}

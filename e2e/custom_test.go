@@ -85,7 +85,7 @@ func TestExternalAuthorizersDecide(t *testing.T) {
 			return "", err
 		}
 		defer stop()
-		control := claims.ServerAt(at)
+		control := claims.ControlAt(at)
 		since := time.Now()
 		before, err := hasBeenAsked(ctx, control)
 		if err != nil {
@@ -154,7 +154,7 @@ func TestExternalAuthorizersDecide(t *testing.T) {
 	})
 }
 
-func hasBeenAsked(ctx context.Context, control *claims.Issuer) (out sample.Asked, err error) {
+func hasBeenAsked(ctx context.Context, control claims.Control) (out sample.Asked, err error) {
 	text, err := control.Post(ctx, "/asked", "")
 	if err != nil {
 		return out, err

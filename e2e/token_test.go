@@ -71,7 +71,7 @@ spec:
 // the issuer has published is not.
 func TestKeysAreFollowed(t *testing.T) {
 	proveFor(t, "keys", 6*time.Minute, func(ctx context.Context, s *claims.Scene) (string, error) {
-		issuer, err := s.Issuer(ctx)
+		issuer, err := s.IdentityProvider(ctx)
 		if err != nil {
 			return "", err
 		}

@@ -60,7 +60,7 @@ spec:
 
 // ATokenIsDemanded is claim 9.
 func ATokenIsDemanded(ctx context.Context, s *Scene) (_ string, err error) {
-	issuer, err := s.Issuer(ctx)
+	issuer, err := s.IdentityProvider(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -121,17 +121,38 @@ func ATokenIsDemanded(ctx context.Context, s *Scene) (_ string, err error) {
 	return fmt.Sprintf("200 for a clerk's token, 401 and 403 for none and %d others; keys found by discovery", tried-2), nil
 }
 
-// Issuer is an identity provider of the scene, or another server that can be told what to do.
-type Issuer struct {
-	at   string
+// Control is how a test tells a server of its own what to do, by HTTP.
+type Control struct{ url string }
+
+// ControlAt is that of a server at an address of this machine.
+func ControlAt(address string) Control { return Control{"http://" + address} }
+
+// Post asks for something, and returns what is answered.
+func (c Control) Post(ctx context.Context, path, body string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url+path, strings.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", fmt.Errorf("asking for %s: %w", path, err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("asking for %s: the answer is %s: %s", path, resp.Status, text)
+	}
+	return string(text), err
+}
+
+// IdentityProvider is one of the scene, which signs what it is told to (sample.Issuer).
+type IdentityProvider struct {
+	Control
 	stop func()
 }
 
-// ServerAt is one at an address of this machine.
-func ServerAt(address string) *Issuer { return &Issuer{"http://" + address, func() {}} }
-
-// Issuer deploys it.
-func (s *Scene) Issuer(ctx context.Context) (*Issuer, error) {
+// IdentityProvider deploys it.
+func (s *Scene) IdentityProvider(ctx context.Context) (*IdentityProvider, error) {
 	if err := s.Apply(ctx, s.Local(issuerWorkload)); err != nil {
 		return nil, err
 	}
@@ -146,35 +167,17 @@ func (s *Scene) Issuer(ctx context.Context) (*Issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Issuer{"http://" + at, stop}, nil
+	return &IdentityProvider{ControlAt(at), stop}, nil
 }
 
 // Close ends the way to it.
-func (i *Issuer) Close() { i.stop() }
+func (p *IdentityProvider) Close() { p.stop() }
 
 // Token returns one with claims.
-func (i *Issuer) Token(ctx context.Context, claims map[string]any) (string, error) {
+func (p *IdentityProvider) Token(ctx context.Context, claims map[string]any) (string, error) {
 	body, err := json.Marshal(claims)
 	if err != nil {
 		return "", err
 	}
-	return i.Post(ctx, "/token", string(body))
-}
-
-// Post asks it for something; see sample.Issuer.
-func (i *Issuer) Post(ctx context.Context, path, body string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, i.at+path, strings.NewReader(body))
-	if err != nil {
-		return "", err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return "", fmt.Errorf("asking the issuer: %w", err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("the issuer answers %s: %s", resp.Status, text)
-	}
-	return string(text), err
+	return p.Post(ctx, "/token", string(body))
 }

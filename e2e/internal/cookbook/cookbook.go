@@ -59,7 +59,7 @@ func Read(file string) (out []Task, err error) {
 }
 
 // Ask asks what a task asks, each question until it gets what it is to get, for half a minute at most.
-func (t Task) Ask(ctx context.Context, s *claims.Scene, issuer *claims.Issuer) error {
+func (t Task) Ask(ctx context.Context, s *claims.Scene, issuer *claims.IdentityProvider) error {
 	for _, q := range t.Questions {
 		err := lab.PollFor(ctx, 30*time.Second, func(ctx context.Context) error {
 			got, err := q.Answer(ctx, s, issuer)
@@ -79,7 +79,7 @@ func (t Task) Ask(ctx context.Context, s *claims.Scene, issuer *claims.Issuer) e
 const nowhere = "203.0.113.99"
 
 // Answer is what somebody gets who asks, in a scene. Tokens come from the issuer, which is nil if nobody is asked with one.
-func (q Question) Answer(ctx context.Context, s *claims.Scene, issuer *claims.Issuer) (string, error) {
+func (q Question) Answer(ctx context.Context, s *claims.Scene, issuer *claims.IdentityProvider) (string, error) {
 	namespace := s.Namespace
 	if q.Who == "stranger" {
 		namespace = s.Outside
