@@ -43,6 +43,7 @@ const (
 	UnnamedHost       = "BW0124"
 	MeshAddress       = "BW0125"
 	ClaimedName       = "BW0126"
+	NobodyAnswers     = "BW0127"
 )
 
 // Codes are all of them, in their order.
@@ -73,6 +74,7 @@ var Codes = []Code{
 	{UnnamedHost, Warning, "says how to speak with what nothing names"},
 	{MeshAddress, Warning, "names an address of the mesh's own"},
 	{ClaimedName, Warning, "lets the confined go wherever they say"},
+	{NobodyAnswers, Error, "has calls refused"},
 }
 
 // Known reports whether there is a code.

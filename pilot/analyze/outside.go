@@ -1,10 +1,13 @@
 package analyze
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
 // outside finds ServiceEntries and DestinationRules that do not hold, or not all of them, because of others.
@@ -18,6 +21,7 @@ func outside(w *world, r *report) {
 			compiled[e.Namespace] = compile.CompileOutside(w.snap, w.set, compile.OutsideFor(w.snap, w.set, e.Namespace, nil))
 		}
 		w.overruled(r, e, compiled[e.Namespace])
+		w.unidentified(r, e, compiled[e.Namespace])
 	}
 	w.claimed(r)
 	for d := range w.snap.DestinationRules() {
@@ -30,6 +34,9 @@ func outside(w *world, r *report) {
 				r.say(ModeConflict, o, "spec.host", "DestinationRule %s is for it, too, and holds alone where it is exported, as it is older or first by its name", other.ID)
 				break
 			}
+		}
+		if why := w.unanswered(d); why != "" {
+			r.say(NobodyAnswers, o, "spec.trafficPolicy", "%s", why)
 		}
 		if why := w.unnamed(d); why != "" {
 			r.sayIf(w.Whole, UnnamedHost, o, "spec.host", "%s", why)
@@ -46,7 +53,7 @@ func (w *world) claimed(r *report) {
 			continue
 		}
 		for _, x := range compile.CompileOutside(w.snap, w.set, compile.OutsideFor(w.snap, w.set, p.Namespace, sidecar)).Hosts {
-			if x.Entry.Resolution == registry.None && x.Named() && x.TLS == nil && (by[x.Entry] == "" || sidecar.ID < by[x.Entry]) {
+			if x.Entry.Resolution == registry.None && x.Named() && !x.Secured() && (by[x.Entry] == "" || sidecar.ID < by[x.Entry]) {
 				by[x.Entry] = sidecar.ID
 			}
 		}
@@ -77,6 +84,56 @@ func (w *world) overruled(r *report, e *registry.ServiceEntry, holds *compile.Ou
 			r.say(MeshAddress, o, "spec.addresses", "%s is that of a Service, of a pod or of the API server, and nobody's to name anew; connections to it go where they would without this", ip)
 		}
 	}
+}
+
+// unidentified says of rules that nobody is spoken with by them, as no identity of the mesh is named that a server could prove.
+func (w *world) unidentified(r *report, e *registry.ServiceEntry, holds *compile.Outside) {
+	for _, host := range e.Hosts {
+		for _, p := range e.Ports {
+			x := holds.Hosts[compile.HostPort{Host: host, Port: p.Number}]
+			if x == nil || x.Entry != e || !x.Closed {
+				continue
+			}
+			if t := x.Rule.For(p.Number); !t.Broken && t.Mode == registry.TLSIstioMutual {
+				r.say(NobodyAnswers, Object{registry.DestinationRules.Resource().Kind, x.Rule.Namespace, x.Rule.Name}, "spec.trafficPolicy",
+					"neither it nor ServiceEntry %s names an identity (spiffe://…) that a server of %s has to prove, so none is spoken with at port %d", e.ID, host, p.Number)
+			}
+		}
+	}
+}
+
+// unanswered says why those refuse calls for whom a rule is, if it has proxies come without an identity of the mesh.
+func (w *world) unanswered(d *registry.DestinationRule) string {
+	for s := range w.snap.Services() {
+		if compile.Host(s) != d.Host {
+			continue
+		}
+		for _, p := range s.Ports {
+			t := d.For(p.Number)
+			if t == nil || t.Broken || t.Mode == registry.TLSIstioMutual {
+				continue
+			}
+			if t.Secures() && w.set.Asks(s.ID) {
+				return "it is for an external authorizer, which is not asked then, so that requests are denied"
+			}
+			if c := w.strict(s); c != nil {
+				return fmt.Sprintf("%s has proxies come without an identity of the mesh, which the proxies of %s refuse, as they are STRICT", t.Mode, c.name())
+			}
+		}
+	}
+	return ""
+}
+
+// strict is a class of pods behind a Service whose proxies are STRICT at all ports, or nil.
+func (w *world) strict(s *registry.Service) *class {
+	for i := range w.classes {
+		c := &w.classes[i]
+		if c.pods[0].Proxied && c.Class.Namespace == s.Namespace && len(s.Selector) > 0 && authz.Selects(s.Selector, c.Class.Labels) &&
+			!slices.ContainsFunc(c.EveryPort(), func(p compile.InboundPort) bool { return p.Mode != authz.Strict }) {
+			return c
+		}
+	}
+	return nil
 }
 
 // unnamed says why a rule is for nothing that anybody calls.

@@ -45,6 +45,8 @@ var outside = []mutation{
 		{"pilot/internal/compile/service.go", "	case p.TLS == nil:\n", "	case true || p.TLS == nil:\n"}}},
 	{36, "clients of a namespace have the listeners of all for applications with TLS", everyChange, []edit{
 		{families + "service.go", "compile.Secured(c.snap, c.settings, s, ruled) || ", ""}}},
+	{36, "a rule for applications that comes has proxies wait for endpoints", outsideTraffic + "TestRulesForApplicationsComeAndGo", []edit{
+		{"pilot/internal/compile/outside_effects.go", "	e.Services[id], e.Endpoints[id] = true, true\n", "	e.Services[id] = true\n"}}},
 	{36, "a change of rules leaves listeners of Services as they are", "pilot/internal/compile.TestEffectsNameWhateverDiffers", []edit{
 		{"pilot/internal/compile/outside_effects.go", "			e.Frontends[at] = true\n", "			_ = at\n"}}},
 	{36, "an external authorizer is asked in spite of a rule that it cannot be asked by", "pilot/internal/compile.TestWhoAsksAnAuthorizerDoesNotSayHow", []edit{

@@ -17,13 +17,14 @@ type Endpoints struct {
 	Port    uint32
 	Family  registry.Family
 	For     compile.Place
+	TLS     bool // of the cluster in which proxies speak it with the Service's applications (Cluster): an Envoy asks for endpoints once, and lets another cluster wait for the same ones
 }
 
 func (r Endpoints) Type() string { return deltaxds.EndpointType }
-func (r Endpoints) Name() string { return clusterName(r.Service, r.Port, r.Family) }
+func (r Endpoints) Name() string { return clusterName(r.Service, r.Port, r.Family, r.TLS) }
 
 func (r Endpoints) layers(c *Catalog) (out []Layer) {
-	if !c.spread[r.Service].Of(r.For) {
+	if !c.spread[r.Service].Of(r.For) || r.TLS && !securedForAny(c, r.Service, r.Port) {
 		return nil
 	}
 	for _, l := range layersOfPort(c, r.Service, r.Port, r.Family) {
@@ -96,12 +97,21 @@ func endpointsAt(c *Catalog, l Layer) (out []Resource) {
 	return out
 }
 
+// bothEndpoints are those of a port, and those of its cluster in which proxies speak TLS with applications, if there is one.
+func bothEndpoints(service string, port uint32, f registry.Family, at compile.Place, secured bool) []Resource {
+	out := []Resource{Endpoints{service, port, f, at, false}}
+	if secured {
+		out = append(out, Endpoints{service, port, f, at, true})
+	}
+	return out
+}
+
 // endpointsFor lists the endpoints of a service that clients at a place have.
 func endpointsFor(c *Catalog, service string, at compile.Place) (out []Resource) {
 	s := c.snap.Service(service)
 	for _, p := range s.Ports {
 		for _, f := range s.Families() {
-			out = append(out, Endpoints{service, p.Number, f, at})
+			out = append(out, bothEndpoints(service, p.Number, f, at, securedForAny(c, service, p.Number))...)
 		}
 	}
 	return out
@@ -111,14 +121,14 @@ func endpointsFor(c *Catalog, service string, at compile.Place) (out []Resource)
 func endpointsOf(c *Catalog, t *turn, service string, port uint32, f registry.Family) (out []Resource) {
 	now, was := c.spread[service], t.spread[service]
 	if now.Everywhere() || was.Everywhere() {
-		out = append(out, Endpoints{Service: service, Port: port, Family: f})
+		out = append(out, bothEndpoints(service, port, f, compile.Place{}, true)...)
 	}
 	if now.Everywhere() && was.Everywhere() {
 		return out
 	}
 	for p := range c.places {
 		if now.Of(p) || was.Of(p) {
-			out = append(out, Endpoints{service, port, f, p})
+			out = append(out, bothEndpoints(service, port, f, p, true)...)
 		}
 	}
 	return out

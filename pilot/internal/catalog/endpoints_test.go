@@ -39,7 +39,7 @@ func TestClientsHaveTheEndpointsOfTheirPlace(t *testing.T) {
 	one, two := w.Join(client("one", "n1")), w.Join(client("two", "n2"))
 	expect := func(what string, of Subject, place compile.Place) {
 		t.Helper()
-		if got := w.Find(of, deltaxds.EndpointType, webCluster); got != (Endpoints{"a/web", 80, registry.IPv4, place}) {
+		if got := w.Find(of, deltaxds.EndpointType, webCluster); got != (Endpoints{"a/web", 80, registry.IPv4, place, false}) {
 			t.Errorf("%s: the client on %s has %+v", what, of.node, got)
 		}
 		if names := w.Names(of, deltaxds.EndpointType); len(names) != 1 {
@@ -75,7 +75,7 @@ func TestClientsHaveTheEndpointsOfTheirPlace(t *testing.T) {
 	w.slice(nodal)
 	expect("by node", one, compile.OnNode("n1"))
 	touched, _ := w.object(registry.Nodes, "n1", &registry.Node{ID: "n1", Zone: "east"})
-	if len(touched) != 1 || touched[0].Resource != (Endpoints{"a/web", 80, registry.IPv4, compile.OnNode("n1")}) {
+	if len(touched) != 1 || touched[0].Resource != (Endpoints{"a/web", 80, registry.IPv4, compile.OnNode("n1"), false}) {
 		t.Errorf("when the zone of a node changes, whose endpoints are by node and else by zone, %v are touched", touched)
 	}
 	for _, s := range []Subject{one, two, late} {

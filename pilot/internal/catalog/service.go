@@ -12,7 +12,6 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
-	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 )
 
 // Cluster is what a port of a Service is to its clients: who may serve it, and how it is spoken to. Clients whose certificates come in
@@ -28,10 +27,7 @@ type Cluster struct {
 
 func (r Cluster) Type() string { return deltaxds.ClusterType }
 func (r Cluster) Name() string {
-	if r.TLS {
-		return (&compile.ServicePort{Host: compile.HostOf(r.Service), Number: r.Port, Family: r.Family, TLS: &registry.ClientTLS{}}).Cluster()
-	}
-	return clusterName(r.Service, r.Port, r.Family)
+	return clusterName(r.Service, r.Port, r.Family, r.TLS)
 }
 
 func (r Cluster) layers(c *Catalog) (out []Layer) {
@@ -66,6 +62,19 @@ func securedFor(c *Catalog, service string, port uint32, ruled string) bool {
 	return s != nil && s.HasPort(port) && compile.SecuredAt(c.snap, c.settings, s, port, clients(ruled))
 }
 
+// securedForAny reports whether clients of any namespace do.
+func securedForAny(c *Catalog, service string, port uint32) bool {
+	if securedFor(c, service, port, "") {
+		return true
+	}
+	for ns := range compile.RuledFor(c.snap, c.settings, service) {
+		if securedFor(c, service, port, ns) {
+			return true
+		}
+	}
+	return false
+}
+
 // ownListeners reports whether clients of a namespace have listeners of a Service of their own.
 func ownListeners(c *Catalog, s *registry.Service, ruled string) bool {
 	return ruled == "" || ruledFor(c, s.ID, ruled) &&
@@ -96,8 +105,12 @@ func (r Listener) make(c *Catalog) proto.Message {
 	return translate.ServiceListener(compile.FrontendFor(c.snap, c.settings, r.At, clients(r.For)))
 }
 
-func clusterName(service string, port uint32, f registry.Family) string {
-	return istiocompat.OutboundCluster(port, compile.Subset(f), compile.HostOf(service))
+func clusterName(service string, port uint32, f registry.Family, tls bool) string {
+	p := compile.ServicePort{Host: compile.HostOf(service), Number: port, Family: f}
+	if tls {
+		p.TLS = &registry.ClientTLS{}
+	}
+	return p.Cluster()
 }
 
 // ipFamilies are all of them. A Service that changes may come to have another, or lose one.
@@ -132,7 +145,7 @@ var services = family{
 						out = append(out, Cluster{id, p.Number, f, l.delivery, l.ruled, true})
 					}
 					if shared && l.ruled == "" && c.spread[id].Everywhere() {
-						out = append(out, Endpoints{Service: id, Port: p.Number, Family: f})
+						out = append(out, bothEndpoints(id, p.Number, f, compile.Place{}, securedForAny(c, id, p.Number))...)
 					}
 				}
 			}

@@ -372,7 +372,7 @@ func TestEffectsNameNothingElse(t *testing.T) {
 		{"a rule for what is outside", registry.Change{Kind: registry.DestinationRules, ID: "a/d", New: &registry.DestinationRule{ID: "a/d", Namespace: "a", Host: "x.example"}},
 			compile.Effects{Outside: names{"a": true}}},
 		{"a rule for a Service", registry.Change{Kind: registry.DestinationRules, ID: "a/d", New: &registry.DestinationRule{ID: "a/d", Namespace: "a", Host: "x.b.svc.cluster.local"}},
-			compile.Effects{Outside: names{"a": true}, Services: names{"b/x": true}, Frontends: map[compile.Address]bool{{IP: "10.96.0.3", Port: 80}: true}}},
+			compile.Effects{Outside: names{"a": true}, Services: names{"b/x": true}, Endpoints: names{"b/x": true}, Frontends: map[compile.Address]bool{{IP: "10.96.0.3", Port: 80}: true}}},
 		{"a node", registry.Change{Kind: registry.Nodes, ID: "n", New: &registry.Node{ID: "n", Zone: "e"}}, compile.Effects{Nodes: names{"n": true}}},
 		{"a namespace", registry.Change{Kind: registry.Namespaces, ID: "a", New: &registry.Namespace{ID: "a"}}, compile.Effects{}},
 		{"a policy", registry.Change{Kind: registry.Policies, ID: "a/p", New: &registry.Policy{ID: "a/p", Namespace: "a", Policy: authz.Policy{Selector: app("x")}}},

@@ -20,7 +20,7 @@ func (e *Effects) rule(snap *registry.Snapshot, set Settings, d *registry.Destin
 	if !ok {
 		return
 	}
-	e.Services[id] = true
+	e.Services[id], e.Endpoints[id] = true, true
 	for _, s := range e.nowAndBefore(snap, id) {
 		for _, at := range Frontends(snap, s) {
 			e.Frontends[at] = true

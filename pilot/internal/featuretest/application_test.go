@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 )
 
 // service is a Service whose application is at a port of this machine. It returns where the Service is called.
@@ -137,5 +138,31 @@ func TestTLSWithApplicationsThatCannotBeHadIsNotPlaintext(t *testing.T) {
 			t.Fatalf("with it: %d %s", code, got)
 		}
 		code, got = call(t, at, name)
+	}
+}
+
+// A rule that comes while proxies speak with a Service, and one that goes, has them speak as it says, with the endpoints that they know.
+func TestRulesForApplicationsComeAndGo(t *testing.T) {
+	o := newOutside(t)
+	name := o.service(t, 1, "tls", "name: port, appProtocol: http", o.server(t, o.ca, nil, "tls.finance.svc"))
+	p := newPilot(t, o.events)
+	at := listenerAt(t, start(t, p, "finance/payroll-1", true), name)
+	becomes := func(what string, want int) {
+		t.Helper()
+		code, got := 0, ""
+		for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if code, got = call(t, at, name); code == want {
+				return
+			}
+		}
+		t.Fatalf("%s: %d %s, want %d", what, code, got, want)
+	}
+	becomes("plaintext", http.StatusBadRequest)
+	for range 2 {
+		rules := o.add(t, rule("tls", "mode: SIMPLE, caCertificates: "+o.roots))
+		p.apply(t, rules)
+		becomes("with a rule", http.StatusOK)
+		p.apply(t, []registry.Event{{Kind: registry.DestinationRules, ID: rules[0].ID}})
+		becomes("without it", http.StatusBadRequest)
 	}
 }

@@ -59,9 +59,6 @@ func OutboundCluster(p *compile.ServicePort, way delivery.Way) *cluster.Cluster 
 	switch {
 	case p.TLS != nil:
 		c.TransportSocket = handshake.Origination(p.TLS, p.Names(), p.ServerName())
-		if c.EdsClusterConfig != nil {
-			c.EdsClusterConfig.ServiceName = p.Meshed().Cluster()
-		}
 	case p.Mutual:
 		c.TransportSocket = handshake.Upstream(p, way)
 		if !p.Always {
