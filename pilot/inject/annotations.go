@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	redirection "github.com/bulwark-mesh/bulwark/pkg/redirect"
 )
 
@@ -311,6 +312,8 @@ func proxyConfig(c *choices, value string) error {
 			c.drain = d
 		case "terminationDrainDuration":
 			c.advise("proxy.istio.io/config: terminationDrainDuration has no effect: the proxy serves until the application's containers have ended")
+		case "gatewayTopology":
+			c.advise("proxy.istio.io/config: gatewayTopology has no effect: how many proxies, and which load balancers, are trusted to name clients the installation says (trustedProxies, loadBalancers), and annotation %s at which ports the PROXY protocol is read", mesh.ProxyProtocolAnnotation)
 		default:
 			c.advise("proxy.istio.io/config: %s has no effect", name)
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/proxyprotocol"
 )
 
 // skipReason says why a pod is left as it is; empty means that it gets a proxy. The pod's own label overrides its
@@ -68,6 +69,9 @@ func checkChoices(pod *core.Pod) error {
 		if d, err := time.ParseDuration(got); err != nil || d < 0 {
 			return fmt.Errorf("annotation %s is %q; it may be a duration, such as 90s, 30m or 12h", mesh.IdleAnnotation, got)
 		}
+	}
+	if _, err := proxyprotocol.Ports(pod.Annotations[mesh.ProxyProtocolAnnotation]); err != nil {
+		return fmt.Errorf("annotation %s: %w", mesh.ProxyProtocolAnnotation, err)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package inject
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -247,5 +248,30 @@ func TestIdentityAnnotationOfThePodsAuthorIsNotBelieved(t *testing.T) {
 	}
 	if pod, err := registry.Pods.Decode(&p, authz.Options{}); err != nil || pod.Delivery != delivery.ByAgent {
 		t.Errorf("%+v, %v", pod, err)
+	}
+}
+
+func TestPortsOfTheProxyProtocolAreThePodsChoice(t *testing.T) {
+	for value, want := range map[string]struct {
+		ports  string
+		reason string
+	}{"": {ports: "[]"}, "8080": {ports: "[8080]"}, "8443, 8080": {ports: "[8080 8443]"}, "http": {"[]", "it may be a list of them, such as 8080,8443"}, "0": {"[]", "no port"}} {
+		pod := &core.Pod{ObjectMeta: meta.ObjectMeta{Name: "x", Annotations: map[string]string{"bulwark.dev/proxy-protocol": value}}}
+		if err := checkChoices(pod); (err != nil) != (want.reason != "") || err != nil && !strings.Contains(err.Error(), want.reason) {
+			t.Errorf("%q: %v", value, err)
+		}
+		if known, err := registry.Pods.Decode(pod, authz.Options{}); err != nil || fmt.Sprint(known.ProxyProtocol) != want.ports {
+			t.Errorf("%q: %+v, %v", value, known, err)
+		}
+	}
+	pod := &core.Pod{ObjectMeta: meta.ObjectMeta{Name: "x", Annotations: map[string]string{"bulwark.dev/proxy-protocol": "8080"}}, Spec: core.PodSpec{Containers: []core.Container{{Name: "app"}}}}
+	in := Namespace{Name: "shop", Labels: map[string]string{"istio-injection": "enabled"}}
+	for named, want := range map[bool]int{true: 0, false: 1} {
+		c := Defaults
+		c.LoadBalancers = named
+		v := decide(pod, in, c)
+		if len(v.Advice) != want || want == 1 && !strings.Contains(v.Advice[0], "--set 'loadBalancers={") {
+			t.Errorf("load balancers are named: %v: %+v", named, v)
+		}
 	}
 }

@@ -41,6 +41,7 @@ type Config struct {
 	ClusterName    string // label of metrics
 	ProxyWorkers   int
 	CNI            bool // the nodes' CNI plugin redirects, and the init container proves it; else the init container does it, with a privilege
+	LoadBalancers  bool // the installation names some whose word by the PROXY protocol counts
 	IPv6           bool // the cluster's Services have addresses of IPv6, and so have pods
 }
 

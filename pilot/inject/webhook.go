@@ -15,6 +15,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/admission"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
 // Pods answers reviews of pods that are created. config returns what holds now, labels a namespace's labels, ranges what its LimitRanges demand.
@@ -78,6 +79,9 @@ func decide(pod *core.Pod, ns Namespace, c Config) Verdict {
 	ch, err := choose(pod)
 	if err != nil {
 		return refused(err.Error())
+	}
+	if pod.Annotations[mesh.ProxyProtocolAnnotation] != "" && !c.LoadBalancers {
+		ch.advise("annotation %s has no effect: the installation names no load balancers that are to be believed (meshctl install --set 'loadBalancers={10.0.0.0/24}')", mesh.ProxyProtocolAnnotation)
 	}
 	patch, err := patch(pod, ns.Name, way, ch, ns.Ranges, c)
 	if err != nil {

@@ -3,6 +3,7 @@ package authz
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -28,7 +29,9 @@ type Options struct {
 	// TrustedProxies is how many proxies before a workload append the address of their client to X-Forwarded-For, as one can rely on. With none, the
 	// remote address is that of the TCP peer: a client writes what it likes into that header.
 	TrustedProxies int
-	Authorizers    []authorizer.Provider // whom policies of action CUSTOM may have asked
+	// LoadBalancers are the networks of those whose word by the PROXY protocol counts for remote addresses, at ports of pods that ask for it.
+	LoadBalancers []netip.Prefix
+	Authorizers   []authorizer.Provider // whom policies of action CUSTOM may have asked
 }
 
 // FromAuthorizationPolicy makes the intermediate form. It never fails: what cannot be enforced is reported as problems,
@@ -230,11 +233,11 @@ func (b *builder) add(clauses *Clauses, attr Attribute, key, field string, value
 
 // remote is the attribute that is a client's address as far as anybody vouches for it.
 func (b *builder) remote(field string, asked bool) Attribute {
-	if b.opts.TrustedProxies > 0 {
+	if b.opts.TrustedProxies > 0 || len(b.opts.LoadBalancers) > 0 {
 		return RemoteIP
 	}
 	if b.at = field; asked {
-		b.warn("is the address of the TCP peer, as no proxy before workloads is trusted (trustedProxies of the installation)")
+		b.warn("is the address of the TCP peer, as no proxy before workloads is trusted (trustedProxies and loadBalancers of the installation)")
 	}
 	return SourceIP
 }

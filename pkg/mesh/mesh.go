@@ -53,6 +53,8 @@ const (
 	PathsAsSent     = "as-sent"
 	// IdleAnnotation is how long a connection or a stream to the pod may say nothing, as a duration ("30m"); without it as long as its ends like.
 	IdleAnnotation = "bulwark.dev/idle-timeout"
+	// ProxyProtocolAnnotation are the pod's ports, as a list that commas separate, at which load balancers say by the PROXY protocol for whom they connect.
+	ProxyProtocolAnnotation = "bulwark.dev/proxy-protocol"
 )
 
 // ProxyPorts are those of the proxy in each pod.

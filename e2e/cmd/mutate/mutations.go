@@ -455,6 +455,12 @@ var claims = []mutation{
 		{"pilot/internal/open/rules.go", "	return either(out...)\n}\n\n// forbidden:", "	return either()\n}\n\n// forbidden:"}}},
 	{32, "what a revoked identity has open goes on", "pilot/internal/push.TestRevokedIdentityHasNoTCPConnection", []edit{
 		{"pilot/internal/open/rules.go", "		all = append(all, x)\n", "		all = append(all, both(no, x))\n"}}},
+	{33, "anybody may name himself by the PROXY protocol", "pilot/internal/featuretest.TestOnlyLoadBalancersSayForWhomTheyConnect", []edit{
+		{"pilot/internal/translate/proxied.go", "OnMatch: takenBy(refused)}}}}, OnNoMatch", "OnMatch: nested(m)}}}}, OnNoMatch"}}},
+	{33, "a PROXY header chooses where the connection goes", "pilot/internal/featuretest.TestOnlyLoadBalancersSayForWhomTheyConnect", []edit{
+		{"pilot/internal/translate/proxied.go", "headerMisleads: takenBy(refused), ", ""}}},
+	{33, "X-Forwarded-For counts though no proxy is trusted", "pilot/internal/featuretest.TestOnlyLoadBalancersSayForWhomTheyConnect", []edit{
+		{"pilot/internal/translate/inbound.go", "return 1 << 20", "return 0"}}},
 	{33, "an external authorizer is never asked", "pilot/internal/translate.TestExternalAuthorizersAreAsked", []edit{
 		{"pilot/internal/rbac/custom.go", "if p.Action != authz.Custom || p.Ignored || p.Provider != provider {", "if p.Action != authz.Custom || !p.Ignored || p.Provider != provider {"}}},
 	{33, "an external authorizer is asked about what is for another one", "pilot/internal/translate.TestExternalAuthorizersAreAsked", []edit{

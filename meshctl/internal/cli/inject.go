@@ -128,6 +128,7 @@ func injection(values map[string]any) (inject.Config, error) {
 					"--inject.cpuLimit": &c.ProxyCPUMax, "--inject.memory": &c.ProxyMemory, "--inject.memoryLimit": &c.ProxyMemoryMax, "--trustDomain": &c.TrustDomain}[name]; ok {
 					*to = value
 				}
+				c.LoadBalancers = c.LoadBalancers || name == "--load-balancers"
 				c.CNI = c.CNI || name == "--inject.cni" && value == "true"
 			}
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/proxyprotocol"
 )
 
 // installedOptions reads what Pilot was told off its Deployment. Where there is none, the mesh is not installed yet, and what it will find can be looked at: the options are those that
@@ -54,6 +55,10 @@ func pilotOptions(d *apps.Deployment, options authz.Options) (_ authz.Options, e
 			case "--extension-providers":
 				if options.Authorizers, err = authorizer.Parse(value); err != nil {
 					return options, err
+				}
+			case "--load-balancers":
+				if options.LoadBalancers, err = proxyprotocol.Networks(strings.Split(value, ",")); err != nil {
+					return options, fmt.Errorf("reading the mesh's settings off Deployment %s/%s: %s: %w", mesh.Namespace, mesh.PilotAccount, name, err)
 				}
 			case "--trusted-proxies":
 				if options.TrustedProxies, err = strconv.Atoi(value); err != nil {

@@ -6,6 +6,7 @@ package compile
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -25,12 +26,13 @@ type Settings struct {
 	TrustDomainAliases []string // under which identities are the same, too
 	RootNamespace      string
 	TrustedProxies     int                   // before workloads; see authz.Options
+	LoadBalancers      []netip.Prefix        // see authz.Options
 	Authorizers        []authorizer.Provider // see authz.Options
 }
 
 // SettingsOf are the settings that go with the options by which policies are read.
 func SettingsOf(o authz.Options) Settings {
-	return Settings{TrustDomain: o.TrustDomain, TrustDomainAliases: o.TrustDomainAliases, RootNamespace: o.RootNamespace, TrustedProxies: o.TrustedProxies, Authorizers: o.Authorizers}
+	return Settings{TrustDomain: o.TrustDomain, TrustDomainAliases: o.TrustDomainAliases, RootNamespace: o.RootNamespace, TrustedProxies: o.TrustedProxies, LoadBalancers: o.LoadBalancers, Authorizers: o.Authorizers}
 }
 
 // TrustDomains returns the mesh's trust domain and its aliases.

@@ -29,11 +29,12 @@ type Class struct {
 	Delivery       delivery.Way
 	NormalizePaths bool          `json:",omitempty"`
 	IdleTimeout    time.Duration `json:",omitempty"` // of connections and streams to it; none if 0
+	ProxyProtocol  []uint32      `json:",omitempty"` // ports at which load balancers say for whom they connect
 }
 
 // ClassOf returns the class of a pod.
 func ClassOf(p *registry.Pod) Class {
-	return Class{p.Namespace, p.ServiceAccount, p.Labels, p.Ports, p.Delivery, p.NormalizePaths, p.IdleTimeout}
+	return Class{p.Namespace, p.ServiceAccount, p.Labels, p.Ports, p.Delivery, p.NormalizePaths, p.IdleTimeout, p.ProxyProtocol}
 }
 
 // Key names the class. Every field is in it: two pods with one key have equal configuration.

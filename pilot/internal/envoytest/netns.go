@@ -135,11 +135,20 @@ func (n *Netns) Dial(ctx context.Context, network, address string) (c net.Conn, 
 
 // DialUnredirected connects from the namespace as somebody whose traffic goes around the proxy.
 func (n *Netns) DialUnredirected(ctx context.Context, network, address string) (c net.Conn, err error) {
+	return n.DialFrom(ctx, "", network, address)
+}
+
+// DialFrom does so from one of the namespace's addresses; an empty one is any.
+func (n *Netns) DialFrom(ctx context.Context, own, network, address string) (c net.Conn, err error) {
+	var dialer net.Dialer
+	if own != "" {
+		dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(own)}
+	}
 	err = n.Do(func() error {
 		if _, _, e := unix.RawSyscall(unix.SYS_SETFSGID, mesh.ProxyGID, 0, 0); e != 0 { // of this thread alone
 			return e
 		}
-		c, err = new(net.Dialer).DialContext(ctx, network, address)
+		c, err = dialer.DialContext(ctx, network, address)
 		return err
 	})
 	return c, err

@@ -14,6 +14,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/istiocompat"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/proxyprotocol"
 	"github.com/bulwark-mesh/bulwark/pkg/redirect"
 )
 
@@ -40,6 +41,7 @@ type Pod struct {
 	Delivery        delivery.Way
 	NormalizePaths  bool             // annotation mesh.PathsAnnotation asks for it
 	IdleTimeout     time.Duration    // of annotation mesh.IdleAnnotation; 0 if it says none
+	ProxyProtocol   []uint32         // ports of annotation mesh.ProxyProtocolAnnotation, sorted
 	Redirect        redirect.Options // what of its traffic its proxy has
 }
 
@@ -77,6 +79,9 @@ func makePod(p *core.Pod) *Pod {
 	}
 	if d, err := time.ParseDuration(p.Annotations[mesh.IdleAnnotation]); err == nil && d > 0 {
 		out.IdleTimeout = d
+	}
+	if ports, err := proxyprotocol.Ports(p.Annotations[mesh.ProxyProtocolAnnotation]); err == nil {
+		out.ProxyProtocol = ports
 	}
 	if p.Annotations[delivery.Label] == string(delivery.BySecret) {
 		out.Delivery = delivery.BySecret

@@ -44,6 +44,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
 	"github.com/bulwark-mesh/bulwark/pkg/operatorapi"
+	"github.com/bulwark-mesh/bulwark/pkg/proxyprotocol"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 	"github.com/bulwark-mesh/bulwark/pkg/svid"
 )
@@ -149,7 +150,11 @@ func (s Settings) authz() authz.Options {
 	if err != nil {
 		authorizers = nil // which Validate has refused; without it, what policies would have asked is denied
 	}
-	return authz.Options{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace, TrustedProxies: s.TrustedProxies, Authorizers: authorizers}
+	balancers, err := proxyprotocol.Networks(s.LoadBalancers)
+	if err != nil {
+		balancers = nil // which Validate has refused; nobody is believed
+	}
+	return authz.Options{TrustDomain: s.TrustDomain, TrustDomainAliases: s.TrustDomainAliases, RootNamespace: s.RootNamespace, TrustedProxies: s.TrustedProxies, LoadBalancers: balancers, Authorizers: authorizers}
 }
 
 func (s Settings) compile() compile.Settings {
@@ -293,7 +298,7 @@ func (p *Pilot) injectConfig() inject.Config {
 	return inject.Config{
 		TrustDomain: p.settings.TrustDomain, ProxyImage: i.ProxyImage, AgentImage: i.AgentImage, PullPolicy: i.PullPolicy,
 		ProxyCPU: i.CPU, ProxyCPUMax: i.CPULimit, ProxyMemory: i.Memory, ProxyMemoryMax: i.MemoryLimit, ProxyLogLevel: i.ProxyLogLevel,
-		ClusterName: p.settings.ClusterName, ProxyWorkers: i.Workers, CNI: i.CNI, IPv6: compile.IPv6(compile.ServiceRanges(p.registry.Snapshot())),
+		ClusterName: p.settings.ClusterName, ProxyWorkers: i.Workers, CNI: i.CNI, LoadBalancers: len(p.settings.LoadBalancers) > 0, IPv6: compile.IPv6(compile.ServiceRanges(p.registry.Snapshot())),
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/inject"
 	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/proxyprotocol"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
@@ -20,6 +21,7 @@ type Settings struct {
 	TrustDomain        string   `mapstructure:"trustDomain" usage:"SPIFFE trust domain of the mesh"`
 	TrustDomainAliases []string `mapstructure:"trust-domain-aliases" usage:"other trust domains whose identities are the mesh's own, as while it changes its name"`
 	TrustedProxies     int      `mapstructure:"trusted-proxies" usage:"proxies before workloads whose word in X-Forwarded-For counts for remote addresses; with none, the address of the TCP peer does"`
+	LoadBalancers      []string `mapstructure:"load-balancers" usage:"networks of load balancers whose word by the PROXY protocol counts for remote addresses, at ports of pods that ask for it by annotation bulwark.dev/proxy-protocol"`
 	KeyServerHosts     []string `mapstructure:"key-server-hosts" usage:"hosts of key servers (or *.SUFFIX) that may have private addresses, as within the cluster; see RequestAuthentication"`
 	ExtensionProviders string   `mapstructure:"extension-providers" usage:"external authorizers, as a list in JSON with the names and fields of Istio's meshConfig.extensionProviders"`
 	RootNamespace      string   `mapstructure:"rootNamespace" usage:"namespace whose policies hold mesh-wide"`
@@ -87,6 +89,9 @@ func (s Settings) Validate() error {
 	}
 	if s.TrustedProxies < 0 || s.TrustedProxies > maxTrustedProxies {
 		errs = append(errs, fmt.Errorf("trusted-proxies %d is outside 0 to %d", s.TrustedProxies, maxTrustedProxies))
+	}
+	if _, err := proxyprotocol.Networks(s.LoadBalancers); err != nil {
+		errs = append(errs, fmt.Errorf("load-balancers: %w", err))
 	}
 	if _, err := authorizer.Parse(s.ExtensionProviders); err != nil {
 		errs = append(errs, err)

@@ -28,6 +28,7 @@ type caller struct {
 	id    spiffe.ID  // zero in plaintext
 	sni   string     // that it names
 	from  netip.Addr // its own; any if it is zero
+	named netip.Addr // of a client for which it connects, as it says by the PROXY protocol; none if it is zero
 	http2 bool
 }
 
@@ -51,6 +52,11 @@ func (c caller) dial(t *testing.T, to netip.AddrPort, clients map[spiffe.ID]envo
 	}
 	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
+	}
+	if c.named.IsValid() {
+		if _, err := fmt.Fprintf(conn, "PROXY TCP4 %s %s 4711 %d\r\n", c.named, to.Addr(), to.Port()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if c.id.IsZero() {
 		return conn

@@ -163,7 +163,7 @@ func (c *comparison) newSet(seed uint64, i int) *set {
 // listener is the workload's: as Pilot makes it, for both ports, with an answer in place of the application where requests come, and all connections logged.
 func (c *comparison) listener(s *set) *listener.Listener {
 	w := &compile.Workload{
-		Issuers: c.issuers, Class: compile.Class{Namespace: "finance", NormalizePaths: s.normalizes}, Policies: s.policies,
+		Issuers: c.issuers, Class: compile.Class{Namespace: "finance", NormalizePaths: s.normalizes, ProxyProtocol: []uint32{c.http, c.raw}}, Policies: s.policies,
 		Other: compile.InboundPort{Mode: authz.Strict, Protocol: protocol.TCP},
 		Ports: []compile.InboundPort{{Number: c.http, Protocol: protocol.HTTP, Mode: authz.Permissive},
 			{Number: c.raw, Protocol: protocol.TCP, Mode: authz.Permissive, ServerFirst: s.IntN(4) == 0}},

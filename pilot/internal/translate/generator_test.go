@@ -34,7 +34,8 @@ var identities = []spiffe.ID{
 var settings = compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
 
 // aliased is a mesh that had another trust domain once.
-var aliased = compile.Settings{TrustDomain: settings.TrustDomain, RootNamespace: settings.RootNamespace, TrustDomainAliases: []string{"old.local"}, TrustedProxies: 1}
+var aliased = compile.Settings{TrustDomain: settings.TrustDomain, RootNamespace: settings.RootNamespace, TrustDomainAliases: []string{"old.local"}, TrustedProxies: 1,
+	LoadBalancers: []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")}}
 
 var aliasedOptions = authz.Options{TrustDomain: aliased.TrustDomain, TrustDomainAliases: aliased.TrustDomainAliases, RootNamespace: aliased.RootNamespace, TrustedProxies: 1,
 	Authorizers: []authorizer.Provider{{Name: "grpc"}, {Name: "http"}, {Name: "down"}, {Name: "open"}, {Name: "grpc-ns"}, {Name: "silent"}}}
@@ -227,6 +228,9 @@ func (g *generator) one(of ...string) string { return of[g.IntN(len(of))] }
 // caller is a client of the mesh, or one in plaintext.
 func (g *generator) caller() caller {
 	c := caller{from: netip.MustParseAddr(g.one("127.0.0.1", "127.0.0.3")), http2: g.IntN(2) == 0}
+	if c.from == netip.MustParseAddr("127.0.0.3") && g.IntN(2) == 0 { // which is a load balancer's
+		c.named = netip.MustParseAddr(g.one("10.1.2.3", "192.0.2.1", "127.0.0.1"))
+	}
 	if g.IntN(4) != 0 {
 		c.id, c.sni = identities[g.IntN(len(identities))], g.one("outbound_.80_._.payroll", "payroll", "Payroll", "other", "")
 	}
@@ -238,7 +242,7 @@ func (g *generator) anyOf(callers []caller) caller { return callers[g.IntN(len(c
 
 // connection is what rules see of one by a client.
 func (g *generator) connection(to netip.AddrPort, by caller) authz.Request {
-	return authz.Request{Source: by.id, SNI: by.sni, SourceIP: by.from, DestinationIP: to.Addr(), DestinationPort: uint32(to.Port())}
+	return authz.Request{Source: by.id, SNI: by.sni, SourceIP: by.from, RemoteIP: by.named, DestinationIP: to.Addr(), DestinationPort: uint32(to.Port())}
 }
 
 // request is what rules see of one by a client.

@@ -39,11 +39,14 @@ func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listen
 		},
 		AccessLog:          []*accesslog.AccessLog{telemetry.InboundRefused()},
 		FilterChains:       inboundChains(set, w),
-		FilterChainMatcher: inboundMatcher(set, w),
+		FilterChainMatcher: believed(set, w, inboundMatcher(set, w)),
 	}
 	sniff(l)
-	for _, inspector := range l.GetListenerFilters()[1:] {
+	for _, inspector := range inspectors(l) {
 		inspector.FilterDisabled = uninspected(w)
+	}
+	if proxied(set, w) {
+		l.ListenerFilters = slices.Insert(l.GetListenerFilters(), 1, headerFilters(w)...)
 	}
 	return at(l, mesh.InboundPort, w.IPv6)
 }
@@ -153,9 +156,17 @@ func (c chains) secured(name string, peers []*matcher.StringMatcher, filters []*
 func (c chains) http(mutual bool) []*listener.Filter {
 	m := connectionManager("inbound", append(httpAuthorizationFilters(), openHTTPFilters()...), telemetry.InboundRequests(mutual))
 	m.EarlyHeaderMutationExtensions = early(notedForm())
-	m.XffNumTrustedHops = uint32(max(c.set.TrustedProxies-1, 0)) // of those before the one that connects; policies ask for what it says if there is one
+	m.XffNumTrustedHops = hops(c.set.TrustedProxies)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{RouteConfigName: inboundTable(mutual), ConfigSource: overADS()}}
 	return append(openFilters(notedPort()), httpManager(toApplication(m, c.w.Class)))
+}
+
+// hops are of the proxies that append to X-Forwarded-For those before the one that connects. Where there is none, nobody has so many: the remote address is the connection's.
+func hops(proxies int) uint32 {
+	if proxies == 0 {
+		return 1 << 20
+	}
+	return uint32(proxies - 1)
 }
 
 func (c chains) tcp(mutual bool, modes ...tcpMode) []*listener.Filter {
