@@ -58,7 +58,7 @@ func pilotOptions(d *apps.Deployment, options authz.Options) (_ authz.Options, e
 				}
 			case "--load-balancers":
 				if options.LoadBalancers, err = proxyprotocol.Networks(strings.Split(value, ",")); err != nil {
-					return options, fmt.Errorf("reading the mesh's settings off Deployment %s/%s: %s: %w", mesh.Namespace, mesh.PilotAccount, name, err)
+					return options, fmt.Errorf("%s: %w", name, err)
 				}
 			case "--trusted-proxies":
 				if options.TrustedProxies, err = strconv.Atoi(value); err != nil {
