@@ -169,7 +169,7 @@ func (r *entryReader) identities(trustDomain string) {
 		case !r.out.Internal:
 			r.problem(field, "means nothing with location MESH_EXTERNAL; who has an account of the mesh is MESH_INTERNAL")
 		case e.GetServiceAccount() == "":
-			r.problem(field, "is missing: a server of the mesh proves who it is; name its account, or what it may be in spec.subjectAltNames (spiffe://%s/ns/%s/sa/NAME)", trustDomain, r.out.Namespace)
+			r.problem(field, "is missing: a server of the mesh proves who it is; name its account, or what it may be in spec.subjectAltNames (spiffe://%s/ns/%s/sa/NAME); what has no identity of the mesh is MESH_EXTERNAL", trustDomain, r.out.Namespace)
 		case e.GetServiceAccount() != "" && len(validation.IsDNS1123Subdomain(e.GetServiceAccount())) > 0:
 			r.problem(field, "%q is no name of a service account", e.GetServiceAccount())
 		}
