@@ -2,7 +2,6 @@
 package proxyprotocol
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -42,7 +41,6 @@ func Networks(list []string) ([]netip.Prefix, error) {
 		return nil, fmt.Errorf("%d networks; there may be %d", len(list), MaxNetworks)
 	}
 	var out []netip.Prefix
-	var errs []error
 	for _, text := range list {
 		network, err := netip.ParsePrefix(text)
 		if address, e := netip.ParseAddr(text); e == nil && address.Zone() == "" {
@@ -50,12 +48,12 @@ func Networks(list []string) ([]netip.Prefix, error) {
 		}
 		switch {
 		case err != nil || network.Addr().Is4In6():
-			errs = append(errs, fmt.Errorf("%q is neither a network, such as 10.0.0.0/24, nor an address", text))
+			return nil, fmt.Errorf("%q is neither a network, such as 10.0.0.0/24, nor an address", text)
 		case network.Bits() == 0:
-			errs = append(errs, fmt.Errorf("%q would have everybody be believed who sends a PROXY header; name the load balancers' own networks", text))
+			return nil, fmt.Errorf("%q would have everybody be believed who sends a PROXY header; name the load balancers' own networks", text)
 		default:
 			out = append(out, network.Masked())
 		}
 	}
-	return out, errors.Join(errs...)
+	return out, nil
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/config"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
+	"github.com/bulwark-mesh/bulwark/pkg/proxyprotocol"
 	"github.com/bulwark-mesh/bulwark/pkg/settings"
 	"github.com/bulwark-mesh/bulwark/pkg/version"
 )
@@ -202,6 +203,11 @@ var checks = map[string]func(args []string) error{
 			if providers, ok := strings.CutPrefix(arg, "--extension-providers="); ok {
 				if _, err := authorizer.Parse(providers); err != nil {
 					return fmt.Errorf("settings: Pilot would refuse them: %w", err)
+				}
+			}
+			if networks, ok := strings.CutPrefix(arg, "--load-balancers="); ok {
+				if _, err := proxyprotocol.Networks(strings.Split(networks, ",")); err != nil {
+					return fmt.Errorf("settings: Pilot would refuse them: loadBalancers: %w", err)
 				}
 			}
 		}
