@@ -86,6 +86,7 @@ var documented = map[string]struct {
 	"policies.md: apiVersion: security.istio.io/v1": {
 		why: "its issuer is nobody's, and must not be asked; TestATokenIsDemandedAndVerified applies the same of one that is there"},
 	"policies.md: extensionProviders: # values of the installation: meshctl install --values FILE": {run: values},
+	"policies.md: apiVersion: networking.istio.io/v1":                                              {run: taken},
 	"policies.md: kind: AuthorizationPolicy":                                                       {run: taken},
 	"policies.md: $ meshctl audit tail -n finance --trial denied --since 24h": {
 		why: "TestWhatPoliciesOnTrialWouldChangeIsTold asks so, and reads this"},
