@@ -293,12 +293,14 @@ func (a *app) fromCluster(ctx context.Context, in *analyze.Input) error {
 	}
 	watched := offline.Resources()
 	in.Whole, in.Accounts = true, true
-	for _, r := range analyze.Kinds() {
-		found, err := objects.InCluster(ctx, client, []offline.Resource{r})
+	kinds := analyze.Kinds()
+	found, errs := objects.EachInCluster(ctx, client, kinds)
+	for i, r := range kinds {
+		err := errs[i]
 		isWatched := slices.ContainsFunc(watched, func(w offline.Resource) bool { return w.GroupResource() == r.GroupResource() })
 		switch {
 		case err == nil:
-			in.Cluster = append(in.Cluster, found...)
+			in.Cluster = append(in.Cluster, found[i]...)
 		case kube.FailureOf(err) != kube.Forbidden:
 			return err
 		case isWatched:

@@ -81,11 +81,12 @@ func (a *app) found(ctx context.Context, client *kube.Client) ([]*unstructured.U
 	if err != nil {
 		return nil, err
 	}
-	for _, r := range offline.Makers() {
-		of, err := objects.InCluster(ctx, client, []offline.Resource{r})
-		switch {
+	makers := offline.Makers()
+	found, errs := objects.EachInCluster(ctx, client, makers)
+	for i, r := range makers {
+		switch err := errs[i]; {
 		case err == nil:
-			out = append(out, of...)
+			out = append(out, found[i]...)
 		case kube.FailureOf(err) == kube.Forbidden:
 			a.notes.Line("%ss may not be listed: their pods go by names of their own, and what has no pod yet is not known", r.Kind)
 		default:

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -28,19 +29,41 @@ import (
 // listTimeout bounds the listing of one kind.
 const listTimeout = 60 * time.Second
 
-// InCluster lists the objects of the resources in every namespace. Kinds that the cluster does not know are left out.
-func InCluster(ctx context.Context, c *kube.Client, resources []offline.Resource) (out []*unstructured.Unstructured, err error) {
-	for _, r := range resources {
-		found, err := list(ctx, c, r)
-		if apierrors.IsNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("listing %s: %w", r.GroupResource(), err)
-		}
-		out = append(out, found...)
+// listsAtOnce bounds how many kinds are asked for at a time: a cluster is asked for a dozen and more, and each answer takes its way there and back.
+const listsAtOnce = 8
+
+// InCluster lists the objects of the resources in every namespace, in the order of the resources. Kinds that the cluster does not know are left out.
+func InCluster(ctx context.Context, c *kube.Client, resources []offline.Resource) ([]*unstructured.Unstructured, error) {
+	found := make([][]*unstructured.Unstructured, len(resources))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(listsAtOnce)
+	for i, r := range resources {
+		group.Go(func() (err error) {
+			if found[i], err = list(ctx, c, r); err != nil && !apierrors.IsNotFound(err) {
+				return fmt.Errorf("listing %s: %w", r.GroupResource(), err)
+			}
+			return nil
+		})
 	}
-	return out, nil
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return slices.Concat(found...), nil
+}
+
+// EachInCluster lists the objects of each resource by itself, as InCluster does, with what went wrong.
+func EachInCluster(ctx context.Context, c *kube.Client, resources []offline.Resource) ([][]*unstructured.Unstructured, []error) {
+	found, errs := make([][]*unstructured.Unstructured, len(resources)), make([]error, len(resources))
+	var group errgroup.Group
+	group.SetLimit(listsAtOnce)
+	for i := range resources {
+		group.Go(func() error {
+			found[i], errs[i] = InCluster(ctx, c, resources[i:i+1])
+			return nil
+		})
+	}
+	_ = group.Wait() // what went wrong is with each
+	return found, errs
 }
 
 func list(ctx context.Context, c *kube.Client, r offline.Resource) (out []*unstructured.Unstructured, err error) {
