@@ -43,7 +43,7 @@ var outside = []mutation{
 		{"pilot/internal/translate/cluster.go", "handshake.Origination(p.TLS, p.Names(), p.ServerName())", "handshake.Origination(p.TLS, nil, p.ServerName())"}}},
 	{36, "an Envoy that does not take a rule for applications goes on in plaintext", outsideTraffic + "TestTLSWithApplicationsThatCannotBeHadIsNotPlaintext", []edit{
 		{"pilot/internal/compile/service.go", "	case p.TLS == nil:\n", "	case true || p.TLS == nil:\n"}}},
-	{36, "clients of a namespace have the listeners of all for applications with TLS", everyChange, []edit{
+	{36, "clients of a namespace have the listeners of all for applications with TLS", outsideTraffic + "TestRulesForApplicationsComeAndGo", []edit{
 		{families + "service.go", "compile.Secured(c.snap, c.settings, s, ruled) || ", ""}}},
 	{36, "a rule for applications that comes has proxies wait for endpoints", outsideTraffic + "TestRulesForApplicationsComeAndGo", []edit{
 		{"pilot/internal/compile/outside_effects.go", "	e.Services[id], e.Endpoints[id] = true, true\n", "	e.Services[id] = true\n"}}},
@@ -61,7 +61,7 @@ var outside = []mutation{
 		{"pilot/internal/registry/destinationrule.go", "	if t.InsecureSkipVerify.GetValue() {\n", "	if false && t.InsecureSkipVerify.GetValue() {\n"}}},
 	{36, "a field that is not supported is taken", "pilot/internal/registry.TestFieldsThatAreRefusedWhole", []edit{
 		{"pilot/internal/registry/destinationrule.go", "fieldsBut(\"spec.trafficPolicy\", p, notYet, \"tls\", \"portLevelSettings\")", "fieldsBut(\"spec.trafficPolicy\", p, notYet, \"tls\", \"portLevelSettings\", \"tunnel\")"}}},
-	{36, "a namespace that comes to say something itself keeps what all have", everyChange, []edit{
+	{36, "a namespace that comes to say something itself keeps what all have", outsideTraffic + "TestTheFirstNameOfANamespaceIsKnown", []edit{
 		{families + "catalog.go", " || t.effects.Outside[p.Namespace] || t.effects.Outside[\"\"]", ""}}},
 	{36, "a changed ServiceEntry is not told", everyChange, []edit{
 		{families + "outside.go", "		if t.effects.Outside[\"\"] || t.effects.Outside[whose.Namespace] ||", "		if whose.Sidecar == \"\" && whose.Namespace != \"\" {\n			continue\n		}\n		if t.effects.Outside[\"\"] || t.effects.Outside[whose.Namespace] ||"}}},
@@ -79,7 +79,7 @@ var outside = []mutation{
 		{"pilot/internal/translate/outside.go", "	if o.Only {\n", "	if false && o.Only {\n"}}},
 	{36, "who is confined knows hosts that the Sidecar hides", outsideTraffic + "TestTheConfinedReachOnlyWhatHasAName", []edit{
 		{"pilot/internal/compile/outside.go", "			if out.Only && !importsHost(", "			if false && out.Only && !importsHost("}}},
-	{36, "the confined are not told of a Sidecar that has changed", everyChange, []edit{
+	{36, "the confined are not told of a Sidecar that has changed", outsideTraffic + "TestTheConfinedReachOnlyWhatHasAName", []edit{
 		{families + "outside.go", " || whose.Sidecar != \"\" && t.effects.Sidecared(whose.Namespace)", ""}}},
 	{36, "a Sidecar that cannot be read confines nobody", "pilot/internal/registry.TestSidecarsSayWhereTheirWorkloadsMayConnect", []edit{
 		{"pilot/internal/registry/sidecar.go", "	return RegistryOnly\n}", "	return \"\"\n}"}}},

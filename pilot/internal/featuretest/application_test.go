@@ -141,7 +141,8 @@ func TestTLSWithApplicationsThatCannotBeHadIsNotPlaintext(t *testing.T) {
 	}
 }
 
-// A rule that comes while proxies speak with a Service, and one that goes, has them speak as it says, with the endpoints that they know.
+// A rule that comes while proxies speak with a Service, and one that goes, has them speak as it says, with the endpoints that they know: one for all, and one for the clients of
+// its namespace alone.
 func TestRulesForApplicationsComeAndGo(t *testing.T) {
 	o := newOutside(t)
 	name := o.service(t, 1, "tls", "name: port, appProtocol: http", o.server(t, o.ca, nil, "tls.finance.svc"))
@@ -158,10 +159,10 @@ func TestRulesForApplicationsComeAndGo(t *testing.T) {
 		t.Fatalf("%s: %d %s, want %d", what, code, got, want)
 	}
 	becomes("plaintext", http.StatusBadRequest)
-	for range 2 {
-		rules := o.add(t, rule("tls", "mode: SIMPLE, caCertificates: "+o.roots))
+	for _, to := range []string{"*", "."} {
+		rules := o.add(t, strings.TrimSuffix(rule("tls", "mode: SIMPLE, caCertificates: "+o.roots), "}")+fmt.Sprintf(", exportTo: [%q]}", to))
 		p.apply(t, rules)
-		becomes("with a rule", http.StatusOK)
+		becomes("with a rule for "+to, http.StatusOK)
 		p.apply(t, []registry.Event{{Kind: registry.DestinationRules, ID: rules[0].ID}})
 		becomes("without it", http.StatusBadRequest)
 	}

@@ -300,13 +300,14 @@ func TestTheConfinedReachOnlyWhatHasAName(t *testing.T) {
 	if code, got := ask(t, at, "hidden.example", nil); code != http.StatusOK {
 		t.Fatalf("without a Sidecar: %d %s", code, got)
 	}
-	p.apply(t, o.add(t, `
+	const confined = `
 apiVersion: networking.istio.io/v1
 kind: Sidecar
 metadata: {name: confined, namespace: finance}
 spec:
   outboundTrafficPolicy: {mode: REGISTRY_ONLY}
-  egress: [{hosts: ["*/*.svc.cluster.local", "./good.example", "./tls.example"]}]`))
+  egress: [{hosts: ["*/*.svc.cluster.local", "./good.example", "./tls.example"]}]`
+	p.apply(t, o.add(t, confined))
 	refused := func(at, host string, protocols *http.Protocols) {
 		t.Helper()
 		code, got := 0, ""
@@ -335,16 +336,36 @@ spec:
 			_ = conn.Close()
 		}
 	}
-	p.apply(t, o.add(t, `
-apiVersion: networking.istio.io/v1
-kind: Sidecar
-metadata: {name: confined, namespace: finance}
-spec: {outboundTrafficPolicy: {mode: ALLOW_ANY}, egress: [{hosts: ["*/*"]}]}`))
-	code, got := 0, ""
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if code, got = ask(t, at, "hidden.example", nil); code == http.StatusOK {
-			return
+	served := func(what, host string) {
+		t.Helper()
+		code, got := 0, ""
+		for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if code, got = ask(t, at, host, nil); code == http.StatusOK {
+				return
+			}
 		}
+		t.Fatalf("%s: %d %s", what, code, got)
 	}
-	t.Errorf("when it is confined no more: %d %s", code, got)
+	for what, spec := range map[string]string{
+		"as the Sidecar names it, too": `outboundTrafficPolicy: {mode: REGISTRY_ONLY}, egress: [{hosts: ["*/*"]}]`,
+		"when it is confined no more":  `outboundTrafficPolicy: {mode: ALLOW_ANY}, egress: [{hosts: ["*/*"]}]`,
+	} {
+		p.apply(t, o.add(t, confined))
+		refused(at, "hidden.example", nil)
+		p.apply(t, o.add(t, "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: confined, namespace: finance}\nspec: {"+spec+"}"))
+		served(what, "hidden.example")
+	}
+}
+
+// A namespace of which nothing was said has what its first ServiceEntry names as soon as it comes.
+func TestTheFirstNameOfANamespaceIsKnown(t *testing.T) {
+	o := newOutside(t)
+	p := newPilot(t, o.events)
+	admin := start(t, p, "finance/payroll-1", true)
+	before := len(o.events)
+	o.entry(t, "first.example", "number: 80, name: http, protocol: HTTP", "", o.server(t, nil, nil))
+	p.apply(t, o.events[before:])
+	if code, got := ask(t, listenerAt(t, admin, "0.0.0.0_80"), "first.example", nil); code != http.StatusOK {
+		t.Errorf("%d %s", code, got)
+	}
 }
