@@ -10,12 +10,10 @@ import (
 	"github.com/bulwark-mesh/bulwark/e2e/internal/wire"
 )
 
-// TestOpenConnectionsThatAPolicyForbidsEnd has two workloads of two namespaces hold connections of every kind to one server. A policy comes that
-// denies one of them: within five seconds all of its connections have ended, and each of the other's goes on.
-func TestOpenConnectionsThatAPolicyForbidsEnd(t *testing.T) {
-	const ns, other = "e2e-cut", "e2e-cut-other"
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-	defer cancel()
+// serverAndClients has a server in one namespace that speaks anything, at an HTTP port (80), one of no declared protocol (81) and one of TCP (82), a client in another one, and more
+// that a manifest says.
+func serverAndClients(ctx context.Context, t *testing.T, ns, other, more string) {
+	t.Helper()
 	cleanUp(t, ns, other)
 	err := cluster.Apply(ctx, fmt.Sprintf(`
 {apiVersion: v1, kind: Namespace, metadata: {name: %[1]s, labels: {istio-injection: enabled}}}
@@ -24,7 +22,7 @@ func TestOpenConnectionsThatAPolicyForbidsEnd(t *testing.T) {
 ---
 {apiVersion: v1, kind: Service, metadata: {name: server, namespace: %[1]s}, spec: {selector: {app: server}, ports: [{name: http, port: 80, targetPort: 8080}, {name: any, port: 81, targetPort: 8081}, {name: tcp, port: 82, targetPort: 8082}]}}
 ---
-`, ns, other)+anything(ns, "server")+anything(ns, "client")+anything(other, "client"))
+`, ns, other)+anything(ns, "server")+more+anything(other, "client"))
 	for _, n := range []string{ns, other} {
 		if err == nil {
 			err = reachable(ctx, n, 3*time.Minute)
@@ -33,6 +31,15 @@ func TestOpenConnectionsThatAPolicyForbidsEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestOpenConnectionsThatAPolicyForbidsEnd has two workloads of two namespaces hold connections of every kind to one server. A policy comes that
+// denies one of them: within five seconds all of its connections have ended, and each of the other's goes on.
+func TestOpenConnectionsThatAPolicyForbidsEnd(t *testing.T) {
+	const ns, other = "e2e-cut", "e2e-cut-other"
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	serverAndClients(ctx, t, ns, other, anything(ns, "client"))
 	var calls []wire.Call
 	for _, k := range []wire.Kind{wire.GRPC, wire.WebSocket, wire.Events} {
 		calls = append(calls, wire.Call{Kind: k, Address: "server." + ns + ":80"}, wire.Call{Kind: k, Address: "server." + ns + ":81"})
@@ -84,23 +91,7 @@ func TestStreamsThatAskedForWhatAPolicyForbidsEnd(t *testing.T) {
 	const ns, out = "e2e-cut-streams", "e2e-cut-streams-client"
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	cleanUp(t, ns, out)
-	err := cluster.Apply(ctx, fmt.Sprintf(`
-{apiVersion: v1, kind: Namespace, metadata: {name: %[1]s, labels: {istio-injection: enabled}}}
----
-{apiVersion: v1, kind: Namespace, metadata: {name: %[2]s, labels: {istio-injection: enabled}}}
----
-{apiVersion: v1, kind: Service, metadata: {name: server, namespace: %[1]s}, spec: {selector: {app: server}, ports: [{name: http, port: 80, targetPort: 8080}, {name: any, port: 81, targetPort: 8081}, {name: tcp, port: 82, targetPort: 8082}]}}
----
-`, ns, out)+anything(ns, "server")+anything(out, "client"))
-	for _, n := range []string{ns, out} {
-		if err == nil {
-			err = reachable(ctx, n, 3*time.Minute)
-		}
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	serverAndClients(ctx, t, ns, out, "")
 	streams := func(host string) (out []wire.Call) {
 		for _, k := range []wire.Kind{wire.GRPC, wire.WebSocket, wire.Events} {
 			out = append(out, wire.Call{Kind: k, Address: "server." + ns + ":80", Host: host}, wire.Call{Kind: k, Address: "server." + ns + ":81", Host: host})

@@ -12,18 +12,23 @@ import (
 
 // outside finds ServiceEntries and DestinationRules that do not hold, or not all of them, because of others.
 func outside(w *world, r *report) {
-	compiled := map[string]*compile.Outside{} // by namespace
+	compiled := map[compile.Whose]*compile.Outside{}
+	of := func(namespace string, sidecar *registry.Sidecar) *compile.Outside {
+		whose := compile.OutsideFor(w.snap, w.set, namespace, sidecar)
+		if compiled[whose] == nil {
+			compiled[whose] = compile.CompileOutside(w.snap, w.set, whose)
+		}
+		return compiled[whose]
+	}
 	for e := range w.snap.ServiceEntries() {
 		if e.Ignored {
 			continue // Pilot says so
 		}
-		if compiled[e.Namespace] == nil {
-			compiled[e.Namespace] = compile.CompileOutside(w.snap, w.set, compile.OutsideFor(w.snap, w.set, e.Namespace, nil))
-		}
-		w.overruled(r, e, compiled[e.Namespace])
-		w.unidentified(r, e, compiled[e.Namespace])
+		holds := of(e.Namespace, nil)
+		w.overruled(r, e, holds)
+		w.unidentified(r, e, holds)
 	}
-	w.claimed(r)
+	w.claimed(r, of)
 	for d := range w.snap.DestinationRules() {
 		if d.Host == "" {
 			continue
@@ -45,14 +50,14 @@ func outside(w *world, r *report) {
 }
 
 // claimed says of ServiceEntries that whom a Sidecar keeps from what has no name may use their names for any server: nothing but the client says whom it has found.
-func (w *world) claimed(r *report) {
+func (w *world) claimed(r *report, of func(namespace string, sidecar *registry.Sidecar) *compile.Outside) {
 	by := map[*registry.ServiceEntry]string{} // one Sidecar for which it is so
 	for p := range w.snap.Pods() {
 		sidecar := compile.SidecarOf(w.snap, w.set, p.Namespace, p.Labels)
-		if !p.Proxied || sidecar == nil || sidecar.Outbound != registry.RegistryOnly {
+		if !p.Proxied || !sidecar.Confines() {
 			continue
 		}
-		for _, x := range compile.CompileOutside(w.snap, w.set, compile.OutsideFor(w.snap, w.set, p.Namespace, sidecar)).Hosts {
+		for _, x := range of(p.Namespace, sidecar).Hosts {
 			if x.Entry.Resolution == registry.None && x.Named() && !x.Secured() && (by[x.Entry] == "" || sidecar.ID < by[x.Entry]) {
 				by[x.Entry] = sidecar.ID
 			}

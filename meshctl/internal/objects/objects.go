@@ -34,19 +34,11 @@ const listsAtOnce = 8
 
 // InCluster lists the objects of the resources in every namespace, in the order of the resources. Kinds that the cluster does not know are left out.
 func InCluster(ctx context.Context, c *kube.Client, resources []offline.Resource) ([]*unstructured.Unstructured, error) {
-	found := make([][]*unstructured.Unstructured, len(resources))
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(listsAtOnce)
-	for i, r := range resources {
-		group.Go(func() (err error) {
-			if found[i], err = list(ctx, c, r); err != nil && !apierrors.IsNotFound(err) {
-				return fmt.Errorf("listing %s: %w", r.GroupResource(), err)
-			}
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return nil, err
+	found, errs := EachInCluster(ctx, c, resources)
+	for _, err := range errs {
+		if err != nil {
+			return nil, err
+		}
 	}
 	return slices.Concat(found...), nil
 }
@@ -56,9 +48,12 @@ func EachInCluster(ctx context.Context, c *kube.Client, resources []offline.Reso
 	found, errs := make([][]*unstructured.Unstructured, len(resources)), make([]error, len(resources))
 	var group errgroup.Group
 	group.SetLimit(listsAtOnce)
-	for i := range resources {
+	for i, r := range resources {
 		group.Go(func() error {
-			found[i], errs[i] = InCluster(ctx, c, resources[i:i+1])
+			var err error
+			if found[i], err = list(ctx, c, r); err != nil && !apierrors.IsNotFound(err) {
+				errs[i] = fmt.Errorf("listing %s: %w", r.GroupResource(), err)
+			}
 			return nil
 		})
 	}

@@ -107,7 +107,7 @@ func (c *Catalog) subjectOf(p *registry.Pod) (Subject, *registry.Sidecar) {
 	}
 	sidecar := compile.SidecarOf(c.snap, c.settings, p.Namespace, p.Labels)
 	out.outside = compile.OutsideFor(c.snap, c.settings, p.Namespace, sidecar)
-	out.confined = sidecar != nil && sidecar.Outbound == registry.RegistryOnly
+	out.confined = sidecar.Confines()
 	if sidecar != nil && sidecar.Egress != nil {
 		out.scope = ofScope(sidecar, p.Namespace, p.ServiceAccount)
 	}

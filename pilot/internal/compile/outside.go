@@ -197,7 +197,7 @@ func OutsideFor(snap *registry.Snapshot, set Settings, namespace string, sidecar
 	switch whose := namesOutside(snap, set, namespace); {
 	case whose == "":
 		return Whose{}
-	case sidecar != nil && sidecar.Outbound == registry.RegistryOnly:
+	case sidecar.Confines():
 		return Whose{namespace, sidecar.ID}
 	default:
 		return Whose{Namespace: whose}

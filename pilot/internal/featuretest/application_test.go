@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -50,16 +48,9 @@ func call(t *testing.T, listener, service string) (int, string) {
 func TestApplicationsOfServicesProveTheirNames(t *testing.T) {
 	o := newOutside(t)
 	stranger := envoytest.NewCA(t)
-	client := o.ca.Issue(t, "spiffe://partner.example/client")
-	cert, key := filepath.Join(filepath.Dir(o.roots), "cert.pem"), filepath.Join(filepath.Dir(o.roots), "key.pem")
-	for name, text := range map[string][]byte{cert: client.Cert, key: client.Key} {
-		if err := os.WriteFile(name, text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 	const refused, closed, web = "CERTIFICATE_VERIFY_FAILED", "upstream connect error", "name: port, appProtocol: http"
 	simple := "mode: SIMPLE, caCertificates: " + o.roots
-	mutual := fmt.Sprintf("mode: MUTUAL, caCertificates: %s, clientCertificate: %s, privateKey: %s", o.roots, cert, key)
+	mutual := o.mutual(t)
 	cases := []struct {
 		name, port, way string
 		ca              *envoytest.CA

@@ -76,6 +76,19 @@ func (o *outside) entry(t *testing.T, host, port, more string, server int) {
 	}
 }
 
+// mutual is how a rule says that proxies show a certificate of spiffe://partner.example/client, from files.
+func (o *outside) mutual(t *testing.T) string {
+	t.Helper()
+	client := o.ca.Issue(t, "spiffe://partner.example/client")
+	cert, key := filepath.Join(filepath.Dir(o.roots), "cert.pem"), filepath.Join(filepath.Dir(o.roots), "key.pem")
+	for name, text := range map[string][]byte{cert: client.Cert, key: client.Key} {
+		if err := os.WriteFile(name, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fmt.Sprintf("mode: MUTUAL, caCertificates: %s, clientCertificate: %s, privateKey: %s", o.roots, cert, key)
+}
+
 func rule(host, way string) string {
 	return fmt.Sprintf("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: %q, namespace: finance}\nspec: {host: %q, trafficPolicy: {tls: {%s}}}",
 		strings.NewReplacer("*", "x", ".", "-").Replace(host), host, way)
@@ -153,13 +166,6 @@ func ask(t *testing.T, address, host string, protocols *http.Protocols) (int, st
 func TestServersOutsideProveTheirNames(t *testing.T) {
 	o := newOutside(t)
 	stranger := envoytest.NewCA(t)
-	client := o.ca.Issue(t, "spiffe://partner.example/client")
-	cert, key := filepath.Join(filepath.Dir(o.roots), "cert.pem"), filepath.Join(filepath.Dir(o.roots), "key.pem")
-	for name, text := range map[string][]byte{cert: client.Cert, key: client.Key} {
-		if err := os.WriteFile(name, text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 	simple := "mode: SIMPLE, caCertificates: " + o.roots
 	const refused = "CERTIFICATE_VERIFY_FAILED"
 	cases := []struct {
@@ -178,7 +184,7 @@ func TestServersOutsideProveTheirNames(t *testing.T) {
 		{"sni.example", "", simple + ", sni: front.example", o.server(t, o.ca, nil, "sni.example"), "asked for as front.example"},
 		{"*.wild.example", "a.wild.example", simple, o.server(t, o.ca, nil, "a.wild.example"), "asked for as a.wild.example"},
 		{"*.wild.example", "b.wild.example", simple, 0, refused},
-		{"mutual.example", "", fmt.Sprintf("mode: MUTUAL, caCertificates: %s, clientCertificate: %s, privateKey: %s", o.roots, cert, key),
+		{"mutual.example", "", o.mutual(t),
 			o.server(t, o.ca, o.ca.Pool(), "mutual.example"), "by [spiffe://partner.example/client]"},
 		{"demanding.example", "", simple, o.server(t, o.ca, o.ca.Pool(), "demanding.example"), "upstream connect error"},
 		{"found.by-dns.example", "", simple, o.server(t, o.ca, nil, "found.by-dns.example"), "asked for as found.by-dns.example"},

@@ -43,7 +43,7 @@ func Of(snap *registry.Snapshot, set compile.Settings, pod string) (operatorv1.R
 			out.Services = append(out.Services, operatorv1.Reachable{Service: s.ID, Ports: portsOf(s), By: by, Open: audience.Open, Everyone: audience.Everyone})
 		}
 	}
-	out.Confined = sidecar != nil && sidecar.Outbound == registry.RegistryOnly
+	out.Confined = sidecar.Confines()
 	out.Outside = outside(snap, set, p.Namespace, sidecar)
 	return out, nil
 }

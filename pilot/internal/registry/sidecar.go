@@ -59,6 +59,9 @@ const (
 // Silent reports whether it says nothing, so that its workloads are as without it.
 func (s *Sidecar) Silent() bool { return s.Egress == nil && s.Outbound == "" }
 
+// Confines reports whether it keeps its workloads from all that neither a Service nor a ServiceEntry names. Nil is no Sidecar, which keeps them from nothing.
+func (s *Sidecar) Confines() bool { return s != nil && s.Outbound == RegistryOnly }
+
 // EgressHost names services that may be known or, where the namespace begins with "~", that may not, whatever else names them.
 type EgressHost struct {
 	Namespace string // a name, "." for the workload's own, "*" for all; after "~" also nothing, for all
@@ -192,7 +195,7 @@ func notEgressHost(h EgressHost) string {
 
 // adviseSidecar warns of hosts that are no service's, which only those need who may connect to nothing else.
 func adviseSidecar(s *Sidecar) []string {
-	if s.Outbound == RegistryOnly {
+	if s.Confines() {
 		return nil
 	}
 	const services = ".svc." + mesh.ClusterDomain
