@@ -107,6 +107,30 @@ func TestRevokedAreEndedWhateverPoliciesSay(t *testing.T) {
 	}
 }
 
+// A connection that carries requests goes on, whoever its client is, as each request is decided for itself; but where so many are open and forbidden that they would
+// not end in time, those that are forbidden whatever they carry take them with them.
+func TestConnectionsThatCarryRequestsEndWhereTooManyAreForbidden(t *testing.T) {
+	for requests, crowded := range map[int]bool{1: false, 400: false, 600: true} {
+		for what, rules := range map[string][]byte{"the client": deny(of(authz.Principal, "", client)), "the path": deny(of(authz.Path, "", "/x"))} {
+			box := opentest.New(t)
+			box.Configure(allowAll)
+			over := connection(client)
+			over.Properties["xds.filter_chain_name"] = "tls-http"
+			carrier := box.Open(over)
+			for range requests {
+				box.Open(request(client))
+			}
+			ended := box.Look(box.Configure(rules))
+			if want := crowded && what == "the client"; ended[carrier] != want {
+				t.Errorf("%d requests, denied is %s: the connection ended: %v, want %v", requests, what, ended[carrier], want)
+			}
+			if delete(ended, carrier); len(ended) != requests {
+				t.Errorf("%d requests, denied is %s: %d ended", requests, what, len(ended))
+			}
+		}
+	}
+}
+
 // Of a request whose head was too long to be kept nobody knows what it asked for: it ends where rules may forbid it, and only there.
 func TestLongHeadsEndWhereTheyMayBeForbidden(t *testing.T) {
 	box := opentest.New(t)

@@ -1,17 +1,23 @@
 package push
 
 import (
+	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
 // echo is an application that speaks TCP.
@@ -101,6 +107,62 @@ func TestRevokedIdentityHasNoTCPConnection(t *testing.T) {
 		within("a connection again", func() bool { open = dial(); return answers(open) })
 		if m.apply(registry.Event{Kind: registry.Revocations, ID: "r"}); !answers(open) {
 			t.Errorf("%s: a connection ends by another certificate's revocation", what)
+		}
+	}
+}
+
+// Who asks on over a connection that it has kept is told by each answer that it is denied, and the connection goes on: one that ended while a request was on its
+// way would leave it without an answer that says why.
+func TestWhoAsksOnIsToldThatItIsDenied(t *testing.T) {
+	mine := account("shop", "client")
+	app := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	app.Config.Protocols = protocols(true, true)
+	app.Start()
+	t.Cleanup(app.Close)
+	m, o := served(t, uint32(app.Listener.Addr().(*net.TCPAddr).Port), protocol.HTTP, mine)
+	denied := policyFor(authz.Deny, authz.Clauses{clause(authz.Principal, authz.Exact, mine.String())})
+	for what, change := range map[string]struct{ there, gone registry.Event }{
+		"a revocation": {revoke("r", "client", ""), registry.Event{Kind: registry.Revocations, ID: "r"}},
+		"a policy":     {denied, registry.Event{Kind: registry.Policies, ID: "shop/p"}},
+	} {
+		for _, version := range []string{"HTTP/1.1", "HTTP/2.0"} {
+			client := o.client(mine, version)
+			dial := client.DialContext
+			var dialed atomic.Int32
+			client.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+				dialed.Add(1)
+				return dial(ctx, network, address)
+			}
+			status := func() (int, error) {
+				resp, err := o.ask(client, "/")
+				if err != nil {
+					return 0, err
+				}
+				_, err = io.Copy(io.Discard, resp.Body)
+				return resp.StatusCode, errors.Join(err, resp.Body.Close())
+			}
+			until := func(wanted int, then time.Duration) {
+				t.Helper()
+				var first time.Time
+				for end := time.Now().Add(20 * time.Second); first.IsZero() || time.Since(first) < then; {
+					got, err := status()
+					switch {
+					case got == wanted && err == nil && first.IsZero():
+						first = time.Now()
+					case got != wanted && (!first.IsZero() || time.Now().After(end)), err != nil && !first.IsZero():
+						t.Fatalf("%s, %s: status %d, %v, want %d", what, version, got, err, wanted)
+					}
+				}
+			}
+			until(http.StatusOK, 0)
+			connections := dialed.Load()
+			m.apply(change.there)
+			until(http.StatusForbidden, 3*time.Second)
+			m.apply(change.gone)
+			until(http.StatusOK, 0)
+			if more := dialed.Load() - connections; more != 0 {
+				t.Errorf("%s, %s: %d connections more than the one that was kept", what, version, more)
+			}
 		}
 	}
 }

@@ -55,10 +55,10 @@ func chainOf(req authz.Request, kind string) string {
 }
 
 // What is ended of requests and connections that are open is what pkg/authz says is denied by the policies that have come, for random ones of both: each of those, where
-// nothing is asked of tokens, and no other. A connection that carries requests is ended only if each request on it would be.
+// nothing is asked of tokens, and no other. A connection that carries requests goes on.
 func TestWhatIsEndedIsWhatTheEvaluatorDenies(t *testing.T) {
 	seed := newSeed()
-	ends, stays, tcp, connections := 0, 0, 0, 0
+	ends, stays, tcp := 0, 0, 0
 	box := opentest.New(t)
 	for i := range uint64(400) {
 		g := &generator{Rand: rand.New(rand.NewPCG(seed+i, 2))}
@@ -100,16 +100,13 @@ func TestWhatIsEndedIsWhatTheEvaluatorDenies(t *testing.T) {
 				tell("a request was ended", r.req, d)
 			case !ended[id] && !d.Allowed && !tokens:
 				tell("a request goes on", r.req, d)
-			case ended[r.over] && d.Allowed:
+			case ended[r.over]:
 				tell("the connection of a request was ended", r.req, d)
 			}
 			if ended[id] {
 				ends++
 			} else {
 				stays++
-			}
-			if ended[r.over] {
-				connections++
 			}
 		}
 		for id, c := range raw {
@@ -133,8 +130,8 @@ func TestWhatIsEndedIsWhatTheEvaluatorDenies(t *testing.T) {
 		}
 		box.Gone(root)
 	}
-	t.Logf("seed %d: of requests %d ended and %d went on, %d were on connections that ended, and %d connections of another kind ended", seed, ends, stays, connections, tcp)
-	if ends < 1000 || stays < 1000 || tcp < 200 || connections < 100 {
+	t.Logf("seed %d: of requests %d ended and %d went on, and %d connections of another kind ended", seed, ends, stays, tcp)
+	if ends < 1000 || stays < 1000 || tcp < 200 {
 		t.Error("the test does not test much")
 	}
 }

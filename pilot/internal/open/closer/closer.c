@@ -26,7 +26,9 @@ enum { REQUEST_HEADERS = 0, DOWNSTREAM = 2, PLUGIN_CONFIGURATION = 7 };
 enum { FIRST_LOOK_MS = 250, LOOK_MS = 1000, LOOKS = 17, STEPS = 2 << 20, SOON_MS = 1 };
 
 // The host ends what it is told to when it has left the sandbox, tells it of what has ended, and ends the next in the midst of that. So it is told of few at
-// a time, and of one stream, as the next may be of the same connection. After so many streams it is the turn of connections, which take theirs with them.
+// a time, and of one stream, as the next may be of the same connection. After so many streams it is the turn of connections that are forbidden whatever they
+// carry, which take theirs with them. Else one that carries requests goes on: each request is decided by Envoy's own filters, and one that was on its
+// way while its connection ended would have no answer that says why.
 enum { STREAMS_AT_ONCE = 1, CONNECTIONS_AT_ONCE = 16, STREAMS_BEFORE = 500 };
 
 // A head that is longer is not kept, nor is one where so much is kept already: what such a request asked for is unknown.
@@ -39,7 +41,7 @@ EXPORT(proxy_on_vm_start) u32 started(u32 context, u32 size) { return 1; }
 EXPORT(proxy_on_done) u32 done(u32 context) { return 1; }
 
 // What is open, found by its context: a table whose places are a power of two, of which a quarter at least is empty.
-enum kind { NOTHING, CONNECTION, STREAM };
+enum kind { NOTHING, CONNECTION, CARRIER, STREAM }; // a carrier is a connection that is known to carry requests
 static struct entry {
 	u32 context, judged; // by which rules
 	u8 *head;            // of a stream, as the host has written it; 0 if it was not kept
@@ -114,13 +116,13 @@ static struct rules {
 } sets[64];
 static u32 had, generation, looks, looking;
 
-// How far a look has come: which kind it is the turn of, and how many streams have been ended before.
+// How far a look has come: whether it is the turn of streams or of connections, how many streams have been ended before, and whether they were too many.
 static enum kind turn;
-static u32 before;
+static u32 before, crowded;
 
 static void change(u32 context) {
 	generation++;
-	looks = before = 0;
+	looks = before = crowded = 0;
 	turn = STREAM;
 	looking = context;
 	proxy_set_effective_context(context);
@@ -227,6 +229,11 @@ static u32 judge(struct entry *e) {
 	stream = e->kind == STREAM ? e : 0;
 	if (!known())
 		return 0;
+	if (e->kind == CONNECTION && http) {
+		e->kind = CARRIER;
+		if (!crowded)
+			return 0;
+	}
 	e->judged = generation;
 	for (u32 i = 0; i < had; i++) {
 		if (!last(i) || !forbidden(&sets[i]))
@@ -242,10 +249,10 @@ static u32 judge(struct entry *e) {
 	return 0;
 }
 
-// look judges all of a kind that has not been, and says whether it has come to the end.
-static u32 look(enum kind kind, u32 most) {
+// look judges all whose turn it is and that has not been judged, and says whether it has come to the end.
+static u32 look(u32 most) {
 	for (u32 i = 0; i < places; i++) {
-		if (table[i].kind != kind || table[i].judged == generation)
+		if (table[i].judged == generation || (table[i].kind != turn && (table[i].kind != CARRIER || !crowded || turn == STREAM)))
 			continue;
 		if (most == 0 || steps > STEPS)
 			return 0;
@@ -263,19 +270,17 @@ EXPORT(proxy_on_tick) void tick(u32 context) {
 	steps = 0;
 	// A request is told that it is denied before its connection ends.
 	if (turn == STREAM) {
-		if (look(STREAM, STREAMS_AT_ONCE))
-			before = 0;
-		else
-			before++;
-		if (before == 0 || before >= STREAMS_BEFORE)
+		u32 all = look(STREAMS_AT_ONCE);
+		crowded = !all && ++before >= STREAMS_BEFORE;
+		if (all || crowded)
 			turn = CONNECTION;
-	} else if (look(CONNECTION, CONNECTIONS_AT_ONCE)) {
+	} else if (look(CONNECTIONS_AT_ONCE)) {
 		turn = STREAM;
-		if (before == 0) {
+		before = 0;
+		if (!crowded) {
 			looks++;
 			period = LOOK_MS;
 		}
-		before = 0;
 	}
 	proxy_set_effective_context(context);
 	proxy_set_tick_period_milliseconds(period);
