@@ -25,7 +25,7 @@ var outside = []mutation{
 		{"pilot/internal/compile/outside.go", " && !OfServices(out.Ranges, n) {\n", " {\n"}}},
 	{36, "a network takes the addresses of pods in it", outsideTraffic + "TestNetworksAreThoseOfTheNarrowest", []edit{
 		{"pilot/internal/translate/outside.go", "	if own := o.OwnIn(networks); len(own) > 0 {\n", "	if own := o.OwnIn(networks); len(own) < 0 {\n"}}},
-	{36, "a pod that comes into a network is not told", everyChange, []edit{
+	{36, "a pod that comes into a network is not told", "pilot/internal/compile.TestEffectsNameNothingElse", []edit{
 		{"pilot/internal/registry/serviceentry.go", "		for e := range ServiceEntries.all(s, \"networked\", true) {\n", "		for e := range ServiceEntries.all(s, \"networked\", false) {\n"}}},
 	{36, "a server of the mesh outside may have any identity of it", outsideTraffic + "TestServersOfTheMeshOutsideProveTheirIdentity", []edit{
 		{"pilot/internal/handshake/tls.go", "	return mutual(x.Identities, x.Protocol,", "	return mutual([]string{\"spiffe://cluster.local/ns/finance/sa/vm\", \"spiffe://cluster.local/ns/finance/sa/other\"}, x.Protocol,"}}},

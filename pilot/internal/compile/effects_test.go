@@ -351,7 +351,9 @@ func TestEffectsNameNothingElse(t *testing.T) {
 		return &registry.Pod{ID: "a/" + name, Namespace: "a", Name: name, IPs: []string{ip}, ServiceAccount: "s", Labels: app(name)}
 	}
 	snap := world(t, service("a", "x", "10.96.0.1"), service("a", "y", "10.96.0.2"), service("b", "x", "10.96.0.3"), headless("a/h", "a", "h", 0, app("h")),
-		sliceOf("a/x", "a", "10.0.0.1"), sliceOf("a/h", "a", "10.0.0.2"), pod("x", "10.0.0.1"), pod("h", "10.0.0.2"), pod("z", "10.0.0.3"))
+		sliceOf("a/x", "a", "10.0.0.1"), sliceOf("a/h", "a", "10.0.0.2"), pod("x", "10.0.0.1"), pod("h", "10.0.0.2"), pod("z", "10.0.0.3"),
+		&registry.ServiceEntry{ID: "b/network", Namespace: "b", Networks: []netip.Prefix{netip.MustParsePrefix("10.0.9.0/24")}},
+		&registry.ServiceEntry{ID: "c/address", Namespace: "c", Addresses: []string{"10.0.9.1"}})
 	type names = map[string]bool
 	for _, c := range []struct {
 		what   string
@@ -367,6 +369,9 @@ func TestEffectsNameNothingElse(t *testing.T) {
 		{"a pod", registry.Change{Kind: registry.Pods, ID: "a/x", New: pod("x", "10.0.0.1")},
 			compile.Effects{Services: names{"a/x": true}, Endpoints: names{"a/x": true}, Reach: names{"a/x": true}}},
 		{"a pod without a service", registry.Change{Kind: registry.Pods, ID: "a/z", Old: pod("z", "10.0.0.3")}, compile.Effects{}},
+		{"a pod in a network that is named as outside", registry.Change{Kind: registry.Pods, ID: "a/n", New: pod("n", "10.0.9.2")}, compile.Effects{Outside: names{"b": true}}},
+		{"a pod at an address that is", registry.Change{Kind: registry.Pods, ID: "a/n", Old: pod("n", "10.0.9.1")}, compile.Effects{Outside: names{"b": true, "c": true}}},
+		{"a pod beside it", registry.Change{Kind: registry.Pods, ID: "a/n", New: pod("n", "10.0.8.2")}, compile.Effects{}},
 		{"a ServiceEntry", registry.Change{Kind: registry.ServiceEntries, ID: "a/e", New: &registry.ServiceEntry{ID: "a/e", Namespace: "a"}}, compile.Effects{Outside: names{"a": true}}},
 		{"a ServiceEntry of the mesh", registry.Change{Kind: registry.ServiceEntries, ID: "root/e", New: &registry.ServiceEntry{ID: "root/e", Namespace: "root"}}, compile.Effects{Outside: names{"": true}}},
 		{"a rule for what is outside", registry.Change{Kind: registry.DestinationRules, ID: "a/d", New: &registry.DestinationRule{ID: "a/d", Namespace: "a", Host: "x.example"}},
