@@ -102,7 +102,7 @@ var claims = []mutation{
 		{"pilot/internal/translate/inbound.go", `connectionManager("inbound", `, `connectionManager(fmt.Sprint("inbound", len(c.w.Ports)), `},
 		{"pilot/internal/translate/inbound.go", "import (\n", "import (\n	\"fmt\"\n"}}},
 	{18, "a filter chain knows whether there are policies", "pilot/internal/translate.TestInboundChainsAreTheSameWhateverServicesPoliciesAndModesSay", []edit{
-		{"pilot/internal/translate/inbound.go", `c.tls(tlsTCP, c.tcp(true, afterHandshake))`, `c.tls(tlsTCP, c.tcp(enforced(w.Policies), afterHandshake))`}}},
+		{"pilot/internal/translate/inbound.go", `c.tls(tlsTCP+asks, c.tcp(true, afterHandshake))`, `c.tls(tlsTCP+asks, c.tcp(enforced(w.Policies), afterHandshake))`}}},
 	{18, "plaintext that was open when the mode changed goes on asking", "pilot/internal/translate.TestPlaintextIsDeniedBeforeTheListenerRefusesIt", []edit{
 		{"pilot/internal/translate/authorization.go", "filter.Rules = rbac.With(filter.GetRules(), rbac.PlaintextRule, rbac.StrictPorts(w))", "_ = rbac.PlaintextRule"}}},
 	{19, "what an unproven certificate says is taken for proven", "agent/internal/als.TestOnlyAHandshakeProvesAnIdentity", []edit{
@@ -468,9 +468,15 @@ var claims = []mutation{
 	{33, "what an authorizer that is down would be asked passes", "pilot/internal/translate.TestExternalAuthorizersAreAsked", []edit{
 		{"pilot/internal/translate/custom.go", "FailureModeAllow: p.FailOpen, StatusOnError", "FailureModeAllow: true, StatusOnError"}}},
 	{33, "connections pass whose authorizer is down", "pilot/internal/translate.TestExternalAuthorizersAreAskedAboutConnections", []edit{
-		{"pilot/internal/translate/custom.go", "FailureModeAllow: p.FailOpen, TransportApiVersion", "FailureModeAllow: true, TransportApiVersion"}}},
-	{33, "of two authorizers of a connection one is forgotten", "pilot/internal/translate.TestExternalAuthorizersAreAskedAboutConnections", []edit{
-		{"pilot/internal/translate/custom.go", "			others = append(others, p.Name)\n", ""}}},
+		{"pilot/internal/translate/custom.go", "FailureModeAllow: asked[i].FailOpen, TransportApiVersion", "FailureModeAllow: true, TransportApiVersion"}}},
+	{33, "of five authorizers of a connection one is forgotten", "pilot/internal/translate.TestExternalAuthorizersAreAskedAboutConnections", []edit{
+		{"pilot/internal/translate/custom.go", "			others = append(others, p)\n", ""}}},
+	{33, "a second authorizer of a connection is not asked", "pilot/internal/translate.TestExternalAuthorizersAreAskedAboutConnections", []edit{
+		{"pilot/internal/translate/custom.go", "	if i >= len(asked) {\n		return out\n", "	if i > 0 {\n		return out\n"}}},
+	{33, "a listener does not follow a second authorizer of connections", "pilot/internal/translate.TestSameInboundListenerSaysWhatMakingBothWould", []edit{
+		{"pilot/internal/translate/inbound.go", "askSeveral(a) != askSeveral(b) ||", ""}}},
+	{33, "a second authorizer of connections is not told", "pilot/internal/push.TestFurtherAuthorizersOfConnectionsComeAndGo", []edit{
+		{"pilot/internal/translate/authorization.go", "	return s.further < len(asked)\n", "	return len(asked) > 4\n"}}},
 	{33, "a policy whose authorizer is not there denies nothing", "pkg/authz.TestWhetherAnAuthorizerIsAsked", []edit{
 		{"pkg/authz/build.go", "		p.Action = Deny\n		b.warn(", "		b.warn("}}},
 	{33, "an external authorizer is asked about the question", "pilot/internal/compile.TestNobodyIsAskedAboutTheQuestion", []edit{

@@ -13,20 +13,26 @@ import (
 // Authorization is the configuration of a filter by which policies hold for the pods of a class.
 type Authorization struct{ Class, Filter string }
 
-func (r Authorization) Type() string            { return deltaxds.ExtensionConfigType }
-func (r Authorization) Name() string            { return r.Filter }
-func (r Authorization) layers(*Catalog) []Layer { return []Layer{ofClass(r.Class)} }
+func (r Authorization) Type() string { return deltaxds.ExtensionConfigType }
+func (r Authorization) Name() string { return r.Filter }
+
+func (r Authorization) layers(c *Catalog) []Layer {
+	if !translate.HasAuthorization(c.workload(r.Class), r.Filter) {
+		return nil
+	}
+	return []Layer{ofClass(r.Class)}
+}
 
 func (r Authorization) make(c *Catalog) proto.Message {
 	return translate.Authorization(c.workload(r.Class), r.Filter)
 }
 
 var authorization = family{
-	of: func(_ *Catalog, l Layer) []Resource {
+	of: func(c *Catalog, l Layer) []Resource {
 		if l.kind != classLayer {
 			return nil
 		}
-		return filtersOf(l.of)
+		return slices.DeleteFunc(filtersOf(l.of), func(r Resource) bool { return len(r.layers(c)) == 0 })
 	},
 	touched: func(_ *Catalog, t *turn) (out []Resource) {
 		for _, w := range t.classes {
@@ -41,7 +47,7 @@ var authorization = family{
 }
 
 func filtersOf(class string) (out []Resource) {
-	for _, name := range translate.AuthorizationNames() {
+	for _, name := range translate.AuthorizationNames {
 		out = append(out, Authorization{class, name})
 	}
 	return out

@@ -376,7 +376,7 @@ func (w *world) authorization(namespace, name string) {
 	if w.chance(20) {
 		annotations = `{istio.io/dry-run: "true"}`
 	}
-	action := one(w, []string{"ALLOW", "ALLOW", "DENY", "DENY", "AUDIT", "CUSTOM", "CUSTOM, provider: {name: opa}", "NONSENSE"})
+	action := one(w, []string{"ALLOW", "ALLOW", "DENY", "DENY", "AUDIT", "CUSTOM", "CUSTOM, provider: {name: opa}", "CUSTOM, provider: {name: ward}", "NONSENSE"})
 	w.set("AuthorizationPolicy", namespace, name, "annotations: "+annotations,
 		fmt.Sprintf("spec: {action: %s, %s rules: [%s]}", action, w.target(), strings.Join(w.some(rules, 20), ", ")))
 }

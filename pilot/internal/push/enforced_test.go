@@ -42,7 +42,7 @@ func (m *testMesh) expectTold(ns, name, want string) {
 func (m *testMesh) enforcer(pod string) *proxy {
 	p := m.connect(pod, deltaxds.ClusterType, deltaxds.ListenerType)
 	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.RouteType, ResourceNamesSubscribe: translate.InboundTables()}
-	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: translate.AuthorizationNames()}
+	p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: translate.AuthorizationNames}
 	return p
 }
 

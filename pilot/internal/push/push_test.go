@@ -22,6 +22,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/nodexds"
@@ -30,7 +31,8 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
 
-var settings = compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system"}
+var settings = compile.Settings{TrustDomain: "cluster.local", RootNamespace: "bulwark-system", Authorizers: []authorizer.Provider{
+	{Name: "opa", GRPC: true, Service: "shop/opa", Port: 9191, Timeout: time.Second}, {Name: "ward", GRPC: true, Service: "shop/ward", Port: 9191, Timeout: time.Second}}}
 
 // testMesh is a registry, a store and a server, fed by hand, and one agent with the pods of its node.
 type testMesh struct {
@@ -260,7 +262,7 @@ func TestCostFollowsWhatChangedAndWhoIsAffected(t *testing.T) {
 		}
 		p.in <- endpoints
 		p.take(t, "eds", services)
-		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: append(translate.AuthorizationNames(), translate.RevocationNames()...)}
+		p.in <- &discovery.DeltaDiscoveryRequest{TypeUrl: deltaxds.ExtensionConfigType, ResourceNamesSubscribe: append(translate.AuthorizationNames, translate.RevocationNames()...)}
 		p.take(t, short(deltaxds.ExtensionConfigType), 14)
 	}
 	// Shared: clusters, endpoints and listeners of services, four clusters, three listeners, five filters of listeners (two of them in each family), three lists of revocations.

@@ -166,3 +166,50 @@ func TestWhoAsksOnIsToldThatItIsDenied(t *testing.T) {
 		}
 	}
 }
+
+// A connection is asked about by each external authorizer whose rules it matches, also by one that comes when others are there already: nobody answers here, so
+// who is asked denies. What is open stays.
+func TestFurtherAuthorizersOfConnectionsComeAndGo(t *testing.T) {
+	mine := account("shop", "client")
+	target := echo(t)
+	m, o := served(t, target, protocol.TCP, mine)
+	port := func(number uint32) authz.Clause { return clause(authz.DestinationPort, authz.Port, fmt.Sprint(number)) }
+	asks := func(provider string, number uint32) {
+		e := policyFor(authz.Custom, authz.Clauses{port(number)})
+		p := e.Object.(*registry.Policy)
+		e.ID, p.ID, p.Policy.Name, p.Policy.Provider = "shop/"+provider, "shop/"+provider, provider, provider
+		m.apply(e)
+	}
+	passes := func() bool {
+		in, err := o.tcp(mine)
+		if err == nil {
+			_, err = io.ReadFull(in, make([]byte, 1))
+		}
+		return err == nil
+	}
+	soon := func(what string, want bool) {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); passes() != want; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s: a connection passes: %v", what, !want)
+			}
+		}
+	}
+	open := o.open("TCP", mine, o.tcp)
+	asks("opa", 9)
+	soon("one authorizer, of another port", true)
+	for _, second := range []uint32{9, target, 9} {
+		asks("ward", second)
+		soon(fmt.Sprintf("a second one, of port %d", second), second == 9)
+	}
+	asks("opa", target)
+	soon("the first one", false)
+	asks("opa", 9)
+	m.apply(registry.Event{Kind: registry.Policies, ID: "shop/ward"})
+	soon("one again", true)
+	asks("opa", target)
+	soon("one again, of the port", false)
+	if ended, _ := within(time.Second, []*opened{open}, 1); len(ended) > 0 {
+		t.Error("what was open has ended")
+	}
+}

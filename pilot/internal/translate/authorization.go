@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"maps"
 	"slices"
 
 	xdscore "github.com/cncf/xds/go/xds/core/v3"
@@ -36,6 +37,16 @@ type stage struct {
 	tcpKinds []proto.Message                       // of which that may be; nil: RBAC
 	silent   func(w *compile.Workload, mutual bool) bool
 	action   authz.Action // of the policies that hold there, if it is a stage of policies
+	further  int          // 0, or it is there for workloads alone that have more external authorizers for connections than these
+}
+
+// there says whether a workload has the stage.
+func (s stage) there(w *compile.Workload) bool {
+	if s.further == 0 {
+		return true
+	}
+	asked, _ := ofConnections(w)
+	return s.further < len(asked)
 }
 
 // ofConnections are the kinds of its filter for connections.
@@ -51,9 +62,7 @@ func (s stage) httpName() string { return "authorization/http/" + s.name }
 func (s stage) tcpName() string { return "authorization/tcp/" + s.name }
 
 // stages are in the order of the filters: tokens are verified before policies ask for them, what is audited is so whatever the verdict, and a denial outweighs what allows.
-var stages = []stage{
-	askedWhether,
-	askThem,
+var stages = append(externalAuthorizers,
 	verified,
 	policyStage("audit", authz.Audit, nil, func(w *compile.Workload) proto.Message {
 		filter := connections(w, authz.Audit)
@@ -71,7 +80,7 @@ var stages = []stage{
 		}
 		return filter
 	}),
-}
+)
 
 // policyStage is where the policies of an action hold. More is what else its filter for requests has.
 func policyStage(name string, action authz.Action, more func(*compile.Workload, *httprbac.RBAC), tcp func(*compile.Workload) proto.Message) stage {
@@ -103,34 +112,42 @@ func connections(w *compile.Workload, action authz.Action) *netrbac.RBAC {
 	return &netrbac.RBAC{Rules: enforced, ShadowRules: shadow, StatPrefix: rbac.Prefix(action), ShadowRulesStatPrefix: rbac.TrialPrefix(action)}
 }
 
-// AuthorizationNames are the names of a workload's authorization resources.
-func AuthorizationNames() []string {
-	out := []string{openRules}
+// authorizationStages finds stages by the names of their resources.
+var authorizationStages = func() map[string]stage {
+	out := map[string]stage{}
 	for _, s := range stages {
 		if s.http != nil {
-			out = append(out, s.httpName())
+			out[s.httpName()] = s
 		}
 		if s.tcp != nil {
-			out = append(out, s.tcpName())
+			out[s.tcpName()] = s
 		}
 	}
 	return out
+}()
+
+// AuthorizationNames are the names of the authorization resources of workloads. Not each workload has all of them; see HasAuthorization.
+var AuthorizationNames = append(slices.Sorted(maps.Keys(authorizationStages)), openRules)
+
+// HasAuthorization says whether a workload has the authorization resource of a name.
+func HasAuthorization(w *compile.Workload, name string) bool {
+	s, ok := authorizationStages[name]
+	return name == openRules || ok && s.there(w)
 }
 
-// Authorization is the configuration of one filter of a workload, nil if there is none of the name.
+// Authorization is the configuration of one filter of a workload, nil if it has none of the name.
 func Authorization(w *compile.Workload, name string) *core.TypedExtensionConfig {
 	if name == openRules {
 		return envoy.Extension(name, forbiddenByPolicies(w))
 	}
-	for _, s := range stages {
-		switch {
-		case s.http != nil && name == s.httpName():
-			return envoy.Extension(name, s.http(w))
-		case s.tcp != nil && name == s.tcpName():
-			return envoy.Extension(name, s.tcp(w))
-		}
+	switch s, ok := authorizationStages[name]; {
+	case !ok || !s.there(w):
+		return nil
+	case s.http != nil && name == s.httpName():
+		return envoy.Extension(name, s.http(w))
+	default:
+		return envoy.Extension(name, s.tcp(w))
 	}
-	return nil
 }
 
 // peerKey is where the identity of the client of a connection is noted, nothing in plaintext. Envoy's own input for a certificate's URI says of plaintext that it cannot be
@@ -229,10 +246,10 @@ func badAuthority(of *route.RouteMatch) *route.Route {
 	}
 }
 
-func tcpAuthorizationFilters() []*listener.Filter {
+func tcpAuthorizationFilters(w *compile.Workload) []*listener.Filter {
 	out := []*listener.Filter{{Name: tcpRevocations, ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(&netrbac.RBAC{})}}}
 	for _, s := range stages {
-		if s.tcp == nil {
+		if s.tcp == nil || !s.there(w) {
 			continue
 		}
 		out = append(out, &listener.Filter{Name: s.tcpName(), ConfigType: &listener.Filter_ConfigDiscovery{ConfigDiscovery: discovered(s.ofConnections()...)}})

@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -28,17 +29,28 @@ import (
 )
 
 // The stages of external authorizers come before all others. Of requests, one filter is a chain for all of a workload's authorizers: of each, rules that decide nothing say whether it
-// is to be asked, and then it is. Of connections the two are filters of their own, and one authorizer can be asked.
-var (
-	askedWhether = stage{
-		name: "custom", kinds: []proto.Message{&httprbac.RBAC{}, &extension.ExtensionWithMatcher{}},
-		http:   func(w *compile.Workload) proto.Message { return askedOfRequests(w) },
-		silent: func(w *compile.Workload, _ bool) bool { return len(w.Authorizers) == 0 },
-		tcp:    func(w *compile.Workload) proto.Message { return askedOfConnections(w) },
+// is to be asked, and then it is. Of connections the two are filters of their own, and so are those of each further authorizer, for workloads that have it.
+var externalAuthorizers = func() []stage {
+	out := []stage{
+		{name: "custom", kinds: []proto.Message{&httprbac.RBAC{}, &extension.ExtensionWithMatcher{}},
+			http:   func(w *compile.Workload) proto.Message { return askedOfRequests(w) },
+			silent: func(w *compile.Workload, _ bool) bool { return len(w.Authorizers) == 0 },
+			tcp:    func(w *compile.Workload) proto.Message { return askedOfConnections(w, 0) }},
 	}
-	askThem = stage{name: "custom-ask", tcp: func(w *compile.Workload) proto.Message { return connectionAuthorizer(w) },
-		tcpKinds: []proto.Message{&netrbac.RBAC{}, &netextauthz.ExtAuthz{}}}
-)
+	for i := range mostOfConnections {
+		number := ""
+		if i > 0 {
+			number = fmt.Sprintf("-%d", i+1)
+			out = append(out, stage{name: "custom" + number, further: i, tcp: func(w *compile.Workload) proto.Message { return askedOfConnections(w, i) }})
+		}
+		out = append(out, stage{name: "custom-ask" + number, further: i, tcp: func(w *compile.Workload) proto.Message { return connectionAuthorizer(w, i) },
+			tcpKinds: []proto.Message{&netrbac.RBAC{}, &netextauthz.ExtAuthz{}}})
+	}
+	return out
+}()
+
+// mostOfConnections is how many authorizers may be asked about one connection. What the rules of more of them match is denied.
+const mostOfConnections = 4
 
 func askedOfRequests(w *compile.Workload) proto.Message {
 	if len(w.Authorizers) == 0 {
@@ -114,39 +126,51 @@ func headers(patterns []string) *matcher.ListStringMatcher {
 	return out
 }
 
-// ofConnections is the authorizer that is asked about connections: the first that speaks gRPC. Others that do are not, and what their rules match is denied; one that speaks HTTP has no word there.
-func ofConnections(w *compile.Workload) (asked *authorizer.Provider, others []string) {
-	for i, p := range w.Authorizers {
+// ofConnections are the authorizers that are asked about connections: those that speak gRPC. What others that do would be asked is denied; one that speaks HTTP has no word there.
+func ofConnections(w *compile.Workload) (asked, others []authorizer.Provider) {
+	for _, p := range w.Authorizers {
 		switch {
 		case !p.GRPC:
-		case asked == nil:
-			asked = &w.Authorizers[i]
+		case len(asked) < mostOfConnections:
+			asked = append(asked, p)
 		default:
-			others = append(others, p.Name)
+			others = append(others, p)
 		}
 	}
 	return asked, others
 }
 
-func askedOfConnections(w *compile.Workload) proto.Message {
-	p, others := ofConnections(w)
-	if p == nil {
-		return &netrbac.RBAC{StatPrefix: "custom_"}
+// askSeveral tells the filter chains for TCP of workloads that have further authorizers from those of others, by how many there are.
+func askSeveral(w *compile.Workload) string {
+	if asked, _ := ofConnections(w); len(asked) > 1 {
+		return fmt.Sprintf("-asks-%d", len(asked))
 	}
-	out := &netrbac.RBAC{ShadowRules: rbac.Asked(w.Policies, p.Name, true), ShadowRulesStatPrefix: istiocompat.CustomPrefix, StatPrefix: "custom_"}
-	for _, other := range others {
-		for name, rule := range rbac.Asked(w.Policies, other, true).GetPolicies() {
-			out.Rules = rbac.With(out.Rules, strings.TrimPrefix(name, istiocompat.CustomRule(other, "")), rule)
+	return ""
+}
+
+// askedOfConnections are the rules by which the i-th authorizer is asked.
+func askedOfConnections(w *compile.Workload, i int) proto.Message {
+	out := &netrbac.RBAC{StatPrefix: "custom_"}
+	asked, others := ofConnections(w)
+	if i >= len(asked) {
+		return out
+	}
+	out.ShadowRules, out.ShadowRulesStatPrefix = rbac.Asked(w.Policies, asked[i].Name, true), istiocompat.CustomPrefix
+	if i == 0 {
+		for _, other := range others {
+			for name, rule := range rbac.Asked(w.Policies, other.Name, true).GetPolicies() {
+				out.Rules = rbac.With(out.Rules, strings.TrimPrefix(name, istiocompat.CustomRule(other.Name, "")), rule)
+			}
 		}
 	}
 	return out
 }
 
-func connectionAuthorizer(w *compile.Workload) proto.Message {
-	p, _ := ofConnections(w)
-	if p == nil {
+func connectionAuthorizer(w *compile.Workload, i int) proto.Message {
+	asked, _ := ofConnections(w)
+	if i >= len(asked) {
 		return &netrbac.RBAC{StatPrefix: "custom_"}
 	}
-	return &netextauthz.ExtAuthz{StatPrefix: "custom", GrpcService: authorizerOverGRPC(*p), FailureModeAllow: p.FailOpen, TransportApiVersion: core.ApiVersion_V3,
-		FilterEnabledMetadata: askedFor("envoy.filters.network.rbac", p.Name)}
+	return &netextauthz.ExtAuthz{StatPrefix: "custom", GrpcService: authorizerOverGRPC(asked[i]), FailureModeAllow: asked[i].FailOpen, TransportApiVersion: core.ApiVersion_V3,
+		FilterEnabledMetadata: askedFor("envoy.filters.network.rbac", asked[i].Name)}
 }

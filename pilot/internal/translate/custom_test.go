@@ -81,33 +81,48 @@ func serveAuthority(t *testing.T, l net.Listener, a *authorityServer) {
 	t.Cleanup(func() { srv.Stop(); <-done })
 }
 
-// Of connections one authorizer that speaks gRPC is asked; what others that do would be asked is denied, and one that speaks HTTP has no word.
+// Of connections each authorizer that speaks gRPC is asked, up to four; what more would be asked is denied, and one that speaks HTTP has no word.
 func TestExternalAuthorizersAreAskedAboutConnections(t *testing.T) {
 	envoytest.Find(t)
-	ca, ports, echo := envoytest.NewCA(t), envoytest.FreePorts(t, 5), startApplication(t, false)
+	ca, ports, echo := envoytest.NewCA(t), envoytest.FreePorts(t, 7), startApplication(t, false)
 	s := &scene{t: t, ca: ca, leaf: ca.Issue(t, sceneClient), mode: authz.Permissive}
-	a := &authorityServer{}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	one, two := &authorityServer{}, &authorityServer{}
+	providers := map[string]authorizer.Provider{}
+	for name, at := range map[string]*authorityServer{"down": nil, "grpc": one, "grpc-ns": one, "open": two, "http": nil, "silent": one, "whole": one} {
+		text := fmt.Sprintf(`[{"name": %q, "envoyExtAuthzGrpc": {"service": "%s.opa.svc.cluster.local", "port": 1, "timeout": "0.5s"}}]`, name, name)
+		if name == "http" {
+			text = strings.ReplaceAll(text, "Grpc", "Http")
+		}
+		list, err := authorizer.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := uint32(1) // where nobody is
+		if at != nil {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			serveAuthority(t, l, at)
+			port = uint32(l.Addr().(*net.TCPAddr).Port)
+		}
+		providers[name] = list[0]
+		s.clusters = append(s.clusters, authorizerAt(t, list[0], port))
 	}
-	serveAuthority(t, l, a)
-	list, err := authorizer.Parse(`[{"name": "down", "envoyExtAuthzGrpc": {"service": "down.opa.svc.cluster.local", "port": 3, "timeout": "0.5s"}},
-		{"name": "grpc", "envoyExtAuthzGrpc": {"service": "opa.opa.svc.cluster.local", "port": 1}},
-		{"name": "http", "envoyExtAuthzHttp": {"service": "web.opa.svc.cluster.local", "port": 2}}]`)
-	if err != nil {
-		t.Fatal(err)
+	cases := []struct {
+		of     []string
+		passes bool // where both answer that it may
+		asked  [2]int32
+	}{
+		{[]string{"grpc"}, true, [2]int32{1, 0}}, {[]string{"down"}, false, [2]int32{}}, {[]string{"down", "grpc"}, false, [2]int32{}}, {[]string{"grpc", "http"}, true, [2]int32{1, 0}},
+		{[]string{"grpc", "grpc-ns", "open"}, true, [2]int32{2, 1}}, {[]string{"grpc", "grpc-ns", "open", "silent"}, true, [2]int32{3, 1}}, {[]string{"grpc", "grpc-ns", "open", "silent", "whole"}, false, [2]int32{}},
 	}
-	down, good, web := list[0], list[1], list[2]
-	s.clusters = append(s.clusters, authorizerAt(t, good, uint32(l.Addr().(*net.TCPAddr).Port)), authorizerAt(t, down, 1))
-	whole := func(provider string) authz.Policy {
-		return policyOf(t, provider, fmt.Sprintf(`{"action": "CUSTOM", "provider": {"name": %q}, "rules": [{}]}`, provider))
-	}
-	for i, of := range [][]authorizer.Provider{{good}, {down}, {down, good}, {web}, {good, down}} {
-		s.authorizers = of
+	for i, c := range cases {
 		var policies []authz.Policy
-		for _, p := range of {
-			policies = append(policies, whole(p.Name))
+		s.authorizers = nil
+		for _, name := range c.of {
+			s.authorizers = append(s.authorizers, providers[name])
+			policies = append(policies, policyOf(t, name, fmt.Sprintf(`{"action": "CUSTOM", "provider": {"name": %q}, "rules": [{}]}`, name)))
 		}
 		s.inbound(ports[i], echo.port, protocol.TCP, "store", policies...)
 	}
@@ -116,29 +131,29 @@ func TestExternalAuthorizersAreAskedAboutConnections(t *testing.T) {
 	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: envoytest.FreePorts(t, 1)[0]}
 	b.StaticResources.Listeners, b.StaticResources.Clusters = append(b.StaticResources.Listeners, s.listeners...), append(b.StaticResources.Clusters, s.clusters...)
 	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
-	for _, c := range []struct {
-		what   string
-		port   uint32
-		closed bool
-		passes bool
-		asked  int32
-	}{
-		{"an authorizer that allows", ports[0], false, true, 1}, {"an authorizer that denies", ports[0], true, false, 1}, {"one that does not answer", ports[1], false, false, 0},
-		{"two", ports[2], false, false, 0}, {"two, of which the one that is asked allows", ports[4], false, false, 0}, {"one that speaks HTTP", ports[3], true, true, 0},
-	} {
-		a.asked.Store(0)
-		a.closed.Store(c.closed)
-		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", c.port))
+	knock := func(port uint32) (answered bool, asked [2]int32) {
+		one.asked.Store(0)
+		two.asked.Store(0)
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer conn.Close()
 		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
 		_, _ = io.WriteString(conn, "knock")
-		answer := make([]byte, 5)
-		n, _ := io.ReadFull(conn, answer)
-		conn.Close()
-		if (n == 5) != c.passes || a.asked.Load() != c.asked {
-			t.Errorf("%s: answered with %q, asked %d times", c.what, answer[:n], a.asked.Load())
+		n, _ := io.ReadFull(conn, make([]byte, 5))
+		return n == 5, [2]int32{one.asked.Load(), two.asked.Load()}
+	}
+	for i, c := range cases {
+		if passes, asked := knock(ports[i]); passes != c.passes || asked != c.asked {
+			t.Errorf("%v: passes is %v, and they were asked %v times", c.of, passes, asked)
+		}
+		for who, authority := range []*authorityServer{one, two} { // who is asked can deny, whatever others say
+			authority.closed.Store(true)
+			if passes, _ := knock(ports[i]); passes && c.asked[who] > 0 {
+				t.Errorf("%v: a connection passes that one of them denies", c.of)
+			}
+			authority.closed.Store(false)
 		}
 	}
 }

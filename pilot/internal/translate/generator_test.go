@@ -38,7 +38,7 @@ var aliased = compile.Settings{TrustDomain: settings.TrustDomain, RootNamespace:
 	LoadBalancers: []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")}}
 
 var aliasedOptions = authz.Options{TrustDomain: aliased.TrustDomain, TrustDomainAliases: aliased.TrustDomainAliases, RootNamespace: aliased.RootNamespace, TrustedProxies: 1,
-	Authorizers: []authorizer.Provider{{Name: "grpc"}, {Name: "http"}, {Name: "down"}, {Name: "open"}, {Name: "grpc-ns"}, {Name: "silent"}}}
+	Authorizers: []authorizer.Provider{{Name: "grpc"}, {Name: "http"}, {Name: "down"}, {Name: "open"}, {Name: "grpc-ns"}, {Name: "silent"}, {Name: "whole"}}}
 
 var vocabulary = map[string][]string{
 	"principals": {"cluster.local/ns/finance/sa/a.b", "cluster.local/ns/finance*", "*/sa/auditor", "*", "*auditor", "other.domain/ns/shop/sa/auditor",

@@ -87,7 +87,7 @@ func anyOf(all []*listener.ListenerFilterChainMatchPredicate) *listener.Listener
 // SameInboundListener reports whether two workloads of one class have the same inbound listener, without making either.
 // Of the policies it holds next to nothing: they reach the proxy as resources of their own.
 func SameInboundListener(set compile.Settings, a, b *compile.Workload) bool {
-	if a.IPv6 != b.IPv6 || a.Other != b.Other || !slices.Equal(a.Ports, b.Ports) || enforced(a.Policies) != enforced(b.Policies) || authz.ByIdentity(a.Policies) != authz.ByIdentity(b.Policies) {
+	if a.IPv6 != b.IPv6 || a.Other != b.Other || !slices.Equal(a.Ports, b.Ports) || enforced(a.Policies) != enforced(b.Policies) || askSeveral(a) != askSeveral(b) || authz.ByIdentity(a.Policies) != authz.ByIdentity(b.Policies) {
 		return false
 	}
 	for _, p := range a.EveryPort() {
@@ -110,13 +110,13 @@ const (
 
 // inboundChains are the chains of a workload: TLS ends there or not, and what is inside is HTTP or not.
 func inboundChains(set compile.Settings, w *compile.Workload) []*listener.FilterChain {
-	c := chains{set, w}
-	out := []*listener.FilterChain{c.tls(tlsHTTP, c.http(true)), c.tls(tlsTCP, c.tcp(true, afterHandshake)), c.tls(tlsTCP+awaitedVerdict, c.tcp(true, afterVerdict))}
+	c, asks := chains{set, w}, askSeveral(w)
+	out := []*listener.FilterChain{c.tls(tlsHTTP, c.http(true)), c.tls(tlsTCP+asks, c.tcp(true, afterHandshake)), c.tls(tlsTCP+awaitedVerdict+asks, c.tcp(true, afterVerdict))}
 	if peers := greeted(set, w); peers != nil {
-		out = append(out, c.secured(tlsGreeting, peers, c.tcp(true, afterHandshake)))
+		out = append(out, c.secured(tlsGreeting+asks, peers, c.tcp(true, afterHandshake)))
 	}
 	for _, group := range plaintextGroups(w) {
-		out = append(out, chain(plainHTTP+group, c.http(false)), chain(plainTCP+group, c.tcp(false)), chain(plainTCP+awaitedVerdict+group, c.tcp(false, afterVerdict)))
+		out = append(out, chain(plainHTTP+group, c.http(false)), chain(plainTCP+group+asks, c.tcp(false)), chain(plainTCP+awaitedVerdict+group+asks, c.tcp(false, afterVerdict)))
 	}
 	return out
 }
@@ -175,5 +175,5 @@ func (c chains) tcp(mutual bool, modes ...tcpMode) []*listener.Filter {
 	for _, mode := range modes {
 		proxy = mode(proxy)
 	}
-	return append(append(openFilters(), tcpAuthorizationFilters()...), tcpProxy(proxy))
+	return append(append(openFilters(), tcpAuthorizationFilters(c.w)...), tcpProxy(proxy))
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/protocol"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
@@ -54,6 +55,11 @@ func TestSameInboundListenerSaysWhatMakingBothWould(t *testing.T) {
 			}
 		}
 	}
+	one, two, web := authorizer.Provider{Name: "one", GRPC: true}, authorizer.Provider{Name: "two", GRPC: true}, authorizer.Provider{Name: "web"}
+	for _, of := range [][]authorizer.Provider{{one}, {one, web}, {one, two}, {one, two, web}, {one, two, {Name: "x", GRPC: true}}} {
+		all = append(all, &compile.Workload{Class: compile.Class{Namespace: "finance"}, Identity: a.String(), Authorizers: of,
+			Other: compile.InboundPort{Protocol: protocol.Auto, Mode: authz.Strict}})
+	}
 	made := map[*compile.Workload][]byte{}
 	for _, w := range all {
 		bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(translate.InboundListener(settings, w))
@@ -95,9 +101,13 @@ func TestInboundChainsAreTheSameWhateverServicesPoliciesAndModesSay(t *testing.T
 			w.Ports = append(w.Ports, compile.InboundPort{Number: 8080 + number, Protocol: protocols[pick(len(protocols))], Mode: modes[pick(len(modes))],
 				ServiceName: []string{"", "payroll", "ledger"}[pick(3)], ServerFirst: pick(5) == 0})
 		}
+		asks := ""
+		if pick(3) == 0 { // by each of whom a connection may be denied
+			w.Authorizers, asks = []authorizer.Provider{{Name: "one", GRPC: true}, {Name: "two", GRPC: true}}, "-asks-2"
+		}
 		l := translate.InboundListener(settings, w)
 		for _, c := range l.GetFilterChains() {
-			if c.GetName() == "tls-tcp-greeting" { // whom the server may greet is in the handshake
+			if c.GetName() == "tls-tcp-greeting"+asks { // whom the server may greet is in the handshake
 				continue
 			}
 			b := bytesOf(c)
@@ -106,7 +116,7 @@ func TestInboundChainsAreTheSameWhateverServicesPoliciesAndModesSay(t *testing.T
 			}
 			known[c.GetName()] = b
 		}
-		for _, name := range []string{"tls-http", "tls-tcp", "tls-tcp-verdict"} {
+		for _, name := range []string{"tls-http", "tls-tcp" + asks, "tls-tcp-verdict" + asks} {
 			if !slices.ContainsFunc(l.GetFilterChains(), func(c *listener.FilterChain) bool { return c.GetName() == name }) {
 				t.Fatalf("no chain %s for %+v", name, w)
 			}

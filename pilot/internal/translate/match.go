@@ -113,11 +113,11 @@ func mayGreet(p compile.InboundPort, identity bool) bool {
 func (m matching) tlsTCP(p compile.InboundPort) string {
 	switch {
 	case mayGreet(p, m.identity) && m.restricted:
-		return tlsGreeting
+		return tlsGreeting + askSeveral(m.w)
 	case p.ServerFirst || !m.verdict:
-		return tlsTCP
+		return tlsTCP + askSeveral(m.w)
 	}
-	return tlsTCP + awaitedVerdict
+	return tlsTCP + awaitedVerdict + askSeveral(m.w)
 }
 
 func (m matching) plaintext(p compile.InboundPort) *xds.Matcher_OnMatch {
@@ -141,7 +141,7 @@ func (m matching) passed(p compile.InboundPort) *xds.Matcher_OnMatch {
 	if m.verdict {
 		name += awaitedVerdict
 	}
-	return takenBy(name + plaintextGroup(m.w, p))
+	return takenBy(name + plaintextGroup(m.w, p) + askSeveral(m.w))
 }
 
 // quoted is one protocol as the input of Envoy's matcher lists protocols.
