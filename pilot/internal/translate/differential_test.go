@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -378,11 +379,20 @@ func unread(req authz.Request, http2 bool) bool {
 	if http2 {
 		return malformed(req) || req.Host == "" || !token.MatchString(req.Method)
 	}
-	return req.Method == "CONNECT" && !authority.MatchString(req.Host) || malformed(req) || !known || !ascii(req.Path)
+	return req.Method == "CONNECT" && !connects(req.Host) || malformed(req) || !known || !ascii(req.Path)
 }
 
-// authority is what a request by CONNECT in HTTP/1.1 has to have.
-var authority = regexp.MustCompile(`^[^.].*:[1-9][0-9]*$`)
+// connects reports whether a request by CONNECT in HTTP/1.1 may have an authority: a name and a port.
+func connects(authority string) bool {
+	m := tunnelled.FindStringSubmatch(authority)
+	if m == nil {
+		return false
+	}
+	_, err := strconv.ParseUint(m[1], 10, 16)
+	return err == nil
+}
+
+var tunnelled = regexp.MustCompile(`^[^.].*:([1-9][0-9]*)$`)
 
 var token = regexp.MustCompile("^[0-9A-Za-z!#$%&'*+.^_`|~-]+$")
 
