@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/netip"
 	"regexp"
@@ -382,17 +383,20 @@ func unread(req authz.Request, http2 bool) bool {
 	return req.Method == "CONNECT" && !connects(req.Host) || malformed(req) || !known || !ascii(req.Path)
 }
 
-// connects reports whether a request by CONNECT in HTTP/1.1 may have an authority: a name and a port.
+// connects reports whether a request by CONNECT in HTTP/1.1 may have an authority: a name, or an address that is one, and a port.
 func connects(authority string) bool {
-	m := tunnelled.FindStringSubmatch(authority)
-	if m == nil {
+	host, port, err := net.SplitHostPort(authority)
+	if err != nil || host == "" || host[0] == '.' || port == "" || port[0] == '0' {
 		return false
 	}
-	_, err := strconv.ParseUint(m[1], 10, 16)
+	if strings.HasPrefix(authority, "[") {
+		if _, err := netip.ParseAddr(host); err != nil {
+			return false
+		}
+	}
+	_, err = strconv.ParseUint(port, 10, 16)
 	return err == nil
 }
-
-var tunnelled = regexp.MustCompile(`^[^.].*:([1-9][0-9]*)$`)
 
 var token = regexp.MustCompile("^[0-9A-Za-z!#$%&'*+.^_`|~-]+$")
 
