@@ -2,17 +2,19 @@ package open
 
 import (
 	"encoding/binary"
+	"math"
 	"net/netip"
 	"regexp/syntax"
 	"slices"
 	"strconv"
 	"unicode"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
 // An expression is written for Closer as its operator and then its operands. It has one of three values, as not all that a rule asks for is known of what is
-// judged: on a connection that carries requests one may still come that is allowed, and of tokens nothing is known.
+// judged: on a connection that carries requests one may still come that is allowed.
 var (
 	no     = []byte("N")
 	maybe  = []byte("M")
@@ -65,7 +67,7 @@ func portIs(number uint32) []byte {
 	return binary.LittleEndian.AppendUint16([]byte("d"), uint16(number))
 }
 
-// The texts that Closer knows. A header is followed by its name.
+// The texts that Closer knows. A header is followed by its name, a claim by the names of those that it is within and its own.
 const (
 	peerURI    = "p"
 	serial     = "z"
@@ -74,6 +76,8 @@ const (
 	method     = "m"
 	path       = "u"
 	header     = "x"
+	claim      = "c"
+	claimText  = "i" // a claim that is a text, and no list
 )
 
 var texts = map[authz.Attribute]string{authz.SNI: serverName, authz.Host: host, authz.Method: method, authz.Path: path}
@@ -96,7 +100,39 @@ func isText(what string, m authz.Match) []byte {
 	return slices.Concat([]byte("t"+what+kind), binary.LittleEndian.AppendUint32(nil, uint32(len(with))), with)
 }
 
-// value is one match of a clause. Of tokens nothing is known.
+// named is a kind of text with a name; false if the name is too long.
+func named(what string, name []byte) (string, bool) {
+	return string(slices.Concat([]byte(what), binary.LittleEndian.AppendUint16(nil, uint16(len(name))), name)), len(name) <= most
+}
+
+// isClaim compares a claim of a token, or the elements of one that is a list. What is written as a number is compared with those, too.
+func isClaim(kind string, names []string, m authz.Match) []byte {
+	var path []byte
+	for _, n := range names {
+		path = append(binary.LittleEndian.AppendUint16(path, uint16(len(n))), n...)
+	}
+	what, ok := named(kind, path)
+	if !ok || len(names) == 0 {
+		return maybe
+	}
+	is := isText(what, m)
+	if n, ok := m.Number(); ok && kind == claim {
+		with := binary.LittleEndian.AppendUint32([]byte("t"+what+"#"), 8)
+		is = either(is, binary.LittleEndian.AppendUint64(with, math.Float64bits(n)))
+	}
+	return is
+}
+
+// believed is a token of an issuer that is known.
+func believed(issuers []compile.Issuer) []byte {
+	var all [][]byte
+	for _, i := range issuers {
+		all = append(all, isClaim(claimText, []string{"iss"}, authz.Match{Kind: authz.Exact, Value: i.Issuer}))
+	}
+	return either(all...)
+}
+
+// value is one match of a clause.
 func value(c authz.Clause, m authz.Match) []byte {
 	switch {
 	case c.Attribute == authz.DestinationPort:
@@ -107,8 +143,15 @@ func value(c authz.Clause, m authz.Match) []byte {
 		return addressIn(c.Attribute, m)
 	case c.Attribute.Identity():
 		return isText(peerURI, m)
-	case c.Attribute == authz.Header && len(c.Key) <= most:
-		return isText(string(append(binary.LittleEndian.AppendUint16([]byte(header), uint16(len(c.Key))), c.Key...)), m)
+	case c.Attribute == authz.Header:
+		if what, ok := named(header, []byte(c.Key)); ok {
+			return isText(what, m)
+		}
+	case c.Attribute == authz.Claim:
+		return isClaim(claim, authz.ClaimPath(c.Key), m)
+	case c.Attribute == authz.RequestPrincipal:
+		issuer, subject := m.IssuerSubject()
+		return both(isClaim(claimText, []string{"iss"}, issuer), isClaim(claimText, []string{"sub"}, subject))
 	case texts[c.Attribute] != "":
 		return isText(texts[c.Attribute], m)
 	}

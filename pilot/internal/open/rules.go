@@ -35,7 +35,7 @@ func Rules(w *compile.Workload) []byte {
 		tcp = append(tcp, p.TCP())
 	}
 	plaintext := both(not(proven), strict(w))
-	return written(ofPolicies, either(plaintext, forbidden(w.Policies), ambiguous(w.Policies)), either(plaintext, forbidden(tcp)))
+	return written(ofPolicies, believed(w.Issuers), either(plaintext, forbidden(w.Policies), ambiguous(w.Policies)), either(plaintext, forbidden(tcp)))
 }
 
 // Revoked say what is forbidden since its client is revoked.
@@ -52,12 +52,12 @@ func Revoked(set compile.Settings, list []revocation.Revocation) []byte {
 		}
 		all = append(all, x)
 	}
-	return written(ofRevocations, either(all...), either(all...))
+	return written(ofRevocations, no, either(all...), either(all...))
 }
 
-// written are rules for Closer: first those for requests, then those for all other connections.
-func written(about byte, requests, others []byte) []byte {
-	return slices.Concat(binary.LittleEndian.AppendUint32([]byte{about}, uint32(len(requests))), requests, others)
+// written are rules for Closer: first those for requests, before which is whether a token is believed, then those for all other connections.
+func written(about byte, token, requests, others []byte) []byte {
+	return slices.Concat(binary.LittleEndian.AppendUint32([]byte{about}, uint32(len(token)+len(requests))), token, requests, others)
 }
 
 // strict is where plaintext is refused.

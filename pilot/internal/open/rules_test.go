@@ -59,9 +59,9 @@ func TestWhatIsCertainIsDecidedBeforehand(t *testing.T) {
 		"repeated":     {either(p, p), p},
 		"not yes":      {not(yes), no},
 		"not no":       {not(no), yes},
-		"no policies":  {Rules(&compile.Workload{Other: compile.InboundPort{Mode: authz.Permissive}}), []byte("P\x01\x00\x00\x00NN")},
+		"no policies":  {Rules(&compile.Workload{Other: compile.InboundPort{Mode: authz.Permissive}}), []byte("P\x02\x00\x00\x00NNN")},
 		"many or":      {either(slices.Repeat([][]byte{p, port}, 1)...), append([]byte("|\x02\x00\x0b\x00\x00\x00"), slices.Concat(p, port)...)},
-		"a token":      {value(authz.Clause{Attribute: authz.RequestPrincipal}, authz.Match{Kind: authz.Present}), maybe},
+		"a claim":      {value(authz.Clause{Attribute: authz.Claim, Key: "[a][bc]"}, authz.Match{Kind: authz.Exact, Value: "x"}), []byte("tc\x07\x00\x01\x00a\x02\x00bc=\x01\x00\x00\x00x")},
 		"never allows": {rule(authz.Rule{Never: true}), no},
 	} {
 		if !slices.Equal(c.got, c.want) {

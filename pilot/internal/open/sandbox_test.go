@@ -3,7 +3,9 @@ package open_test
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/open"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/open/opentest"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/jwt"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
 
@@ -31,16 +34,26 @@ func request(of string, lines ...[2]string) opentest.Open {
 	return o
 }
 
-func deny(clauses ...authz.Clause) []byte {
-	return open.Rules(&compile.Workload{Other: compile.InboundPort{Mode: authz.Permissive},
-		Policies: []authz.Policy{{Action: authz.Deny, Rules: []authz.Rule{{When: clauses}}}}})
+// rulesOf are those of a workload that believes issuers.
+func rulesOf(policies []authz.Policy, issuers ...string) []byte {
+	w := &compile.Workload{Other: compile.InboundPort{Mode: authz.Permissive}, Policies: policies}
+	for _, i := range issuers {
+		w.Issuers = append(w.Issuers, compile.Issuer{Rule: jwt.Rule{Issuer: i}})
+	}
+	return open.Rules(w)
 }
+
+func denying(clauses ...authz.Clause) []authz.Policy {
+	return []authz.Policy{{Action: authz.Deny, Rules: []authz.Rule{{When: clauses}}}}
+}
+
+func deny(clauses ...authz.Clause) []byte { return rulesOf(denying(clauses...)) }
 
 func of(a authz.Attribute, key, value string) authz.Clause {
 	return authz.Clause{Attribute: a, Key: key, Values: []authz.Match{{Kind: authz.Exact, Value: value}}}
 }
 
-var allowAll = open.Rules(&compile.Workload{Other: compile.InboundPort{Mode: authz.Permissive}})
+var allowAll = rulesOf(nil)
 
 // Rules that come back after others end what was opened meanwhile, whether the host configures them anew, or has still had them and drops the others.
 func TestRulesThatComeBackEndWhatWasOpenedMeanwhile(t *testing.T) {
@@ -128,6 +141,68 @@ func TestConnectionsThatCarryRequestsEndWhereTooManyAreForbidden(t *testing.T) {
 				t.Errorf("%d requests, denied is %s: %d ended", requests, what, len(ended))
 			}
 		}
+	}
+}
+
+// What policies say of tokens is decided of a stream as the evaluator decides of its request, whatever a claim is: a text that looks like a number is none, and the other way round.
+func TestClaimsOfStreamsAreWhatTheEvaluatorTakesThemFor(t *testing.T) {
+	number := math.Float64frombits(binary.LittleEndian.Uint64([]byte("engineer"))) // which in memory is as this text
+	one := []any{"", "a", "ab", "b", "engineer", number, "\x00\x00\x00\x00\x00\x00E@", 42.0, "42", -7.0, 0.0, math.Copysign(0, -1), 1e300, 0.1, "0.1", true, false, "true", "false", "\x01", "\x00",
+		nil, map[string]any{}, map[string]any{"x": "a"}, map[string]any{"": "a", "y": "a"}, "é", strings.Repeat("a", 300)}
+	values := slices.Concat(one, []any{[]any{}, []any{one}, one, []any{nil, []any{"a"}, "ab"}, []any{map[string]any{"x": "a"}}})
+	matches := []authz.Match{{Kind: authz.Present}}
+	for _, v := range []string{"", "a", "b", "ab", "42", "4.2e1", "42.0", "0", "-0", "-7", "0.1", "1e300", "true", "false", "engineer", "E@", "é", fmt.Sprint(number), "\x01", "\x00", "x"} {
+		for _, k := range []authz.Kind{authz.Exact, authz.Prefix, authz.Suffix} {
+			matches = append(matches, authz.Match{Kind: k, Value: v})
+		}
+	}
+	all := []map[string]any{{"iss": "issuer", "a": slices.Repeat([]any{"x"}, 20000)}} // a long one
+	for _, v := range values {
+		all = append(all, map[string]any{"iss": "issuer", "a": v}, map[string]any{"iss": "b/me", "x": v, "a": map[string]any{"b": v, "a": map[string]any{"": 1, "b": v}}})
+	}
+	for _, v := range one {
+		all = append(all, map[string]any{"iss": "issuer", "sub": v}, map[string]any{"iss": []any{"issuer"}, "sub": "a"}, map[string]any{"sub": "a"}, nil)
+	}
+	var clauses []authz.Clause
+	for _, m := range matches {
+		for _, key := range []string{"[a]", "[a][b]", "[a][a][b]", "[a][x]", "[nothing]"} {
+			clauses = append(clauses, authz.Clause{Attribute: authz.Claim, Key: key, Values: []authz.Match{m}}, authz.Clause{Attribute: authz.Claim, Key: key, Not: []authz.Match{m}})
+		}
+	}
+	for _, v := range []string{"issuer/a", "issuer/", "/a", "b/me/x", "b", "a", "x/a", "issuer/42", "iss", ""} {
+		for _, k := range []authz.Kind{authz.Exact, authz.Prefix, authz.Suffix, authz.Present} {
+			m := []authz.Match{{Kind: k, Value: v}}
+			clauses = append(clauses, authz.Clause{Attribute: authz.RequestPrincipal, Values: m}, authz.Clause{Attribute: authz.RequestPrincipal, Not: m})
+		}
+	}
+	box := opentest.New(t)
+	streams := make([]opentest.Open, len(all))
+	for i, claims := range all {
+		streams[i] = request(client)
+		streams[i].Properties["metadata"] = opentest.Metadata(t, claims)
+	}
+	for _, c := range clauses {
+		policies := denying(c)
+		ids := make([]uint32, len(all))
+		for i, s := range streams {
+			ids[i] = box.Open(s)
+		}
+		root := box.Configure(rulesOf(policies, "issuer", "b/me"))
+		ended := box.Look(root)
+		for i, id := range ids {
+			claims := all[i]
+			if iss := claims["iss"]; iss != "issuer" && iss != "b/me" {
+				claims = nil // of an issuer that is not believed
+			}
+			if d := authz.Evaluate(policies, authz.Request{HTTP: true, Host: "h", Method: "GET", Path: "/x", Claims: claims}); ended[id] == d.Allowed {
+				t.Errorf("%+v ended %.80v: %v", c, all[i], ended[id])
+			}
+			box.Gone(id)
+		}
+		box.Gone(root)
+	}
+	if pages := box.Pages(); pages > 200 {
+		t.Errorf("%d pages of memory: tokens are not given back", pages)
 	}
 }
 

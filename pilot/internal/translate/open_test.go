@@ -12,10 +12,12 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/open"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/open/opentest"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
+	"github.com/bulwark-mesh/bulwark/pkg/jwt"
 )
 
 // opened is a request, or a connection, as Envoy shows it to the filter that ends what is forbidden.
-func opened(req authz.Request, chain string) opentest.Open {
+func opened(t *testing.T, req authz.Request, chain string) opentest.Open {
+	t.Helper()
 	address := func(a netip.Addr) string { return netip.AddrPortFrom(a, 5000).String() }
 	remote := req.SourceIP
 	if req.RemoteIP.IsValid() {
@@ -40,6 +42,9 @@ func opened(req authz.Request, chain string) opentest.Open {
 		if req.Method == "CONNECT" {
 			o.Head = slices.Delete(o.Head, 1, 2)
 		}
+		if o.Properties["metadata"] = opentest.Metadata(t, req.Claims); req.Claims == nil && req.SNI == "" {
+			o.Properties["metadata"] = "" // nothing at all has been noted
+		}
 		for _, line := range req.Headers["x-test"] {
 			o.Head = append(o.Head, [2]string{"x-test", line})
 		}
@@ -54,19 +59,22 @@ func chainOf(req authz.Request, kind string) string {
 	return "tls-" + kind
 }
 
-// What is ended of requests and connections that are open is what pkg/authz says is denied by the policies that have come, for random ones of both: each of those, where
-// nothing is asked of tokens, and no other. A connection that carries requests goes on.
+// What is ended of requests and connections that are open is what pkg/authz says is denied by the policies that have come, for random ones of both: each of those,
+// and no other. What a token said counts as long as its issuer is one that the workload believes. A connection that carries requests goes on.
 func TestWhatIsEndedIsWhatTheEvaluatorDenies(t *testing.T) {
 	seed := newSeed()
-	ends, stays, tcp := 0, 0, 0
+	ends, stays, tcp, byToken := 0, 0, 0, 0
 	box := opentest.New(t)
 	for i := range uint64(400) {
 		g := &generator{Rand: rand.New(rand.NewPCG(seed+i, 2))}
 		g.normalizes = g.IntN(2) == 0
 		policies := g.policies(8080, 9000)
 		program := authz.Compile(policies)
-		tokens := slices.ContainsFunc(policies, func(p authz.Policy) bool { return p.Uses(authz.Claim) || p.Uses(authz.RequestPrincipal) })
-		w := &compile.Workload{Policies: policies, Other: compile.InboundPort{Mode: authz.Permissive}}
+		w := &compile.Workload{Policies: policies, Other: compile.InboundPort{Mode: authz.Permissive}, Issuers: []compile.Issuer{{Rule: jwt.Rule{Issuer: "https://issuer.example/b"}}}}
+		believed := g.IntN(4) != 0
+		if believed {
+			w.Issuers = append(w.Issuers, compile.Issuer{Rule: jwt.Rule{Issuer: "https://issuer.example/a"}})
+		}
 		type judged struct {
 			req  authz.Request
 			over uint32
@@ -77,15 +85,15 @@ func TestWhatIsEndedIsWhatTheEvaluatorDenies(t *testing.T) {
 			by := g.caller()
 			by.from = netip.MustParseAddr(g.one("127.0.0.1", "127.0.0.3", "::1", "10.0.0.9", "::ffff:10.1.2.3"))
 			c := g.connection(netip.AddrPortFrom(at, 9000), by)
-			raw[box.Open(opened(c, chainOf(c, "tcp")))] = c
+			raw[box.Open(opened(t, c, chainOf(c, "tcp")))] = c
 			c.DestinationPort = 8080
-			over := box.Open(opened(c, chainOf(c, "http")))
+			over := box.Open(opened(t, c, chainOf(c, "http")))
 			for range 6 {
 				req := g.request(netip.AddrPortFrom(at, 8080), by)
 				if malformed(req) {
 					continue
 				}
-				requests[box.Open(opened(req, ""))] = judged{req, over}
+				requests[box.Open(opened(t, req, ""))] = judged{req, over}
 			}
 		}
 		root := box.Configure(open.Rules(w))
@@ -94,11 +102,18 @@ func TestWhatIsEndedIsWhatTheEvaluatorDenies(t *testing.T) {
 			t.Fatalf("-seed %d: %s, the evaluator says allowed=%v by %q (%s): %+v\n%v", seed+i, what, d.Allowed, d.Policy, d.Reason, req, g.specs)
 		}
 		for id, r := range requests {
+			if !believed {
+				r.req.Claims = nil
+			}
 			d := program.Decide(r.req)
+			without := r.req
+			if without.Claims = nil; program.Decide(without).Allowed != d.Allowed {
+				byToken++
+			}
 			switch {
 			case ended[id] && d.Allowed:
 				tell("a request was ended", r.req, d)
-			case !ended[id] && !d.Allowed && !tokens:
+			case !ended[id] && !d.Allowed:
 				tell("a request goes on", r.req, d)
 			case ended[r.over]:
 				tell("the connection of a request was ended", r.req, d)
@@ -130,8 +145,8 @@ func TestWhatIsEndedIsWhatTheEvaluatorDenies(t *testing.T) {
 		}
 		box.Gone(root)
 	}
-	t.Logf("seed %d: of requests %d ended and %d went on, and %d connections of another kind ended", seed, ends, stays, tcp)
-	if ends < 1000 || stays < 1000 || tcp < 200 {
+	t.Logf("seed %d: of requests %d ended and %d went on, which was for the token of %d, and %d connections of another kind ended", seed, ends, stays, byToken, tcp)
+	if ends < 1000 || stays < 1000 || tcp < 200 || byToken < 100 {
 		t.Error("the test does not test much")
 	}
 }

@@ -201,15 +201,17 @@ EXPORT(proxy_on_delete) void deleted(u32 context) {
 static u32 forbidden(struct rules *r) {
 	if (r->size < 5)
 		return 0;
-	// The rules for requests come first, after their length.
+	// The rules for requests come first, after their length, and before them whether the issuer of a token is one that is believed.
 	at = r->text + 1;
 	end = r->text + r->size;
 	u32 first = number(4);
 	if (first > (u32)(end - at))
 		return 0;
-	if (http)
+	if (http) {
 		end = at + first;
-	else
+		believed = 1;
+		believed = value(0) == YES;
+	} else
 		at += first;
 	u32 v = value(0);
 	return v == YES || (v == MAYBE && stream && !stream->head);

@@ -39,12 +39,11 @@ static void given(u8 *memory, u32 size) {
 
 static void copy(u8 *to, const u8 *from, u32 size) { __builtin_memcpy(to, from, size); }
 
+// What does not fit into the space any more is in a block, which has to be given back.
 EXPORT(malloc) u8 *allocate(u32 size) {
-	if (size > sizeof space)
-		return taken(size);
 	u32 from = (used + 15) & ~15u;
-	if (from + size > sizeof space)
-		from = 0; // nothing that was returned before is needed any more
+	if (size > sizeof space - from)
+		return taken(size);
 	used = from + size;
 	return space + from;
 }

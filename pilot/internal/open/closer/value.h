@@ -35,6 +35,7 @@ static u32 same(const u8 *a, const u8 *b, u32 size, u32 fold) {
 static struct entry *stream; // 0: it is a connection
 static u32 http, port;
 static text peer, names[3], addresses[3]; // names: server name, serial number; addresses: source, remote, destination
+static text metadata;                     // in a block of its own, as it may be long
 static u8 asked[6];
 
 #define PROPERTY(path, value) proxy_get_property(path, sizeof(path) - 1, &(value).at, &(value).size)
@@ -50,6 +51,9 @@ static u32 begins(text t, const char *with) {
 static u32 known(void) {
 	text chain = {0}, number_ = {0};
 	peer = (text){0};
+	if (metadata.size)
+		given(metadata.at, metadata.size);
+	metadata = (text){0};
 	for (u32 i = 0; i < sizeof asked; i++)
 		asked[i] = 0;
 	if (PROPERTY("destination\0port", number_) || number_.size != 8)
@@ -106,11 +110,13 @@ static u32 compared(text t, u32 fold, u8 kind, u8 *with, u32 size) {
 	return expressed(t, fold, with, size);
 }
 
+#include "claim.h"
+
 static u32 textual(void) {
 	u8 what = number(1), *name = 0;
 	u32 name_size = 0, i = 0, found = 0;
 	text t = {0};
-	if (what == 'x') {
+	if (what == 'x' || what == 'c' || what == 'i') {
 		name_size = number(2);
 		if (name_size > (u32)(end - at))
 			return MAYBE;
@@ -136,6 +142,9 @@ static u32 textual(void) {
 		if (!OF(4, "connection\0requested_server_name", names[0]))
 			names[0].size = 0;
 		return compared(names[0], 1, kind, with, size) ? YES : NO;
+	case 'c':
+	case 'i':
+		return claimed(name, name_size, what == 'c', kind, with, size);
 	}
 	if (!stream || !stream->head)
 		return MAYBE;
