@@ -65,6 +65,7 @@ type opener struct {
 	leaves map[spiffe.ID]envoytest.Leaf
 	from   map[spiffe.ID]string
 	path   string
+	tokens map[spiffe.ID]string // which requests have
 }
 
 func (o *opener) dialer(who spiffe.ID) *net.Dialer {
@@ -98,7 +99,11 @@ func (o *opener) websocket(who spiffe.ID) (io.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = io.WriteString(c, "GET "+o.path+" HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+	token := ""
+	if o.tokens[who] != "" {
+		token = "Authorization: Bearer " + o.tokens[who] + "\r\n"
+	}
+	_, err = io.WriteString(c, "GET "+o.path+" HTTP/1.1\r\nHost: web\r\n"+token+"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 	if err != nil {
 		return nil, err
 	}
@@ -124,9 +129,16 @@ func (o *opener) client(who spiffe.ID, version string) *http.Transport {
 }
 
 func (o *opener) ask(client *http.Transport, path string) (*http.Response, error) {
+	return o.askWith(client, path, "")
+}
+
+func (o *opener) askWith(client *http.Transport, path, token string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(o.t.Context(), http.MethodGet, "https://"+o.target+path, nil)
 	if err != nil {
 		return nil, err
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	resp, err := client.RoundTrip(req)
 	if err == nil {
@@ -137,7 +149,7 @@ func (o *opener) ask(client *http.Transport, path string) (*http.Response, error
 
 func (o *opener) stream(version string) func(spiffe.ID) (io.Reader, error) {
 	return func(who spiffe.ID) (io.Reader, error) {
-		resp, err := o.ask(o.client(who, version), o.path)
+		resp, err := o.askWith(o.client(who, version), o.path, o.tokens[who])
 		if err != nil {
 			return nil, err
 		}

@@ -20,33 +20,23 @@ static u32 varint(text *t) {
 
 // field takes the first field off a message. It returns its number and type, and what it holds; 0 when there is none, or none that can be read.
 static u32 field(text *message, text *holds) {
+	u32 tag = message->size ? varint(message) : 0, size = ~0u;
+	u8 *from = message->at;
 	steps++;
-	if (message->size == 0)
-		return 0;
-	u32 tag = varint(message), size = 8;
-	*holds = *message;
 	switch (tag & 7) {
 	case 0:
 		varint(message);
-		size = 0;
+		*holds = (text){from, message->at - from};
+		return tag;
+	case 1:
+		size = 8;
 		break;
 	case 2:
 		size = varint(message);
-		holds->at = message->at;
-		break;
-	case 5:
-		size = 4;
-		break;
-	case 1:
-		break;
-	default:
-		size = ~0u;
 	}
-	if (size > message->size) {
-		message->size = 0;
+	if (size > message->size)
 		return 0;
-	}
-	holds->size = tag & 7 ? size : (u32)(message->at - holds->at);
+	*holds = (text){message->at, size};
 	message->at += size;
 	message->size -= size;
 	return tag;
