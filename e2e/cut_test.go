@@ -2,10 +2,15 @@ package e2e
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/go-jose/go-jose/v4"
 
 	"github.com/bulwark-mesh/bulwark/e2e/internal/wire"
 )
@@ -145,4 +150,102 @@ func TestStreamsThatAskedForWhatAPolicyForbidsEnd(t *testing.T) {
 	if took > 5*time.Second || tookRevoked > 10*time.Second { // meshctl takes its time, too
 		t.Errorf("it took %s and %s", took, tookRevoked)
 	}
+}
+
+// TestStreamsWhoseTokensAPolicyForbidsEnd has one client hold streams by tokens of two roles. A policy comes that denies one role: its streams end within five seconds, and those of the
+// other go on, which may share their connections. Then the issuer is named no more, and they end as well, as a token is demanded.
+func TestStreamsWhoseTokensAPolicyForbidsEnd(t *testing.T) {
+	const ns, out, issuer = "e2e-cut-tokens", "e2e-cut-tokens-client", "https://issuer.example"
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "a", Algorithm: string(jose.ES256)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply := func(manifest string) {
+		t.Helper()
+		if err := cluster.Apply(ctx, manifest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	believe := func(issuer string) string {
+		return fmt.Sprintf("{apiVersion: security.istio.io/v1, kind: RequestAuthentication, metadata: {name: tokens, namespace: %s}, spec: {selector: {matchLabels: {app: server}}, jwtRules: [{issuer: %q, jwks: %q}]}}\n---\n", ns, issuer, keys)
+	}
+	policy := func(name, action, rule string) string {
+		return fmt.Sprintf("{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: %s, namespace: %s}, spec: {selector: {matchLabels: {app: server}}, action: %s, rules: [%s]}}\n---\n", name, ns, action, rule)
+	}
+	serverAndClients(ctx, t, ns, out, believe(issuer)+policy("demanded", "ALLOW", `{from: [{source: {requestPrincipals: ["*"]}}]}`))
+	list := func(role string) string {
+		var calls []wire.Call
+		for _, k := range []wire.Kind{wire.GRPC, wire.WebSocket, wire.Events} {
+			calls = append(calls, wire.Call{Kind: k, Address: "server." + ns + ":80", Token: signed(t, key, map[string]any{"iss": issuer, "sub": "ann", "realm": map[string]any{"roles": []string{"staff", role}}})})
+		}
+		text, err := json.Marshal(calls)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	var denied []wire.Outcome
+	var took time.Duration
+	admitted := hold(ctx, t, out, "client", list("clerk"), 12*time.Second, func() {
+		began := make(chan time.Time, 1)
+		denied = hold(ctx, t, out, "client", list("guest"), 20*time.Second, func() {
+			began <- time.Now()
+			apply(policy("no-guests", "DENY", `{when: [{key: "request.auth.claims[realm][roles]", values: [guest]}]}`))
+		})
+		took = time.Since(<-began)
+	})
+	for _, o := range denied {
+		if o.OK || o.Beats == 0 {
+			t.Errorf("denied, and goes on: %s", o)
+		}
+	}
+	for _, o := range admitted {
+		if !o.OK {
+			t.Errorf("not denied, and ended: %s", o)
+		}
+	}
+	began := make(chan time.Time, 1)
+	unbelieved := hold(ctx, t, out, "client", list("clerk"), 20*time.Second, func() {
+		began <- time.Now()
+		apply(believe("https://another.example"))
+	})
+	tookMore := time.Since(<-began)
+	for _, o := range unbelieved {
+		if o.OK || o.Beats == 0 {
+			t.Errorf("by the token of an issuer that is named no more it goes on: %s", o)
+		}
+	}
+	t.Logf("%d streams ended within %s, %d went on until their issuer was named no more, and then ended within %s", len(denied), took, len(admitted), tookMore)
+	if took > 5*time.Second || tookMore > 5*time.Second {
+		t.Errorf("it took %s and %s", took, tookMore)
+	}
+}
+
+// signed is a token of an hour.
+func signed(t *testing.T, key *ecdsa.PrivateKey, claims map[string]any) string {
+	t.Helper()
+	claims["exp"] = time.Now().Add(time.Hour).Unix()
+	payload, err := json.Marshal(claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	by, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: key}, (&jose.SignerOptions{}).WithHeader("kid", "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := by.Sign(payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := token.CompactSerialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }

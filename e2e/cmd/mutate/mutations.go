@@ -455,6 +455,16 @@ var claims = []mutation{
 		{"pilot/internal/open/rules.go", "	return either(out...)\n}\n\n// forbidden:", "	return either()\n}\n\n// forbidden:"}}},
 	{32, "what a revoked identity has open goes on", "pilot/internal/push.TestRevokedIdentityHasNoTCPConnection", []edit{
 		{"pilot/internal/open/rules.go", "		all = append(all, x)\n", "		all = append(all, both(no, x))\n"}}},
+	{32, "a stream goes on whose token is forbidden", "pilot/internal/translate.TestWhatIsEndedIsWhatTheEvaluatorDenies", []edit{
+		{"pilot/internal/open/expression.go", "		return isClaim(claim, authz.ClaimPath(c.Key), m)\n", "		return maybe\n"}}},
+	{32, "a token's issuer alone, or its subject alone, is a principal", "pilot/internal/open.TestClaimsOfStreamsAreWhatTheEvaluatorTakesThemFor", []edit{
+		{"pilot/internal/open/expression.go", "both(isClaim(claimText, ", "either(isClaim(claimText, "}}},
+	{32, "a stream goes on whose token has a number that is forbidden", "pilot/internal/open.TestClaimsOfStreamsAreWhatTheEvaluatorTakesThemFor", []edit{
+		{"pilot/internal/open/expression.go", "m.Number(); ok && kind == claim {", "m.Number(); ok && kind == header {"}}},
+	{32, "a list stands for a token's subject", "pilot/internal/open.TestClaimsOfStreamsAreWhatTheEvaluatorTakesThemFor", []edit{
+		{"pilot/internal/open/expression.go", "claimText  = \"i\"", "claimText  = \"c\""}}},
+	{32, "what a token said counts when its issuer is believed no more", "pilot/internal/push.TestTokensCountAsLongAsTheirIssuerIsNamed", []edit{
+		{"pilot/internal/open/rules.go", "		token = believed(w.Issuers)\n", "		token = yes\n"}}},
 	{33, "anybody may name himself by the PROXY protocol", "pilot/internal/featuretest.TestOnlyLoadBalancersSayForWhomTheyConnect", []edit{
 		{"pilot/internal/translate/proxied.go", "OnMatch: takenBy(refused)}}}}, OnNoMatch", "OnMatch: nested(m)}}}}, OnNoMatch"}}},
 	{33, "a PROXY header chooses where the connection goes", "pilot/internal/featuretest.TestOnlyLoadBalancersSayForWhomTheyConnect", []edit{

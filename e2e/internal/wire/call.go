@@ -39,6 +39,7 @@ type Call struct {
 	Address string `json:"address"`           // host:port
 	Network string `json:"network,omitempty"` // tcp4 or tcp6, where a name is to be found in one family alone
 	Host    string `json:"host"`              // of requests; "-" for none
+	Token   string `json:"token,omitempty"`   // of requests
 	Label   string `json:"label,omitempty"`
 }
 
@@ -215,6 +216,9 @@ func (c Call) request(w io.Writer, r *bufio.Reader, path, headers string) (*http
 	if c.Host == "-" {
 		host = ""
 	}
+	if c.Token != "" {
+		headers += "Authorization: Bearer " + c.Token + "\r\n"
+	}
 	if _, err := fmt.Fprintf(w, "GET %s %s\r\n%s%s\r\n", path, version, host, headers); err != nil {
 		return nil, err
 	}
@@ -297,6 +301,9 @@ func (c Call) openHTTP2(ctx context.Context) (*session, error) {
 	req.Host = c.host()
 	req.Header.Set("Content-Type", "application/grpc")
 	req.Header.Set("Te", "trailers")
+	if c.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.Token)
+	}
 	overdue := time.AfterFunc(limit, cancel)
 	resp, err := client.Do(req)
 	if err != nil {

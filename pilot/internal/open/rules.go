@@ -35,7 +35,11 @@ func Rules(w *compile.Workload) []byte {
 		tcp = append(tcp, p.TCP())
 	}
 	plaintext := both(not(proven), strict(w))
-	return written(ofPolicies, believed(w.Issuers), either(plaintext, forbidden(w.Policies), ambiguous(w.Policies)), either(plaintext, forbidden(tcp)))
+	token := no
+	if slices.ContainsFunc(w.Policies, func(p authz.Policy) bool { return p.Uses(authz.Claim) || p.Uses(authz.RequestPrincipal) }) {
+		token = believed(w.Issuers)
+	}
+	return written(ofPolicies, token, either(plaintext, forbidden(w.Policies), ambiguous(w.Policies)), either(plaintext, forbidden(tcp)))
 }
 
 // Revoked say what is forbidden since its client is revoked.

@@ -176,33 +176,55 @@ func TestClaimsOfStreamsAreWhatTheEvaluatorTakesThemFor(t *testing.T) {
 		}
 	}
 	box := opentest.New(t)
-	streams := make([]opentest.Open, len(all))
+	streams, ids := make([]opentest.Open, len(all)), make([]uint32, len(all))
 	for i, claims := range all {
 		streams[i] = request(client)
 		streams[i].Properties["metadata"] = opentest.Metadata(t, claims)
+		ids[i] = box.Open(streams[i])
 	}
 	for _, c := range clauses {
 		policies := denying(c)
-		ids := make([]uint32, len(all))
-		for i, s := range streams {
-			ids[i] = box.Open(s)
-		}
-		root := box.Configure(rulesOf(policies, "issuer", "b/me"))
+		program, root := authz.Compile(policies), box.Configure(rulesOf(policies, "issuer", "b/me"))
 		ended := box.Look(root)
 		for i, id := range ids {
 			claims := all[i]
 			if iss := claims["iss"]; iss != "issuer" && iss != "b/me" {
 				claims = nil // of an issuer that is not believed
 			}
-			if d := authz.Evaluate(policies, authz.Request{HTTP: true, Host: "h", Method: "GET", Path: "/x", Claims: claims}); ended[id] == d.Allowed {
+			if d := program.Decide(authz.Request{HTTP: true, Host: "h", Method: "GET", Path: "/x", Claims: claims}); ended[id] == d.Allowed {
 				t.Errorf("%+v ended %.80v: %v", c, all[i], ended[id])
 			}
-			box.Gone(id)
+			if ended[id] {
+				box.Gone(id)
+				ids[i] = box.Open(streams[i])
+			}
 		}
 		box.Gone(root)
 	}
 	if pages := box.Pages(); pages > 200 {
 		t.Errorf("%d pages of memory: tokens are not given back", pages)
+	}
+}
+
+// A request costs nothing for its token: the host is asked for it when rules come that are about tokens, and once.
+func TestTokensAreAskedForByRulesAboutThem(t *testing.T) {
+	box := opentest.New(t)
+	box.Configure(rulesOf(nil, "issuer"))
+	for i := range 10 {
+		o := request(client)
+		o.Properties["metadata"] = opentest.Metadata(t, map[string]any{"iss": "issuer", "a": float64(i)})
+		box.Open(o)
+	}
+	if asked := box.Asked(); len(asked) > 0 {
+		t.Errorf("for ten requests %v was asked for", asked)
+	}
+	box.Look(box.Configure(rulesOf(denying(of(authz.Path, "", "/y")), "issuer")))
+	if asked := box.Asked(); asked["metadata"] > 0 || asked["destination.port"] != 10 {
+		t.Errorf("for rules that are not about tokens %v was asked for", asked)
+	}
+	box.Look(box.Configure(rulesOf(denying(of(authz.Claim, "[a]", "x"), of(authz.Claim, "[b]", "x")), "another", "issuer")))
+	if asked := box.Asked(); asked["metadata"] != 10 {
+		t.Errorf("for rules that are about tokens %v was asked for", asked)
 	}
 }
 
