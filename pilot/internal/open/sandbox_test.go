@@ -148,7 +148,8 @@ func TestConnectionsThatCarryRequestsEndWhereTooManyAreForbidden(t *testing.T) {
 func TestClaimsOfStreamsAreWhatTheEvaluatorTakesThemFor(t *testing.T) {
 	number := math.Float64frombits(binary.LittleEndian.Uint64([]byte("engineer"))) // which in memory is as this text
 	one := []any{"", "a", "ab", "b", "engineer", number, "\x00\x00\x00\x00\x00\x00E@", 42.0, "42", -7.0, 0.0, math.Copysign(0, -1), 1e300, 0.1, "0.1", true, false, "true", "false", "\x01", "\x00",
-		nil, map[string]any{}, map[string]any{"x": "a"}, map[string]any{"": "a", "y": "a"}, "é", strings.Repeat("a", 300)}
+		nil, map[string]any{}, map[string]any{"x": "a"}, map[string]any{"": "a", "y": "a"}, "é", strings.Repeat("a", 300),
+		"\n\x08\n\x01b\x12\x03\x1a\x01a"} // the last is what a claim b within it would be, as a message
 	values := slices.Concat(one, []any{[]any{}, []any{one}, one, []any{nil, []any{"a"}, "ab"}, []any{map[string]any{"x": "a"}}})
 	matches := []authz.Match{{Kind: authz.Present}}
 	for _, v := range []string{"", "a", "b", "ab", "42", "4.2e1", "42.0", "0", "-0", "-7", "0.1", "1e300", "true", "false", "engineer", "E@", "é", fmt.Sprint(number), "\x01", "\x00", "x"} {
@@ -156,7 +157,7 @@ func TestClaimsOfStreamsAreWhatTheEvaluatorTakesThemFor(t *testing.T) {
 			matches = append(matches, authz.Match{Kind: k, Value: v})
 		}
 	}
-	all := []map[string]any{{"iss": "issuer", "a": slices.Repeat([]any{"x"}, 20000)}} // a long one
+	all := []map[string]any{{"iss": "another", "a": "a"}, {"iss": "issuer", "a": slices.Repeat([]any{"x"}, 20000)}} // a long one
 	for _, v := range values {
 		all = append(all, map[string]any{"iss": "issuer", "a": v}, map[string]any{"iss": "b/me", "x": v, "a": map[string]any{"b": v, "a": map[string]any{"": 1, "b": v}}})
 	}

@@ -122,8 +122,10 @@ static u32 claimed(u8 *names, u32 length, u32 any, u8 kind, u8 *with, u32 size) 
 	}
 	if (type != LIST || !any)
 		return one(type, t, any, kind, with, size) ? YES : NO;
-	while ((type = field(&t, &element)))
-		if (type == FIRST && (type = typed(&element)) && one(type, element, any, kind, with, size))
+	while (field(&t, &element)) {
+		type = typed(&element);
+		if (one(type, element, any, kind, with, size))
 			return YES;
+	}
 	return NO;
 }
