@@ -1,6 +1,6 @@
 // The part of Bulwark that runs inside of stock Envoy (proxy-wasm ABI 0.2.1, https://github.com/proxy-wasm/spec): it knows the connections and the
 // streams of HTTP that are open, and when it is given other rules it ends those that they forbid. It sees no byte of a connection, and of a request its
-// head alone; it runs for a beginning and an end, and for some seconds after new rules. What the rules are, and how they are written, is in rules.go.
+// head and what its token said alone; it runs for a beginning and an end, and for some seconds after new rules. What the rules are, and how they are written, is in rules.go.
 //
 // closer.wasm is made of it, and of the files that it includes, by `make closer`.
 
