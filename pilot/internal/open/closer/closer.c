@@ -38,7 +38,6 @@ enum { LONGEST_HEAD = 32 << 10, MOST_KEPT = 16 << 20 };
 
 EXPORT(proxy_abi_version_0_2_1) void version(void) {}
 EXPORT(proxy_on_vm_start) u32 started(u32 context, u32 size) { return 1; }
-EXPORT(proxy_on_done) u32 done(u32 context) { return 1; }
 
 // What is open, found by its context: a table whose places are a power of two, of which a quarter at least is empty.
 enum kind { NOTHING, CONNECTION, CARRIER, STREAM }; // a carrier is a connection that is known to carry requests
