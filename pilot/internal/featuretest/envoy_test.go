@@ -44,12 +44,13 @@ func TestEnvoyTakesEveryWorld(t *testing.T) {
 }
 
 func (g golden) loads(t *testing.T) {
-	model, w := received(t, g.events)
+	events := g.events(t)
+	model, w := received(t, events)
 	workloads := []string{g.show.Workload}
 	if g.show.Holders {
 		workloads = slices.Sorted(maps.Keys(model))
 	}
-	p := newPilot(t, g.events)
+	p := newPilot(t, events)
 	for _, pod := range workloads {
 		at, want := startEnvoy(t, p, pod), expected(t, model[pod], w)
 		var got loaded

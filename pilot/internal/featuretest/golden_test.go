@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"sigs.k8s.io/yaml"
 
+	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/fixture"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/goldentest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
@@ -28,13 +30,44 @@ type show struct {
 	Holders   bool     `json:"holders"`   // shows instead, of every resource that any proxy has, who shares it with whom
 	Logs      bool     `json:"logs"`      // with access logs, which are long
 	Except    []string `json:"except"`    // fields left out
+
+	Installation installation `json:"installation"`
+}
+
+// installation is what of an installation's settings is other than the fixtures'.
+type installation struct {
+	TrustDomainAliases []string       `json:"trustDomainAliases"`
+	TrustedProxies     int            `json:"trustedProxies"`
+	LoadBalancers      []netip.Prefix `json:"loadBalancers"`
+}
+
+// set makes these the settings until the test ends.
+func (i installation) set(t *testing.T) {
+	options, was := fixture.Options, settings
+	t.Cleanup(func() { fixture.Options, settings = options, was })
+	fixture.Options.TrustDomainAliases, fixture.Options.TrustedProxies, fixture.Options.LoadBalancers = i.TrustDomainAliases, i.TrustedProxies, i.LoadBalancers
+	settings = compile.SettingsOf(fixture.Options)
 }
 
 // golden is an input: the world of testdata, and what is particular to it.
 type golden struct {
 	name, path string // without .in.yaml
 	show       show
-	events     []registry.Event
+	texts      [][]byte
+}
+
+// events are the objects of a golden, as its installation reads them, whose settings hold until the test ends.
+func (g golden) events(t *testing.T) (out []registry.Event) {
+	t.Helper()
+	g.show.Installation.set(t)
+	for _, text := range g.texts {
+		events, err := fixture.Events(text)
+		if err != nil {
+			t.Fatalf("%s: %v", g.path, err)
+		}
+		out = append(out, events...)
+	}
+	return out
 }
 
 func goldens(t *testing.T) []golden {
@@ -58,13 +91,7 @@ func goldens(t *testing.T) []golden {
 		if err := yaml.UnmarshalStrict(head, &g.show); err != nil {
 			t.Fatalf("%s: %v", in, err)
 		}
-		for _, text := range [][]byte{world, objects} {
-			events, err := fixture.Events(text)
-			if err != nil {
-				t.Fatalf("%s: %v", in, err)
-			}
-			g.events = append(g.events, events...)
-		}
+		g.texts = [][]byte{world, objects}
 		out = append(out, g)
 	}
 	return out
@@ -103,7 +130,7 @@ func received(t *testing.T, events []registry.Event) (map[string]holdings, *wire
 func TestGolden(t *testing.T) {
 	for _, g := range goldens(t) {
 		t.Run(g.name, func(t *testing.T) {
-			all, w := received(t, g.events)
+			all, w := received(t, g.events(t))
 			if all[g.show.Workload] == nil && !g.show.Holders {
 				t.Fatalf("there is no proxy in pod %q", g.show.Workload)
 			}
