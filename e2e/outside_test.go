@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -86,16 +87,26 @@ spec:
 `, namespace, app, in64("CERTIFICATE", cert.Raw), in64("PRIVATE KEY", der), *tag)
 }
 
-// asker asks for others, with a proxy that has the authority's certificate.
-func (a *outsideCA) asker(namespace string) string {
-	root, err := json.Marshal(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})))
+// asker asks for others, with a proxy that has the authority's certificate, and one of its own that the authority has signed.
+func (a *outsideCA) asker(t *testing.T, namespace string) string {
+	t.Helper()
+	own, key := a.sign(t, &x509.Certificate{URIs: []*url.URL{{Scheme: "https", Host: "asker.example"}}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		panic(err) // strings are always text
+		t.Fatal(err)
+	}
+	files := map[string]string{}
+	for name, block := range map[string]*pem.Block{"ca.pem": {Type: "CERTIFICATE", Bytes: a.cert.Raw}, "own.pem": {Type: "CERTIFICATE", Bytes: own.Raw}, "own-key.pem": {Type: "PRIVATE KEY", Bytes: keyDER}} {
+		files[name] = string(pem.EncodeToMemory(block))
+	}
+	data, err := json.Marshal(files)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return fmt.Sprintf(`
 {apiVersion: v1, kind: Namespace, metadata: {name: %[1]s, labels: {istio-injection: enabled}}}
 ---
-{apiVersion: v1, kind: ConfigMap, metadata: {name: ca, namespace: %[1]s}, data: {ca.pem: %[2]s}}
+{apiVersion: v1, kind: Secret, metadata: {name: ca, namespace: %[1]s}, stringData: %[2]s}
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -105,12 +116,12 @@ spec:
   template:
     metadata:
       labels: {app: asker}
-      annotations: {sidecar.istio.io/userVolume: '{"ca": {"configMap": {"name": "ca"}}}', sidecar.istio.io/userVolumeMount: '{"ca": {"mountPath": "/etc/outside"}}'}
+      annotations: {sidecar.istio.io/userVolume: '{"ca": {"secret": {"secretName": "ca"}}}', sidecar.istio.io/userVolumeMount: '{"ca": {"mountPath": "/etc/outside"}}'}
     spec:
       terminationGracePeriodSeconds: 1
       containers: [{name: app, image: "docker.io/bulwark/sample:%[3]s", imagePullPolicy: IfNotPresent, args: [wait]}]
 ---
-`, namespace, root, *tag)
+`, namespace, data, *tag)
 }
 
 // TestHostsOutsideAreKnownAndProveTheirNames has a workload call hosts of which the mesh knows by ServiceEntries alone, at an address that nobody has: by Host, by
@@ -123,7 +134,7 @@ func TestHostsOutsideAreKnownAndProveTheirNames(t *testing.T) {
 	cleanUp(t, ns, other, world)
 	a := newOutsideCA(t)
 	err := cluster.Apply(ctx, fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %s}}\n---\n", world)+
-		a.server(t, world, "good", "good.example")+a.server(t, world, "bad", "someone-else.example")+a.asker(ns)+a.asker(other))
+		a.server(t, world, "good", "good.example")+a.server(t, world, "bad", "someone-else.example")+a.asker(t, ns)+a.asker(t, other))
 	if err == nil {
 		err = cluster.Ready(ctx, world, 3*time.Minute)
 	}
@@ -215,6 +226,8 @@ func TestHostsOutsideAreKnownAndProveTheirNames(t *testing.T) {
 		t.Errorf("what operators are told: %v\n%s", err, told)
 	}
 
+	waysOut(ctx, t, ns, world)
+
 	// A Sidecar keeps the workloads of a namespace from what has no name, whichever port it is at.
 	confined := fmt.Sprintf("{apiVersion: networking.istio.io/v1, kind: Sidecar, metadata: {name: confined, namespace: %s}, spec: {outboundTrafficPolicy: {mode: REGISTRY_ONLY}}}", ns)
 	pod, err := cluster.Pod(ctx, world, "good")
@@ -269,7 +282,7 @@ func TestRulesForServicesHoldForTheirClients(t *testing.T) {
 	defer cancel()
 	cleanUp(t, ns, other)
 	a := newOutsideCA(t)
-	err := cluster.Apply(ctx, a.asker(ns)+a.asker(other)+fmt.Sprintf(`
+	err := cluster.Apply(ctx, a.asker(t, ns)+a.asker(t, other)+fmt.Sprintf(`
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: server, namespace: %[1]s}

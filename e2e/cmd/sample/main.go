@@ -23,7 +23,7 @@ func main() {
 		return nil
 	}}
 	root.AddCommand(wait, sample.Server(), sample.Issuer(), sample.Authorizer(), sample.Get(), sample.Load(), sample.TCP(), sample.TCPLoad(), sample.Open(), sample.TLS(), sample.Capture(), sample.RPC(),
-		sample.SVID(), sample.SPIFFE(), sample.Files(), sample.Sockets(), sample.Certs(), sample.Outside(), wire.Server(), wire.AskedServer(), wire.Calls(), wire.Hold())
+		sample.SVID(), sample.SPIFFE(), sample.Files(), sample.Sockets(), sample.Certs(), sample.Outside(), wire.Server(), wire.AskedServer(), wire.Calls(), wire.Hold(), wire.Questions())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "sample:", err)
 		os.Exit(1)

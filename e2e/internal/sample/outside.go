@@ -1,6 +1,7 @@
 package sample
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -36,7 +37,7 @@ func Outside() *cobra.Command {
 		errs := make(chan error, 2)
 		for _, serve := range []func() error{
 			func() error {
-				return (&http.Server{Addr: secured, Handler: handler, ReadHeaderTimeout: time.Minute}).ListenAndServeTLS(cert, key)
+				return (&http.Server{Addr: secured, Handler: handler, ReadHeaderTimeout: time.Minute, TLSConfig: &tls.Config{ClientAuth: tls.RequestClientCert, MinVersion: tls.VersionTLS12}}).ListenAndServeTLS(cert, key)
 			},
 			func() error {
 				return (&http.Server{Addr: plain, Handler: handler, ReadHeaderTimeout: time.Minute}).ListenAndServe()

@@ -184,7 +184,7 @@ func (c Call) open(ctx context.Context) (*session, error) {
 		})
 	case WebSocket:
 		err = bounded(func() error {
-			resp, err := c.request(conn, r, "/", "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n")
+			resp, err := c.request(conn, r, "/", upgrade)
 			if err == nil {
 				s.heard = &Heard{Peer: resp.Header.Get("X-Peer")}
 			}
@@ -228,7 +228,7 @@ func (c Call) request(w io.Writer, r *bufio.Reader, path, headers string) (*http
 	}
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusSwitchingProtocols {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, 200))
-		return nil, fmt.Errorf("%s: %s", resp.Status, body)
+		return nil, statusError{resp.StatusCode, fmt.Sprintf("%s: %s", resp.Status, body)}
 	}
 	return resp, nil
 }

@@ -17,10 +17,14 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 const (
@@ -38,15 +42,16 @@ type Heard struct {
 }
 
 // Server returns the subcommand that serves HTTP/1.0, HTTP/1.1, cleartext HTTP/2, WebSocket, TLS with a certificate of its
-// own, and lines of text, all on each port.
+// own, gRPC's health service, and lines of text, all on each port.
 func Server() *cobra.Command {
-	var ports []string
-	cmd := &cobra.Command{Use: "anything", RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), ports) }}
+	var ports, first []string
+	cmd := &cobra.Command{Use: "anything", RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), ports, first) }}
 	cmd.Flags().StringSliceVar(&ports, "port", []string{"8080"}, "ports to listen on")
+	cmd.Flags().StringSliceVar(&first, "greeting", nil, "ports at which the server speaks first, and then repeats lines")
 	return cmd
 }
 
-func serve(ctx context.Context, ports []string) error {
+func serve(ctx context.Context, ports, first []string) error {
 	certificate, err := selfSigned()
 	if err != nil {
 		return err
@@ -54,12 +59,18 @@ func serve(ctx context.Context, ports []string) error {
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	web := &http.Server{Handler: http.HandlerFunc(answer), Protocols: protocols, ReadHeaderTimeout: forever}
+	rpc := grpc.NewServer()
+	healthv1.RegisterHealthServer(rpc, health.NewServer())
+	web := &http.Server{Handler: answer(rpc), Protocols: protocols, ReadHeaderTimeout: forever}
 	accepted := &handed{conns: make(chan net.Conn), done: ctx.Done()}
 	go func() { _ = web.Serve(accepted) }() // ends with Close
 	defer context.AfterFunc(ctx, func() { _ = web.Close() })()
-	failed := make(chan error, len(ports))
-	for _, port := range ports {
+	failed := make(chan error, len(ports)+len(first))
+	for _, port := range slices.Concat(ports, first) {
+		handle := func(conn net.Conn) { take(conn, certificate, accepted) }
+		if slices.Contains(first, port) {
+			handle = greet
+		}
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", ":"+port)
 		if err != nil {
 			return err
@@ -72,7 +83,7 @@ func serve(ctx context.Context, ports []string) error {
 					failed <- err
 					return
 				}
-				go take(conn, certificate, accepted)
+				go handle(conn)
 			}
 		}()
 	}
@@ -100,7 +111,7 @@ func take(conn net.Conn, certificate tls.Certificate, web *handed) {
 		return
 	}
 	head, err := p.r.Peek(4)
-	if word := string(head); err == nil && (word == "GET " || word == "POST" || word == "PRI ") {
+	if err == nil && slices.Contains([]string{"GET ", "POST", "PUT ", "DELE", "HEAD", "OPTI", "PRI "}, string(head)) {
 		web.hand(p)
 		return
 	}
@@ -117,8 +128,21 @@ func echo(conn net.Conn) {
 	}
 }
 
-func answer(w http.ResponseWriter, r *http.Request) {
+// answer answers requests, those that are gRPC by a server of it.
+func answer(rpc http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/grpc.") {
+			rpc.ServeHTTP(w, r)
+			return
+		}
+		answerHTTP(w, r)
+	})
+}
+
+func answerHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
+	case r.URL.Path == "/headers": // that have come
+		_ = json.NewEncoder(w).Encode(r.Header)
 	case strings.EqualFold(r.Header.Get("Upgrade"), "websocket"):
 		conn, buffered, err := http.NewResponseController(w).Hijack()
 		if err != nil {
