@@ -208,6 +208,16 @@ func (p *Policy) TCP() Policy {
 // AdmitsTCP reports whether policies in scope of a workload may let anything through at one of its ports that is not HTTP. It is false only if that is
 // certain: each ALLOW rule asks for something of HTTP, or a DENY rule asks for nothing else. Port 0 is any port that rules do not name.
 func AdmitsTCP(policies []Policy, port uint32) bool {
+	return admits(policies, port, func(a Attribute) bool { return a == DestinationPort })
+}
+
+// AdmitsStrangers is AdmitsTCP for a connection in plaintext, whose client has no identity.
+func AdmitsStrangers(policies []Policy, port uint32) bool {
+	return admits(policies, port, func(a Attribute) bool { return a == DestinationPort || a.Identity() })
+}
+
+// admits reports whether policies may let a connection to a port through of which some attributes are known: the port and, if its client has none, the identity.
+func admits(policies []Policy, port uint32, known func(Attribute) bool) bool {
 	restricted, admitted := false, false
 	for _, p := range policies {
 		if p.Ignored || p.DryRun || p.Action == Audit || p.Action == Custom {
@@ -215,7 +225,7 @@ func AdmitsTCP(policies []Policy, port uint32) bool {
 		}
 		restricted = restricted || p.Action == Allow
 		for _, r := range p.TCP().Rules {
-			maybe, certain := r.atPort(port)
+			maybe, certain := r.atPort(port, known)
 			if p.Action == Deny && certain {
 				return false
 			}
@@ -226,29 +236,20 @@ func AdmitsTCP(policies []Policy, port uint32) bool {
 }
 
 // atPort says whether a rule for connections may match some that come to a port, and whether it matches all of them.
-func (r Rule) atPort(port uint32) (maybe, certain bool) {
+func (r Rule) atPort(port uint32, known func(Attribute) bool) (maybe, certain bool) {
 	if r.Never {
 		return false, false
 	}
-	maybe, certain = true, len(r.From) == 0
-	ports := func(clauses Clauses) (may, sure bool) {
-		may, sure = true, true
-		for _, c := range clauses {
-			if c.Attribute != DestinationPort {
-				sure = false
-				continue
+	of := seenOf(Request{DestinationPort: port})
+	maybe, certain = true, true
+	for _, alternatives := range [][]Clauses{r.From, r.To, {r.When}} {
+		may, sure := len(alternatives) == 0, len(alternatives) == 0
+		for _, clauses := range alternatives {
+			m, s := true, true
+			for _, c := range clauses {
+				holds := !known(c.Attribute) || c.predicate()(of)
+				m, s = m && holds, s && holds && known(c.Attribute)
 			}
-			holds := c.predicate()(&seen{Request: Request{DestinationPort: port}})
-			may, sure = may && holds, sure && holds
-		}
-		return may, sure
-	}
-	may, sure := ports(r.When)
-	maybe, certain = maybe && may, certain && sure
-	if len(r.To) > 0 {
-		may, sure = false, false
-		for _, to := range r.To {
-			m, s := ports(to)
 			may, sure = may || m, sure || s
 		}
 		maybe, certain = maybe && may, certain && sure

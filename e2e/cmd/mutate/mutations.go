@@ -13,7 +13,7 @@ type mutation struct {
 // edit replaces the one place in a file where old stands.
 type edit struct{ file, old, new string }
 
-var mutations = slices.Concat(claims, outside)
+var mutations = slices.Concat(claims, outside, policies)
 
 var claims = []mutation{
 	{1, "Secrets are not made", "TestEveryServiceAccountHasItsIdentity", []edit{

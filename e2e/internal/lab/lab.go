@@ -80,29 +80,37 @@ func Open(tag string) (*Lab, error) {
 	return l, nil
 }
 
-// authorizers are the external authorizers of the installation: one in the mesh, one outside of it, one that is nowhere, Open Policy Agent, and two more that are nowhere: without an
-// answer of theirs all passes, or all is answered with another status.
-var authorizers = []string{
-	"extensionProviders[0].name=in-mesh", "extensionProviders[0].envoyExtAuthzGrpc.service=authorizer.e2e-custom.svc.cluster.local", "extensionProviders[0].envoyExtAuthzGrpc.port=9191",
-	"extensionProviders[0].envoyExtAuthzGrpc.timeout=2s",
-	"extensionProviders[1].name=outside", "extensionProviders[1].envoyExtAuthzHttp.service=authorizer.e2e-custom-outside.svc.cluster.local", "extensionProviders[1].envoyExtAuthzHttp.port=8080",
-	"extensionProviders[1].envoyExtAuthzHttp.pathPrefix=/check", "extensionProviders[1].envoyExtAuthzHttp.includeRequestHeadersInCheck={x-answer}",
-	"extensionProviders[3].name=opa", "extensionProviders[3].envoyExtAuthzGrpc.service=opa.opa.svc.cluster.local", "extensionProviders[3].envoyExtAuthzGrpc.port=9191",
-	"extensionProviders[3].envoyExtAuthzGrpc.timeout=2s",
-	"extensionProviders[4].name=nowhere-open", "extensionProviders[4].envoyExtAuthzGrpc.service=authorizer.nowhere.svc.cluster.local", "extensionProviders[4].envoyExtAuthzGrpc.port=9191",
-	"extensionProviders[4].envoyExtAuthzGrpc.failOpen=true",
-	"extensionProviders[5].name=nowhere-503", "extensionProviders[5].envoyExtAuthzGrpc.service=authorizer.nowhere.svc.cluster.local", "extensionProviders[5].envoyExtAuthzGrpc.port=9191",
-	"extensionProviders[5].envoyExtAuthzGrpc.statusOnError=503",
-	"extensionProviders[2].name=nowhere", "extensionProviders[2].envoyExtAuthzGrpc.service=authorizer.nowhere.svc.cluster.local", "extensionProviders[2].envoyExtAuthzGrpc.port=9191",
-}
+// values are those of the installation: certificates of a minute, so that their rotation can be watched; key servers in the cluster; a former name of the mesh; and external authorizers:
+// one in the mesh, one outside of it, Open Policy Agent, and some that are nowhere, without whose answer nothing passes, or all, or who are told with another status.
+const values = `
+citadel: {workloadTTL: 1m}
+keyServers: {privateHosts: ["*.svc.cluster.local"]}
+trustDomainAliases: [` + FormerDomain + `]
+extensionProviders:
+- {name: in-mesh, envoyExtAuthzGrpc: {service: authorizer.e2e-custom.svc.cluster.local, port: 9191, timeout: 2s}}
+- {name: outside, envoyExtAuthzHttp: {service: authorizer.e2e-custom-outside.svc.cluster.local, port: 8080, pathPrefix: /check, includeRequestHeadersInCheck: [x-answer]}}
+- {name: opa, envoyExtAuthzGrpc: {service: opa.opa.svc.cluster.local, port: 9191, timeout: 2s}}
+- {name: nowhere, envoyExtAuthzGrpc: {service: authorizer.nowhere.svc.cluster.local, port: 9191}}
+- {name: nowhere-open, envoyExtAuthzGrpc: {service: authorizer.nowhere.svc.cluster.local, port: 9191, failOpen: true}}
+- {name: nowhere-503, envoyExtAuthzGrpc: {service: authorizer.nowhere.svc.cluster.local, port: 9191, statusOnError: "503"}}
+`
 
 // FormerDomain is an alias of the mesh's trust domain in the installation.
 const FormerDomain = "former.example"
 
-// Install runs meshctl install as the claims need it: with certificates of a minute, so that their rotation can be watched, and with key servers and authorizers in the cluster.
+// Install runs meshctl install as the claims need it.
 func (l *Lab) Install(ctx context.Context, out io.Writer, set ...string) error {
-	args := []string{"install", "--reset", "--set", "citadel.workloadTTL=1m", "--set", "keyServers.privateHosts={*.svc.cluster.local}", "--set", "trustDomainAliases={" + FormerDomain + "}", "--set", "image.tag=" + l.Tag}
-	for _, s := range append(authorizers, set...) {
+	dir, err := os.MkdirTemp("", "bulwark-e2e-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "values.yaml")
+	if err := os.WriteFile(file, []byte(values), 0o600); err != nil {
+		return err
+	}
+	args := []string{"install", "--reset", "--values", file, "--set", "image.tag=" + l.Tag}
+	for _, s := range set {
 		args = append(args, "--set", s)
 	}
 	return l.MeshctlTo(ctx, out, args...)

@@ -135,10 +135,11 @@ func (m matching) plaintext(p compile.InboundPort) *xds.Matcher_OnMatch {
 	return nested(tree("protocol", &network.ApplicationProtocolInput{}, sniffed, m.passed(p)))
 }
 
-// passed is for bytes that go to the application as they are.
+// passed is for bytes that go to the application as they are. Where the server speaks first, a client that waits for it would wait forever for a verdict that waits for the client;
+// so its connection is made at once, if anybody without an identity can be admitted at all.
 func (m matching) passed(p compile.InboundPort) *xds.Matcher_OnMatch {
 	name := plainTCP
-	if m.verdict {
+	if m.verdict && !(mayGreet(p, m.identity) && authz.AdmitsStrangers(m.w.Policies, p.Number)) {
 		name += awaitedVerdict
 	}
 	return takenBy(name + plaintextGroup(m.w, p) + askSeveral(m.w))

@@ -121,6 +121,40 @@ func allowOnly(id spiffe.ID) []authz.Policy {
 		From: []authz.Clauses{{{Attribute: authz.Principal, Values: []authz.Match{{Kind: authz.Exact, Value: id.String()}}}}}}}}}
 }
 
+// Of a server that speaks first, a client in plaintext hears as soon as a policy can admit who has no identity; what comes of what the client says then, policies decide.
+func TestStrangersAreGreetedWherePoliciesCanAdmitThem(t *testing.T) {
+	ports, ca := envoytest.FreePorts(t, 5), envoytest.NewCA(t)
+	server := ca.Issue(t, "spiffe://cluster.local/ns/finance/sa/payroll")
+	app := startApplication(t, true)
+	everybody := authz.Policy{Meta: authz.Meta{Namespace: "finance", Name: "all"}, Action: authz.Allow, Rules: []authz.Rule{{}}}
+	port := func(action authz.Action, number uint32) authz.Policy {
+		return authz.Policy{Meta: authz.Meta{Namespace: "finance", Name: "port"}, Action: action, Rules: []authz.Rule{{To: []authz.Clauses{{{Attribute: authz.DestinationPort, Values: []authz.Match{{Kind: authz.Port, Value: fmt.Sprint(number)}}}}}}}}
+	}
+	cases := []struct {
+		what     string
+		policies []authz.Policy
+		heard    string
+	}{
+		{"everybody is admitted", []authz.Policy{everybody}, "hello"},
+		{"DENY of another port", []authz.Policy{port(authz.Deny, 1)}, "hello"},
+		{"DENY of this port", []authz.Policy{everybody, port(authz.Deny, ports[2])}, ""},
+		{"one identity is admitted", allowOnly(identities[0]), ""},
+	}
+	b := translate.Bootstrap()
+	b.DynamicResources, b.StatsSinks = nil, nil
+	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: ports[4]}
+	for i, c := range cases {
+		l, cl := tcpWorkload(t, c.policies, ports[i], true, app, ca, server)
+		b.StaticResources.Listeners, b.StaticResources.Clusters = append(b.StaticResources.Listeners, l), append(b.StaticResources.Clusters, cl)
+	}
+	envoytest.Start(t, b, "sidecar~127.0.0.1~a.b~b.svc.cluster.local")
+	for i, c := range cases {
+		if heard := talk(t, ports[i], spiffe.ID{}, nil, "", ""); heard != c.heard {
+			t.Errorf("%s: a client in plaintext that waits for the server heard %q, want %q", c.what, heard, c.heard)
+		}
+	}
+}
+
 // TestDeniedClientHearsNothingFromTheApplication holds for applications that speak first, too: Envoy's network RBAC waits for
 // the client's first byte, which a client that only listens never sends.
 func TestDeniedClientHearsNothingFromTheApplication(t *testing.T) {

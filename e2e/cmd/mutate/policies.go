@@ -1,0 +1,11 @@
+package main
+
+// policies are mutations of what a policy's rows of the semantics say.
+var policies = []mutation{
+	{20, "the server name of TLS is not looked at", "TestSemantics", []edit{
+		{"pilot/internal/rbac/policies.go", "return &rbac.Permission{Rule: &rbac.Permission_RequestedServerName{RequestedServerName: m}}", "return never()"}}},
+	{20, "a workload's UNSET is not its namespace's mode", "pilot/internal/featuretest.TestGolden/modes", []edit{
+		{"pkg/authz/peer.go", "		if p != nil && p.Mode != \"\" {\n", "		if p != nil {\n"}}},
+	{20, "a policy for one Service holds for all workloads of its namespace", "pilot/internal/featuretest.TestGolden/scope", []edit{
+		{"pilot/internal/compile/workload.go", "p.InScope(set.RootNamespace, c.Namespace, c.Labels) && targeted(snap, p.Namespace, p.Services, c.Namespace, c.Labels)", "p.InScope(set.RootNamespace, c.Namespace, c.Labels)"}}},
+}
