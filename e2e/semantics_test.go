@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -134,13 +135,11 @@ func TestSemantics(t *testing.T) {
 		}
 	}
 	began := time.Now()
-	t.Run("rows", func(t *testing.T) {
-		for _, l := range lanes {
-			t.Run(l.name, func(t *testing.T) { // lanes wait for proxies more than they work, so they go on together whatever -parallel says
-				w.try(ctx, t, l)
-			})
-		}
-	})
+	var all sync.WaitGroup
+	for _, l := range lanes { // they wait for proxies more than they work
+		all.Go(func() { w.try(ctx, t, l) })
+	}
+	all.Wait()
 	t.Logf("%d questions in %s", w.asked.Load(), time.Since(began).Round(time.Second))
 }
 
@@ -253,20 +252,20 @@ func (w *rowsWorld) try(ctx context.Context, t *testing.T, l lane) {
 	decided := map[string]string{} // who has to have decided, by the path of the request
 	for i, r := range l.rows {
 		if err := w.apply(ctx, l, i, r); err != nil {
-			t.Errorf("%s: %v", r.name, err)
+			t.Errorf("%s, %s: %v", l.name, r.name, err)
 			continue
 		}
 		if err := w.askAll(ctx, l, r, decided); err != nil {
-			t.Errorf("%s: %v", r.name, err)
+			t.Errorf("%s, %s: %v", l.name, r.name, err)
 		}
 		for _, p := range r.policies {
 			if err := cluster.Delete(ctx, w.manifest(l, p)); err != nil {
-				t.Errorf("%s: %v", r.name, err)
+				t.Errorf("%s, %s: %v", l.name, r.name, err)
 			}
 		}
 	}
 	if err := lab.PollFor(ctx, 20*time.Second, func(ctx context.Context) error { return w.recorded(ctx, l, began, decided) }); err != nil {
-		t.Error(err)
+		t.Errorf("%s, the audit trail: %v", l.name, err)
 	}
 }
 

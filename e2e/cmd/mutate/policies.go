@@ -8,4 +8,8 @@ var policies = []mutation{
 		{"pkg/authz/peer.go", "		if p != nil && p.Mode != \"\" {\n", "		if p != nil {\n"}}},
 	{20, "a policy for one Service holds for all workloads of its namespace", "pilot/internal/featuretest.TestGolden/scope", []edit{
 		{"pilot/internal/compile/workload.go", "p.InScope(set.RootNamespace, c.Namespace, c.Labels) && targeted(snap, p.Namespace, p.Services, c.Namespace, c.Labels)", "p.InScope(set.RootNamespace, c.Namespace, c.Labels)"}}},
+	{20, "a client in plaintext that waits for its server waits for a verdict", "pilot/internal/translate.TestStrangersAreGreetedWherePoliciesCanAdmitThem", []edit{
+		{"pilot/internal/translate/match.go", "if m.verdict && !(mayGreet(p, m.identity) && authz.AdmitsStrangers(m.w.Policies, p.Number)) {", "if m.verdict {"}}},
+	{20, "who has no identity, and cannot be admitted, is greeted", "pilot/internal/translate.TestStrangersAreGreetedWherePoliciesCanAdmitThem", []edit{
+		{"pilot/internal/translate/match.go", "mayGreet(p, m.identity) && authz.AdmitsStrangers(m.w.Policies, p.Number)", "mayGreet(p, m.identity)"}}},
 }
