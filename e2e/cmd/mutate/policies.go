@@ -2,7 +2,7 @@ package main
 
 // policies are mutations of what a policy's rows of the semantics say.
 var policies = []mutation{
-	{20, "the server name of TLS is not looked at", "TestSemantics", []edit{
+	{20, "the server name of TLS is not looked at", "pilot/internal/featuretest.TestGolden/values", []edit{
 		{"pilot/internal/rbac/policies.go", "return &rbac.Permission{Rule: &rbac.Permission_RequestedServerName{RequestedServerName: m}}", "return never()"}}},
 	{20, "a workload's UNSET is not its namespace's mode", "pilot/internal/featuretest.TestGolden/modes", []edit{
 		{"pkg/authz/peer.go", "		if p != nil && p.Mode != \"\" {\n", "		if p != nil {\n"}}},
