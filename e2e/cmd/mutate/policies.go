@@ -9,7 +9,9 @@ var policies = []mutation{
 	{20, "a policy for one Service holds for all workloads of its namespace", "pilot/internal/featuretest.TestGolden/scope", []edit{
 		{"pilot/internal/compile/workload.go", "p.InScope(set.RootNamespace, c.Namespace, c.Labels) && targeted(snap, p.Namespace, p.Services, c.Namespace, c.Labels)", "p.InScope(set.RootNamespace, c.Namespace, c.Labels)"}}},
 	{20, "a client in plaintext that waits for its server waits for a verdict", "pilot/internal/translate.TestStrangersAreGreetedWherePoliciesCanAdmitThem", []edit{
-		{"pilot/internal/translate/match.go", "if m.verdict && !(mayGreet(p, m.identity) && authz.AdmitsStrangers(m.w.Policies, p.Number)) {", "if m.verdict {"}}},
+		{"pilot/internal/translate/match.go", "if m.verdict && !greetsStrangers(m.w, p, m.identity) {", "if m.verdict {"}}},
 	{20, "who has no identity, and cannot be admitted, is greeted", "pilot/internal/translate.TestStrangersAreGreetedWherePoliciesCanAdmitThem", []edit{
-		{"pilot/internal/translate/match.go", "mayGreet(p, m.identity) && authz.AdmitsStrangers(m.w.Policies, p.Number)", "mayGreet(p, m.identity)"}}},
+		{"pilot/internal/translate/match.go", " && authz.AdmitsStrangers(w.Policies, p.Number)\n", "\n"}}},
+	{20, "a listener does not follow policies that admit whoever has no identity", "pilot/internal/translate.TestSameInboundListenerSaysWhatMakingBothWould", []edit{
+		{"pilot/internal/translate/inbound.go", " || greetsStrangers(a, p, identity) != greetsStrangers(b, p, identity) {", " {"}}},
 }

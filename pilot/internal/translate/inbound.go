@@ -87,11 +87,12 @@ func anyOf(all []*listener.ListenerFilterChainMatchPredicate) *listener.Listener
 // SameInboundListener reports whether two workloads of one class have the same inbound listener, without making either.
 // Of the policies it holds next to nothing: they reach the proxy as resources of their own.
 func SameInboundListener(set compile.Settings, a, b *compile.Workload) bool {
-	if a.IPv6 != b.IPv6 || a.Other != b.Other || !slices.Equal(a.Ports, b.Ports) || enforced(a.Policies) != enforced(b.Policies) || askSeveral(a) != askSeveral(b) || authz.ByIdentity(a.Policies) != authz.ByIdentity(b.Policies) {
+	identity := authz.ByIdentity(a.Policies)
+	if a.IPv6 != b.IPv6 || a.Other != b.Other || !slices.Equal(a.Ports, b.Ports) || enforced(a.Policies) != enforced(b.Policies) || askSeveral(a) != askSeveral(b) || identity != authz.ByIdentity(b.Policies) {
 		return false
 	}
 	for _, p := range a.EveryPort() {
-		if nothingButHTTP(a, p) != nothingButHTTP(b, p) {
+		if nothingButHTTP(a, p) != nothingButHTTP(b, p) || greetsStrangers(a, p, identity) != greetsStrangers(b, p, identity) {
 			return false
 		}
 	}

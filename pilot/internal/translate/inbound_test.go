@@ -30,6 +30,10 @@ func TestSameInboundListenerSaysWhatMakingBothWould(t *testing.T) {
 		policy(authz.Deny, func(*authz.Policy) {}), policy(authz.Audit, func(*authz.Policy) {}),
 		policy(authz.Allow, func(p *authz.Policy) { p.Rules = nil }), policy(authz.Allow, func(p *authz.Policy) { p.DryRun = true }),
 		policy(authz.Deny, func(p *authz.Policy) { p.Ignored = true }),
+		policy(authz.Deny, func(p *authz.Policy) { p.Rules = allowOnly(a)[0].Rules }), policy(authz.Allow, func(*authz.Policy) {}),
+		policy(authz.Deny, func(p *authz.Policy) { // strangers
+			p.Rules[0].When = authz.Clauses{{Attribute: authz.Principal, Not: []authz.Match{{Kind: authz.Present}}}}
+		}),
 	}
 	ports := [][]compile.InboundPort{nil}
 	for _, change := range []func(*compile.InboundPort){
@@ -38,6 +42,7 @@ func TestSameInboundListenerSaysWhatMakingBothWould(t *testing.T) {
 		func(p *compile.InboundPort) { p.Protocol = protocol.HTTP },
 		func(p *compile.InboundPort) { p.Mode = authz.Permissive },
 		func(p *compile.InboundPort) { p.ServerFirst = true },
+		func(p *compile.InboundPort) { p.ServerFirst, p.Mode = true, authz.Permissive },
 		func(p *compile.InboundPort) { p.ServiceName = "s" },
 	} {
 		p := compile.InboundPort{Number: 80, Protocol: protocol.TCP, Mode: authz.Strict}

@@ -135,11 +135,16 @@ func (m matching) plaintext(p compile.InboundPort) *xds.Matcher_OnMatch {
 	return nested(tree("protocol", &network.ApplicationProtocolInput{}, sniffed, m.passed(p)))
 }
 
-// passed is for bytes that go to the application as they are. Where the server speaks first, a client that waits for it would wait forever for a verdict that waits for the client;
-// so its connection is made at once, if anybody without an identity can be admitted at all.
+// greetsStrangers reports whether clients in plaintext are let through to a port before there is a verdict. One that waits for a server that speaks first would wait forever for a verdict
+// that waits for its client; so its connection is made at once, if anybody without an identity can be admitted at all.
+func greetsStrangers(w *compile.Workload, p compile.InboundPort, identity bool) bool {
+	return p.Mode != authz.Strict && mayGreet(p, identity) && authz.AdmitsStrangers(w.Policies, p.Number)
+}
+
+// passed is for bytes that go to the application as they are.
 func (m matching) passed(p compile.InboundPort) *xds.Matcher_OnMatch {
 	name := plainTCP
-	if m.verdict && !(mayGreet(p, m.identity) && authz.AdmitsStrangers(m.w.Policies, p.Number)) {
+	if m.verdict && !greetsStrangers(m.w, p, m.identity) {
 		name += awaitedVerdict
 	}
 	return takenBy(name + plaintextGroup(m.w, p) + askSeveral(m.w))
