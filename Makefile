@@ -121,7 +121,7 @@ e2e: images cluster bin/helm ## the claims, on a real cluster with real proxies
 .PHONY: e2e-dual
 e2e-dual: images bin/cluster ## what only a cluster of IPv4 and IPv6 can show, on one that is made for it (in the place of one that runs) and removed
 	trap 'bin/cluster down' EXIT; bin/cluster up --ip-families dual; bin/cluster load bin/oci/*.tar; \
-		KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -C e2e -v -count=1 -timeout 20m -run DualStack . -tag "$$(cat bin/tag)"
+		KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -C e2e -v -count=1 -timeout 20m -run 'DualStack|LoadBalancers' . -tag "$$(cat bin/tag)"
 
 # The image of real programs: Debian's packages, and what Debian does not have. It is large and changes seldom, so only this target builds it.
 APPLICATIONS := bin/applications/nats bin/applications/kafka bin/applications/opa
@@ -139,7 +139,7 @@ applications: images cluster $(APPLICATIONS) ## real programs between pods of th
 	@$(call need,mmdebstrap,mmdebstrap)
 	bin/images applications --binaries $(subst $() $(),$(comma),$(APPLICATIONS)) > bin/applications/tag
 	bin/cluster load bin/oci/*.tar bin/applications/image.tar
-	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 30m ./applications -run 'Test(Programs|Authorizers)/$(PROGRAM)' -tag "$$(cat ../bin/tag)" -image "$$(cat ../bin/applications/tag)"
+	cd e2e && KUBECONFIG=$(CURDIR)/.cluster/kubeconfig go test -v -count=1 -timeout 30m ./applications -run 'Test(Programs|Authorizers|Balancers)/$(PROGRAM)' -tag "$$(cat ../bin/tag)" -image "$$(cat ../bin/applications/tag)"
 
 bin/helm: tools/helm/go.mod
 	GOWORK=off go -C tools/helm build -o ../../bin/helm helm.sh/helm/v4/cmd/helm

@@ -469,6 +469,8 @@ var claims = []mutation{
 		{"pilot/internal/translate/proxied.go", "OnMatch: takenBy(refused)}}}}, OnNoMatch", "OnMatch: nested(m)}}}}, OnNoMatch"}}},
 	{33, "a PROXY header chooses where the connection goes", "pilot/internal/featuretest.TestOnlyLoadBalancersSayForWhomTheyConnect", []edit{
 		{"pilot/internal/translate/proxied.go", "headerMisleads: takenBy(refused), ", ""}}},
+	{33, "the load balancers of the installation do not come to Pilot", "TestLoadBalancersSayForWhomTheyConnect", []edit{
+		{"pilot/internal/server/server.go", "LoadBalancers: balancers, ", "LoadBalancers: balancers[:0], "}}},
 	{33, "X-Forwarded-For counts though no proxy is trusted", "pilot/internal/featuretest.TestOnlyLoadBalancersSayForWhomTheyConnect", []edit{
 		{"pilot/internal/translate/inbound.go", "return 1 << 20", "return 0"}}},
 	{33, "an external authorizer is never asked", "pilot/internal/translate.TestExternalAuthorizersAreAsked", []edit{

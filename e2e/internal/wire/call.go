@@ -5,12 +5,14 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -41,6 +43,9 @@ type Call struct {
 	Host    string `json:"host"`              // of requests; "-" for none
 	Token   string `json:"token,omitempty"`   // of requests
 	Label   string `json:"label,omitempty"`
+	// First is what is said before anything else, as a header of the PROXY protocol is, in hexadecimal; Halting says it a byte at a time.
+	First   string `json:"first,omitempty"`
+	Halting bool   `json:"halting,omitempty"`
 }
 
 // Outcome is what came of a call. Heard is nil where the protocol tells the server nothing of its client.
@@ -56,7 +61,10 @@ func (o Outcome) String() string {
 	return fmt.Sprintf("%s %s to %s%s, Host %q: ok %v, heard %+v, error %q, %d exchanges", o.Label, o.Kind, o.Network, o.Address, o.Host, o.OK, o.Heard, o.Error, o.Beats)
 }
 
-const limit = 8 * time.Second // for one exchange
+const (
+	limit = 8 * time.Second      // for one exchange
+	halt  = 2 * time.Millisecond // between bytes, so that each is a packet
+)
 
 // Calls returns the subcommand that makes the calls of its argument, a JSON list, and prints their outcomes.
 func Calls() *cobra.Command {
@@ -144,11 +152,37 @@ func (c Call) held(ctx context.Context, duration time.Duration) Outcome {
 	}
 }
 
+// dial makes the call's connection, and says on it what comes first.
+func (c Call) dial(ctx context.Context) (net.Conn, error) {
+	first, err := hex.DecodeString(c.First)
+	if err != nil {
+		return nil, fmt.Errorf("what is said first: %w", err)
+	}
+	conn, err := (&net.Dialer{Timeout: limit}).DialContext(ctx, c.network(), c.Address)
+	if err != nil {
+		return nil, err
+	}
+	size := max(len(first), 1)
+	if c.Halting {
+		size = 1
+	}
+	for part := range slices.Chunk(first, size) {
+		if _, err := conn.Write(part); err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+		if c.Halting {
+			time.Sleep(halt)
+		}
+	}
+	return conn, nil
+}
+
 func (c Call) open(ctx context.Context) (*session, error) {
 	if c.Kind == HTTP2 || c.Kind == GRPC {
 		return c.openHTTP2(ctx)
 	}
-	conn, err := (&net.Dialer{Timeout: limit}).DialContext(ctx, c.network(), c.Address)
+	conn, err := c.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -265,9 +299,7 @@ func echoed(w io.Writer, r *bufio.Reader) error {
 func (c Call) openHTTP2(ctx context.Context) (*session, error) {
 	protocols := &http.Protocols{}
 	protocols.SetUnencryptedHTTP2(true)
-	transport := &http.Transport{Protocols: protocols, DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, c.network(), address)
-	}}
+	transport := &http.Transport{Protocols: protocols, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) }}
 	client := &http.Client{Transport: transport}
 	s := &session{end: transport.CloseIdleConnections}
 	if c.Kind == HTTP2 {
