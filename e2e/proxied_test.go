@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -304,7 +306,7 @@ func TestLoadBalancersSayForWhomTheyConnect(t *testing.T) { // not in parallel, 
 			install(ctx)
 		}
 	})
-	install(ctx, "loadBalancers={"+strings.ReplaceAll(s.balancers(), `"`, "")+"}")
+	install(ctx, "loadBalancers={"+strings.NewReplacer(`"`, "", " ", "").Replace(s.balancers())+"}")
 	partner[0].want = answered
 	soon("with a load balancer", s.balancer, partner)
 
@@ -354,28 +356,83 @@ func TestLoadBalancersSayForWhomTheyConnect(t *testing.T) { // not in parallel, 
 	soon("without load balancers again", s.balancer, partner)
 }
 
-// audited expects what was denied in the trail: with the load balancer as the peer, the address of the client whom it named, and the policy; and what was refused with who was.
+// audited expects what was denied in the trail: with the load balancer as the peer, the client whom it named, and the policy; and what was refused with who was, by whatever name.
+// What is told of the record of a client whom nothing admits admits that client, and no other one by the load balancer.
 func (s *proxiedScene) audited(ctx context.Context, began time.Time) {
 	s.t.Helper()
-	scene := claims.Scene{Lab: cluster, Namespace: s.ns}
+	balancer, server := ip(s.balancer, false), ip(s.server, false)
+	by := func(e *claims.Event, protocol, client string) bool {
+		return e.Verdict == "VERDICT_DENIED" && e.Protocol == protocol && hostIs(e.SourceAddress, balancer) && hostIs(e.RemoteAddress, client)
+	}
+	barred := s.ns + "/barred rule 0"
+	indices := map[string]uint64{}
 	for what, match := range map[string]func(*claims.Event) bool{
-		"a request of a client who is barred": func(e *claims.Event) bool {
-			return e.Verdict == "VERDICT_DENIED" && e.Protocol == "HTTP/1.1" && hostIs(e.SourceAddress, ip(s.balancer, false)) && e.Policy == s.ns+"/barred rule 0"
-		},
-		"a connection of a client who is barred": func(e *claims.Event) bool {
-			return e.Verdict == "VERDICT_DENIED" && e.Protocol == "TCP" && hostIs(e.SourceAddress, ip(s.balancer, false)) && e.Policy == s.ns+"/barred rule 0"
-		},
-		"a request of a client whom nothing admits": func(e *claims.Event) bool {
-			return e.Verdict == "VERDICT_DENIED" && e.Protocol == "HTTP/1.1" && hostIs(e.SourceAddress, ip(s.balancer, false)) && e.Policy == ""
-		},
+		"a request of a client who is barred":       func(e *claims.Event) bool { return by(e, "HTTP/1.1", "198.51.100.7") && e.Policy == barred },
+		"a connection of a client who is barred":    func(e *claims.Event) bool { return by(e, "TCP", "198.51.100.7") && e.Policy == barred },
+		"a request of a client whom nothing admits": func(e *claims.Event) bool { return by(e, "HTTP/1.1", "192.0.2.55") && e.Policy == "" },
 		"a header of a stranger": func(e *claims.Event) bool {
-			return e.Verdict == "VERDICT_REFUSED" && hostIs(e.SourceAddress, ip(s.stranger, false)) && hostIs(e.DestinationAddress, ip(s.server, false))
+			return e.Verdict == "VERDICT_REFUSED" && hostIs(e.SourceAddress, ip(s.stranger, false)) && hostIs(e.DestinationAddress, server) && e.RemoteAddress == ""
+		},
+		"a stranger as himself": func(e *claims.Event) bool {
+			return e.Verdict == "VERDICT_DENIED" && hostIs(e.SourceAddress, ip(s.stranger, false)) && e.RemoteAddress == ""
 		},
 	} {
-		if err := scene.Audited(ctx, began, "destination", match); err != nil {
+		index, err := s.recorded(ctx, began, match)
+		if err != nil {
 			s.t.Errorf("%s: %v", what, err)
 		}
+		indices[what] = index
 	}
+	if s.t.Failed() {
+		return
+	}
+	explain := func(what, says string) string {
+		out, err := cluster.Meshctl(ctx, "authz", "explain", "--event", strconv.FormatUint(indices[what], 10))
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), says) {
+			s.t.Errorf("explaining %s: %v, want the status 1 and %q\n%s", what, err, says, out)
+		}
+		return string(out)
+	}
+	explain("a request of a client who is barred", "DENIED by "+barred)
+	explain("a connection of a client who is barred", "from 198.51.100.7 by "+balancer)
+	_, change, _ := strings.Cut(explain("a request of a client whom nothing admits", "192.0.2.55"), "\n---\n")
+	if err := cluster.Apply(ctx, change); err != nil {
+		s.t.Fatalf("applying what is proposed: %v\n%s", err, change)
+	}
+	asks := func(client, want string) expected {
+		return expected{Call: wire.Call{Kind: wire.HTTP11, Address: s.at(false, "8080"), First: header(s.t, 2, client, s.at(false, "8080")), Label: "with what was proposed"}, want: want}
+	}
+	if err := lab.PollFor(ctx, 20*time.Second, func(ctx context.Context) error {
+		return heard(ctx, s.balancer, []expected{asks("192.0.2.55:2222", answered), asks("192.0.2.56:1111", forbidden)})
+	}); err != nil {
+		s.t.Errorf("%v\n%s", err, change)
+	}
+}
+
+// recorded waits for a record of the server's proxy, and returns its index.
+func (s *proxiedScene) recorded(ctx context.Context, began time.Time, match func(*claims.Event) bool) (index uint64, err error) {
+	err = lab.PollFor(ctx, 20*time.Second, func(ctx context.Context) error {
+		out, err := cluster.Meshctl(ctx, "audit", "tail", "-n", s.ns, "--last=0", "--since="+(time.Since(began)+2*time.Second).String(), "-o", "json")
+		if err != nil {
+			return err
+		}
+		for line := range bytes.Lines(out) {
+			var record struct {
+				Index uint64 `json:",string"`
+				Event claims.Event
+			}
+			if err := json.Unmarshal(line, &record); err != nil {
+				return fmt.Errorf("audit line %q: %w", line, err)
+			}
+			if record.Event.Reporter == "REPORTER_DESTINATION" && match(&record.Event) {
+				index = record.Index
+				return nil
+			}
+		}
+		return fmt.Errorf("not among %d records", bytes.Count(out, []byte("\n")))
+	})
+	return index, err
 }
 
 func hostIs(address, ip string) bool {

@@ -30,6 +30,7 @@ type Event struct {
 	ClaimedSource       string
 	ClaimedDestination  string
 	SourceAddress       string
+	RemoteAddress       string
 	DestinationAddress  string
 	DestinationService  string
 	Protocol            string

@@ -269,7 +269,7 @@ func (m *Mesh) change(a *asked, out *Answer) {
 	if a.request.Claims == nil && a.request.HTTP && slices.ContainsFunc(scope, func(p authz.Policy) bool { return p.Uses(authz.RequestPrincipal) || p.Uses(authz.Claim) }) {
 		out.ChangeNotes = append(out.ChangeNotes, "rules ask for tokens here, and this admits a request without one: the client may better bring one")
 	}
-	if len(a.request.Headers) > 0 || a.request.Claims != nil || a.request.SourceIP.IsValid() && !a.from.IsZero() {
+	if len(a.request.Headers) > 0 || a.request.Claims != nil || (a.request.SourceIP.IsValid() || a.request.RemoteIP.IsValid()) && !a.from.IsZero() {
 		out.ChangeNotes = append(out.ChangeNotes, "the change looks at identity, the token's principal, port, method and path: it admits the same with any other headers and claims, and from any address")
 	}
 }
@@ -282,7 +282,7 @@ func nameFor(a *asked) authz.Meta {
 	}
 	_, to, _ := strings.Cut(a.workload.Name, "/")
 	_, to, _ = strings.Cut(to, "/")
-	sum := sha256.Sum256([]byte(fmt.Sprint(a.request.Source, a.request.SourceIP, a.request.DestinationPort, a.request.Method, a.request.Path, a.workload.Name)))
+	sum := sha256.Sum256([]byte(fmt.Sprint(a.request.Source, cmp.Or(a.request.RemoteIP, a.request.SourceIP), a.request.DestinationPort, a.request.Method, a.request.Path, a.workload.Name)))
 	name := "allow-" + who + "-to-" + to
 	name = strings.TrimRight(name[:min(len(name), validation.DNS1123SubdomainMaxLength-9)], "-.") + "-" + hex.EncodeToString(sum[:4])
 	return authz.Meta{Namespace: a.workload.pod.Namespace, Name: name}

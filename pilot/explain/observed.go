@@ -17,7 +17,7 @@ func unrecorded(c authz.Clause) bool {
 	switch c.Attribute {
 	case authz.Claim:
 		return c.Key != "[iss]" && c.Key != "[sub]"
-	case authz.RequestPrincipal, authz.SourceIP, authz.DestinationIP, authz.DestinationPort, authz.Host, authz.Method, authz.Path:
+	case authz.RequestPrincipal, authz.SourceIP, authz.RemoteIP, authz.DestinationIP, authz.DestinationPort, authz.Host, authz.Method, authz.Path:
 		return false
 	}
 	return !c.Attribute.Identity()
@@ -104,6 +104,9 @@ func (s *sight) see(record *telemetryv1.Record) (o observed, why string) {
 	}
 	if from, err := netip.ParseAddrPort(e.GetSourceAddress()); err == nil {
 		o.request.SourceIP = from.Addr()
+	}
+	if remote, err := netip.ParseAddrPort(e.GetRemoteAddress()); err == nil {
+		o.request.RemoteIP = remote.Addr()
 	}
 	path, query, _ := strings.Cut(e.GetPath(), "?")
 	o.cut = len(e.GetPath()) >= telemetryv1.MaxPath && query == "" && len(path) >= telemetryv1.MaxPath

@@ -51,6 +51,9 @@ func (m *Mesh) Recorded(record *telemetryv1.Record) (*Recorded, error) {
 	if from, err := netip.ParseAddrPort(e.GetSourceAddress()); err == nil {
 		out.Ask.SourceIP = from.Addr().Unmap()
 	}
+	if remote, err := netip.ParseAddrPort(e.GetRemoteAddress()); err == nil {
+		out.Ask.RemoteIP = remote.Addr().Unmap()
+	}
 	to, addressed := netip.ParseAddrPort(e.GetDestinationAddress())
 	if e.GetReporter() == telemetryv1.Reporter_REPORTER_SOURCE {
 		// The client's own proxy decided: it is the observer, and whom it called is a service.

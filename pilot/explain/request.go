@@ -28,7 +28,7 @@ type Ask struct {
 	SNI       string
 	Headers   map[string][]string
 	SourceIP  netip.Addr
-	RemoteIP  netip.Addr     // of the client that trusted proxies have named
+	RemoteIP  netip.Addr     // of the client that load balancers or trusted proxies have named
 	Claims    map[string]any // of the request's token, which is taken for a good one; nil without one
 }
 
@@ -78,6 +78,10 @@ func (m *Mesh) resolve(ask Ask) (*asked, error) {
 		a.note("port %d takes no mutual TLS (PeerAuthentication, mode DISABLE): nobody has an identity there", a.port.Number)
 	case !a.from.IsZero() && ask.SNI == "" && a.service != nil:
 		a.request.SNI = istiocompat.SNI(servicePort(a), "", compile.Host(a.service))
+	}
+	if ask.RemoteIP.IsValid() && m.options.TrustedProxies == 0 && len(m.options.LoadBalancers) == 0 {
+		a.request.RemoteIP = netip.Addr{}
+		a.note("the installation believes nobody who names the clients for whom he connects (trustedProxies, loadBalancers): the remote address is that of the peer")
 	}
 	a.protocol(ask)
 	a.token()

@@ -51,7 +51,7 @@ func theseAlone(req Request) (exactly, error) {
 }
 
 // Admitting is the spec of an ALLOW policy that admits, to workloads that have the labels, exactly what a request has of identity, token, port, method and path. A
-// request without identity is told from others by its client's address; it is an error if that is not known.
+// request without identity is told from others by its client's address, which is not the peer's where that connects for others; it is an error if it is not known.
 func Admitting(labels map[string]string, req Request) (*security.AuthorizationPolicy, error) {
 	e, err := theseAlone(req)
 	if err != nil {
@@ -61,6 +61,9 @@ func Admitting(labels map[string]string, req Request) (*security.AuthorizationPo
 	switch {
 	case e.principal != "":
 		source.Principals = []string{e.principal}
+	case req.RemoteIP.IsValid():
+		source.RemoteIpBlocks = []string{req.RemoteIP.Unmap().String()}
+		source.NotPrincipals = []string{"*"}
 	case req.SourceIP.IsValid():
 		source.IpBlocks = []string{req.SourceIP.Unmap().String()}
 		source.NotPrincipals = []string{"*"}
@@ -122,8 +125,12 @@ func Excepting(spec *security.AuthorizationPolicy, rule int, req Request) (*secu
 	switch {
 	case e.principal != "":
 		condition("source.principal", e.principal)
-	case req.SourceIP.IsValid():
-		condition("source.ip", req.SourceIP.Unmap().String())
+	case req.RemoteIP.IsValid(), req.SourceIP.IsValid():
+		if req.RemoteIP.IsValid() {
+			condition("remote.ip", req.RemoteIP.Unmap().String())
+		} else {
+			condition("source.ip", req.SourceIP.Unmap().String())
+		}
 		r, _ := proto.Clone(was).(*security.Rule)
 		r.When = append(r.When, &security.Condition{Key: "source.principal", Values: []string{"*"}})
 		instead = append(instead, r)

@@ -26,7 +26,12 @@ func (r Request) Describe() string {
 	if r.DestinationPort != 0 {
 		out = append(out, fmt.Sprintf("to port %d", r.DestinationPort))
 	}
-	if r.SourceIP.IsValid() {
+	switch {
+	case r.RemoteIP.IsValid() && r.SourceIP.IsValid() && r.RemoteIP != r.SourceIP:
+		out = append(out, fmt.Sprintf("from %s by %s", r.RemoteIP, r.SourceIP))
+	case r.RemoteIP.IsValid():
+		out = append(out, "from "+r.RemoteIP.String())
+	case r.SourceIP.IsValid():
 		out = append(out, "from "+r.SourceIP.String())
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Headers)) {

@@ -14,7 +14,7 @@ import (
 type Request struct {
 	Source          spiffe.ID // zero without mutual TLS
 	SourceIP        netip.Addr
-	RemoteIP        netip.Addr // of the client that trusted proxies have named; zero is SourceIP
+	RemoteIP        netip.Addr // of the client that load balancers or trusted proxies have named; zero is SourceIP
 	DestinationIP   netip.Addr
 	DestinationPort uint32
 	SNI             string

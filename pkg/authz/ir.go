@@ -134,7 +134,7 @@ const (
 	ServiceAccount  Attribute = "serviceAccount"
 	TrustDomain     Attribute = "trustDomain"
 	SourceIP        Attribute = "sourceIP" // of the TCP peer
-	RemoteIP        Attribute = "remoteIP" // of the client that trusted proxies have named; there is none if no proxy is trusted
+	RemoteIP        Attribute = "remoteIP" // of the client that load balancers or trusted proxies have named; there is none if none is trusted
 	DestinationIP   Attribute = "destinationIP"
 	DestinationPort Attribute = "destinationPort" // the workload's port
 	SNI             Attribute = "sni"

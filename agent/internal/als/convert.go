@@ -57,6 +57,9 @@ func (r record) event() *telemetryv1.Event {
 	if address := r.tag("source_address"); address != "" {
 		e.SourceAddress = address // of the connection that was handed on to who wrote the entry
 	}
+	if remote := r.tag("remote_address"); remote != e.GetSourceAddress() {
+		e.RemoteAddress = clip(remote, maxName)
+	}
 	if r.tag("direction") == "outbound" {
 		e.Reporter = telemetryv1.Reporter_REPORTER_SOURCE
 		e.DestinationIdentity, e.ClaimedDestination = r.peer("destination_principal")

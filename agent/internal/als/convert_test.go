@@ -87,6 +87,18 @@ func TestWholeTCPEntryOfAClient(t *testing.T) {
 }
 
 // A client's proxy has refused what its workload may not reach. It stands behind a socket there, which is not the client.
+// The client for whom a load balancer or proxy connects is told apart from it, and nobody is his own client.
+func TestTheRemoteAddressIsThatOfAnother(t *testing.T) {
+	for remote, want := range map[string]string{"203.0.113.9:1111": "203.0.113.9:1111", "203.0.113.9:0": "203.0.113.9:0", "[2001:db8::9]:1": "[2001:db8::9]:1", "10.0.0.7:4711": "", "-": "", "": ""} {
+		for _, kind := range []string{"http", "tcp"} {
+			got := one(t, wire(t, 1, map[string]string{"bulwark.direction": "inbound", "bulwark.kind": kind, "source_address": "10.0.0.7:4711", "bulwark.remote_address": remote}))
+			if got.GetRemoteAddress() != want || got.GetSourceAddress() != "10.0.0.7:4711" {
+				t.Errorf("%s, remote address %q: %v", kind, remote, got)
+			}
+		}
+	}
+}
+
 func TestOutOfReachIsDeniedByTheClientsProxy(t *testing.T) {
 	for _, kind := range []string{"http", "tcp"} {
 		e := one(t, wire(t, 1_000_000_000, map[string]string{

@@ -471,6 +471,16 @@ var claims = []mutation{
 		{"pilot/internal/translate/proxied.go", "headerMisleads: takenBy(refused), ", ""}}},
 	{33, "the load balancers of the installation do not come to Pilot", "TestLoadBalancersSayForWhomTheyConnect", []edit{
 		{"pilot/internal/server/server.go", "LoadBalancers: balancers, ", "LoadBalancers: balancers[:0], "}}},
+	{33, "the trail does not tell clients of a load balancer from it", "agent/internal/als.TestTheRemoteAddressIsThatOfAnother", []edit{
+		{"agent/internal/als/convert.go", "remote != e.GetSourceAddress() {", "remote == e.GetSourceAddress() {"}}},
+	{33, "proxies do not say for whom load balancers connect", "TestLoadBalancersSayForWhomTheyConnect", []edit{
+		{"pilot/internal/telemetry/accesslog.go", "%DOWNSTREAM_REMOTE_ADDRESS%\"} // of the client", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%\"} // of the client"}}},
+	{30, "what is proposed for one client of a load balancer admits all of them", "pilot/explain.TestClientsOfLoadBalancersAreToldApart", []edit{
+		{"pkg/authz/admit.go", "		source.RemoteIpBlocks = []string{req.RemoteIP.Unmap().String()}\n", "		source.IpBlocks = []string{req.SourceIP.Unmap().String()}\n"}}},
+	{30, "a record is judged by its peer's address alone", "pilot/explain.TestClientsOfLoadBalancersAreToldApart", []edit{
+		{"pilot/explain/record.go", "		out.Ask.RemoteIP = remote.Addr().Unmap()\n", "		_ = remote\n"}}},
+	{30, "records are decided again by their peers' addresses alone", "pilot/explain.TestClientsOfLoadBalancersAreToldApart", []edit{
+		{"pilot/explain/observed.go", "		o.request.RemoteIP = remote.Addr()\n", "		_ = remote\n"}}},
 	{33, "X-Forwarded-For counts though no proxy is trusted", "pilot/internal/featuretest.TestOnlyLoadBalancersSayForWhomTheyConnect", []edit{
 		{"pilot/internal/translate/inbound.go", "return 1 << 20", "return 0"}}},
 	{33, "an external authorizer is never asked", "pilot/internal/translate.TestExternalAuthorizersAreAsked", []edit{

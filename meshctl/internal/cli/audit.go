@@ -138,12 +138,20 @@ func row(e *telemetryv1.Event) []string {
 	}
 	return []string{
 		at, strings.ToLower(strings.TrimPrefix(e.GetVerdict().String(), "VERDICT_")),
-		cmp.Or(identities.Short(e.GetSourceIdentity()), claims(e.GetClaimedSource()), e.GetSourceAddress(), "unknown"),
+		cmp.Or(identities.Short(e.GetSourceIdentity()), claims(e.GetClaimedSource()), peer(e), "unknown"),
 		cmp.Or(identities.Short(e.GetDestinationIdentity()), claims(e.GetClaimedDestination()),
 			e.GetDestinationService(), e.GetDestinationAddress(), asked(e), "unknown"),
 		strings.Join(request, " "),
 		cmp.Or(e.GetPolicy(), e.GetReason(), made(e), "-") + tried(e.GetTrial()),
 	}
+}
+
+// peer is who has no identity, by address: of the client, and of whoever connects for it.
+func peer(e *telemetryv1.Event) string {
+	if remote := e.GetRemoteAddress(); remote != "" {
+		return remote + " by " + e.GetSourceAddress()
+	}
+	return e.GetSourceAddress()
 }
 
 // tried says what the policies on trial would have decided, where that is something else.

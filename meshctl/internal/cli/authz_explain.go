@@ -41,7 +41,7 @@ func (f *askFlags) all(cmd *cobra.Command) {
 	flags.StringArrayVar(&f.headers, "header", nil, "header, NAME=VALUE; may be given several times")
 	flags.StringArrayVar(&f.claims, "claim", nil, "claim of the request's token, which is taken for a good one: NAME=VALUE, or NAME.NAME=VALUE of one within another; given twice it is a list")
 	flags.StringVar(&f.sourceIP, "source-ip", "", "address of the client")
-	flags.StringVar(&f.remoteIP, "remote-ip", "", "address of the client that trusted proxies have named")
+	flags.StringVar(&f.remoteIP, "remote-ip", "", "address of the client that load balancers or trusted proxies have named")
 }
 
 // ask reads what is no plain flag.

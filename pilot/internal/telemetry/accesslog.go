@@ -29,7 +29,7 @@ func inboundEntry(kind string, more ...attribute) []attribute {
 
 func inboundRequest() []attribute {
 	const enforced = "%%DYNAMIC_METADATA(envoy.filters.http.rbac:%senforced_effective_policy_id)%%"
-	return inboundEntry("http", slices.Concat(request(), []attribute{{"protocol", "%PROTOCOL%"}, {"response_code_details", "%RESPONSE_CODE_DETAILS%"},
+	return inboundEntry("http", slices.Concat(request(), []attribute{remoteAddress, {"protocol", "%PROTOCOL%"}, {"response_code_details", "%RESPONSE_CODE_DETAILS%"},
 		{"bulwark.request_principal", fmt.Sprintf("%[1]s:iss)%%/%[1]s:sub)%%", "%DYNAMIC_METADATA("+rbac.JWTFilter+":"+rbac.Payload)},
 		{"bulwark.custom_policy", fmt.Sprintf(askedPolicy, "http")},
 		{"bulwark.deny_policy", fmt.Sprintf(enforced, rbac.Prefix(authz.Deny))}, {"bulwark.allow_policy", fmt.Sprintf(enforced, rbac.Prefix(authz.Allow))}},
@@ -41,7 +41,7 @@ const askedPolicy = "%%DYNAMIC_METADATA(envoy.filters.%s.rbac:" + rbac.AskedKey 
 
 // inboundConnection is of one over TLS or in plaintext, where tls_inspector would have it that a handshake failed.
 func inboundConnection(mutual bool) []attribute {
-	out := inboundEntry("tcp", append([]attribute{{"termination_details", "%CONNECTION_TERMINATION_DETAILS%"}, {"response_code_details", "%RESPONSE_CODE_DETAILS%"}, {"bulwark.custom_policy", fmt.Sprintf(askedPolicy, "network")},
+	out := inboundEntry("tcp", append([]attribute{remoteAddress, {"termination_details", "%CONNECTION_TERMINATION_DETAILS%"}, {"response_code_details", "%RESPONSE_CODE_DETAILS%"}, {"bulwark.custom_policy", fmt.Sprintf(askedPolicy, "network")},
 		// With bytes of the application the handshake is over, which Envoy does not say otherwise.
 		{"bulwark.received", "%BYTES_RECEIVED%"},
 		{"bulwark.allow_policy", tried(tcpPolicies, rbac.Prefix(authz.Allow), ruleOnTrial)}}, onTrial(tcpPolicies)...)...)
@@ -89,6 +89,7 @@ func outOfReach(kind string, more ...attribute) []attribute {
 
 var (
 	sourceAddress     = attribute{"source_address", "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"}
+	remoteAddress     = attribute{"bulwark.remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"} // of the client for whom the peer is; of what is refused, it is what anybody claims
 	localAddress      = attribute{"local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"}
 	responseFlags     = attribute{"response_flags", "%RESPONSE_FLAGS%"}
 	downstreamFailure = attribute{"downstream_failure", "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"}

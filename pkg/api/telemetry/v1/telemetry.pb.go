@@ -398,8 +398,11 @@ type Event struct {
 	ClaimedDestination string `protobuf:"bytes,26,opt,name=claimed_destination,json=claimedDestination,proto3" json:"claimed_destination,omitempty"`
 	RequestPrincipal   string `protobuf:"bytes,27,opt,name=request_principal,json=requestPrincipal,proto3" json:"request_principal,omitempty"` // of the token that was verified: <issuer>/<subject>; empty without one
 	Trial              *Trial `protobuf:"bytes,28,opt,name=trial,proto3" json:"trial,omitempty"`                                               // only where the policies on trial would have changed the verdict
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// IP:port of the client for whom the peer of source_address connects or forwards, by the word of load balancers and proxies whom the mesh trusts; the port is 0
+	// where they do not say it. Empty if that is the peer itself.
+	RemoteAddress string `protobuf:"bytes,29,opt,name=remote_address,json=remoteAddress,proto3" json:"remote_address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Event) Reset() {
@@ -626,6 +629,13 @@ func (x *Event) GetTrial() *Trial {
 		return x.Trial
 	}
 	return nil
+}
+
+func (x *Event) GetRemoteAddress() string {
+	if x != nil {
+		return x.RemoteAddress
+	}
+	return ""
 }
 
 // Trial is what would have been decided if the policies on trial (istio.io/dry-run) had been enforced together with those that are.
@@ -1000,7 +1010,7 @@ const file_api_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\x03pod\x18\x03 \x01(\tR\x03pod\x12\x17\n" +
 	"\apod_uid\x18\x04 \x01(\tR\x06podUid\x12'\n" +
 	"\x0fservice_account\x18\x05 \x01(\tR\x0eserviceAccount\x12\x1a\n" +
-	"\bidentity\x18\x06 \x01(\tR\bidentity\"\xf0\b\n" +
+	"\bidentity\x18\x06 \x01(\tR\bidentity\"\x97\t\n" +
 	"\x05Event\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12:\n" +
@@ -1032,7 +1042,8 @@ const file_api_telemetry_v1_telemetry_proto_rawDesc = "" +
 	"\x0eclaimed_source\x18\x19 \x01(\tR\rclaimedSource\x12/\n" +
 	"\x13claimed_destination\x18\x1a \x01(\tR\x12claimedDestination\x12+\n" +
 	"\x11request_principal\x18\x1b \x01(\tR\x10requestPrincipal\x121\n" +
-	"\x05trial\x18\x1c \x01(\v2\x1b.bulwark.telemetry.v1.TrialR\x05trial\"p\n" +
+	"\x05trial\x18\x1c \x01(\v2\x1b.bulwark.telemetry.v1.TrialR\x05trial\x12%\n" +
+	"\x0eremote_address\x18\x1d \x01(\tR\rremoteAddress\"p\n" +
 	"\x05Trial\x127\n" +
 	"\averdict\x18\x01 \x01(\x0e2\x1d.bulwark.telemetry.v1.VerdictR\averdict\x12\x16\n" +
 	"\x06policy\x18\x02 \x01(\tR\x06policy\x12\x16\n" +
