@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/bulwark-mesh/bulwark/e2e/claims"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/sample"
@@ -87,8 +89,8 @@ spec:
 `, namespace, app, in64("CERTIFICATE", cert.Raw), in64("PRIVATE KEY", der), *tag)
 }
 
-// asker asks for others, with a proxy that has the authority's certificate, and one of its own that the authority has signed.
-func (a *outsideCA) asker(t *testing.T, namespace string) string {
+// asker asks for others, with a proxy that has the authority's certificate, and one of its own that the authority has signed. Some names are known in its pod alone: those of an address.
+func (a *outsideCA) asker(t *testing.T, namespace, known string) string {
 	t.Helper()
 	own, key := a.sign(t, &x509.Certificate{URIs: []*url.URL{{Scheme: "https", Host: "asker.example"}}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
@@ -119,9 +121,10 @@ spec:
       annotations: {sidecar.istio.io/userVolume: '{"ca": {"secret": {"secretName": "ca"}}}', sidecar.istio.io/userVolumeMount: '{"ca": {"mountPath": "/etc/outside"}}'}
     spec:
       terminationGracePeriodSeconds: 1
+      hostAliases: [{ip: %[4]q, hostnames: [dns.way.example, robin.way.example]}]
       containers: [{name: app, image: "docker.io/bulwark/sample:%[3]s", imagePullPolicy: IfNotPresent, args: [wait]}]
 ---
-`, namespace, data, *tag)
+`, namespace, data, *tag, known)
 }
 
 // TestHostsOutsideAreKnownAndProveTheirNames has a workload call hosts of which the mesh knows by ServiceEntries alone, at an address that nobody has: by Host, by
@@ -133,8 +136,15 @@ func TestHostsOutsideAreKnownAndProveTheirNames(t *testing.T) {
 	defer cancel()
 	cleanUp(t, ns, other, world)
 	a := newOutsideCA(t)
-	err := cluster.Apply(ctx, fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %s}}\n---\n", world)+
-		a.server(t, world, "good", "good.example")+a.server(t, world, "bad", "someone-else.example")+a.asker(t, ns)+a.asker(t, other))
+	err := cluster.Apply(ctx, fmt.Sprintf("{apiVersion: v1, kind: Namespace, metadata: {name: %[1]s}}\n---\n{apiVersion: v1, kind: Service, metadata: {name: known, namespace: %[1]s}, spec: {selector: {app: good}, ports: [{name: http, port: 8080}, {name: https, port: 8443}]}}\n---\n", world)+
+		a.server(t, world, "good", "good.example")+a.server(t, world, "bad", "someone-else.example"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	known, err := cluster.CoreV1().Services(world).Get(ctx, "known", metav1.GetOptions{})
+	if err == nil {
+		err = cluster.Apply(ctx, a.asker(t, ns, known.Spec.ClusterIP)+a.asker(t, other, known.Spec.ClusterIP))
+	}
 	if err == nil {
 		err = cluster.Ready(ctx, world, 3*time.Minute)
 	}
@@ -282,7 +292,7 @@ func TestRulesForServicesHoldForTheirClients(t *testing.T) {
 	defer cancel()
 	cleanUp(t, ns, other)
 	a := newOutsideCA(t)
-	err := cluster.Apply(ctx, a.asker(t, ns)+a.asker(t, other)+fmt.Sprintf(`
+	err := cluster.Apply(ctx, a.asker(t, ns, "203.0.113.99")+a.asker(t, other, "203.0.113.99")+fmt.Sprintf(`
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: server, namespace: %[1]s}

@@ -31,12 +31,18 @@ func byHost(host string, port int) wire.Question {
 	return wire.Question{Kind: wire.HTTP11, Address: fmt.Sprintf("203.0.113.99:%d", port), Host: host, Path: "/pay"}
 }
 
-// ways are what a ServiceEntry can say of where a host is, and a DestinationRule of how it is spoken with. DNS is not among them, since no resolver here knows a name that is not the
-// cluster's own, which a ServiceEntry may not name.
+// ways are what a ServiceEntry can say of where a host is, and a DestinationRule of how it is spoken with. What DNS knows of it is in the asker's /etc/hosts, since no resolver here knows a
+// name that is not the cluster's own, which a ServiceEntry may not name.
 func ways() []way {
 	return []way{
 		{"NONE goes where its client does, and a rule holds for it", `{hosts: ["*.none.example"], resolution: NONE, ports: [{number: 8443, name: http, protocol: HTTP}]}`, `{host: "*.none.example", trafficPolicy: {tls: {mode: SIMPLE, CA, subjectAltNames: [good.example], sni: good.example}}}`,
 			wire.Question{Kind: wire.HTTP11, Address: "IP:8443", Host: "a.none.example", Path: "/pay"}, sample.Seen{Host: "a.none.example", Name: "good.example"}, ""},
+		{"DNS says where the host is", `{hosts: [dns.way.example], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]}`, "",
+			byHost("dns.way.example", 80), sample.Seen{Host: "dns.way.example"}, ""},
+		{"and, of one address after the other, over TLS", `{hosts: [robin.way.example], resolution: DNS_ROUND_ROBIN, ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8443}]}`, `{host: robin.way.example, trafficPolicy: {tls: {mode: SIMPLE, CA, subjectAltNames: [good.example]}}}`,
+			byHost("robin.way.example", 80), sample.Seen{Host: "robin.way.example", Name: "robin.way.example"}, ""},
+		{"and where its servers are that have another name", `{hosts: [ends.way.example], resolution: DNS, endpoints: [{address: dns.way.example}], ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]}`, "",
+			byHost("ends.way.example", 80), sample.Seen{Host: "ends.way.example"}, ""},
 		{"a client's own TLS, by its server name", `{hosts: [tls.way.example], resolution: STATIC, endpoints: [{address: IP}], ports: [{number: 443, name: tls, protocol: TLS, targetPort: 8443}]}`, "",
 			wire.Question{Kind: wire.HTTPS, Address: "203.0.113.99:443", SNI: "tls.way.example", Host: "whoever.example", Path: "/pay"}, sample.Seen{Host: "whoever.example", Name: "tls.way.example"}, ""},
 		{"MUTUAL shows the client's certificate", `{hosts: [mutual.way.example], resolution: STATIC, endpoints: [{address: IP}], ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8443}]}`, `{host: mutual.way.example, trafficPolicy: {tls: {mode: MUTUAL, CA, OWN, subjectAltNames: [good.example]}}}`,
