@@ -248,3 +248,62 @@ func TestOneUpdateIsOnItsWay(t *testing.T) {
 		t.Fatalf("the next update is %+v", u)
 	}
 }
+
+// shelf is one layer of Pilot's, by name; of a layer that is not there, Pilot has nothing.
+type shelf map[string][]*deltaxds.Resource
+
+func (s shelf) Resources(layer string, yield func(string, *deltaxds.Resource)) {
+	for _, r := range s[layer] {
+		yield(deltaxds.ClusterType, r)
+	}
+}
+
+func (s shelf) Resource(layer, _, name string) *deltaxds.Resource {
+	for _, r := range s[layer] {
+		if r.Name == name {
+			return r
+		}
+	}
+	return nil
+}
+
+// Of two pods of a layer, one of an earlier stream that Pilot has not spoken of yet, the other goes. Pilot has the layer no more then, and the first keeps what it has: the agent is told nothing.
+func TestAPodThatPilotHasYetToSpeakOfKeepsItsLayer(t *testing.T) {
+	here := shelf{"l": {resource(t, "a", 1), resource(t, "b", 1)}}
+	s := NewSession(here)
+	versions := map[string]string{}
+	for _, r := range here["l"] {
+		versions[r.Name] = r.Version
+	}
+	s.Open(&nodev1.Report{Pods: []*nodev1.Pod{{Uid: "spoken", Layers: []string{"l"}}, {Uid: "unspoken", Layers: []string{"l"}}},
+		Held: []*nodev1.Held{{Layer: "l", Type: deltaxds.ClusterType, Versions: versions}}})
+	next := func() *Outgoing {
+		t.Helper()
+		u := s.Next()
+		if u != nil {
+			s.Take(&nodev1.Report{Received: u.Number, AsOf: u.Number})
+			if len(u.Changes) > 0 {
+				t.Fatalf("the agent is told %+v", u.Changes)
+			}
+		}
+		return u
+	}
+	s.Speak("spoken", []string{"l"}, "")
+	next()
+	if !s.Mark("l", deltaxds.ClusterType, "a") {
+		t.Fatal("the layer of a pod that Pilot has spoken of is not followed")
+	}
+	next()
+	s.Forget("spoken")
+	next()
+	delete(here, "l")
+	if s.Mark("l", deltaxds.ClusterType, "a") {
+		t.Error("a layer is followed that is a pod's alone of which Pilot has not spoken")
+	}
+	next()
+	here["l"] = []*deltaxds.Resource{resource(t, "a", 1)}
+	s.Speak("unspoken", []string{"l"}, "")
+	if u := s.Next(); u == nil || len(u.Changes) != 1 || !slices.Equal(u.Changes[0].Removed, []string{"b"}) || len(u.Changes[0].Resources) > 0 {
+		t.Errorf("when Pilot speaks of it, the agent is told %+v, want that b is gone", u)
+	}
+}

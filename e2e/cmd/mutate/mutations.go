@@ -311,7 +311,7 @@ var claims = []mutation{
 		{nodexds + "node.go", "other.account == p.account && ", "other != p && "}}},
 	{23, "while Pilot is away, a pod that it has refused is served", "pkg/nodexds.TestProxiesStartWhilePilotIsAway", []edit{
 		{nodexds + "node.go", "!n.alone || p.refused || ", "!n.alone || "}}},
-	{23, "a layer is compared with what Pilot no longer has", "pkg/nodexds.TestProxiesNodeAndPilotAgreeInEveryWorld", []edit{
+	{23, "a layer is compared with what Pilot no longer has", "pkg/nodexds.TestAPodThatPilotHasYetToSpeakOfKeepsItsLayer", []edit{
 		{nodexds + "session.go", "				of.follows = false\n", ""}}},
 	{23, "a proxy sees half of a change", "pkg/deltaxds.TestClientSeesNoHalfOfAChange", []edit{
 		{"pkg/deltaxds/stream.go", "	for _, s := range streams {\n		s.mu.Lock()\n	}\n	for s, news := range change() {", "	all := change()\n	for _, s := range streams {\n		s.mu.Lock()\n	}\n	for s, news := range all {"}}},
