@@ -204,7 +204,7 @@ var claims = []mutation{
 		{"pilot/internal/translate/http.go", "core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD", "core.HeaderValueOption_ADD_IF_ABSENT"}}},
 	{20, "policies that can never match are taken", "pkg/authz.TestValueThatCanNeverMatchIsRefused", []edit{
 		{"pkg/authz/path.go", "	if reason := notNormal(m.Kind, m.Value); reason != \"\" {", "	if reason := notNormal(m.Kind, m.Value); reason != \"\" && false {"}}},
-	{20, "the evaluator does not resolve dot segments as proxies do", "pilot/internal/translate.TestPathsAreNormalizedAsEnvoyDoes", []edit{
+	{20, "the evaluator does not resolve dot segments as proxies do", "pilot/internal/translate.TestPathsAreSeenAsEnvoyDoes", []edit{
 		{"pkg/authz/path.go", "path := withoutDotParameters(unescapeSlashes(raw))", "path := unescapeSlashes(raw)"}}},
 	{21, "nobody is told that a service's cluster has changed", everyChange, []edit{
 		{families + "service.go", "for id := range t.effects.Services {", "for id := range t.effects.Services {\n\t\t\t\tbreak"}}},

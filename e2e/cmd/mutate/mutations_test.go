@@ -33,6 +33,34 @@ func TestMutationsHaveTheirPlace(t *testing.T) {
 	}
 }
 
+// Every mutation's test must still be there, for the same reason. Subtests are made as they run.
+func TestMutationsHaveTheirTest(t *testing.T) {
+	sources := map[string][]byte{}
+	for _, m := range mutations {
+		dir, test, ok := strings.Cut(m.test, ".")
+		if !ok {
+			dir, test = "e2e", m.test
+		}
+		test, _, _ = strings.Cut(test, "/")
+		if sources[dir] == nil {
+			files, err := filepath.Glob(filepath.Join(root, dir, "*_test.go"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range files {
+				content, err := os.ReadFile(f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				sources[dir] = append(sources[dir], content...)
+			}
+		}
+		if !bytes.Contains(sources[dir], []byte("\nfunc "+test+"(t *testing.T)")) {
+			t.Errorf("claim %d (%s): there is no test %s in %s", m.claim, m.what, test, dir)
+		}
+	}
+}
+
 // What is mutated must still compile, for the same reason.
 func TestMutationsCompile(t *testing.T) {
 	var dirs []string
