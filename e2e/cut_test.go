@@ -123,16 +123,8 @@ func TestStreamsThatAskedForWhatAPolicyForbidsEnd(t *testing.T) {
 		})
 		took = time.Since(<-began)
 	})
-	for _, o := range forbidden {
-		if o.OK || o.Beats == 0 {
-			t.Errorf("denied, and goes on: %s", o)
-		}
-	}
-	for _, o := range admitted {
-		if !o.OK {
-			t.Errorf("not denied, and ended: %s", o)
-		}
-	}
+	haveEnded(t, "denied, and goes on", forbidden)
+	goOn(t, admitted)
 	began := make(chan time.Time, 1)
 	revoked = hold(ctx, t, out, "client", list(others), 20*time.Second, func() {
 		began <- time.Now()
@@ -141,11 +133,7 @@ func TestStreamsThatAskedForWhatAPolicyForbidsEnd(t *testing.T) {
 		}
 	})
 	tookRevoked = time.Since(<-began)
-	for _, o := range revoked {
-		if o.OK || o.Beats == 0 {
-			t.Errorf("revoked, and goes on: %s", o)
-		}
-	}
+	haveEnded(t, "revoked, and goes on", revoked)
 	t.Logf("%d streams ended within %s, %d went on; %d of a revoked client ended within %s", len(forbidden), took, len(admitted), len(revoked), tookRevoked)
 	if took > 5*time.Second || tookRevoked > 10*time.Second { // meshctl takes its time, too
 		t.Errorf("it took %s and %s", took, tookRevoked)
@@ -200,27 +188,15 @@ func TestStreamsWhoseTokensAPolicyForbidsEnd(t *testing.T) {
 		})
 		took = time.Since(<-began)
 	})
-	for _, o := range denied {
-		if o.OK || o.Beats == 0 {
-			t.Errorf("denied, and goes on: %s", o)
-		}
-	}
-	for _, o := range admitted {
-		if !o.OK {
-			t.Errorf("not denied, and ended: %s", o)
-		}
-	}
+	haveEnded(t, "denied, and goes on", denied)
+	goOn(t, admitted)
 	began := make(chan time.Time, 1)
 	unbelieved := hold(ctx, t, out, "client", list("clerk"), 20*time.Second, func() {
 		began <- time.Now()
 		apply(believe("https://another.example"))
 	})
 	tookMore := time.Since(<-began)
-	for _, o := range unbelieved {
-		if o.OK || o.Beats == 0 {
-			t.Errorf("by the token of an issuer that is named no more it goes on: %s", o)
-		}
-	}
+	haveEnded(t, "by the token of an issuer that is named no more it goes on", unbelieved)
 	t.Logf("%d streams ended within %s, %d went on until their issuer was named no more, and then ended within %s", len(denied), took, len(admitted), tookMore)
 	if took > 5*time.Second || tookMore > 5*time.Second {
 		t.Errorf("it took %s and %s", took, tookMore)
@@ -248,4 +224,24 @@ func signed(t *testing.T, key *ecdsa.PrivateKey, claims map[string]any) string {
 		t.Fatal(err)
 	}
 	return text
+}
+
+// haveEnded expects exchanges that had begun to have ended.
+func haveEnded(t *testing.T, otherwise string, outcomes []wire.Outcome) {
+	t.Helper()
+	for _, o := range outcomes {
+		if o.OK || o.Beats == 0 {
+			t.Errorf("%s: %s", otherwise, o)
+		}
+	}
+}
+
+// goOn expects exchanges that nobody has ended.
+func goOn(t *testing.T, outcomes []wire.Outcome) {
+	t.Helper()
+	for _, o := range outcomes {
+		if !o.OK {
+			t.Errorf("not denied, and ended: %s", o)
+		}
+	}
 }

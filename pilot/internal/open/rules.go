@@ -1,7 +1,7 @@
 // Package open says which connections and streams that are open a workload's policies and modes, and revocations, forbid by now. Envoy's own filters decide
 // about a connection at its first bytes, and about a request or a stream at its head, by the rules of that moment. So a filter of ours (closer.c, which
-// stock Envoy runs in its WebAssembly sandbox) knows what is open, and ends what new rules forbid: of streams by what their requests asked for, of connections
-// whatever they carry.
+// stock Envoy runs in its WebAssembly sandbox) knows what is open, and ends what new rules forbid: streams by what their requests asked for, and
+// connections that carry none by who their clients are.
 package open
 
 import (
