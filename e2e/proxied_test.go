@@ -367,9 +367,11 @@ func (s *proxiedScene) audited(ctx context.Context, began time.Time) {
 	barred := s.ns + "/barred rule 0"
 	indices := map[string]uint64{}
 	for what, match := range map[string]func(*claims.Event) bool{
-		"a request of a client who is barred":       func(e *claims.Event) bool { return by(e, "HTTP/1.1", "198.51.100.7") && e.Policy == barred },
-		"a connection of a client who is barred":    func(e *claims.Event) bool { return by(e, "TCP", "198.51.100.7") && e.Policy == barred },
-		"a request of a client whom nothing admits": func(e *claims.Event) bool { return by(e, "HTTP/1.1", "192.0.2.55") && e.Policy == "" },
+		"a request of a client who is barred":    func(e *claims.Event) bool { return by(e, "HTTP/1.1", "198.51.100.7") && e.Policy == barred },
+		"a connection of a client who is barred": func(e *claims.Event) bool { return by(e, "TCP", "198.51.100.7") && e.Policy == barred },
+		"a request of a client whom nothing admits": func(e *claims.Event) bool { // what is proposed is for its port alone
+			return by(e, "HTTP/1.1", "192.0.2.55") && e.Policy == "" && e.DestinationAddress == s.at(false, "8080")
+		},
 		"a header of a stranger": func(e *claims.Event) bool {
 			return e.Verdict == "VERDICT_REFUSED" && hostIs(e.SourceAddress, ip(s.stranger, false)) && hostIs(e.DestinationAddress, server) && e.RemoteAddress == ""
 		},
