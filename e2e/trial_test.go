@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -94,9 +95,17 @@ func TestWhatPoliciesOnTrialWouldChangeIsTold(t *testing.T) {
 		}); err != nil {
 			return "", err
 		}
-		out, err := s.Meshctl(ctx, "audit", "tail", "-n", s.Namespace, "--trial", "denied")
-		if err != nil || !strings.Contains(string(out), "; on trial denied: "+s.Namespace+"/closing rule 0") || strings.Contains(string(out), "on trial allowed") {
-			return "", fmt.Errorf("audit tail --trial denied: %w\n%s", err, out)
+		if err := lab.PollFor(ctx, 20*time.Second, func(ctx context.Context) error {
+			out, err := s.Meshctl(ctx, "audit", "tail", "-n", s.Namespace, "--trial", "denied")
+			if err == nil && (!strings.Contains(string(out), "; on trial denied: "+s.Namespace+"/closing rule 0") || strings.Contains(string(out), "on trial allowed")) {
+				err = errors.New("not the one that it would deny")
+			}
+			if err != nil {
+				return fmt.Errorf("audit tail --trial denied: %w\n%s", err, out)
+			}
+			return nil
+		}); err != nil {
+			return "", err
 		}
 		if events, err := s.Events(ctx, began); err != nil || slices.ContainsFunc(events, func(e claims.Event) bool { return e.Path == "/accounts/open" }) {
 			return "", fmt.Errorf("what is allowed and stays so is in the trail, or %w", err)
