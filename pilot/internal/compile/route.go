@@ -13,6 +13,7 @@ type Table struct {
 type VirtualHost struct {
 	Name    string
 	Domains []string // as Envoy has them; "*" is any
+	Retried bool     // what certainly has not reached an application is tried again
 	Rules   []Rule
 }
 
@@ -20,7 +21,6 @@ type VirtualHost struct {
 type Rule struct {
 	Name    string
 	Cluster string // empty: that of the service that was called
-	Retried bool   // what certainly has not reached an application is tried again
 }
 
 // DefaultRoutes is what becomes of requests to services of which nothing else is declared: whatever host they name, they go to the service
@@ -39,5 +39,5 @@ func (f *Frontend) OwnRoutes() (t Table, ok bool) {
 }
 
 func toAny(table, host, cluster string) Table {
-	return Table{Name: table, Hosts: []VirtualHost{{Name: host, Domains: []string{"*"}, Rules: []Rule{{Name: "default", Cluster: cluster, Retried: true}}}}}
+	return Table{Name: table, Hosts: []VirtualHost{{Name: host, Domains: []string{"*"}, Retried: true, Rules: []Rule{{Name: "default", Cluster: cluster}}}}}
 }

@@ -238,11 +238,11 @@ func startEnvoy(t *testing.T, p *pilot, pod string) uint32 {
 // start runs the Envoy of a pod. It may listen with all listeners, also with those that are found by a connection's destination elsewhere.
 func start(t *testing.T, p *pilot, pod string, all bool) uint32 {
 	t.Helper()
-	return startIn(t, envoytest.NewCA(t), p, pod, all)
+	return startIn(t, envoytest.NewCA(t), p, pod, all, nil)
 }
 
-// startIn runs the Envoy of a pod in the mesh of a CA.
-func startIn(t *testing.T, ca *envoytest.CA, p *pilot, pod string, all bool) uint32 {
+// startIn runs the Envoy of a pod in the mesh of a CA, with resources altered, if alter is not nil.
+func startIn(t *testing.T, ca *envoytest.CA, p *pilot, pod string, all bool, alter func(proto.Message)) uint32 {
 	t.Helper()
 	known := p.pod(pod)
 	if known == nil {
@@ -268,7 +268,7 @@ func startIn(t *testing.T, ca *envoytest.CA, p *pilot, pod string, all bool) uin
 	node := p.node(t, known.Node)
 	t.Cleanup(p.stop)
 	node.Add(known.UID, known.ID, known.ServiceAccount)
-	agent := &envoytest.Agent{ADS: &onThisMachine{node: node.Node, pod: known, files: files, all: all}, Leaf: leaf, Root: ca.Root}
+	agent := &envoytest.Agent{ADS: &onThisMachine{node: node.Node, pod: known, files: files, all: all, alter: alter}, Leaf: leaf, Root: ca.Root}
 	return agent.Start(t, nodeID(known))
 }
 
@@ -279,19 +279,19 @@ type onThisMachine struct {
 	node  *nodexds.Node
 	pod   *registry.Pod
 	files string
-	all   bool // listeners listen
+	all   bool                // listeners listen
+	alter func(proto.Message) // what the Envoy is to have otherwise, or nil
 }
 
 type adsStream = grpc.BidiStreamingServer[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse]
 
 func (o *onThisMachine) DeltaAggregatedResources(rpc adsStream) error {
-	return serve(o.node, o.pod, &relocating{rpc, o.files, o.all})
+	return serve(o.node, o.pod, &relocating{rpc, o})
 }
 
 type relocating struct {
 	adsStream
-	files string
-	all   bool
+	*onThisMachine
 }
 
 func (r *relocating) SendShared(sent *deltaxds.Response) error {
@@ -319,6 +319,9 @@ func (r *relocating) relocate(body *anypb.Any) error {
 		}
 	}
 	envoytest.OwnSocket(msg, r.files)
+	if r.alter != nil {
+		r.alter(msg)
+	}
 	if err := body.MarshalFrom(msg); err != nil {
 		return err
 	}

@@ -84,7 +84,7 @@ func membersAre(t *testing.T, workload string) {
 	stranger := envoytest.NewCA(t)
 	o.entry(t, "stranger.example", "number: 80, name: http, protocol: HTTP", named(vm), member(t, stranger, vm, mesh.Pool()))
 	p := newPilot(t, o.events)
-	admin := startIn(t, mesh, p, workload, true)
+	admin := startIn(t, mesh, p, workload, true, nil)
 	at := listenerAt(t, admin, "0.0.0.0_80")
 	for _, c := range cases {
 		if code, got := ask(t, at, c.host, nil); !strings.Contains(got, c.want) || (code == http.StatusOK) != strings.HasPrefix(c.want, "spiffe://") {

@@ -225,8 +225,8 @@ func NamedRoutes(o *compile.Outside, port uint32) *route.RouteConfiguration {
 	out := compile.Table{Name: NamedTable(port)}
 	for _, x := range o.At(port) {
 		if x.Protocol.IsHTTP() {
-			out.Hosts = append(out.Hosts, compile.VirtualHost{Name: x.Host, Domains: []string{x.Host, x.Host + "."},
-				Rules: []compile.Rule{{Name: x.Host, Cluster: x.Cluster(), Retried: true}}})
+			out.Hosts = append(out.Hosts, compile.VirtualHost{Name: x.Host, Domains: []string{x.Host, x.Host + "."}, Retried: true,
+				Rules: []compile.Rule{{Name: x.Host, Cluster: x.Cluster()}}})
 		}
 	}
 	others := PassthroughCluster

@@ -22,6 +22,9 @@ func routes(t compile.Table) *route.RouteConfiguration {
 	out := &route.RouteConfiguration{Name: t.Name, ValidateClusters: envoy.No()}
 	for _, h := range t.Hosts {
 		host := &route.VirtualHost{Name: h.Name, Domains: h.Domains}
+		if h.Retried { // for all forms of its routes at once, as each that has a policy makes it anew, in each listener
+			host.RetryPolicy = retries()
+		}
 		for _, r := range h.Rules {
 			host.Routes = append(host.Routes, forms(rule(r))...)
 		}
@@ -36,9 +39,6 @@ func rule(r compile.Rule) *route.Route {
 		Timeout:          envoy.Seconds(0), // applications set their own
 		// A call's own deadline holds at each proxy, which says so: where the server finds out first it may just reset the stream, of which a proxy makes "unavailable".
 		MaxStreamDuration: &route.RouteAction_MaxStreamDuration{MaxStreamDuration: envoy.Seconds(0), GrpcTimeoutHeaderMax: envoy.Seconds(0)},
-	}
-	if r.Retried {
-		action.RetryPolicy = retries()
 	}
 	out := &route.Route{
 		Name:   r.Name,
