@@ -209,10 +209,15 @@ func (s *scene) variants(ctx context.Context) ([]*variant, error) {
 		if err != nil {
 			return nil, err
 		}
-		config := map[string]resources{}
+		config, varied := map[string]resources{}, map[string]bool{}
 		for side, r := range s.config[1] {
-			if config[side], err = vary(r, by); err != nil {
+			if config[side], err = vary(r, by, varied); err != nil {
 				return nil, err
+			}
+		}
+		for _, v := range by {
+			if !varied[v.name] && v.bootstrap == nil {
+				return nil, fmt.Errorf("there is nothing of %q (%s) in Bulwark's configuration that could be taken from it", v.name, v.without)
 			}
 		}
 		all = append(all, start{whole + " without " + strings.ReplaceAll(list, "+", ", "), s.bulwark(config, by)})

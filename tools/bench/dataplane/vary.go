@@ -76,19 +76,12 @@ var variations = []variation{
 		m.ForwardClientCertDetails, m.SetCurrentClientCertDetails = hcm.HttpConnectionManager_SANITIZE, nil
 	}},
 	{name: "request-id", without: "request IDs", manager: func(m *hcm.HttpConnectionManager) { m.GenerateRequestId = wrapperspb.Bool(false) }},
-	{name: "normalization", without: "the normalisation of paths", manager: func(m *hcm.HttpConnectionManager) {
-		m.NormalizePath, m.MergeSlashes, m.PathWithEscapedSlashesAction = wrapperspb.Bool(false), false, hcm.HttpConnectionManager_KEEP_UNCHANGED
-	}},
 	{name: "timers", without: "time limits of streams and headers", manager: func(m *hcm.HttpConnectionManager) {
 		m.RequestHeadersTimeout, m.StreamIdleTimeout = nil, durationpb.New(0)
 	}},
 	{name: "retries", without: "retries", routes: func(rc *route.RouteConfiguration) {
 		for _, h := range rc.GetVirtualHosts() {
-			for _, r := range h.GetRoutes() {
-				if a := r.GetRoute(); a != nil {
-					a.RetryPolicy = nil
-				}
-			}
+			h.RetryPolicy = nil
 		}
 	}},
 	{name: "forms", without: "the note of the form of a request's target, and the routes for other forms than paths", manager: noForms, routes: func(rc *route.RouteConfiguration) {
@@ -137,8 +130,8 @@ func named(list string) (out []variation, err error) {
 	return out, nil
 }
 
-// vary returns the configuration without what the variations take away.
-func vary(r resources, by []variation) (resources, error) {
+// vary returns the configuration without what the variations take away, and notes the names of those that have changed anything.
+func vary(r resources, by []variation, varied map[string]bool) (resources, error) {
 	out := maps.Clone(r)
 	for _, url := range []string{deltaxds.ClusterType, deltaxds.ListenerType, deltaxds.RouteType, deltaxds.ExtensionConfigType} {
 		out[url] = map[string]*deltaxds.Resource{}
@@ -148,8 +141,12 @@ func vary(r resources, by []variation) (resources, error) {
 				return nil, fmt.Errorf("resource %s: %w", name, err)
 			}
 			for _, v := range by {
+				before := proto.Clone(msg)
 				if err := v.apply(name, msg); err != nil {
 					return nil, fmt.Errorf("resource %s: %w", name, err)
+				}
+				if !proto.Equal(before, msg) {
+					varied[v.name] = true
 				}
 			}
 			if out[url][name], err = deltaxds.NewResource(name, msg); err != nil {
@@ -206,7 +203,11 @@ func (v variation) applyTo(name string, packed *anypb.Any) error {
 	case err != nil:
 		return err
 	}
-	return errors.Join(v.apply(name, msg), packed.MarshalFrom(msg))
+	before := proto.Clone(msg)
+	if err := v.apply(name, msg); err != nil || proto.Equal(before, msg) {
+		return err
+	}
+	return packed.MarshalFrom(msg)
 }
 
 func do[T any](f func(T), on T) {
