@@ -32,5 +32,6 @@ func dataplaneCommand(c *common) *cobra.Command {
 	f.StringSliceVar(&o.Vary, "vary", o.Vary, "what to take from Bulwark's configuration, one thing, or several with plus signs between, at a time:\n"+dataplane.Variations())
 	f.StringSliceVar(&o.Add, "add", o.Add, "what policies to add to Bulwark's configuration, one at a time:\n"+dataplane.Additions())
 	f.IntSliceVar(&o.Rules, "rules", o.Rules, "numbers of rules of policies to measure besides a policy with one")
+	f.BoolVar(&o.Profile, "profile", false, "sample meanwhile where the Envoys spend their time (needs perf)")
 	return cmd
 }

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/bulwark-mesh/bulwark/tools/bench/proc"
@@ -28,6 +29,8 @@ type Variant struct {
 	Rounds []Round       `json:"rounds"`
 	Memory []proc.Memory `json:"memory"`         // of the server's Envoy, of the client's
 	Base   string        `json:"base,omitempty"` // the variant to which it adds one thing, if it does
+	// Profile is, if it was asked for, how long the Envoys were seen in each place, in all rounds.
+	Profile map[string]time.Duration `json:"profileNs,omitempty"`
 }
 
 // Round is one variant under load once.
@@ -80,6 +83,12 @@ func (p Pattern) variant(name string) Variant {
 func (r *Result) Table() report.Table {
 	t := report.Table{Columns: []string{"traffic", "configuration", "Envoys a unit: server's, client's", "against " + redirected, "of it outside the kernel", "against " + whole, "what is added, against the same without it",
 		"units a second", "against " + redirected, "p50, p90, p99", "p99 against " + redirected, "p50 more than " + plain, "p99 more than " + plain, "memory: server, client"}}
+	profiled := slices.ContainsFunc(r.Patterns, func(p Pattern) bool {
+		return slices.ContainsFunc(p.Variants, func(v Variant) bool { return v.Profile != nil })
+	})
+	if profiled {
+		t.Columns = append(t.Columns, "both Envoys a unit, in "+strings.Join(places, ", "))
+	}
 	for _, p := range r.Patterns {
 		minimal, bulwark, without := p.variant(redirected), p.variant(whole), p.variant(plain)
 		for _, v := range p.Variants {
@@ -102,13 +111,30 @@ func (r *Result) Table() report.Table {
 				}
 				memory = report.MB(float64(v.Memory[0].Resident)) + ", " + report.MB(float64(v.Memory[1].Resident))
 			}
-			t.Row(p.Traffic, v.Name, used, cost, user, more, adds, fmt.Sprintf("%.0f", v.median(Round.rate)),
+			row := []string{p.Traffic, v.Name, used, cost, user, more, adds, fmt.Sprintf("%.0f", v.median(Round.rate)),
 				compared(minimal, func() string { return v.against(minimal, ratio, Round.rate).Percent() }),
 				fmt.Sprintf("%.2f, %.2f, %.2f ms", v.median(Round.p50)/1e6, v.median(Round.p90)/1e6, v.median(Round.p99)/1e6),
 				compared(minimal, func() string { return v.against(minimal, difference, Round.p99).Millis() }),
 				compared(without, func() string { return v.against(without, difference, Round.p50).Millis() }),
-				compared(without, func() string { return v.against(without, difference, Round.p99).Millis() }), memory)
+				compared(without, func() string { return v.against(without, difference, Round.p99).Millis() }), memory}
+			if profiled {
+				row = append(row, v.spent())
+			}
+			t.Row(row...)
 		}
 	}
 	return t
+}
+
+// spent is where a unit's time goes, of both Envoys, as far as samples tell.
+func (v Variant) spent() string {
+	units := 0
+	for _, r := range v.Rounds {
+		units += r.Load.Units
+	}
+	var out []string
+	for _, place := range places {
+		out = append(out, fmt.Sprintf("%.1f", float64(v.Profile[place].Microseconds())/float64(max(units, 1))))
+	}
+	return strings.Join(out, ", ") + " µs"
 }

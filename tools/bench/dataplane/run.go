@@ -33,6 +33,7 @@ type Options struct {
 	Vary       []string      // variations, plus signs between those that are measured together
 	Rules      []int         // of policies to be measured besides the one with one rule
 	Add        []string      // additions
+	Profile    bool          // sample where the time is spent
 	Progress   func(format string, args ...any)
 }
 
@@ -98,17 +99,33 @@ func measure(ctx context.Context, s *scene, variants []*variant, p pattern) (*Pa
 			}
 		}
 	}
-	for round := range s.Rounds {
-		s.Progress("%s: round %d of %d", p.text, round+1, s.Rounds)
-		for _, i := range rand.Perm(len(variants)) {
-			r, err := variants[i].round(ctx, s.self, plan)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w\n%s", variants[i].name, err, variants[i].logs())
+	rounds := func() error {
+		for round := range s.Rounds {
+			s.Progress("%s: round %d of %d", p.text, round+1, s.Rounds)
+			for _, i := range rand.Perm(len(variants)) {
+				r, err := variants[i].round(ctx, s.self, plan)
+				if err != nil {
+					return fmt.Errorf("%s: %w\n%s", variants[i].name, err, variants[i].logs())
+				}
+				out.Variants[i].Rounds = append(out.Variants[i].Rounds, r)
 			}
-			out.Variants[i].Rounds = append(out.Variants[i].Rounds, r)
 		}
+		return nil
+	}
+	var seen profile
+	var err error
+	if s.Profile {
+		seen, err = profiled(ctx, s.dir, rounds)
+	} else {
+		err = rounds()
+	}
+	if err != nil {
+		return nil, err
 	}
 	for i, v := range variants {
+		if s.Profile {
+			out.Variants[i].Profile = seen.of(v.envoys)
+		}
 		out.Variants[i].Name, out.Variants[i].Base = v.name, v.base
 		for _, p := range v.envoys {
 			memory, err := p.cost()
