@@ -79,6 +79,11 @@ var variations = []variation{
 	{name: "timers", without: "time limits of streams and headers", manager: func(m *hcm.HttpConnectionManager) {
 		m.RequestHeadersTimeout, m.StreamIdleTimeout = nil, durationpb.New(0)
 	}},
+	{name: "windows", without: "bounds of what HTTP/2 may have on its way, so that Envoy's larger ones hold", manager: func(m *hcm.HttpConnectionManager) {
+		if o := m.GetHttp2ProtocolOptions(); o != nil {
+			o.InitialStreamWindowSize, o.InitialConnectionWindowSize = nil, nil
+		}
+	}},
 	{name: "retries", without: "retries", routes: func(rc *route.RouteConfiguration) {
 		for _, h := range rc.GetVirtualHosts() {
 			h.RetryPolicy = nil
