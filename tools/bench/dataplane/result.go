@@ -83,10 +83,10 @@ func (p Pattern) variant(name string) Variant {
 func (r *Result) Table() report.Table {
 	t := report.Table{Columns: []string{"traffic", "configuration", "Envoys a unit: server's, client's", "against " + redirected, "of it outside the kernel", "against " + whole, "what is added, against the same without it",
 		"units a second", "against " + redirected, "p50, p90, p99", "p99 against " + redirected, "p50 more than " + plain, "p99 more than " + plain, "memory: server, client"}}
-	profiled := slices.ContainsFunc(r.Patterns, func(p Pattern) bool {
+	sampled := slices.ContainsFunc(r.Patterns, func(p Pattern) bool {
 		return slices.ContainsFunc(p.Variants, func(v Variant) bool { return v.Profile != nil })
 	})
-	if profiled {
+	if sampled {
 		t.Columns = append(t.Columns, "both Envoys a unit, in "+strings.Join(places, ", "))
 	}
 	for _, p := range r.Patterns {
@@ -117,7 +117,7 @@ func (r *Result) Table() report.Table {
 				compared(minimal, func() string { return v.against(minimal, difference, Round.p99).Millis() }),
 				compared(without, func() string { return v.against(without, difference, Round.p50).Millis() }),
 				compared(without, func() string { return v.against(without, difference, Round.p99).Millis() }), memory}
-			if profiled {
+			if sampled {
 				row = append(row, v.spent())
 			}
 			t.Row(row...)
