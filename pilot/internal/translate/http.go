@@ -28,13 +28,16 @@ import (
 func connectionManager(statPrefix string, filters []*hcm.HttpFilter, logs []*accesslog.AccessLog, attempts ...*accesslog.AccessLog) *hcm.HttpConnectionManager {
 	return &hcm.HttpConnectionManager{
 		StatPrefix: statPrefix, CodecType: hcm.HttpConnectionManager_AUTO, AccessLog: logs,
-		HttpFilters:      append(filters, envoy.HTTPFilter("envoy.filters.http.router", &router.Router{SuppressEnvoyHeaders: true, UpstreamLog: attempts})),
+		HttpFilters: append(filters, envoy.HTTPFilter("envoy.filters.http.router", &router.Router{
+			SuppressEnvoyHeaders: true, UpstreamLog: attempts,
+			DynamicStats: envoy.No(), // counts of each status, whose names Envoy puts together for each request to find that nobody keeps them
+		})),
 		UseRemoteAddress: envoy.No(), SkipXffAppend: true, GenerateRequestId: envoy.Yes(),
 		ServerHeaderTransformation: hcm.HttpConnectionManager_PASS_THROUGH,
 		UpgradeConfigs:             upgrades(),
 		NormalizePath:              envoy.No(),
 		Proxy_100Continue:          true,
-		MaxRequestHeadersKb:        envoy.U32(maxHeadersKb), RequestHeadersTimeout: envoy.Seconds(60),
+		MaxRequestHeadersKb:        envoy.U32(maxHeadersKb), RequestHeadersTimeout: envoy.Seconds(60), // whoever sends a head bit by bit never gets to the application, which would give up
 		StreamIdleTimeout:         envoy.Seconds(0), // a call that says nothing for hours is the application's affair, and a timer would be set anew for each of its parts
 		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxHeadersCount: envoy.U32(maxHeaders), IdleTimeout: envoy.Seconds(0)},
 		Http2ProtocolOptions: &core.Http2ProtocolOptions{

@@ -212,6 +212,7 @@ func namedManager(port uint32) *listener.Filter {
 func outsideManager(host string) *hcm.HttpConnectionManager {
 	m := connectionManager("outbound", nil, telemetry.OutsideRequests(host), telemetry.OutboundAttempts(host))
 	m.EarlyHeaderMutationExtensions = early(notedForm())
+	m.RequestHeadersTimeout = nil // as in outboundManager
 	m.LocalReplyConfig = &hcm.LocalReplyConfig{Mappers: append(unread(), &hcm.ResponseMapper{Filter: telemetry.Unproven(), BodyFormatOverride: envoy.Format(
 		"the server of " + host + " at %UPSTREAM_HOST% has not proved that it is one: %UPSTREAM_TRANSPORT_FAILURE_REASON%")})}
 	return m

@@ -123,5 +123,6 @@ func OutboundManager(subset string) *core.TypedExtensionConfig {
 func outboundManager(statPrefix, service, server string, t compile.Table) *hcm.HttpConnectionManager {
 	m := withRoutes(connectionManager(statPrefix, nil, telemetry.OutboundRequests(service, server), telemetry.OutboundAttempts(service)), routes(t))
 	m.EarlyHeaderMutationExtensions = early(notedForm())
+	m.RequestHeadersTimeout = nil // the client is the proxy's own application
 	return refusedNow(m)
 }
