@@ -41,14 +41,14 @@ proto-check: proto ## fail when generated code is not what the definitions gener
 
 # The filter that closes open connections, in C as a WebAssembly module. What is checked in is what these compilers make of it; a test compares sums, so
 # that no other machine needs them, or those of the same version.
-CLOSER := pilot/internal/open/closer
+CLOSER := pkg/closer
 .PHONY: closer
 closer: ## compile the filter that closes connections which new policies forbid
 	@$(call need,clang,clang)
 	@$(call need,wasm-ld,lld)
-	clang --target=wasm32 -mbulk-memory -fno-builtin -Oz -Wall -Wextra -Wno-unused-parameter -nostdlib -Wl,--no-entry -Wl,--allow-undefined -Wl,--strip-all -o $(CLOSER).wasm $(CLOSER)/closer.c
-	chmod 0644 $(CLOSER).wasm
-	cd $(CLOSER) && sha256sum *.c *.h ../closer.wasm > closer.sum
+	clang --target=wasm32 -mbulk-memory -fno-builtin -Oz -Wall -Wextra -Wno-unused-parameter -nostdlib -Wl,--no-entry -Wl,--allow-undefined -Wl,--strip-all -o $(CLOSER)/closer.wasm $(CLOSER)/source/closer.c
+	chmod 0644 $(CLOSER)/closer.wasm
+	cd $(CLOSER)/source && sha256sum *.c *.h ../closer.wasm > closer.sum
 
 # A tag says what is in the image: with the version "dev" it is made of the binaries, so that what was built anew is
 # rolled out anew.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/e2e/claims"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/lab"
 	"github.com/bulwark-mesh/bulwark/e2e/internal/sample"
+	"github.com/bulwark-mesh/bulwark/pkg/closer"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -153,6 +155,9 @@ func TestNoKeyIsInWhatAProxyTells(t *testing.T) {
 				if strings.Contains(string(out), key) {
 					return "", fmt.Errorf("/%s has %q in it", page, key)
 				}
+			}
+			if page == "config_dump?include_eds" && !strings.Contains(string(out), path.Join(mesh.IdentityMountPath, closer.File(closer.Version))) {
+				return "", errors.New("the proxy does not read the module that its agent has left it")
 			}
 			for where, want := range map[string]string{"config_dump?include_eds": base64.StdEncoding.EncodeToString([]byte("[redacted]")), "certs": s.ID("payroll")} {
 				if page == where && !strings.Contains(string(out), want) {

@@ -88,7 +88,7 @@ func newChain(seed uint64) *chain {
 		}
 		c.layers[l] = w
 	}
-	c.node = New(c.clock)
+	c.node = New(c.clock, "")
 	for range 3 {
 		c.newPod()
 	}
@@ -198,7 +198,7 @@ func (c *chain) disconnectPilot() {
 func (c *chain) restartAgent() {
 	c.note("the agent is restarted")
 	c.disconnectPilot()
-	c.node = New(c.clock)
+	c.node = New(c.clock, "")
 	for _, p := range c.pods {
 		p.proxy, p.stream = nil, nil
 		c.node.Add(p.uid, "a/"+p.uid, p.born[1])

@@ -39,7 +39,7 @@ func (n *Node) open() (*dialogue, []*nodev1.Report) {
 	d := &dialogue{node: n, pods: map[string]bool{}, proxies: map[string]told{}}
 	n.applied, n.alone = 0, false // Pilot counts anew
 	n.cache.keep(func(uid string) bool { return n.pods[uid] != nil })
-	first := &nodev1.Report{}
+	first := &nodev1.Report{Module: n.module}
 	for _, uid := range slices.Sorted(maps.Keys(n.pods)) {
 		pod := n.pods[uid]
 		d.pods[uid] = true

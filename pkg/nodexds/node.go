@@ -24,7 +24,8 @@ type Node struct {
 	cache   cache
 	pods    map[string]*pod // by UID
 	alone   bool            // there is no stream to Pilot
-	applied uint64          // the last update that all streams of proxies have been told of
+	module  string
+	applied uint64 // the last update that all streams of proxies have been told of
 
 	urgent chan struct{} // capacity one: pods have come or gone, or an update has been applied
 	moved  chan struct{} // capacity one: a proxy has come to something
@@ -48,9 +49,9 @@ type lost struct {
 	stalled *deltaxds.Stalled
 }
 
-// New returns a node without pods.
-func New(cl clock.Clock) *Node {
-	return &Node{clock: cl, cache: newCache(), pods: map[string]*pod{}, unknownKeys: map[string]bool{}, alone: true, urgent: make(chan struct{}, 1), moved: make(chan struct{}, 1)}
+// New returns a node without pods. Module is the version of the module of package closer that is in the directory of each pod that is added, empty if none is.
+func New(cl clock.Clock, module string) *Node {
+	return &Node{clock: cl, module: module, cache: newCache(), pods: map[string]*pod{}, unknownKeys: map[string]bool{}, alone: true, urgent: make(chan struct{}, 1), moved: make(chan struct{}, 1)}
 }
 
 // Add adds a pod (name: namespace/name) of a service account, which has a socket from now on.

@@ -127,7 +127,7 @@ func (p *pilot) Recv() (*nodev1.Update, error) {
 // here. Time is that of synctest's bubble.
 func TestNodeFollowsPilot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := New(clock.RealClock{})
+		n := New(clock.RealClock{}, "")
 		n.Add("u", "a/web", "a/web")
 		streams := make(chan *pilot)
 		ctx, cancel := context.WithCancel(t.Context())

@@ -30,6 +30,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/agent/internal/pods"
 	"github.com/bulwark-mesh/bulwark/agent/internal/sds"
 	api "github.com/bulwark-mesh/bulwark/agent/internal/workloadapi"
+	"github.com/bulwark-mesh/bulwark/pkg/closer"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/svid"
@@ -281,7 +282,11 @@ func TestSocketBelongsToTheProxyAlone(t *testing.T) {
 		if sys := st.Sys().(*syscall.Stat_t); sys.Uid != mesh.ProxyUID || sys.Gid != mesh.ProxyGID || st.Mode().Perm() != mode {
 			t.Fatalf("owner %d:%d, mode %o", sys.Uid, sys.Gid, st.Mode().Perm())
 		}
-		if entries, err := os.ReadDir(v.Target); err != nil || len(entries) != 1 {
+		module, err := os.Stat(filepath.Join(v.Target, closer.File(closer.Version)))
+		if err != nil || module.Mode().Perm() != 0o444 || module.Sys().(*syscall.Stat_t).Uid != 0 {
+			t.Fatalf("the module, which the proxy is to read and nobody to change: %v, %v", module, err)
+		}
+		if entries, err := os.ReadDir(v.Target); err != nil || len(entries) != 2 {
 			t.Fatalf("%v, %v", entries, err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bulwark-mesh/bulwark/pkg/closer"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -22,12 +23,15 @@ type socket struct {
 	shut     atomic.Bool
 }
 
-// listen makes the directory and the socket in it. The socket gets its owner and mode under another name, so that
+// listen makes the directory, the socket in it, and a file with the module of package closer, of which Pilot is told that it is there. The socket gets its owner and mode under another name, so that
 // nobody connects before; an older one is replaced in one step.
 func listen(v Volume) (*socket, error) {
 	// The volume's directory is not secret, but kubelet's directories above it let only root through.
 	if err := os.MkdirAll(v.Target, 0o755); err != nil {
 		return nil, fmt.Errorf("directory of volume %s: %w", v.ID, err)
+	}
+	if err := closer.Write(v.Target); err != nil {
+		return nil, fmt.Errorf("volume %s: %w", v.ID, err)
 	}
 	dir, err := os.Open(v.Target)
 	if err != nil {
@@ -95,6 +99,9 @@ func inode(path string) (uint64, error) {
 
 // clean removes what listen made.
 func clean(target string) error {
+	if err := closer.Remove(target); err != nil {
+		return err
+	}
 	for _, path := range []string{filepath.Join(target, mesh.AgentSocket), filepath.Join(target, ".agent.sock.new"), target} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing the volume's directory: %w", err)

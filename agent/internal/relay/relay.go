@@ -22,6 +22,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/agent/internal/identity"
 	"github.com/bulwark-mesh/bulwark/agent/internal/sds"
 	nodev1 "github.com/bulwark-mesh/bulwark/pkg/api/node/v1"
+	"github.com/bulwark-mesh/bulwark/pkg/closer"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
@@ -55,7 +56,7 @@ type Relay struct {
 }
 
 // New returns the relay of a node without pods.
-func New(c Config) *Relay { return &Relay{config: c, node: nodexds.New(c.Clock)} }
+func New(c Config) *Relay { return &Relay{config: c, node: nodexds.New(c.Clock, closer.Version)} }
 
 // Attach adds ADS to a pod's socket. The pod is the node's from now until what is returned has run.
 func (r *Relay) Attach(p *identity.Identity, s grpc.ServiceRegistrar) func(context.Context) {

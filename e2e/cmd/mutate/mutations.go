@@ -219,7 +219,7 @@ var claims = []mutation{
 	{21, "a class is not told that its policies have changed", everyChange, []edit{
 		{families + "authorization.go", "			if !same {", "			if false && !same {"}}},
 	{21, "nobody is told that revocations have changed", everyChange, []edit{
-		{families + "revocations.go", "revocationsIf(t.effects.Revocations)", "revocationsIf(false && t.effects.Revocations)"}}},
+		{families + "revocations.go", "if !t.effects.Revocations {", "if true || !t.effects.Revocations {"}}},
 	{21, "clusters are made anew for those alone whose certificates come from the agent", everyChange, []edit{
 		{families + "service.go", "					for _, d := range deliveries {\n						for ns := range ruled", "					for _, d := range deliveries[:1] {\n						for ns := range ruled"}}},
 	{21, "a pod of new labels is not told what its new class has", everyChange, []edit{
@@ -270,7 +270,7 @@ var claims = []mutation{
 	{21, "an address that a Service comes to have is not told", everyChange, []edit{
 		{families + "service.go", "				for _, f := range ipFamilies {\n					for _, d := range deliveries {", "				for _, f := range ipFamilies[:1] {\n					for _, d := range deliveries {"}}},
 	{21, "proxies go on listening in the families that there were", everyChange, []edit{
-		{families + "fixed.go", "t.effects.Ranges && ipv6(t.was) != ipv6(c.snap)", "false && ipv6(t.was)"}}},
+		{families + "fixed.go", "if !t.effects.Ranges || ipv6(t.was) == ipv6(c.snap) {", "if true || ipv6(t.was) == ipv6(c.snap) {"}}},
 	{27, "an application of IPv6 is called from an address that it takes for its own", "pilot/internal/featuretest.TestBothFamiliesAreServedAndProtected", []edit{
 		{"pilot/internal/translate/address.go", "Address: source(mesh.InboundSourceIPv6)", "Address: source(\"::1\")"}}},
 	{27, "clients of every node have the endpoints of a Service that is local", "pilot/internal/compile.TestNearestEndpointsAreKubeProxys", []edit{
@@ -445,6 +445,10 @@ var claims = []mutation{
 		{"meshctl/internal/cli/wait.go", "m[\"type\"] == typ && generation == u.GetGeneration() {", "m[\"type\"] == typ && generation <= u.GetGeneration() {"}}},
 	{32, "what a policy forbids goes on if it is open", "pilot/internal/translate.TestWhatIsEndedIsWhatTheEvaluatorDenies", []edit{
 		{"pilot/internal/open/rules.go", "either(plaintext, forbidden(tcp)))", "either(plaintext, both(no, forbidden(tcp))))"}}},
+	{32, "an Envoy is to read a module that its agent does not have", "pilot/internal/featuretest.TestTheModuleIsSentToWhoHasNoFileOfIt", []edit{
+		{"pilot/internal/translate/open.go", "return version == closer.Version", "return version != \"\""}}},
+	{32, "rules about what is open bring a module along that the pod has", "pilot/internal/featuretest.TestTheModuleIsSentToWhoHasNoFileOfIt", []edit{
+		{families + "authorization.go", "	out := []Resource{Authorization{class, translate.OpenRules, translate.ModuleByThePod}}\n", "	var out []Resource\n"}}},
 	{32, "what no policy forbids ends with what one does", "pilot/internal/translate.TestWhatIsEndedIsWhatTheEvaluatorDenies", []edit{
 		{"pilot/internal/open/rules.go", "		denied = append(denied, not(either(allowed...)))\n", "		denied = append(denied, yes)\n"}}},
 	{32, "a stream goes on whose path is forbidden", "pilot/internal/push.TestOfOneConnectionWhatAskedForItEnds", []edit{

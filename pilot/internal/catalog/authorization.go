@@ -10,8 +10,11 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
-// Authorization is the configuration of a filter by which policies hold for the pods of a class.
-type Authorization struct{ Class, Filter string }
+// Authorization is the configuration of a filter by which policies hold for the pods of a class, some of them with a module that comes from somewhere.
+type Authorization struct {
+	Class, Filter string
+	Module        translate.ModuleSource
+}
 
 func (r Authorization) Type() string { return deltaxds.ExtensionConfigType }
 func (r Authorization) Name() string { return r.Filter }
@@ -20,19 +23,19 @@ func (r Authorization) layers(c *Catalog) []Layer {
 	if !translate.HasAuthorization(c.workload(r.Class), r.Filter) {
 		return nil
 	}
-	return []Layer{ofClass(r.Class)}
+	return []Layer{ofClassWith(r.Class, r.Module)}
 }
 
 func (r Authorization) make(c *Catalog) proto.Message {
-	return translate.Authorization(c.workload(r.Class), r.Filter)
+	return translate.Authorization(c.workload(r.Class), r.Filter, r.Module)
 }
 
 var authorization = family{
 	of: func(c *Catalog, l Layer) []Resource {
-		if l.kind != classLayer {
+		if l.kind != classLayer && (l.kind != moduleLayer || l.of == "") {
 			return nil
 		}
-		return slices.DeleteFunc(filtersOf(l.of), func(r Resource) bool { return len(r.layers(c)) == 0 })
+		return slices.DeleteFunc(filtersOf(l.of), func(r Resource) bool { return !slices.Contains(r.layers(c), l) })
 	},
 	touched: func(_ *Catalog, t *turn) (out []Resource) {
 		for _, w := range t.classes {
@@ -46,9 +49,10 @@ var authorization = family{
 	},
 }
 
-func filtersOf(class string) (out []Resource) {
+func filtersOf(class string) []Resource {
+	out := []Resource{Authorization{class, translate.OpenRules, translate.ModuleByThePod}}
 	for _, name := range translate.AuthorizationNames {
-		out = append(out, Authorization{class, name})
+		out = append(out, Authorization{class, name, translate.ModuleSent})
 	}
 	return out
 }

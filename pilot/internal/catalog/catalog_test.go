@@ -8,6 +8,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
@@ -50,7 +51,7 @@ func podOf(name string, d delivery.Way, labels map[string]string) *registry.Pod 
 // Who gets a certificate in another way has clusters of its own, and everything else in common with everybody.
 func TestALayerOfOnesOwnComesFirst(t *testing.T) {
 	w := newWorld(t)
-	agent, secret := w.Join(podOf("one", delivery.ByAgent, nil)), w.Join(podOf("two", delivery.BySecret, nil))
+	agent, secret := w.Join(podOf("one", delivery.ByAgent, nil), translate.ModuleSent), w.Join(podOf("two", delivery.BySecret, nil), translate.ModuleSent)
 	for s, want := range map[Subject]Resource{
 		agent:  Cluster{"a/web", 80, registry.IPv4, delivery.ByAgent, "", false},
 		secret: Cluster{"a/web", 80, registry.IPv4, delivery.BySecret, "", false},
@@ -84,7 +85,7 @@ func TestNothingIsKeptForWhomThereIsNot(t *testing.T) {
 	if touched := w.set(&registry.Service{ID: "a/web", Namespace: "a", Name: "web"}); len(touched) != 0 || len(w.layers) != 0 {
 		t.Errorf("without subjects %v are touched", touched)
 	}
-	one, two := w.Join(podOf("one", delivery.ByAgent, nil)), w.Join(podOf("two", delivery.ByAgent, nil))
+	one, two := w.Join(podOf("one", delivery.ByAgent, nil), translate.ModuleSent), w.Join(podOf("two", delivery.ByAgent, nil), translate.ModuleSent)
 	if w.Find(one, deltaxds.ClusterType, webCluster) != nil {
 		t.Error("a port that went is there")
 	}
@@ -110,7 +111,7 @@ func but(layers []Layer) []Layer { return layers[1 : len(layers)-1] }
 // A pod of other labels is another subject, and takes nothing along that others have.
 func TestWhoBecomesAnotherHasOtherLayers(t *testing.T) {
 	w := newWorld(t)
-	was := w.Join(podOf("one", delivery.ByAgent, nil))
+	was := w.Join(podOf("one", delivery.ByAgent, nil), translate.ModuleSent)
 	now, gone := w.Follow(was, podOf("one", delivery.ByAgent, map[string]string{"app": "web"}))
 	if now.Layers()[0] == was.Layers()[0] || !slices.Equal(but(now.Layers()), but(was.Layers())) {
 		t.Errorf("its layers were %v and are %v", was.Layers(), now.Layers())
@@ -143,7 +144,7 @@ func admits(namespace, account string) *registry.Policy {
 // others moves it from these to those.
 func TestAPolicyMovesAServiceBetweenLayers(t *testing.T) {
 	w := newWorld(t)
-	one := w.Join(podOf("one", delivery.ByAgent, nil))
+	one := w.Join(podOf("one", delivery.ByAgent, nil), translate.ModuleSent)
 	port := Cluster{"a/web", 80, registry.IPv4, delivery.ByAgent, "", false}
 	for _, c := range []struct {
 		policy *registry.Policy
@@ -174,7 +175,7 @@ func TestAPolicyMovesAServiceBetweenLayers(t *testing.T) {
 // A Sidecar makes subjects of a scope of their own, which has of what they may reach what it names, and follows what changes later.
 func TestASidecarNarrowsWhatASubjectMayReach(t *testing.T) {
 	w := newWorld(t)
-	all := w.Join(podOf("one", delivery.ByAgent, nil))
+	all := w.Join(podOf("one", delivery.ByAgent, nil), translate.ModuleSent)
 	sidecar := func(host string) *registry.Sidecar {
 		return &registry.Sidecar{ID: "a/s", Namespace: "a", Name: "s", Egress: []registry.EgressHost{{Namespace: "*", Host: host}}}
 	}
@@ -214,7 +215,7 @@ func TestPodsOfAZoneAreKnownAsTheyWereInjected(t *testing.T) {
 	w := newWorld(t)
 	injected := AsInjected(compile.ClassOf(podOf("new", delivery.ByAgent, map[string]string{"app": "web"})))
 	for zone, labels := range map[string]map[string]string{"": {"app": "web"}, "east": {"app": "web", "topology.kubernetes.io/zone": "east", "topology.kubernetes.io/region": "world"}} {
-		s := w.Join(podOf("known"+zone, delivery.ByAgent, labels))
+		s := w.Join(podOf("known"+zone, delivery.ByAgent, labels), translate.ModuleSent)
 		if !slices.Contains(s.Layers(), injected) {
 			t.Errorf("in zone %q, a pod has the layers %v", zone, s.Layers())
 		}
@@ -222,7 +223,7 @@ func TestPodsOfAZoneAreKnownAsTheyWereInjected(t *testing.T) {
 			t.Errorf("it has %v by it", w.In(injected))
 		}
 	}
-	if other := w.Join(podOf("other", delivery.ByAgent, map[string]string{"app": "other"})); slices.Contains(other.Layers(), injected) {
+	if other := w.Join(podOf("other", delivery.ByAgent, map[string]string{"app": "other"}), translate.ModuleSent); slices.Contains(other.Layers(), injected) {
 		t.Errorf("a pod of another class has the layers %v", other.Layers())
 	}
 }

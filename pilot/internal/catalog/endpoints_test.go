@@ -7,6 +7,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
@@ -36,7 +37,7 @@ func (w *world) web(local bool) {
 func TestClientsHaveTheEndpointsOfTheirPlace(t *testing.T) {
 	w := newWorld(t)
 	w.object(registry.Nodes, "n1", &registry.Node{ID: "n1", Zone: "east"})
-	one, two := w.Join(client("one", "n1")), w.Join(client("two", "n2"))
+	one, two := w.Join(client("one", "n1"), translate.ModuleSent), w.Join(client("two", "n2"), translate.ModuleSent)
 	expect := func(what string, of Subject, place compile.Place) {
 		t.Helper()
 		if got := w.Find(of, deltaxds.EndpointType, webCluster); got != (Endpoints{"a/web", 80, registry.IPv4, place, false}) {
@@ -52,7 +53,7 @@ func TestClientsHaveTheEndpointsOfTheirPlace(t *testing.T) {
 	w.web(true)
 	expect("local", one, compile.OnNode("n1"))
 	expect("local", two, compile.OnNode("n2"))
-	late := w.Join(client("late", "n2"))
+	late := w.Join(client("late", "n2"), translate.ModuleSent)
 	expect("local, and the client came later", late, compile.OnNode("n2"))
 	w.web(false)
 	expect("no longer local", one, compile.Place{})
@@ -90,7 +91,7 @@ func TestClientsHaveTheEndpointsOfTheirPlace(t *testing.T) {
 func TestAServiceThatIsTheSameEverywhereIsMadeOnce(t *testing.T) {
 	w := newWorld(t)
 	for i := range 50 {
-		w.Join(client(fmt.Sprint("client-", i), fmt.Sprint("node-", i)))
+		w.Join(client(fmt.Sprint("client-", i), fmt.Sprint("node-", i)), translate.ModuleSent)
 	}
 	count := func(touched []Touched) (n int) {
 		for _, x := range touched {

@@ -8,27 +8,34 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 )
 
-// Revocations is the configuration of a filter by which revocations hold, everywhere alike.
-type Revocations struct{ Filter string }
+// Revocations is the configuration of a filter by which revocations hold, everywhere alike but for where proxies have a module from.
+type Revocations struct {
+	Filter string
+	Module translate.ModuleSource
+}
 
 func (r Revocations) Type() string            { return deltaxds.ExtensionConfigType }
 func (r Revocations) Name() string            { return r.Filter }
-func (r Revocations) layers(*Catalog) []Layer { return []Layer{Mesh} }
+func (r Revocations) layers(*Catalog) []Layer { return []Layer{allWith(r.Module)} }
 
 func (r Revocations) make(c *Catalog) proto.Message {
-	return translate.Revocations(c.settings, compile.Revocations(c.snap), r.Filter)
+	return translate.Revocations(c.settings, compile.Revocations(c.snap), r.Filter, r.Module)
 }
 
 var revocations = family{
-	of:      func(_ *Catalog, l Layer) []Resource { return revocationsIf(l == Mesh) },
-	touched: func(_ *Catalog, t *turn) []Resource { return revocationsIf(t.effects.Revocations) },
+	of: those(allRevocations),
+	touched: func(_ *Catalog, t *turn) []Resource {
+		if !t.effects.Revocations {
+			return nil
+		}
+		return allRevocations
+	},
 }
 
-func revocationsIf(any bool) (out []Resource) {
-	if any {
-		for _, name := range translate.RevocationNames() {
-			out = append(out, Revocations{name})
-		}
+var allRevocations = func() []Resource {
+	out := []Resource{Revocations{translate.OpenRevocations, translate.ModuleByThePod}}
+	for _, name := range translate.RevocationNames() {
+		out = append(out, Revocations{name, translate.ModuleSent})
 	}
 	return out
-}
+}()

@@ -6,6 +6,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/delivery"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 )
 
 // Layer is those who have resources in common: all proxies, those who may reach some services, the pods of a class.
@@ -37,6 +38,7 @@ const (
 	classLayer     = "class"
 	outsideLayer   = "outside"
 	injectedLayer  = "injected"
+	moduleLayer    = "module"
 )
 
 // by is the layer of those whose certificates come in a way, beside the layer that they have as all others do.
@@ -81,6 +83,22 @@ func (l Layer) String() string {
 // ofClass is the layer of a class of pods, by its key.
 func ofClass(key string) Layer { return Layer{kind: classLayer, of: key} }
 
+// allWith is the layer of all whose module comes from there. To whom it is sent have nothing of their own; the others have theirs before what every proxy has.
+func allWith(module translate.ModuleSource) Layer {
+	if module == translate.ModuleByThePod {
+		return Layer{kind: moduleLayer}
+	}
+	return Mesh
+}
+
+// ofClassWith is the layer of a class of pods, by its key, whose module comes from there: as with all.
+func ofClassWith(key string, module translate.ModuleSource) Layer {
+	if module == translate.ModuleByThePod {
+		return Layer{kind: moduleLayer, of: key}
+	}
+	return ofClass(key)
+}
+
 // AsInjected is the layer by which pods of a node are known to be of one class, as their proxies say it. It has nothing.
 func AsInjected(c compile.Class) Layer { return Layer{kind: injectedLayer, of: c.AsInjected().Key()} }
 
@@ -94,16 +112,17 @@ type Subject struct {
 	node, zone         compile.Place
 	outside            compile.Whose // it has (compile.OutsideFor); empty if it has none
 	confined           bool          // a Sidecar keeps it from all that has no name
-	ruled              bool          // DestinationRules say something in particular of calls of its namespace
+	module             translate.ModuleSource
+	ruled              bool // DestinationRules say something in particular of calls of its namespace
 }
 
-// subjectOf is the subject that a pod's proxy is.
-func (c *Catalog) subjectOf(p *registry.Pod) (Subject, *registry.Sidecar) {
+// subjectOf is the subject that a pod's proxy is, whose module comes from there.
+func (c *Catalog) subjectOf(p *registry.Pod, module translate.ModuleSource) (Subject, *registry.Sidecar) {
 	class := compile.ClassOf(p)
 	out := Subject{
 		pod: p.ID, class: class.Key(), injected: AsInjected(class), namespace: p.Namespace, account: p.ServiceAccount, delivery: p.Delivery,
 		node: compile.OnNode(p.Node), zone: compile.InZone(c.snap.ZoneOf(p.Node)),
-		ruled: compile.Ruled(c.snap, p.Namespace),
+		ruled: compile.Ruled(c.snap, p.Namespace), module: module,
 	}
 	sidecar := compile.SidecarOf(c.snap, c.settings, p.Namespace, p.Labels)
 	out.outside = compile.OutsideFor(c.snap, c.settings, p.Namespace, sidecar)
@@ -122,7 +141,11 @@ func (s Subject) Class() Layer { return ofClass(s.class) }
 
 // Layers returns whose resources the subject has. Where two layers have one of the same name, the subject has the former's.
 func (s Subject) Layers() []Layer {
-	out := []Layer{ofClass(s.class)}
+	var out []Layer
+	if s.module == translate.ModuleByThePod {
+		out = append(out, ofClassWith(s.class, s.module), allWith(s.module))
+	}
+	out = append(out, ofClass(s.class))
 	if s.outside.Namespace != "" {
 		if s.delivery != delivery.ByAgent {
 			out = append(out, ofOutside(s.outside).by(s.delivery))
@@ -157,9 +180,9 @@ func (s Subject) Layers() []Layer {
 	return append(append(out, services...), Mesh, s.injected)
 }
 
-// Join adds a subject: the proxy of a pod. Each has to leave once.
-func (c *Catalog) Join(p *registry.Pod) Subject {
-	s, sidecar := c.subjectOf(p)
+// Join adds a subject: the proxy of a pod, whose module comes from there. Each has to leave once.
+func (c *Catalog) Join(p *registry.Pod, module translate.ModuleSource) Subject {
+	s, sidecar := c.subjectOf(p, module)
 	c.enter(s, p, sidecar)
 	return s
 }
@@ -248,7 +271,7 @@ func (c *Catalog) Leave(s Subject) (gone []Resource) {
 
 // Follow makes of a subject whose pod has changed the subject that it is now, and returns the resources that nobody has any more.
 func (c *Catalog) Follow(s Subject, p *registry.Pod) (now Subject, gone []Resource) {
-	now, sidecar := c.subjectOf(p)
+	now, sidecar := c.subjectOf(p, s.module)
 	if now == s {
 		return s, nil
 	}

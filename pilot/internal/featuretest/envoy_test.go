@@ -28,7 +28,9 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoytest"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/handshake"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/closer"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
+	names "github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/nodexds"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
 )
@@ -258,6 +260,9 @@ func startIn(t *testing.T, ca *envoytest.CA, p *pilot, pod string, all bool, alt
 	write("cert-chain.pem", leaf.Cert)
 	write("key.pem", leaf.Key)
 	write("root-cert.pem", ca.Root)
+	if err := closer.Write(files); err != nil {
+		t.Fatal(err)
+	}
 	for name, description := range handshake.SecretFiles() {
 		text, err := protojson.Marshal(description)
 		if err != nil {
@@ -309,12 +314,15 @@ func (r *relocating) relocate(body *anypb.Any) error {
 	if err != nil {
 		return err
 	}
-	if bytes.Contains(body.GetValue(), []byte(handshake.FilesPath)) {
+	for _, path := range []string{handshake.FilesPath, names.IdentityMountPath} {
+		if !bytes.Contains(body.GetValue(), []byte(path)) {
+			continue
+		}
 		text, err := protojson.Marshal(msg)
 		if err != nil {
 			return err
 		}
-		if err := protojson.Unmarshal(bytes.ReplaceAll(text, []byte(handshake.FilesPath), []byte(r.files)), msg); err != nil {
+		if err := protojson.Unmarshal(bytes.ReplaceAll(text, []byte(path), []byte(r.files)), msg); err != nil {
 			return err
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/fixture"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/push"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pkg/closer"
 	"github.com/bulwark-mesh/bulwark/pkg/nodexds"
 	"github.com/bulwark-mesh/bulwark/pkg/nodexds/nodexdstest"
 	"github.com/bulwark-mesh/bulwark/pkg/spiffe"
@@ -68,6 +69,9 @@ func placed(events []registry.Event) []registry.Event {
 	return events
 }
 
+// modules are the versions of the module of package closer that the agents of the nodes have: one is of another version than Pilot.
+var modules = map[string]string{"node-0": closer.Version, "node-1": "0123456789abcdef01234567"}
+
 // apply does what happens when informers have seen the events.
 func (p *pilot) apply(t *testing.T, events []registry.Event) {
 	t.Helper()
@@ -89,7 +93,7 @@ func (p *pilot) node(t *testing.T, name string) *node {
 	}
 	agent := "spiffe://" + settings.TrustDomain + "/ns/bulwark-system/sa/bulwark-agent"
 	dial := nodexdstest.Dial(p.server, nodexdstest.Certificate(t, agent, spiffe.Pod{Name: "agent-" + name, UID: name, Node: name}))
-	n := &node{Node: nodexds.New(clock.RealClock{})}
+	n := &node{Node: nodexds.New(clock.RealClock{}, modules[name])}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	var mu sync.Mutex

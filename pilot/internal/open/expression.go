@@ -13,7 +13,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
-// An expression is written for Closer as its operator and then its operands. It has one of three values, as not all that a rule asks for is known of what is
+// An expression is written for the filter as its operator and then its operands. It has one of three values, as not all that a rule asks for is known of what is
 // judged: on a connection that carries requests one may still come that is allowed.
 var (
 	no     = []byte("N")
@@ -67,7 +67,7 @@ func portIs(number uint32) []byte {
 	return binary.LittleEndian.AppendUint16([]byte("d"), uint16(number))
 }
 
-// The texts that Closer knows. A header is followed by its name, a claim by the names of those that it is within and its own.
+// The texts that the filter knows. A header is followed by its name, a claim by the names of those that it is within and its own.
 const (
 	peerURI    = "p"
 	serial     = "z"
@@ -169,7 +169,7 @@ func addressIn(of authz.Attribute, m authz.Match) []byte {
 	return append([]byte{'a', addresses[of], byte(len(bytes)), byte(network.Bits())}, bytes...)
 }
 
-// What an instruction of a program does, as Closer has it.
+// What an instruction of a program does, as the filter has it.
 const (
 	opMatch = iota
 	opAlternative

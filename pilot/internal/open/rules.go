@@ -1,11 +1,10 @@
 // Package open says which connections and streams that are open a workload's policies and modes, and revocations, forbid by now. Envoy's own filters decide
-// about a connection at its first bytes, and about a request or a stream at its head, by the rules of that moment. So a filter of ours (closer.c, which
+// about a connection at its first bytes, and about a request or a stream at its head, by the rules of that moment. So a filter of ours (package closer, which
 // stock Envoy runs in its WebAssembly sandbox) knows what is open, and ends what new rules forbid: streams by what their requests asked for, and
 // connections that carry none by who their clients are.
 package open
 
 import (
-	_ "embed" // of the filter
 	"encoding/binary"
 	"slices"
 
@@ -13,11 +12,6 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
-
-// Closer is the filter, a WebAssembly module.
-//
-//go:embed closer.wasm
-var Closer []byte
 
 // SourceKey is where a filter before it has to note the address of the TCP peer, and rbac.PeerSerialKey the serial number of the client's certificate.
 const SourceKey = "bulwark.source"
@@ -59,7 +53,7 @@ func Revoked(set compile.Settings, list []revocation.Revocation) []byte {
 	return written(ofRevocations, no, either(all...), either(all...))
 }
 
-// written are rules for Closer: first those for requests, before which is whether a token is believed, then those for all other connections.
+// written are rules for the filter: first those for requests, before which is whether a token is believed, then those for all other connections.
 func written(about byte, token, requests, others []byte) []byte {
 	return slices.Concat(binary.LittleEndian.AppendUint32([]byte{about}, uint32(len(token)+len(requests))), token, requests, others)
 }

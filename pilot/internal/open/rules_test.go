@@ -10,7 +10,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
-// An expression that Closer's programs have no word for is not known, and no policy is made into one.
+// An expression that the filter's programs have no word for is not known, and no policy is made into one.
 func TestExpressionsAreWrittenAsPrograms(t *testing.T) {
 	for expression, want := range map[string]bool{
 		`spiffe://cluster\.local/ns/shop/sa/[-a-z0-9.]+`: true, `(?i)a|ä`: true, `(?s:.)*`: true, `^a$`: true,

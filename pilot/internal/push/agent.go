@@ -9,6 +9,7 @@ import (
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/catalog"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/registry"
+	"github.com/bulwark-mesh/bulwark/pilot/internal/translate"
 	nodev1 "github.com/bulwark-mesh/bulwark/pkg/api/node/v1"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/nodexds"
@@ -17,10 +18,11 @@ import (
 
 // agent is a connected one, with the pods of its node. Beside wake, all of it is guarded by the store's mu.
 type agent struct {
-	store *Store
-	pod   spiffe.Pod    // its own, by its certificate
-	most  int           // pods that all agents together may have
-	wake  chan struct{} // capacity one: there may be something to send
+	store  *Store
+	pod    spiffe.Pod             // its own, by its certificate
+	most   int                    // pods that all agents together may have
+	module translate.ModuleSource // of its pods' proxies
+	wake   chan struct{}          // capacity one: there may be something to send
 
 	session *nodexds.Session
 	pods    map[string]*member       // by UID
@@ -76,6 +78,7 @@ func (s *Store) connect(a *agent, opening []*nodev1.Report) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.agents[a] = true
+	a.module = translate.ModuleLeft(opening[0].GetModule())
 	for _, r := range opening {
 		a.session.Open(r)
 	}
@@ -171,7 +174,7 @@ func (s *Store) look(p *member) {
 
 func (s *Store) admit(p *member, now *registry.Pod) {
 	s.admitted++
-	p.admitted, p.refused, p.subject = true, "", s.catalog.Join(now)
+	p.admitted, p.refused, p.subject = true, "", s.catalog.Join(now, p.agent.module)
 	p.identity = spiffe.ID{TrustDomain: s.settings.TrustDomain, Namespace: now.Namespace, ServiceAccount: now.ServiceAccount}
 	delete(s.full, p)
 	p.agent.hold(p.subject)

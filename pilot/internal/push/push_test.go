@@ -64,7 +64,7 @@ func newMesh(t *testing.T) *testMesh {
 // node runs the agent of a node until the test ends.
 func (m *testMesh) node(name string) *nodexds.Node {
 	m.t.Helper()
-	n := nodexds.New(clock.RealClock{})
+	n := nodexds.New(clock.RealClock{}, "")
 	ctx, cancel := context.WithCancel(m.t.Context())
 	done := make(chan struct{})
 	go func() {

@@ -127,18 +127,18 @@ var authorizationStages = func() map[string]stage {
 }()
 
 // AuthorizationNames are the names of the authorization resources of workloads. Not each workload has all of them; see HasAuthorization.
-var AuthorizationNames = append(slices.Sorted(maps.Keys(authorizationStages)), openRules)
+var AuthorizationNames = append(slices.Sorted(maps.Keys(authorizationStages)), OpenRules)
 
 // HasAuthorization says whether a workload has the authorization resource of a name.
 func HasAuthorization(w *compile.Workload, name string) bool {
 	s, ok := authorizationStages[name]
-	return name == openRules || ok && s.there(w)
+	return name == OpenRules || ok && s.there(w)
 }
 
-// Authorization is the configuration of one filter of a workload, nil if it has none of the name.
-func Authorization(w *compile.Workload, name string) *core.TypedExtensionConfig {
-	if name == openRules {
-		return envoy.Extension(name, forbiddenByPolicies(w))
+// Authorization is the configuration of one filter of a workload, nil if it has none of the name. OpenRules need their module from somewhere.
+func Authorization(w *compile.Workload, name string, in ModuleSource) *core.TypedExtensionConfig {
+	if name == OpenRules {
+		return envoy.Extension(name, forbiddenByPolicies(w, in))
 	}
 	switch s, ok := authorizationStages[name]; {
 	case !ok || !s.there(w):

@@ -286,7 +286,7 @@ func TestWhateverIsLeftOutTheRestIsMade(t *testing.T) {
 		}
 		translate.InboundListener(aliased, w)
 		for _, name := range translate.AuthorizationNames {
-			if translate.HasAuthorization(w, name) && translate.Authorization(w, name) == nil {
+			if translate.HasAuthorization(w, name) && translate.Authorization(w, name, translate.ModuleSent) == nil {
 				t.Errorf("nothing is made of %v", spec)
 			}
 		}
@@ -303,7 +303,7 @@ func TestWithoutKeysNoneIsMadeUp(t *testing.T) {
 		if !translate.HasAuthorization(w, name) {
 			continue
 		}
-		text, err := protojson.Marshal(translate.Authorization(w, name))
+		text, err := protojson.Marshal(translate.Authorization(w, name, translate.ModuleSent))
 		if err != nil {
 			t.Fatal(err)
 		}

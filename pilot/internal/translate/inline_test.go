@@ -75,10 +75,10 @@ func applicationBehind(port uint32) string { return fmt.Sprintf("application-%d"
 func inlineAuthorization(t *testing.T, c *listener.FilterChain, w *compile.Workload, revoked ...revocation.Revocation) {
 	t.Helper()
 	config := func(name string) *core.TypedExtensionConfig {
-		if m, ok := translate.Revocations(aliased, revoked, name).(*core.TypedExtensionConfig); ok {
+		if m, ok := translate.Revocations(aliased, revoked, name, translate.ModuleSent).(*core.TypedExtensionConfig); ok {
 			return m
 		}
-		out := translate.Authorization(w, name)
+		out := translate.Authorization(w, name, translate.ModuleSent)
 		if out == nil {
 			t.Fatalf("no authorization resource %q", name)
 		}

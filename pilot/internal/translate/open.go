@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"path"
+
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
@@ -13,6 +15,8 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/open"
+	"github.com/bulwark-mesh/bulwark/pkg/closer"
+	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/revocation"
 )
 
@@ -22,26 +26,45 @@ import (
 const (
 	OpenConnections = "open/connections" // knows connections
 	OpenRequests    = "open/requests"    // knows requests
-	openRules       = "authorization/open"
-	openRevocations = "revocations/open"
+	OpenRevocations = "revocations/open"
+	OpenRules       = "authorization/open" // of a workload
 )
 
+// ModuleSource is where a proxy has the filter's module from, for each of its configurations. Envoy knows a module by its content, wherever it comes from.
+type ModuleSource bool
+
+// The module is sent with each configuration, or is in the pod's directory.
+const (
+	ModuleSent     ModuleSource = false
+	ModuleByThePod ModuleSource = true
+)
+
+// ModuleLeft is where proxies have it from whose agent has left a version of it in each pod's directory. One of another version is no use.
+func ModuleLeft(version string) ModuleSource { return version == closer.Version }
+
+func (in ModuleSource) data() *core.DataSource {
+	if in == ModuleByThePod {
+		return &core.DataSource{Specifier: &core.DataSource_Filename{Filename: path.Join(mesh.IdentityMountPath, closer.File(closer.Version))}}
+	}
+	return &core.DataSource{Specifier: &core.DataSource_InlineBytes{InlineBytes: closer.Module}}
+}
+
 // KnowConnections is the configuration of the filter that knows of connections.
-func KnowConnections() *core.TypedExtensionConfig {
-	return envoy.Extension(OpenConnections, &netwasm.Wasm{Config: closer(nil)})
+func KnowConnections(in ModuleSource) *core.TypedExtensionConfig {
+	return envoy.Extension(OpenConnections, &netwasm.Wasm{Config: sandboxed(in, nil)})
 }
 
 // KnowRequests is that of the filter that knows of requests, those that all other filters have let pass.
-func KnowRequests() *core.TypedExtensionConfig {
-	return envoy.Extension(OpenRequests, &httpwasm.Wasm{Config: closer(nil)})
+func KnowRequests(in ModuleSource) *core.TypedExtensionConfig {
+	return envoy.Extension(OpenRequests, &httpwasm.Wasm{Config: sandboxed(in, nil)})
 }
 
-// closer is a filter in the sandbox, with rules or without.
-func closer(rules []byte) *wasm.PluginConfig {
+// sandboxed is a filter in the sandbox, with rules or without.
+func sandboxed(in ModuleSource, rules []byte) *wasm.PluginConfig {
 	out := &wasm.PluginConfig{
 		Name: "bulwark", RootId: "open", FailurePolicy: wasm.FailurePolicy_FAIL_OPEN,
 		Vm: &wasm.PluginConfig_VmConfig{VmConfig: &wasm.VmConfig{VmId: "bulwark", Runtime: "envoy.wasm.runtime.v8",
-			Code: &core.AsyncDataSource{Specifier: &core.AsyncDataSource_Local{Local: &core.DataSource{Specifier: &core.DataSource_InlineBytes{InlineBytes: open.Closer}}}}}},
+			Code: &core.AsyncDataSource{Specifier: &core.AsyncDataSource_Local{Local: in.data()}}}},
 	}
 	if rules != nil {
 		out.Configuration = envoy.Typed(wrapperspb.Bytes(rules))
@@ -59,16 +82,16 @@ func openFilters(more ...*filterstate.FilterStateValue) []*listener.Filter {
 
 // openHTTPFilters have a request known, and hold the rules.
 func openHTTPFilters() (out []*hcm.HttpFilter) {
-	for _, name := range []string{OpenRequests, openRules, openRevocations} {
+	for _, name := range []string{OpenRequests, OpenRules, OpenRevocations} {
 		out = append(out, &hcm.HttpFilter{Name: name, Disabled: name != OpenRequests, ConfigType: &hcm.HttpFilter_ConfigDiscovery{ConfigDiscovery: discovered(&httpwasm.Wasm{})}})
 	}
 	return out
 }
 
-func forbiddenByPolicies(w *compile.Workload) *httpwasm.Wasm {
-	return &httpwasm.Wasm{Config: closer(open.Rules(w))}
+func forbiddenByPolicies(w *compile.Workload, in ModuleSource) *httpwasm.Wasm {
+	return &httpwasm.Wasm{Config: sandboxed(in, open.Rules(w))}
 }
 
-func forbiddenToRevoked(set compile.Settings, list []revocation.Revocation) *httpwasm.Wasm {
-	return &httpwasm.Wasm{Config: closer(open.Revoked(set, list))}
+func forbiddenToRevoked(set compile.Settings, list []revocation.Revocation, in ModuleSource) *httpwasm.Wasm {
+	return &httpwasm.Wasm{Config: sandboxed(in, open.Revoked(set, list))}
 }

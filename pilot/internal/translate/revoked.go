@@ -24,19 +24,19 @@ const (
 )
 
 // RevocationNames are the names of the mesh's revocation resources.
-func RevocationNames() []string { return []string{httpRevocations, tcpRevocations, openRevocations} }
+func RevocationNames() []string { return []string{httpRevocations, tcpRevocations, OpenRevocations} }
 
 // Revocations is the configuration by which the revocations hold, nil if there is none of the name. Their results are told
-// as those of a DENY policy.
-func Revocations(set compile.Settings, list []revocation.Revocation, name string) proto.Message {
+// as those of a DENY policy. What ends what is open needs its module from somewhere.
+func Revocations(set compile.Settings, list []revocation.Revocation, name string, in ModuleSource) proto.Message {
 	rules := rbac.Revoked(set, list)
 	switch name {
 	case httpRevocations:
 		return envoy.Extension(name, &httprbac.RBAC{Rules: rules, RulesStatPrefix: rbac.Prefix(authz.Deny)})
 	case tcpRevocations:
 		return envoy.Extension(name, &netrbac.RBAC{Rules: rules, StatPrefix: rbac.Prefix(authz.Deny)})
-	case openRevocations:
-		return envoy.Extension(name, forbiddenToRevoked(set, list))
+	case OpenRevocations:
+		return envoy.Extension(name, forbiddenToRevoked(set, list, in))
 	}
 	return nil
 }

@@ -140,8 +140,8 @@ func (f configured) does(table string) string {
 func httpFilters(t *testing.T, w *compile.Workload, revoked []revocation.Revocation) (out []configured) {
 	t.Helper()
 	for _, name := range slices.Concat(translate.AuthorizationNames, translate.RevocationNames()) {
-		config := translate.Authorization(w, name)
-		if m, ok := translate.Revocations(settings, revoked, name).(*core.TypedExtensionConfig); ok {
+		config := translate.Authorization(w, name, translate.ModuleSent)
+		if m, ok := translate.Revocations(settings, revoked, name, translate.ModuleSent).(*core.TypedExtensionConfig); ok {
 			config = m
 		}
 		f := configured{name, &httprbac.RBAC{}}

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"slices"
 	"strings"
 
 	core "k8s.io/api/core/v1"
 
+	"github.com/bulwark-mesh/bulwark/pkg/closer"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
@@ -40,6 +42,14 @@ func Arguments(pod *core.Pod, ip, socket string) (args, env []string, err error)
 		args[i+1] = "1"
 	}
 	return args, env, nil
+}
+
+// Module writes, on this machine, the module that an agent leaves for a pod's Envoy, where that looks for it. Remove takes it away again.
+func Module() (remove func() error, err error) {
+	if err := os.MkdirAll(mesh.IdentityMountPath, 0o755); err != nil {
+		return nil, fmt.Errorf("a place for the proxies' module: %w", err)
+	}
+	return func() error { return closer.Remove(mesh.IdentityMountPath) }, closer.Write(mesh.IdentityMountPath)
 }
 
 // Change changes the bootstrap in the arguments of an Envoy.

@@ -23,6 +23,7 @@ import (
 	"k8s.io/utils/clock"
 
 	nodev1 "github.com/bulwark-mesh/bulwark/pkg/api/node/v1"
+	"github.com/bulwark-mesh/bulwark/pkg/closer"
 	"github.com/bulwark-mesh/bulwark/pkg/deltaxds"
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 	"github.com/bulwark-mesh/bulwark/pkg/mtls"
@@ -66,7 +67,7 @@ func (a *Agents) add(s Settings, n Node) error {
 	if err != nil {
 		return err
 	}
-	made := &agent{name: n.Name, node: nodexds.New(clock.RealClock{}), pilot: conn}
+	made := &agent{name: n.Name, node: nodexds.New(clock.RealClock{}, closer.Version), pilot: conn}
 	a.agents = append(a.agents, made)
 	for _, p := range n.Pods {
 		srv := grpc.NewServer(append(mtls.BoundedOptions(mtls.Limits{}), grpc.ForceServerCodecV2(deltaxds.Codec()))...)

@@ -73,6 +73,11 @@ func (e *experiment) envoy(ctx context.Context, r *Result) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, netns.Remove(scratch)) }()
+	module, err := sidecar.Module()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, module()) }()
 	none := filepath.Join(e.dir, "nothing.sock")
 	stop, err := serveNothing(none)
 	if err != nil {

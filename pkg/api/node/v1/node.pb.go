@@ -294,6 +294,7 @@ type Report struct {
 	AsOf          uint64                 `protobuf:"varint,5,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"` // of the proxies all is said, here and before, that they have come to with this update
 	Proxies       []*Proxy               `protobuf:"bytes,6,rep,name=proxies,proto3" json:"proxies,omitempty"`
 	UnknownKeys   []string               `protobuf:"bytes,7,rep,name=unknown_keys,json=unknownKeys,proto3" json:"unknown_keys,omitempty"` // UIDs of pods whose proxies have refused a token, as they do not have the key that it is signed by
+	Module        string                 `protobuf:"bytes,8,opt,name=module,proto3" json:"module,omitempty"`                              // version of the module of package closer that each pod's directory has, empty if none has; only in the first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -375,6 +376,13 @@ func (x *Report) GetUnknownKeys() []string {
 		return x.UnknownKeys
 	}
 	return nil
+}
+
+func (x *Report) GetModule() string {
+	if x != nil {
+		return x.Module
+	}
+	return ""
 }
 
 // Pod has a socket on the node.
@@ -776,7 +784,7 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\bResource\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12(\n" +
 	"\x04body\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x04body\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04name\"\xf7\x01\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\"\x8f\x02\n" +
 	"\x06Report\x12\x12\n" +
 	"\x04more\x18\x01 \x01(\bR\x04more\x12(\n" +
 	"\x04pods\x18\x02 \x03(\v2\x14.bulwark.node.v1.PodR\x04pods\x12)\n" +
@@ -784,7 +792,8 @@ const file_api_node_v1_node_proto_rawDesc = "" +
 	"\breceived\x18\x04 \x01(\x04R\breceived\x12\x13\n" +
 	"\x05as_of\x18\x05 \x01(\x04R\x04asOf\x120\n" +
 	"\aproxies\x18\x06 \x03(\v2\x16.bulwark.node.v1.ProxyR\aproxies\x12!\n" +
-	"\funknown_keys\x18\a \x03(\tR\vunknownKeys\"W\n" +
+	"\funknown_keys\x18\a \x03(\tR\vunknownKeys\x12\x16\n" +
+	"\x06module\x18\b \x01(\tR\x06module\"W\n" +
 	"\x03Pod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
