@@ -23,7 +23,10 @@ func (r Authorization) layers(c *Catalog) []Layer {
 	if !translate.HasAuthorization(c.workload(r.Class), r.Filter) {
 		return nil
 	}
-	return []Layer{ofClassWith(r.Class, r.Module)}
+	if r.Filter == translate.OpenRules {
+		return []Layer{ofClass(r.Class).with(r.Module)}
+	}
+	return []Layer{ofClass(r.Class)}
 }
 
 func (r Authorization) make(c *Catalog) proto.Message {
@@ -32,7 +35,7 @@ func (r Authorization) make(c *Catalog) proto.Message {
 
 var authorization = family{
 	of: func(c *Catalog, l Layer) []Resource {
-		if l.kind != classLayer && (l.kind != moduleLayer || l.of == "") {
+		if l.kind != classLayer {
 			return nil
 		}
 		return slices.DeleteFunc(filtersOf(l.of), func(r Resource) bool { return !slices.Contains(r.layers(c), l) })

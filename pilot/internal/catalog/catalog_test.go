@@ -105,8 +105,8 @@ func TestNothingIsKeptForWhomThereIsNot(t *testing.T) {
 	}
 }
 
-// but are the layers without the first and the last, which are its class's.
-func but(layers []Layer) []Layer { return layers[1 : len(layers)-1] }
+// but are the layers without the first two and the last, which are its class's.
+func but(layers []Layer) []Layer { return layers[2 : len(layers)-1] }
 
 // A pod of other labels is another subject, and takes nothing along that others have.
 func TestWhoBecomesAnotherHasOtherLayers(t *testing.T) {

@@ -18,6 +18,8 @@ type Layer struct {
 	place compile.Place
 	// ruled is the namespace of those who have the layer before the one without. It has only what DestinationRules say of their calls in particular.
 	ruled string
+	// module is how the module of package closer comes to those who have the layer beside the one without. It has only what needs the module.
+	module string
 	// sidecar is that which keeps those who have the layer from all outside of the mesh that has no name.
 	sidecar string
 }
@@ -38,7 +40,6 @@ const (
 	classLayer     = "class"
 	outsideLayer   = "outside"
 	injectedLayer  = "injected"
-	moduleLayer    = "module"
 )
 
 // by is the layer of those whose certificates come in a way, beside the layer that they have as all others do.
@@ -74,6 +75,9 @@ func (l Layer) String() string {
 	if l.ruled != "" {
 		out += " for " + l.ruled
 	}
+	if l.module != "" {
+		out += " with the module " + l.module
+	}
 	if l.sidecar != "" {
 		out += " under " + l.sidecar
 	}
@@ -83,20 +87,13 @@ func (l Layer) String() string {
 // ofClass is the layer of a class of pods, by its key.
 func ofClass(key string) Layer { return Layer{kind: classLayer, of: key} }
 
-// allWith is the layer of all whose module comes from there. To whom it is sent have nothing of their own; the others have theirs before what every proxy has.
-func allWith(module translate.ModuleSource) Layer {
+// with is the layer, for those whose module comes from there, of what needs it of the resources that the layer has for all.
+func (l Layer) with(module translate.ModuleSource) Layer {
+	l.module = "sent"
 	if module == translate.ModuleByThePod {
-		return Layer{kind: moduleLayer}
+		l.module = "by the pod"
 	}
-	return Mesh
-}
-
-// ofClassWith is the layer of a class of pods, by its key, whose module comes from there: as with all.
-func ofClassWith(key string, module translate.ModuleSource) Layer {
-	if module == translate.ModuleByThePod {
-		return Layer{kind: moduleLayer, of: key}
-	}
-	return ofClass(key)
+	return l
 }
 
 // AsInjected is the layer by which pods of a node are known to be of one class, as their proxies say it. It has nothing.
@@ -141,11 +138,7 @@ func (s Subject) Class() Layer { return ofClass(s.class) }
 
 // Layers returns whose resources the subject has. Where two layers have one of the same name, the subject has the former's.
 func (s Subject) Layers() []Layer {
-	var out []Layer
-	if s.module == translate.ModuleByThePod {
-		out = append(out, ofClassWith(s.class, s.module), allWith(s.module))
-	}
-	out = append(out, ofClass(s.class))
+	out := []Layer{ofClass(s.class), ofClass(s.class).with(s.module), Mesh.with(s.module)}
 	if s.outside.Namespace != "" {
 		if s.delivery != delivery.ByAgent {
 			out = append(out, ofOutside(s.outside).by(s.delivery))
@@ -246,7 +239,9 @@ func (c *Catalog) Leave(s Subject) (gone []Resource) {
 		}
 		switch id.kind {
 		case classLayer:
-			delete(c.classes, id.of)
+			if id == ofClass(s.class) {
+				delete(c.classes, id.of)
+			}
 		case outsideLayer:
 			if id == ofOutside(id.whose()) { // who had that of a delivery has left it before
 				delete(c.outsides, id.whose())

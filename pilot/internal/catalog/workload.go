@@ -36,7 +36,7 @@ func anyRevoked(snap *registry.Snapshot) bool { return len(compile.Revocations(s
 // inboundRoutes follow Services, modes, which kinds of policies there are, and whether anything is revoked.
 var inboundRoutes = family{
 	of: func(_ *Catalog, l Layer) []Resource {
-		if l.kind != classLayer {
+		if l != ofClass(l.of) {
 			return nil
 		}
 		return tablesOf(l.of)
@@ -66,7 +66,7 @@ func tablesOf(class string) (out []Resource) {
 
 var workloads = family{
 	of: func(_ *Catalog, l Layer) []Resource {
-		if l.kind != classLayer {
+		if l != ofClass(l.of) {
 			return nil
 		}
 		return []Resource{Inbound{l.of}}
