@@ -124,6 +124,7 @@ func exchanges() []exchange {
 			"GET /a HTTP/1.1 [Host: h] ", ""),
 		unlike(one("offer of TLS with a body", "POST /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: TLS/1.2\r\nContent-Length: 4\r\n\r\nbody", ok), "POST /a HTTP/1.1 [Content-Length: 4|Host: h] body", ""),
 		unlike(one("offer of HTTP/2 among others", offering("bar, h2c, foo/1")+"\r\n", ok), "GET /a HTTP/1.1 [Connection: Upgrade|Host: h|Upgrade: bar,foo/1] ", ""),
+		unlike(one("offer of HTTP/2 between other blanks", offering("bar,\th2c ,, http/3,foo/1")+"\r\n", ok), "GET /a HTTP/1.1 [Connection: Upgrade|Host: h|Upgrade: bar,foo/1] ", ""),
 		unlike(one("offer of HTTP/2 on a second line", offering("foo/1")+"Upgrade: h2c\r\n\r\n", ok), "GET /a HTTP/1.1 [Connection: Upgrade|Host: h|Upgrade: foo/1] ", ""),
 		unlike(one("chunks and a length", get, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"), "", "HTTP/1.1 200 OK [Transfer-Encoding: chunked] ok (<nil>) |"),
 		unlike(one("a folded line", get, "HTTP/1.1 200 OK\r\nX-A: a\r\n b\r\nContent-Length: 2\r\n\r\nok"), "", "HTTP/1.1 200 OK [Content-Length: 2|X-A: a b] ok"),
