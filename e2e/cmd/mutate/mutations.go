@@ -151,6 +151,10 @@ var claims = []mutation{
 		{"pilot/internal/translate/route.go", "if len(quiet) > 0 && !tunnel {", "if len(quiet) > 0 {"}}},
 	{20, "clients say in which form their targets are", "pilot/internal/translate.TestHTTP1ArrivesAsItWasSent", []edit{
 		{"pilot/internal/translate/route.go", "overwritten(formHeader, \"%PROTOCOL%%REQ(:SCHEME)%\")", "overwritten(\"x-other\", \"%PROTOCOL%%REQ(:SCHEME)%\")"}}},
+	{20, "rules see what a proxy makes of an Upgrade header", "pilot/internal/translate.TestRulesSeeWhatIsOffered", []edit{
+		{"pilot/internal/translate/inbound.go", "m := seeingOffers(connectionManager(\"inbound\", append(httpAuthorizationFilters(), openHTTPFilters()...), telemetry.InboundRequests(mutual)))", "m := connectionManager(\"inbound\", append(httpAuthorizationFilters(), openHTTPFilters()...), telemetry.InboundRequests(mutual))"}}},
+	{20, "connections may go on in HTTP/2", "pilot/internal/translate.TestHTTP1ArrivesAsItWasSent", []edit{
+		{"pilot/internal/translate/http.go", "[]string{\"tls\", \"http\", \"h2\"}", "[]string{\"tls\"}"}}},
 	{2, "the proxy waits for the application to close a connection", "pilot/internal/translate.TestProxyLeavesTheApplicationFirst", []edit{
 		{"pilot/internal/translate/cluster.go", "const applicationIdle = 1500 * time.Millisecond", "const applicationIdle = time.Hour"}}},
 	{2, "connections without a request end after an hour", "pilot/internal/translate.TestNobodyHasToSpeak", []edit{

@@ -2,7 +2,6 @@ package translate
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 
 	accesslog "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
@@ -10,6 +9,7 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	headermutation "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlymutation "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
@@ -69,7 +69,7 @@ func unread() []*hcm.ResponseMapper {
 func http1() *core.Http1ProtocolOptions {
 	return &core.Http1ProtocolOptions{
 		AcceptHttp_10: true, DefaultHostForHttp_10: "unknown", EnableTrailers: true, HeaderKeyFormat: asWritten(),
-		AllowCustomMethods: true, IgnoreHttp_11Upgrade: []*matcher.StringMatcher{envoy.Pattern(unlikeAll(upgradeTokens))},
+		AllowCustomMethods: true, IgnoreHttp_11Upgrade: ignored(),
 	}
 }
 
@@ -79,32 +79,49 @@ func asWritten() *core.Http1ProtocolOptions_HeaderKeyFormat {
 		StatefulFormatter: envoy.Extension("preserve_case", &preservecase.PreserveCaseFormatterConfig{ForwardReasonPhrase: true})}}
 }
 
-// upgradeTokens are what a connection may go on with, as far as proxies have heard of it, in lower case: WebSocket; what kubectl, container engines, tunnels and
-// private networks use. Envoy would refuse all others. They are ignored, as a server is free to do that has not heard of them; so are the offers to go on in
-// TLS or in HTTP/2, of which the proxies could not read what follows. What begins with the same two letters as one of these and is another is refused (403).
-var upgradeTokens = []string{"websocket", "tcp", "spdy/3.1", "raw", "derp", "tailscale-control-protocol", "ts2021", "teleport-alpn", "teleport-alpn-ping", "ptth/1.0"}
-
-// upgrades are those, and CONNECT, which routes take or not.
-func upgrades() (out []*hcm.HttpConnectionManager_UpgradeConfig) {
-	for _, token := range append([]string{"CONNECT"}, upgradeTokens...) {
-		out = append(out, &hcm.HttpConnectionManager_UpgradeConfig{UpgradeType: token})
+// ignored are the protocols in which proxies do not offer to go on, whatever a client does: versions of TLS and of HTTP, of which they could not judge what follows. Envoy
+// takes them out of the Upgrade header, and the header away if nothing is left, as a server may that has not heard of them.
+func ignored() (out []*matcher.StringMatcher) {
+	for _, beginning := range []string{"tls", "http", "h2"} {
+		out = append(out, &matcher.StringMatcher{MatchPattern: &matcher.StringMatcher_Prefix{Prefix: beginning}, IgnoreCase: true})
 	}
 	return out
 }
 
-// unlikeAll is an expression for the texts that do not begin as one of some words does. Each listener of a service has one of its own in Envoy's memory, where an expression for all
-// other texts, which goes through each word to its end, would take 90 kB: so it looks at two letters.
-func unlikeAll(words []string) string {
-	second := map[byte]string{} // the second letters by the first one
-	for _, w := range words {
-		second[w[0]] += w[1:2]
-	}
-	first, branches := "", ""
-	for _, c := range slices.Sorted(maps.Keys(second)) {
-		first += string(c)
-		branches += "|" + string(c) + "[^" + second[c] + "]"
-	}
-	return "(?is:(?:[^" + first + "]" + branches + ").*)"
+// All other offers of a client to go on in another protocol are passed on. Envoy passes on those alone whose protocol its configuration names. So what the Upgrade header
+// says is noted in one of the proxy's own, and replaced by a word that is configured, before Envoy looks for it; and is put back before policies look at it, or a server.
+// The note replaces what a client says in that header, which a server never gets.
+const (
+	upgradeHeader = "upgrade"
+	offerHeader   = "x-bulwark-upgrade"
+	offered       = "offered"
+)
+
+// notedOffer does so. The word has the length of the request's body behind it, or its transfer coding, so that Envoy refuses an offer with a body (403): it reads what
+// follows an offer as bytes of that protocol, and holds them back until the server accepts, which may wait for the body.
+func notedOffer() []*mutation.HeaderMutation {
+	return []*mutation.HeaderMutation{overwritten(offerHeader, "%REQ("+upgradeHeader+")%"), mutated(replaced(upgradeHeader, offered+"%REQ(CONTENT-LENGTH)%%REQ(TRANSFER-ENCODING)%"))}
+}
+
+// offer is the header as the client sent it.
+func offer() *core.HeaderValueOption { return replaced(upgradeHeader, "%REQ("+offerHeader+")%") }
+
+// upgrades are CONNECT, which routes take or not, and offers without a body, which go through the manager's filters or through these.
+func upgrades(filters ...*hcm.HttpFilter) []*hcm.HttpConnectionManager_UpgradeConfig {
+	return []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "CONNECT"}, {UpgradeType: offered, Filters: filters}, {UpgradeType: offered + "0", Filters: filters}}
+}
+
+// seeingOffers has the manager's filters see offers as clients sent them: those that come are put back first. Other requests have no part in it.
+func seeingOffers(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
+	first := envoy.HTTPFilter("envoy.filters.http.header_mutation", &headermutation.HeaderMutation{Mutations: &headermutation.Mutations{
+		RequestMutations: append([]*mutation.HeaderMutation{mutated(offer())}, without(offerHeader)...)}})
+	m.UpgradeConfigs = upgrades(append([]*hcm.HttpFilter{first}, m.GetHttpFilters()...)...)
+	return m
+}
+
+// marked notes what is to be known later of a request as it came, and more.
+func marked(more ...*mutation.HeaderMutation) []*core.TypedExtensionConfig {
+	return early(slices.Concat([]*mutation.HeaderMutation{notedForm()}, notedOffer(), more)...)
 }
 
 // early are changes to a request's head before anything of it is looked at.
@@ -114,8 +131,18 @@ func early(changes ...*mutation.HeaderMutation) []*core.TypedExtensionConfig {
 
 // overwritten is a header that has this value whatever a client says in it.
 func overwritten(header, format string) *mutation.HeaderMutation {
-	return &mutation.HeaderMutation{Action: &mutation.HeaderMutation_Append{Append: &core.HeaderValueOption{
-		Header: &core.HeaderValue{Key: header, Value: format}, AppendAction: core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD}}}
+	out := replaced(header, format)
+	out.AppendAction = core.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+	return mutated(out)
+}
+
+// replaced gives a header another value where there is one.
+func replaced(header, format string) *core.HeaderValueOption {
+	return &core.HeaderValueOption{Header: &core.HeaderValue{Key: header, Value: format}, AppendAction: core.HeaderValueOption_OVERWRITE_IF_EXISTS}
+}
+
+func mutated(header *core.HeaderValueOption) *mutation.HeaderMutation {
+	return &mutation.HeaderMutation{Action: &mutation.HeaderMutation_Append{Append: header}}
 }
 
 func withRoutes(m *hcm.HttpConnectionManager, rc *route.RouteConfiguration) *hcm.HttpConnectionManager {

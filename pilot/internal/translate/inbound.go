@@ -155,8 +155,8 @@ func (c chains) secured(name string, peers []*matcher.StringMatcher, filters []*
 }
 
 func (c chains) http(mutual bool) []*listener.Filter {
-	m := connectionManager("inbound", append(httpAuthorizationFilters(), openHTTPFilters()...), telemetry.InboundRequests(mutual))
-	m.EarlyHeaderMutationExtensions = early(notedForm())
+	m := seeingOffers(connectionManager("inbound", append(httpAuthorizationFilters(), openHTTPFilters()...), telemetry.InboundRequests(mutual)))
+	m.EarlyHeaderMutationExtensions = marked()
 	m.XffNumTrustedHops = hops(c.set.TrustedProxies)
 	m.RouteSpecifier = &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{RouteConfigName: inboundTable(mutual), ConfigSource: overADS()}}
 	return append(openFilters(notedPort()), httpManager(toApplication(m, c.w.Class)))

@@ -100,12 +100,25 @@ func inlineAuthorization(t *testing.T, c *listener.FilterChain, w *compile.Workl
 			manager := m.(*hcm.HttpConnectionManager)
 			manager.RouteSpecifier = &hcm.HttpConnectionManager_RouteConfig{
 				RouteConfig: translate.InboundRoutes(w, len(revoked) > 0, manager.GetRds().GetRouteConfigName())}
-			manager.HttpFilters = slices.DeleteFunc(manager.GetHttpFilters(), func(h *hcm.HttpFilter) bool { return open(h.GetName()) })
-			for _, h := range manager.GetHttpFilters() {
-				if h.GetConfigDiscovery() != nil {
-					h.ConfigType = &hcm.HttpFilter_TypedConfig{TypedConfig: config(h.GetName()).GetTypedConfig()}
+			for _, filters := range requestFilters(manager) {
+				*filters = slices.DeleteFunc(*filters, func(h *hcm.HttpFilter) bool { return open(h.GetName()) })
+				for _, h := range *filters {
+					if h.GetConfigDiscovery() != nil {
+						h.ConfigType = &hcm.HttpFilter_TypedConfig{TypedConfig: config(h.GetName()).GetTypedConfig()}
+					}
 				}
 			}
 		})
 	}
+}
+
+// requestFilters are the lists of filters of a manager: for requests that offer to go on in another protocol there is one of their own.
+func requestFilters(m *hcm.HttpConnectionManager) []*[]*hcm.HttpFilter {
+	out := []*[]*hcm.HttpFilter{&m.HttpFilters}
+	for _, u := range m.GetUpgradeConfigs() {
+		if u.Filters != nil {
+			out = append(out, &u.Filters)
+		}
+	}
+	return out
 }

@@ -18,12 +18,15 @@ import (
 )
 
 // TestProxiesObeyNoHeader sends the headers by which Envoy can be told to try again, to give up or to answer otherwise, from an address that Envoy would take for one of
-// its own network: an application is asked once, and its own answer arrives.
+// its own network, and one by which the proxies themselves note something: an application is asked once, for what the client asks, and its own answer arrives.
 func TestProxiesObeyNoHeader(t *testing.T) {
 	envoytest.Find(t)
 	var asked atomic.Int32
 	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked.Add(1)
+		if got := r.Header.Get("Upgrade"); got != "" && got != "foo/1" {
+			t.Errorf("the application is offered %q", got)
+		}
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-r.Context().Done():
@@ -46,6 +49,7 @@ func TestProxiesObeyNoHeader(t *testing.T) {
 		"to be known":     {"X-Envoy-Internal": "true", "X-Envoy-Retry-On": "5xx", "X-Envoy-Max-Retries": "7"},
 		"to hedge":        {"X-Envoy-Hedge-On-Per-Try-Timeout": "true", "X-Envoy-Upstream-Rq-Per-Try-Timeout-Ms": "1"},
 		"to expect":       {"X-Envoy-Expected-Rq-Timeout-Ms": "1"},
+		"to offer HTTP/2": {"Connection": "Upgrade", "Upgrade": "foo/1", "X-Bulwark-Upgrade": "h2c"},
 	} {
 		for from, forwarded := range map[string]string{"": "", "from a private address": "10.0.0.1", "from itself": "127.0.0.1"} {
 			for where, port := range map[string]uint32{"through two proxies": ports[1], "from outside of the mesh": ports[0]} {

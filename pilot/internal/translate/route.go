@@ -5,6 +5,7 @@ import (
 	"strconv"
 
 	mutation "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	filterstate "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
@@ -19,9 +20,9 @@ import (
 
 // routes are a table in Envoy's words.
 func routes(t compile.Table) *route.RouteConfiguration {
-	out := &route.RouteConfiguration{Name: t.Name, ValidateClusters: envoy.No()}
+	out := table(t.Name)
 	for _, h := range t.Hosts {
-		host := &route.VirtualHost{Name: h.Name, Domains: h.Domains}
+		host := &route.VirtualHost{Name: h.Name, Domains: h.Domains, RequestHeadersToAdd: []*core.HeaderValueOption{offer()}}
 		if h.Retried { // for all forms of its routes at once, as each that has a policy makes it anew, in each listener
 			host.RetryPolicy = retries()
 		}
@@ -31,6 +32,11 @@ func routes(t compile.Table) *route.RouteConfiguration {
 		out.VirtualHosts = append(out.VirtualHosts, host)
 	}
 	return out
+}
+
+// table has no routes yet. What the proxy has noted for itself leaves it with no request: it is removed last, when a host has put back what was noted.
+func table(name string) *route.RouteConfiguration {
+	return &route.RouteConfiguration{Name: name, ValidateClusters: envoy.No(), RequestHeadersToRemove: []string{formHeader, offerHeader}}
 }
 
 func rule(r compile.Rule) *route.Route {
@@ -47,7 +53,6 @@ func rule(r compile.Rule) *route.Route {
 	}
 	if r.Cluster == "" {
 		action.ClusterSpecifier = &route.RouteAction_ClusterHeader{ClusterHeader: clusterHeader}
-		out.RequestHeadersToRemove = []string{clusterHeader}
 	}
 	return out
 }
@@ -62,7 +67,6 @@ func notedForm() *mutation.HeaderMutation { return overwritten(formHeader, "%PRO
 // forms are the routes by which requests go on as they came, whichever the form of their target (RFC 9112, section 3.2), as applications that are forward proxies
 // need it: a target in absolute form, the path that most have, and the authority that CONNECT has. Of a target in asterisk form Envoy reads nothing.
 func forms(origin *route.Route) []*route.Route {
-	origin.RequestHeadersToRemove = append(origin.RequestHeadersToRemove, formHeader)
 	absolute, tunnel := proto.CloneOf(origin), proto.CloneOf(origin)
 	absolute.Match.Headers = append(absolute.Match.Headers, &route.HeaderMatcher{Name: formHeader, HeaderMatchSpecifier: &route.HeaderMatcher_StringMatch{StringMatch: envoy.Prefix("HTTP/1.1http")}})
 	absolute.GetRoute().PathRewrite = "%REQ(:SCHEME)%://%REQ(:AUTHORITY)%%PATH(NQ:PATH)%" // Envoy adds the query
@@ -106,12 +110,13 @@ func inboundTable(mutual bool) string {
 // InboundRoutes hand everything to the application that says properly which host it is for. A route has the name of the service by which the
 // port is known, for metrics, and none if there is no such service. The filters that have nothing to say are not asked, nor even made, for a request;
 // revoked says whether anything is. A filter that a table does not name is asked: a table that is older than a policy only has it hold later.
-func InboundRoutes(w *compile.Workload, revoked bool, table string) *route.RouteConfiguration {
-	host := &route.VirtualHost{Name: "inbound", Domains: []string{"*"}, TypedPerFilterConfig: off(silentFilters(w, revoked, table == mutualTable)),
+func InboundRoutes(w *compile.Workload, revoked bool, name string) *route.RouteConfiguration {
+	host := &route.VirtualHost{Name: "inbound", Domains: []string{"*"}, TypedPerFilterConfig: off(silentFilters(w, revoked, name == mutualTable)),
 		Routes: []*route.Route{badAuthority(&route.RouteMatch{PathSpecifier: ofPaths()}), badAuthority(&route.RouteMatch{PathSpecifier: ofTunnels()})}}
-	out := &route.RouteConfiguration{Name: table, ValidateClusters: envoy.No(), VirtualHosts: []*route.VirtualHost{host}}
+	out := table(name)
+	out.VirtualHosts = []*route.VirtualHost{host}
 	application := rule(compile.Rule{Cluster: InboundCluster})
-	suspicions, quiet := suspicious(w, table == mutualTable)
+	suspicions, quiet := suspicious(w, name == mutualTable)
 	if len(w.Ports)*len(suspicions) > maxSuspicious {
 		suspicions, quiet = nil, nil
 	}

@@ -141,9 +141,11 @@ func (s *scene) setLogs(c *listener.FilterChain, logs []*accesslog.AccessLog) {
 			f.AccessLog = logs
 		case *hcm.HttpConnectionManager:
 			f.AccessLog = logs
-			for _, h := range f.GetHttpFilters() {
-				if h.GetName() == "envoy.filters.http.router" {
-					repack(s.t, h.GetTypedConfig(), func(m any) { r := m.(*router.Router); r.UpstreamLog = s.kept(r.GetUpstreamLog()) })
+			for _, filters := range requestFilters(f) {
+				for _, h := range *filters {
+					if h.GetName() == "envoy.filters.http.router" {
+						repack(s.t, h.GetTypedConfig(), func(m any) { r := m.(*router.Router); r.UpstreamLog = s.kept(r.GetUpstreamLog()) })
+					}
 				}
 			}
 		}

@@ -115,14 +115,16 @@ func noted(key, format string) *filterstate.FilterStateValue {
 // OutboundManager is the configuration of SharedManager in a subset.
 func OutboundManager(subset string) *core.TypedExtensionConfig {
 	m := outboundManager("outbound", calledService, telemetry.ChosenServer, compile.DefaultRoutes())
-	m.EarlyHeaderMutationExtensions = early(notedForm(), overwritten(clusterHeader, calledCluster(subset)))
+	m.EarlyHeaderMutationExtensions = marked(overwritten(clusterHeader, calledCluster(subset)))
+	table := m.GetRouteConfig()
+	table.RequestHeadersToRemove = append(table.RequestHeadersToRemove, clusterHeader)
 	return envoy.Extension(SharedIn(SharedManager, subset), m)
 }
 
 // outboundManager is between the clients of a service and those who serve it. Service and server are what telemetry asks for.
 func outboundManager(statPrefix, service, server string, t compile.Table) *hcm.HttpConnectionManager {
 	m := withRoutes(connectionManager(statPrefix, nil, telemetry.OutboundRequests(service, server), telemetry.OutboundAttempts(service)), routes(t))
-	m.EarlyHeaderMutationExtensions = early(notedForm())
+	m.EarlyHeaderMutationExtensions = marked()
 	m.RequestHeadersTimeout = nil // the client is the proxy's own application
 	return refusedNow(m)
 }

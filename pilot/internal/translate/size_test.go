@@ -36,7 +36,7 @@ func TestWhatAServiceCostsAProxy(t *testing.T) {
 		}
 	}
 	w := &compile.Workload{Class: compile.Class{Namespace: "storefront"}, Other: compile.InboundPort{Protocol: protocol.Auto}}
-	if n := proto.Size(translate.InboundListener(settings, w)); n > 36000 {
+	if n := proto.Size(translate.InboundListener(settings, w)); n > 40000 {
 		t.Errorf("the inbound listener of a workload has %d bytes", n)
 	}
 }

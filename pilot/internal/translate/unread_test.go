@@ -94,31 +94,6 @@ func TestWhatIsNotReadIsSaid(t *testing.T) {
 	}
 }
 
-// TestOffersThatProxiesDoNotKnow makes requests that offer to go on in another protocol: as if they did not, or, where an offer begins as a known one does, refused.
-func TestOffersThatProxiesDoNotKnow(t *testing.T) {
-	envoytest.Find(t)
-	app := answering(t, map[string]string{"/": "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"})
-	ports, ca := envoytest.FreePorts(t, 1), envoytest.NewCA(t)
-	s := &scene{t: t, ca: ca, leaf: ca.Issue(t, sceneClient)}
-	s.outbound(ports[0], protocol.HTTP, "plain", nil, compile.Endpoint{Address: "127.0.0.1", Port: app, Plain: true})
-	s.start(func(*grpc.Server) {})
-	for token, want := range map[string]int{"h2c": 200, "TLS/1.2": 200, "HTTP/2.0": 200, "smoke-signals/2": 200, "h2c, IRC/6.9": 200, "SPDY/2": 403, "webfoo": 403} {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/", ports[0]), http.NoBody)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {token}}
-		resp, err := (&http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
-		if err != nil {
-			t.Fatalf("%s: %v", token, err)
-		}
-		resp.Body.Close()
-		if resp.StatusCode != want {
-			t.Errorf("an offer of %s: %s, want %d", token, resp.Status, want)
-		}
-	}
-}
-
 // answering is an application that answers by the path of the request.
 func answering(t *testing.T, answers map[string]string) uint32 {
 	t.Helper()

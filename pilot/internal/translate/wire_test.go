@@ -33,6 +33,11 @@ type exchange struct {
 
 const ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
+// offering is a request that offers to go on in another protocol, without the end of its head.
+func offering(token string) string {
+	return "GET /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: " + token + "\r\n"
+}
+
 func exchanges() []exchange {
 	var many strings.Builder
 	for i := range 1000 {
@@ -40,7 +45,7 @@ func exchanges() []exchange {
 	}
 	switched := func(token string) exchange {
 		return exchange{name: "upgrade to " + token,
-			request: []string{"GET /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: " + token + "\r\n\r\n", "bytes"}, ends: []string{"\r\n\r\n", "bytes"},
+			request: []string{offering(token) + "\r\n", "bytes"}, ends: []string{"\r\n\r\n", "bytes"},
 			answer: []string{"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + token + "\r\n\r\n", "back"}}
 	}
 	one := func(name, request, answer string) exchange {
@@ -56,6 +61,9 @@ func exchanges() []exchange {
 	unlike := func(e exchange, arrives, comes string) exchange {
 		e.arrives, e.comes = arrives, comes
 		return e
+	}
+	withoutOffer := func(token string) exchange {
+		return unlike(one("offer of "+token, offering(token)+"\r\n", ok), "GET /a HTTP/1.1 [Host: h] ", "")
 	}
 	const get = "GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
 	const body = "POST /a HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
@@ -85,18 +93,39 @@ func exchanges() []exchange {
 		one("a body in pieces", "POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n", ok),
 		one("a body with a GET", "GET /a HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\nX-A: a\r\nX-A: b\r\nX-Empty: \r\nCookie: a=b; c=d\r\nAuthorization: Basic x\r\n\r\n", "HTTP/1.1 204 No Content\r\nSet-Cookie: a=b\r\nSet-Cookie: c=d\r\n\r\n"),
 		one("a partial answer", "GET /a HTTP/1.1\r\nHost: h\r\nRange: bytes=0-1\r\nIf-None-Match: W/\"x\"\r\n\r\n", "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-1/9\r\nContent-Length: 2\r\n\r\nok"),
-		switched("websocket"), switched("tcp"), switched("SPDY/3.1"), switched("tailscale-control-protocol"), switched("WebSocket"), switched("teleport-alpn"), switched("PTTH/1.0"),
+		switched("websocket"), switched("WebSocket"), switched("tcp"), switched("SPDY/3.1"), switched("SPDY/2"), switched("raw"), switched("derp"), switched("tailscale-control-protocol"), switched("PTTH/1.0"),
+		switched("irc"), switched("foo/1"), switched("websocket,foo"), switched("IRC/6.9,RTA/x11"), switched("offered"), switched("offered0"), switched("CONNECT"),
+		{name: "upgrade without a body that says so", request: []string{strings.Replace(offering("foo/1"), "GET", "POST", 1) + "Content-Length: 0\r\n\r\n", "bytes"}, ends: []string{"\r\n\r\n", "bytes"},
+			answer: []string{"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: foo/1\r\n\r\n", "back"}},
+		{name: "upgrade on a connection that says more of itself", request: []string{"GET /a HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgrade\r\nUPGRADE: foo/1\r\n\r\n", "bytes"}, ends: []string{"\r\n\r\n", "bytes"},
+			answer: []string{"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: foo/1\r\n\r\n", "back"}},
+		// What servers answer that do not take an offer.
+		one("an offer that is not taken", offering("foo/1")+"\r\n", ok),
+		unlike(one("an offer of two, with a blank between them", offering("websocket, foo/1")+"\r\n", ok), "GET /a HTTP/1.1 [Connection: Upgrade|Host: h|Upgrade: websocket,foo/1] ", ""),
+		one("an offer with which the client is sent elsewhere", offering("foo/1")+"\r\n", "HTTP/1.1 302 Found\r\nLocation: /b\r\nContent-Length: 2\r\n\r\nok"),
+		one("an offer of something else than is required", offering("foo/1")+"\r\n", "HTTP/1.1 426 Upgrade Required\r\nConnection: Upgrade\r\nUpgrade: bar\r\nContent-Length: 2\r\n\r\nno"),
+		one("an offer without credentials", offering("foo/1")+"\r\n", "HTTP/1.1 401 No\r\nWWW-Authenticate: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n"),
+		one("an offer for the head alone", strings.Replace(offering("foo/1"), "GET", "HEAD", 1)+"\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n"),
+		one("WebSocket that is refused", offering("websocket")+"\r\n", "HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno"),
+		// Envoy makes such an answer anew: it remembers no case of names, and would leave out a body.
+		unlike(one("WebSocket that is not taken", offering("websocket")+"\r\n", "HTTP/1.1 302 Found\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n"), "", "HTTP/1.1 302 Found [location: /b] "),
+		unlike(one("an offer on two lines", offering("foo/1")+"Upgrade: bar\r\n\r\n", ok), "GET /a HTTP/1.1 [Connection: Upgrade|Host: h|Upgrade: foo/1,bar] ", ""),
+		unlike(one("an offer that is none, as the connection does not say so", "GET /a HTTP/1.1\r\nHost: h\r\nUpgrade: foo/1\r\n\r\n", ok), "GET /a HTTP/1.1 [Host: h] ", ""),
+		unlike(one("an offer over HTTP/1.0", strings.Replace(offering("foo/1"), "1.1", "1.0", 1)+"\r\n", "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"), "GET /a HTTP/1.1 [Connection: Upgrade|Host: h|Upgrade: foo/1] ", ""),
 		// Names of trailers are in lower case: Envoy remembers the case of headers alone.
 		unlike(exchange{name: "trailers", ends: []string{"0\r\nX-Sum: 1\r\n\r\n"},
 			request: []string{"POST /a HTTP/1.1\r\nHost: h\r\nTE: trailers\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nX-Sum: 1\r\n\r\n"},
 			answer:  []string{"HTTP/1.1 200 OK\r\nTrailer: X-End\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-End: 2\r\n\r\n"}},
 			"POST /a HTTP/1.1 [Host: h|TE: trailers|Trailer: X-Sum|Transfer-Encoding: chunked] body (<nil>) x-sum: 1||",
 			"HTTP/1.1 200 OK [Trailer: X-End|Transfer-Encoding: chunked] ok (<nil>) x-end: 2||"),
-		// An offer that nobody has to take, and the proxies do not.
-		unlike(one("offer of TLS", "GET /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: TLS/1.2\r\n\r\n", ok), "GET /a HTTP/1.1 [Host: h] ", ""),
+		// Offers that nobody has to take, and the proxies do not.
+		withoutOffer("TLS/1.2"), withoutOffer("tls/1.0"), withoutOffer("TLS/1.2, HTTP/1.1"), withoutOffer("HTTP/2.0"), withoutOffer("H2C"), withoutOffer(""),
 		unlike(one("offer of HTTP/2", "GET /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n", ok),
 			"GET /a HTTP/1.1 [Host: h] ", ""),
-		unlike(one("offer of something unheard of", "GET /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: smoke-signals/2\r\n\r\n", ok), "GET /a HTTP/1.1 [Host: h] ", ""),
+		unlike(one("offer of TLS with a body", "POST /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: TLS/1.2\r\nContent-Length: 4\r\n\r\nbody", ok), "POST /a HTTP/1.1 [Content-Length: 4|Host: h] body", ""),
+		unlike(one("offer of HTTP/2 among others", offering("bar, h2c, foo/1")+"\r\n", ok), "GET /a HTTP/1.1 [Connection: Upgrade|Host: h|Upgrade: bar,foo/1] ", ""),
+		unlike(one("offer of HTTP/2 between other blanks", offering("bar,\th2c ,, http/3,foo/1")+"\r\n", ok), "GET /a HTTP/1.1 [Connection: Upgrade|Host: h|Upgrade: bar,foo/1] ", ""),
+		unlike(one("offer of HTTP/2 on a second line", offering("foo/1")+"Upgrade: h2c\r\n\r\n", ok), "GET /a HTTP/1.1 [Connection: Upgrade|Host: h|Upgrade: foo/1] ", ""),
 		unlike(one("chunks and a length", get, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"), "", "HTTP/1.1 200 OK [Transfer-Encoding: chunked] ok (<nil>) |"),
 		unlike(one("a folded line", get, "HTTP/1.1 200 OK\r\nX-A: a\r\n b\r\nContent-Length: 2\r\n\r\nok"), "", "HTTP/1.1 200 OK [Content-Length: 2|X-A: a b] ok"),
 		unlike(one("no reason", get, "HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nok"), "", "HTTP/1.1 200 OK [Content-Length: 2] ok"),
@@ -117,6 +146,10 @@ func exchanges() []exchange {
 		one("a tunnel that is refused", "CONNECT other:443 HTTP/1.1\r\nHost: other:443\r\n\r\n", "HTTP/1.1 407 No\r\nProxy-Authenticate: Basic\r\nContent-Length: 2\r\n\r\nno"),
 		// A mark of the proxies' own is not for others to set, nor for applications to see.
 		unlike(one("a mark of the proxies", "GET /a HTTP/1.1\r\nHost: h\r\nX-Bulwark-Form: HTTP/1.1http\r\n\r\n", ok), "GET /a HTTP/1.1 [Host: h] ", ""),
+		unlike(one("another mark of the proxies", "GET /a HTTP/1.1\r\nHost: h\r\nX-Bulwark-Upgrade: h2c\r\n\r\n", ok), "GET /a HTTP/1.1 [Host: h] ", ""),
+		unlike(one("another mark of the proxies, with an offer", offering("foo/1")+"X-Bulwark-Upgrade: h2c\r\nX-Bulwark-Upgrade: h2c\r\n\r\n", ok), "GET /a HTTP/1.1 [Connection: Upgrade|Host: h|Upgrade: foo/1] ", ""),
+		unlike(one("another mark of the proxies, with an offer of nothing", offering("")+"X-Bulwark-Upgrade: h2c\r\n\r\n", ok), "GET /a HTTP/1.1 [Host: h] ", ""),
+		unlike(one("another mark of the proxies, with an offer that is none", "GET /a HTTP/1.1\r\nHost: h\r\nUpgrade: foo/1\r\nX-Bulwark-Upgrade: h2c\r\n\r\n", ok), "GET /a HTTP/1.1 [Host: h] ", ""),
 	}
 }
 
