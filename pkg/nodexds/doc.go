@@ -13,7 +13,8 @@
 // next one, so a slow agent costs Pilot the names of what has changed and no more.
 //
 // A layer is the node's as long as a word names it. Both sides see that in the words, of the same updates, and forget it then.
-// The agent that connects says what it has: the words, and the versions in their layers. Whatever differs is in the first update. While
+// The agent that connects says what it has: the words, and the versions in their layers. Whatever differs is in the first update. It also says which version of the
+// module of package closer it leaves in each pod's directory, as that chooses between layers. While
 // Pilot is away, the proxies of pods that it has spoken of are served, also such as were not there before. So are those of pods that it has never
 // spoken of, if another pod on the node is of their class and their service account; they have what that one has. Others wait.
 //
