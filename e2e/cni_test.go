@@ -222,9 +222,10 @@ func withoutKeeperOn(ctx context.Context, l *lab.Lab, node string) error {
 	if err != nil {
 		return err
 	}
+	// Until it has ended, not only been told to: what it does last is looked at.
 	return lab.PollFor(ctx, time.Minute, func(ctx context.Context) error {
-		keepers, err := l.Component(ctx, "cni")
-		if err == nil && slices.ContainsFunc(keepers, func(p corev1.Pod) bool { return p.Spec.NodeName == node }) {
+		keepers, err := l.CoreV1().Pods(mesh.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=cni", FieldSelector: "spec.nodeName=" + node})
+		if err == nil && len(keepers.Items) > 0 {
 			err = fmt.Errorf("the keeper of %s is still there", node)
 		}
 		return err
