@@ -167,6 +167,11 @@ func (s *scene) programs(ctx context.Context) error {
 		return fmt.Errorf("directory for sockets and logs: %w", err)
 	}
 	s.later(func() error { return os.RemoveAll(s.dir) })
+	module, err := sidecar.Module()
+	if err != nil {
+		return err
+	}
+	s.later(module)
 	if err := os.Chmod(s.dir, 0o755); err != nil {
 		return err
 	}
