@@ -49,7 +49,12 @@ func Module() (remove func() error, err error) {
 	if err := os.MkdirAll(mesh.IdentityMountPath, 0o755); err != nil {
 		return nil, fmt.Errorf("a place for the proxies' module: %w", err)
 	}
-	return func() error { return closer.Remove(mesh.IdentityMountPath) }, closer.Write(mesh.IdentityMountPath)
+	remove = func() error {
+		err := closer.Remove(mesh.IdentityMountPath)
+		_ = os.Remove(mesh.IdentityMountPath) // unless somebody else has something there
+		return err
+	}
+	return remove, closer.Write(mesh.IdentityMountPath)
 }
 
 // Change changes the bootstrap in the arguments of an Envoy.
