@@ -41,6 +41,7 @@ func startPods(t *testing.T, world string, prepare func(*envoytest.Netns)) *pods
 		t.Fatal(err)
 	}
 	m := &pods{t: t, pilot: newPilot(t, events), ca: envoytest.NewCA(t), client: envoytest.NewNetns(t), server: envoytest.NewNetns(t)}
+	m.pilot.modules = nil // these pods have no directories
 	envoytest.Link(t, "eth0", m.client, m.server)
 	t.Cleanup(m.pilot.stop)
 	for name, network := range map[string]*envoytest.Netns{"shop/client": m.client, "shop/server": m.server} {

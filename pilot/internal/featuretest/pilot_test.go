@@ -31,6 +31,7 @@ type pilot struct {
 	store    *push.Store
 	server   *push.Server
 	nodes    map[string]*node
+	modules  map[string]string // versions of the module of package closer that the agents of nodes leave in their pods' directories
 }
 
 // node is the agent of a node, with its stream to Pilot.
@@ -55,7 +56,7 @@ func newPilot(t *testing.T, events []registry.Event) *pilot {
 	store := push.NewStore(settings, reg.Snapshot(), push.NewMetrics(prometheus.NewRegistry()), log)
 	server := push.NewServer(store, push.Options{
 		Certificate: nodexdstest.CertificateOf, MaxProxies: 1000, Recorder: noEvents{}, Clock: clock.RealClock{}, Log: log})
-	return &pilot{reg, store, server, map[string]*node{}}
+	return &pilot{reg, store, server, map[string]*node{}, modules}
 }
 
 // placed puts pods on one of two nodes, and gives those that come from files a UID.
@@ -69,7 +70,7 @@ func placed(events []registry.Event) []registry.Event {
 	return events
 }
 
-// modules are the versions of the module of package closer that the agents of the nodes have: one is of another version than Pilot.
+// modules are the agents' versions where a test does not say otherwise: one is of another version than Pilot.
 var modules = map[string]string{"node-0": closer.Version, "node-1": "0123456789abcdef01234567"}
 
 // apply does what happens when informers have seen the events.
@@ -93,7 +94,7 @@ func (p *pilot) node(t *testing.T, name string) *node {
 	}
 	agent := "spiffe://" + settings.TrustDomain + "/ns/bulwark-system/sa/bulwark-agent"
 	dial := nodexdstest.Dial(p.server, nodexdstest.Certificate(t, agent, spiffe.Pod{Name: "agent-" + name, UID: name, Node: name}))
-	n := &node{Node: nodexds.New(clock.RealClock{}, modules[name])}
+	n := &node{Node: nodexds.New(clock.RealClock{}, p.modules[name])}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	var mu sync.Mutex
