@@ -24,8 +24,8 @@ type Node struct {
 	cache   cache
 	pods    map[string]*pod // by UID
 	alone   bool            // there is no stream to Pilot
-	module  string
-	applied uint64 // the last update that all streams of proxies have been told of
+	module  string          // see New
+	applied uint64          // the last update that all streams of proxies have been told of
 
 	urgent chan struct{} // capacity one: pods have come or gone, or an update has been applied
 	moved  chan struct{} // capacity one: a proxy has come to something

@@ -23,10 +23,7 @@ func (r Authorization) layers(c *Catalog) []Layer {
 	if !translate.HasAuthorization(c.workload(r.Class), r.Filter) {
 		return nil
 	}
-	if r.Filter == translate.OpenRules {
-		return []Layer{ofClass(r.Class).with(r.Module)}
-	}
-	return []Layer{ofClass(r.Class)}
+	return []Layer{ofClass(r.Class).holding(r.Filter, r.Module)}
 }
 
 func (r Authorization) make(c *Catalog) proto.Message {

@@ -41,15 +41,9 @@ func makers() map[Fixed]func(ipv6 bool) proto.Message {
 	return out
 }
 
-func (r Fixed) Type() string { return r.url }
-func (r Fixed) Name() string { return r.name }
-
-func (r Fixed) layers(*Catalog) []Layer {
-	if r.name == translate.OpenConnections || r.name == translate.OpenRequests {
-		return []Layer{Mesh.with(r.module)}
-	}
-	return []Layer{Mesh}
-}
+func (r Fixed) Type() string            { return r.url }
+func (r Fixed) Name() string            { return r.name }
+func (r Fixed) layers(*Catalog) []Layer { return []Layer{Mesh.holding(r.name, r.module)} }
 
 func (r Fixed) make(c *Catalog) proto.Message { return made[r](ipv6(c.snap)) }
 

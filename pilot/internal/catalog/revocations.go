@@ -14,15 +14,9 @@ type Revocations struct {
 	Module translate.ModuleSource
 }
 
-func (r Revocations) Type() string { return deltaxds.ExtensionConfigType }
-func (r Revocations) Name() string { return r.Filter }
-
-func (r Revocations) layers(*Catalog) []Layer {
-	if r.Filter == translate.OpenRevocations {
-		return []Layer{Mesh.with(r.Module)}
-	}
-	return []Layer{Mesh}
-}
+func (r Revocations) Type() string            { return deltaxds.ExtensionConfigType }
+func (r Revocations) Name() string            { return r.Filter }
+func (r Revocations) layers(*Catalog) []Layer { return []Layer{Mesh.holding(r.Filter, r.Module)} }
 
 func (r Revocations) make(c *Catalog) proto.Message {
 	return translate.Revocations(c.settings, compile.Revocations(c.snap), r.Filter, r.Module)

@@ -87,6 +87,14 @@ func (l Layer) String() string {
 // ofClass is the layer of a class of pods, by its key.
 func ofClass(key string) Layer { return Layer{kind: classLayer, of: key} }
 
+// holding is where the resource of a name lies that the layer has: with the module, if it needs that.
+func (l Layer) holding(name string, module translate.ModuleSource) Layer {
+	if translate.NeedsModule(name) {
+		return l.with(module)
+	}
+	return l
+}
+
 // with is the layer, for those whose module comes from there, of what needs it of the resources that the layer has for all.
 func (l Layer) with(module translate.ModuleSource) Layer {
 	l.module = "sent"

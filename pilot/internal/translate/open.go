@@ -2,6 +2,7 @@ package translate
 
 import (
 	"path"
+	"slices"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -47,6 +48,11 @@ func (in ModuleSource) data() *core.DataSource {
 		return &core.DataSource{Specifier: &core.DataSource_Filename{Filename: path.Join(mesh.IdentityMountPath, closer.File(closer.Version))}}
 	}
 	return &core.DataSource{Specifier: &core.DataSource_InlineBytes{InlineBytes: closer.Module}}
+}
+
+// NeedsModule says whether the resource of a name brings the module along, or names its file.
+func NeedsModule(name string) bool {
+	return slices.Contains([]string{OpenConnections, OpenRequests, OpenRules, OpenRevocations}, name)
 }
 
 // KnowConnections is the configuration of the filter that knows of connections.
