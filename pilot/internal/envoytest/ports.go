@@ -22,18 +22,26 @@ const lowestPort, highestPort = 17000, 32000
 func FreePorts(t testing.TB, n int) []uint32 {
 	t.Helper()
 	var out []uint32
-	for tries := 0; len(out) < n; tries++ {
-		port := lowestPort + rand.Uint32N(highestPort-lowestPort)
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil && tries > 100*n {
-			t.Fatalf("no free port: %v", err)
-		} else if err != nil {
-			continue // somebody has it
-		}
+	for range n {
+		l := Listen(t)
 		defer l.Close() // all at once, so that no port comes twice
-		out = append(out, port)
+		out = append(out, uint32(l.Addr().(*net.TCPAddr).Port))
 	}
 	return out
+}
+
+// Listen takes a port of 127.0.0.1 for an application whose proxy takes the same of another address.
+func Listen(t testing.TB) net.Listener {
+	t.Helper()
+	for tries := 0; ; tries++ {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", lowestPort+rand.Uint32N(highestPort-lowestPort)))
+		if err == nil {
+			return l
+		}
+		if tries > 100 {
+			t.Fatalf("no free port: %v", err)
+		}
+	}
 }
 
 // OwnSocket gives what refuses connections, and what leads to it, a socket of one Envoy alone, where pods have networks of their own.

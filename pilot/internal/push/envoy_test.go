@@ -97,6 +97,14 @@ func (u *unredirected) listener(l *listener.Listener) {
 	}
 }
 
+// takesAPort starts an application at a port that is free at its proxy's address, too.
+func takesAPort(t *testing.T, app *httptest.Server) {
+	t.Helper()
+	_ = app.Listener.Close()
+	app.Listener = envoytest.Listen(t)
+	app.Start()
+}
+
 func toApplication(c *cluster.Cluster, port uint32) {
 	c.LbPolicy, c.ClusterDiscoveryType, c.UpstreamBindConfig = cluster.Cluster_ROUND_ROBIN, &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}, nil
 	c.LoadAssignment = &endpoint.ClusterLoadAssignment{ClusterName: c.GetName(), Endpoints: []*endpoint.LocalityLbEndpoints{{
@@ -137,7 +145,7 @@ func policyAllow(id, other spiffe.ID) registry.Event {
 func TestOpenConnectionsFollowAChangedPolicy(t *testing.T) {
 	application := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) }))
 	application.Config.Protocols = protocols(true, true)
-	application.Start()
+	takesAPort(t, application)
 	t.Cleanup(application.Close)
 	target, port := uint32(application.Listener.Addr().(*net.TCPAddr).Port), envoytest.FreePorts(t, 1)[0]
 

@@ -46,7 +46,7 @@ func streamingAfter(t *testing.T, asked func()) uint32 {
 		<-r.Context().Done()
 	}))
 	app.Config.Protocols = protocols(true, true)
-	app.Start()
+	takesAPort(t, app)
 	t.Cleanup(func() { app.CloseClientConnections(); app.Close() })
 	return uint32(app.Listener.Addr().(*net.TCPAddr).Port)
 }

@@ -23,10 +23,7 @@ import (
 // echo is an application that speaks TCP.
 func echo(t *testing.T) uint32 {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := envoytest.Listen(t)
 	t.Cleanup(func() { _ = l.Close() })
 	go func() { // ends with the listener
 		for {

@@ -90,18 +90,26 @@ func bomb(t *testing.T, port uint32, field hpack.HeaderField, times int) int {
 // allocated is how much memory an Envoy has taken, in bytes.
 func allocated(t *testing.T, admin uint32) int64 {
 	t.Helper()
+	return memory(t, admin)["allocated"]
+}
+
+// memory is what an Envoy says of its own, in bytes.
+func memory(t *testing.T, admin uint32) map[string]int64 {
+	t.Helper()
 	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/memory", admin))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	var memory struct{ Allocated string }
-	if err := json.NewDecoder(resp.Body).Decode(&memory); err != nil {
+	var said map[string]string
+	if err := json.NewDecoder(resp.Body).Decode(&said); err != nil {
 		t.Fatal(err)
 	}
-	n, err := strconv.ParseInt(memory.Allocated, 10, 64)
-	if err != nil {
-		t.Fatal(err)
+	out := map[string]int64{}
+	for name, value := range said {
+		if out[name], err = strconv.ParseInt(value, 10, 64); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return n
+	return out
 }

@@ -51,6 +51,10 @@ func Bootstrap() *bootstrap.Bootstrap {
 				// The newer parser of http_inspector waits for the end of the first line, so that what is not HTTP and has no
 				// lines would be held up until the inspection times out. This one knows at the first byte that no method has.
 				"envoy.reloadable_features.http_inspector_use_balsa_parser": structpb.NewBoolValue(false),
+				// Of a connection's first requests Envoy lets 500 be taken back within two seconds and without an answer before it closes it, with all that others have open in it:
+				// calls with short deadlines to a server that is slow are so. A flood of them costs others less when its connection stays, as that has its share of the processor like
+				// any other, than when it is made anew all the time.
+				"overload.premature_reset_total_stream_count": structpb.NewNumberValue(1 << 50),
 			}}}}}},
 	}
 }

@@ -123,10 +123,16 @@ type frames struct {
 
 var errUnanswered = errors.New("the stream is reset")
 
-func newFrames(conn net.Conn) (*frames, error) {
+// framesOf is either side of a connection, which has said nothing yet.
+func framesOf(conn net.Conn) *frames {
 	c := &frames{framer: http2.NewFramer(conn, conn)}
 	c.encoder = hpack.NewEncoder(&c.block)
 	c.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	return c
+}
+
+func newFrames(conn net.Conn) (*frames, error) {
+	c := framesOf(conn)
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
 		return nil, err
 	}

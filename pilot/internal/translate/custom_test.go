@@ -1,6 +1,7 @@
 package translate_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -240,5 +241,53 @@ func TestExternalAuthorizersAreAsked(t *testing.T) {
 	// A call of gRPC that is denied is answered with 200 and a status of its own; that it fails shows that nothing has arrived.
 	if _, _, arrived := v.ask(mute, "POST", "/silent/Service/Method", "content-type: application/grpc", "te: trailers"); arrived != nil {
 		t.Error("a call of gRPC passes whose authorizer, which speaks HTTP, does not answer")
+	}
+}
+
+// TestAuthorizersAreShownBodies: up to what the provider says, whatever else a proxy keeps of a connection. A longer one is refused, or shown in part.
+func TestAuthorizersAreShownBodies(t *testing.T) {
+	v := newVerifying(t, 3)
+	asked := &authorityServer{}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveAuthority(t, l, asked)
+	ports := map[bool]uint32{}
+	for _, partial := range []bool{false, true} {
+		providers, err := authorizer.Parse(fmt.Sprintf(`[{"name": "whole", "envoyExtAuthzGrpc": {"service": "opa.opa.svc.cluster.local", "port": 1,
+			"includeRequestBodyInCheck": {"maxRequestBytes": 1048576, "allowPartialMessage": %v, "packAsBytes": true}}}]`, partial))
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.scene.authorizers = providers
+		ports[partial] = v.workload(nil, policyOf(t, "body", `{"action": "CUSTOM", "provider": {"name": "whole"}, "rules": [{"to": [{"operation": {"paths": ["/*"]}}]}]}`))
+		if !partial {
+			v.scene.clusters = append(v.scene.clusters, authorizerAt(t, providers[0], uint32(l.Addr().(*net.TCPAddr).Port)))
+		}
+	}
+	v.start()
+	for _, c := range []struct {
+		partial             bool
+		sent, status, shown int
+	}{
+		{false, 10, 200, 10}, {false, 100_000, 200, 100_000}, {false, 1_000_000, 200, 1_000_000}, {false, 1_100_000, http.StatusRequestEntityTooLarge, 0},
+		{true, 100_000, 200, 100_000}, {true, 3_000_000, 200, 1 << 20},
+	} {
+		asked.last.Store(nil)
+		conn := connect(t, ports[c.partial], authz.Request{}, nil)
+		go func() { // a request that is refused is not read to its end
+			_, _ = fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: payroll\r\nX-Answer: yes\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", c.sent, strings.Repeat("a", c.sent))
+		}()
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatalf("%+v: %v", c, err)
+		}
+		resp.Body.Close()
+		conn.Close()
+		shown := len(asked.last.Load().GetAttributes().GetRequest().GetHttp().GetRawBody())
+		if resp.StatusCode != c.status || shown != c.shown {
+			t.Errorf("%+v: %d, and the authorizer is shown %d bytes", c, resp.StatusCode, shown)
+		}
 	}
 }

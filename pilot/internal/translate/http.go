@@ -40,14 +40,36 @@ func connectionManager(statPrefix string, filters []*hcm.HttpFilter, logs []*acc
 		MaxRequestHeadersKb:        envoy.U32(maxHeadersKb), RequestHeadersTimeout: envoy.Seconds(60), // whoever sends a head bit by bit never gets to the application, which would give up
 		StreamIdleTimeout:         envoy.Seconds(0), // a call that says nothing for hours is the application's affair, and a timer would be set anew for each of its parts
 		CommonHttpProtocolOptions: &core.HttpProtocolOptions{MaxHeadersCount: envoy.U32(maxHeaders), IdleTimeout: envoy.Seconds(0)},
-		Http2ProtocolOptions: &core.Http2ProtocolOptions{
-			MaxConcurrentStreams: envoy.U32(1024), AllowConnect: false,
-			InitialStreamWindowSize: envoy.U32(1 << 18), InitialConnectionWindowSize: envoy.U32(1 << 20),
-			// A request that is malformed ends itself, not the others of its connection, which a proxy shares among its clients.
-			OverrideStreamErrorOnInvalidHttpMessage: envoy.Yes(),
-		},
-		HttpProtocolOptions: http1(),
+		Http2ProtocolOptions:      ofClients(),
+		HttpProtocolOptions:       http1(),
 	}
+}
+
+// ofOwnApplication is for the connections of the proxy's own application, which can harm nobody but itself: it may be as slow as it likes, and have thousands of streams open in one
+// connection, as those who watch do.
+func ofOwnApplication(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
+	m.EarlyHeaderMutationExtensions = marked()
+	m.RequestHeadersTimeout = nil
+	m.Http2ProtocolOptions.MaxConcurrentStreams = envoy.U32(1 << 20)
+	return m
+}
+
+// http2 is what both sides of a proxy have in common. Envoy ends a connection, with all that others have open in it, for what it takes for a flood of frames, and its limits are lower
+// than what applications do: some write frames with nothing in them when they flush; and when a client with thousands of streams ends, or one that is sent small messages does not read,
+// thousands of frames wait to be sent on. These limits still bound what a hostile peer can have a proxy keep, to a few megabytes.
+func http2() *core.Http2ProtocolOptions {
+	return &core.Http2ProtocolOptions{
+		MaxOutboundFrames: envoy.U32(1 << 16), MaxOutboundControlFrames: envoy.U32(1 << 14), MaxConsecutiveInboundFramesWithEmptyPayload: envoy.U32(1 << 10),
+	}
+}
+
+// ofClients is what a proxy's clients may do.
+func ofClients() *core.Http2ProtocolOptions {
+	o := http2()
+	o.MaxConcurrentStreams, o.AllowConnect = envoy.U32(1024), false
+	o.InitialStreamWindowSize, o.InitialConnectionWindowSize = envoy.U32(1<<18), envoy.U32(1<<20)
+	o.OverrideStreamErrorOnInvalidHttpMessage = envoy.Yes() // a request that is malformed ends itself, not the others of its connection, which a proxy shares among its clients
+	return o
 }
 
 // Applications are sent as much as a server takes by itself, and no more: 96 KB and 1,000 lines, with room for what the proxies add.

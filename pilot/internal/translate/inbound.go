@@ -32,7 +32,8 @@ import (
 func InboundListener(set compile.Settings, w *compile.Workload) *listener.Listener {
 	l := &listener.Listener{
 		Name: VirtualInbound, TrafficDirection: core.TrafficDirection_INBOUND,
-		PerConnectionBufferLimitBytes: envoy.U32(1 << 20), SocketOptions: keepalive(),
+		PerConnectionBufferLimitBytes: envoy.U32(1 << 16), // also what of a connection is read at once: a flood of requests that are taken back would fill a proxy's memory
+		SocketOptions:                 keepalive(),
 		ListenerFilters: []*listener.ListenerFilter{
 			envoy.ListenerFilter("envoy.filters.listener.original_dst", &originaldst.OriginalDst{}),
 			envoy.ListenerFilter("envoy.filters.listener.tls_inspector", &tlsinspector.TlsInspector{}),

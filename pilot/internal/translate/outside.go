@@ -210,9 +210,7 @@ func namedManager(port uint32) *listener.Filter {
 
 // outsideManager is between clients and a host outside, by its name or where that is found. Its own answer says why a server was not spoken with.
 func outsideManager(host string) *hcm.HttpConnectionManager {
-	m := connectionManager("outbound", nil, telemetry.OutsideRequests(host), telemetry.OutboundAttempts(host))
-	m.EarlyHeaderMutationExtensions = marked()
-	m.RequestHeadersTimeout = nil // as in outboundManager
+	m := ofOwnApplication(connectionManager("outbound", nil, telemetry.OutsideRequests(host), telemetry.OutboundAttempts(host)))
 	m.LocalReplyConfig = &hcm.LocalReplyConfig{Mappers: append(unread(), &hcm.ResponseMapper{Filter: telemetry.Unproven(), BodyFormatOverride: envoy.Format(
 		"the server of " + host + " at %UPSTREAM_HOST% has not proved that it is one: %UPSTREAM_TRANSPORT_FAILURE_REASON%")})}
 	return m

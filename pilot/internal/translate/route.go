@@ -11,6 +11,7 @@ import (
 	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
 	matcher "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
@@ -42,9 +43,9 @@ func table(name string) *route.RouteConfiguration {
 func rule(r compile.Rule) *route.Route {
 	action := &route.RouteAction{
 		ClusterSpecifier: &route.RouteAction_Cluster{Cluster: r.Cluster},
-		Timeout:          envoy.Seconds(0), // applications set their own
-		// A call's own deadline holds at each proxy, which says so: where the server finds out first it may just reset the stream, of which a proxy makes "unavailable".
-		MaxStreamDuration: &route.RouteAction_MaxStreamDuration{MaxStreamDuration: envoy.Seconds(0), GrpcTimeoutHeaderMax: envoy.Seconds(0)},
+		// Applications set their own. A gRPC call's deadline (grpc-timeout) is its client's and its server's to keep: a proxy that kept it, too, could find out before the client, and of a call
+		// whose answer has begun could only reset the stream, which is another error.
+		Timeout: envoy.Seconds(0),
 	}
 	out := &route.Route{
 		Name:   r.Name,
@@ -113,6 +114,7 @@ func inboundTable(mutual bool) string {
 func InboundRoutes(w *compile.Workload, revoked bool, name string) *route.RouteConfiguration {
 	host := &route.VirtualHost{Name: "inbound", Domains: []string{"*"}, TypedPerFilterConfig: off(silentFilters(w, revoked, name == mutualTable)),
 		Routes: []*route.Route{badAuthority(&route.RouteMatch{PathSpecifier: ofPaths()}), badAuthority(&route.RouteMatch{PathSpecifier: ofTunnels()})}}
+	host.RequestBodyBufferLimit = wrapperspb.UInt64(bodyShown)
 	out := table(name)
 	out.VirtualHosts = []*route.VirtualHost{host}
 	application := rule(compile.Rule{Cluster: InboundCluster})
@@ -148,6 +150,9 @@ func InboundRoutes(w *compile.Workload, revoked bool, name string) *route.RouteC
 	add(application)
 	return out
 }
+
+// bodyShown is how much of a request's body is held back for an external authorizer, in bytes: the most that a provider may ask for (package authorizer), and what may come at once.
+const bodyShown = 1<<20 + 1<<17
 
 // maxSuspicious bounds the routes for suspicious requests, each of which is tried for a request to the last port; with more it is cheaper to ask the filter.
 const maxSuspicious = 8

@@ -49,6 +49,7 @@ type scene struct {
 	normalizes  bool                  // the next workloads have their proxies normalise paths
 	issuers     []compile.Issuer      // of the next inbound ports
 	authorizers []authorizer.Provider // that these have asked
+	admin       uint32                // port, when it has started
 	listeners   []*listener.Listener
 	clusters    []*cluster.Cluster
 }
@@ -77,7 +78,7 @@ func (s *scene) inbound(port, app uint32, p protocol.Protocol, name string, poli
 		s.setLogs(c, logs[c.GetName()])
 	}
 	behind := staticCluster(applicationBehind(port), app)
-	behind.TypedExtensionProtocolOptions = translate.Inbound(false).GetTypedExtensionProtocolOptions()
+	behind.TypedExtensionProtocolOptions, behind.CircuitBreakers = translate.Inbound(false).GetTypedExtensionProtocolOptions(), translate.Inbound(false).GetCircuitBreakers()
 	s.listeners, s.clusters = append(s.listeners, l), append(s.clusters, behind)
 }
 
@@ -168,7 +169,8 @@ func (s *scene) start(register func(*grpc.Server)) string {
 	b := translate.Bootstrap()
 	b.DynamicResources = nil
 	b.StatsFlushInterval.Seconds = 1
-	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: envoytest.FreePorts(t, 1)[0]}
+	s.admin = envoytest.FreePorts(t, 1)[0]
+	b.Admin.Address.GetSocketAddress().PortSpecifier = &core.SocketAddress_PortValue{PortValue: s.admin}
 	agent := b.GetStaticResources().GetClusters()[0].GetLoadAssignment().GetEndpoints()[0].GetLbEndpoints()[0].GetEndpoint()
 	agent.Address = &core.Address{Address: &core.Address_Pipe{Pipe: &core.Pipe{Path: socket}}}
 	b.StaticResources.Listeners = append(b.StaticResources.Listeners, s.listeners...)

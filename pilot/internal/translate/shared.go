@@ -123,8 +123,5 @@ func OutboundManager(subset string) *core.TypedExtensionConfig {
 
 // outboundManager is between the clients of a service and those who serve it. Service and server are what telemetry asks for.
 func outboundManager(statPrefix, service, server string, t compile.Table) *hcm.HttpConnectionManager {
-	m := withRoutes(connectionManager(statPrefix, nil, telemetry.OutboundRequests(service, server), telemetry.OutboundAttempts(service)), routes(t))
-	m.EarlyHeaderMutationExtensions = marked()
-	m.RequestHeadersTimeout = nil // the client is the proxy's own application
-	return refusedNow(m)
+	return refusedNow(ofOwnApplication(withRoutes(connectionManager(statPrefix, nil, telemetry.OutboundRequests(service, server), telemetry.OutboundAttempts(service)), routes(t))))
 }
