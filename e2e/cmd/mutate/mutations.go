@@ -155,6 +155,14 @@ var claims = []mutation{
 		{"pilot/internal/translate/inbound.go", "m := seeingOffers(connectionManager(\"inbound\", append(httpAuthorizationFilters(), openHTTPFilters()...), telemetry.InboundRequests(mutual)))", "m := connectionManager(\"inbound\", append(httpAuthorizationFilters(), openHTTPFilters()...), telemetry.InboundRequests(mutual))"}}},
 	{20, "connections may go on in HTTP/2", "pilot/internal/translate.TestHTTP1ArrivesAsItWasSent", []edit{
 		{"pilot/internal/translate/http.go", "[]string{\"tls\", \"http\", \"h2\"}", "[]string{\"tls\"}"}}},
+	{20, "a flood of requests that are taken back is ended by new connections", "pilot/internal/translate.TestRequestsThatAreTakenBackHarmNobodyElse", []edit{
+		{"pilot/internal/translate/bootstrap.go", "overload.premature_reset_total_stream_count", "overload.premature_reset"}}},
+	{20, "a flood of requests that are taken back fills a proxy's memory", "pilot/internal/translate.TestRequestsThatAreTakenBackHarmNobodyElse", []edit{
+		{"pilot/internal/translate/inbound.go", "envoy.U32(1 << 16)", "envoy.U32(1 << 20)"}}},
+	{20, "a client with thousands of streams that ends takes another's along", "pilot/internal/translate.TestStreamsOfOneClientAreNotBoundAndEndNobodyElses", []edit{
+		{"pilot/internal/translate/http.go", "MaxOutboundControlFrames: envoy.U32(1 << 14)", "MaxOutboundControlFrames: envoy.U32(1000)"}}},
+	{20, "proxies keep the deadlines of calls", "pilot/internal/translate.TestDeadlinesAreTheirClients", []edit{
+		{"pilot/internal/translate/route.go", "		Timeout: envoy.Seconds(0),\n", "		Timeout: envoy.Seconds(0), MaxStreamDuration: &route.RouteAction_MaxStreamDuration{GrpcTimeoutHeaderMax: envoy.Seconds(0)},\n"}}},
 	{2, "the proxy waits for the application to close a connection", "pilot/internal/translate.TestProxyLeavesTheApplicationFirst", []edit{
 		{"pilot/internal/translate/cluster.go", "const applicationIdle = 1500 * time.Millisecond", "const applicationIdle = time.Hour"}}},
 	{2, "connections without a request end after an hour", "pilot/internal/translate.TestNobodyHasToSpeak", []edit{
