@@ -19,11 +19,13 @@ import (
 	"github.com/bulwark-mesh/bulwark/pkg/mesh"
 )
 
-// Bounds of the settings.
+// MaxBody is the most that a provider may be shown of a request's body, in bytes.
+const MaxBody = 1 << 20
+
+// Bounds of the other settings.
 const (
 	maxProviders   = 32
 	maxHeaders     = 64
-	maxBody        = 1 << 20 // bytes
 	defaultTimeout = 10 * time.Second
 	maxTimeout     = 10 * time.Minute
 )
@@ -146,8 +148,8 @@ func (p *Provider) read(of settings) (err error) {
 		return fmt.Errorf("%s: port %d is none", p.Name, p.Port)
 	case p.Timeout < time.Millisecond || p.Timeout > maxTimeout:
 		return fmt.Errorf("%s: timeout %s is outside 1ms to %s", p.Name, p.Timeout, maxTimeout)
-	case p.Body != nil && (p.Body.MaxBytes == 0 || p.Body.MaxBytes > maxBody):
-		return fmt.Errorf("%s: includeRequestBodyInCheck.maxRequestBytes %d is outside 1 to %d", p.Name, p.Body.MaxBytes, maxBody)
+	case p.Body != nil && (p.Body.MaxBytes == 0 || p.Body.MaxBytes > MaxBody):
+		return fmt.Errorf("%s: includeRequestBodyInCheck.maxRequestBytes %d is outside 1 to %d", p.Name, p.Body.MaxBytes, MaxBody)
 	case of.GetClearRouteCache():
 		return fmt.Errorf("%s: clearRouteCache has no effect: a workload's requests have one route", p.Name)
 	case p.PathPrefix != "" && (!strings.HasPrefix(p.PathPrefix, "/") || strings.ContainsAny(p.PathPrefix, "?# \t\r\n")):

@@ -66,7 +66,7 @@ func http2() *core.Http2ProtocolOptions {
 // ofClients is what a proxy's clients may do.
 func ofClients() *core.Http2ProtocolOptions {
 	o := http2()
-	o.MaxConcurrentStreams, o.AllowConnect = envoy.U32(1024), false
+	o.MaxConcurrentStreams = envoy.U32(1024)
 	o.InitialStreamWindowSize, o.InitialConnectionWindowSize = envoy.U32(1<<18), envoy.U32(1<<20)
 	o.OverrideStreamErrorOnInvalidHttpMessage = envoy.Yes() // a request that is malformed ends itself, not the others of its connection, which a proxy shares among its clients
 	return o

@@ -16,6 +16,7 @@ import (
 	"github.com/bulwark-mesh/bulwark/pilot/internal/compile"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/envoy"
 	"github.com/bulwark-mesh/bulwark/pilot/internal/rbac"
+	"github.com/bulwark-mesh/bulwark/pkg/authorizer"
 	"github.com/bulwark-mesh/bulwark/pkg/authz"
 )
 
@@ -112,9 +113,8 @@ func inboundTable(mutual bool) string {
 // port is known, for metrics, and none if there is no such service. The filters that have nothing to say are not asked, nor even made, for a request;
 // revoked says whether anything is. A filter that a table does not name is asked: a table that is older than a policy only has it hold later.
 func InboundRoutes(w *compile.Workload, revoked bool, name string) *route.RouteConfiguration {
-	host := &route.VirtualHost{Name: "inbound", Domains: []string{"*"}, TypedPerFilterConfig: off(silentFilters(w, revoked, name == mutualTable)),
+	host := &route.VirtualHost{Name: "inbound", Domains: []string{"*"}, RequestBodyBufferLimit: wrapperspb.UInt64(bodyShown), TypedPerFilterConfig: off(silentFilters(w, revoked, name == mutualTable)),
 		Routes: []*route.Route{badAuthority(&route.RouteMatch{PathSpecifier: ofPaths()}), badAuthority(&route.RouteMatch{PathSpecifier: ofTunnels()})}}
-	host.RequestBodyBufferLimit = wrapperspb.UInt64(bodyShown)
 	out := table(name)
 	out.VirtualHosts = []*route.VirtualHost{host}
 	application := rule(compile.Rule{Cluster: InboundCluster})
@@ -151,8 +151,8 @@ func InboundRoutes(w *compile.Workload, revoked bool, name string) *route.RouteC
 	return out
 }
 
-// bodyShown is how much of a request's body is held back for an external authorizer, in bytes: the most that a provider may ask for (package authorizer), and what may come at once.
-const bodyShown = 1<<20 + 1<<17
+// bodyShown is how much of a request's body is held back for an external authorizer, in bytes: the most that a provider may ask for, and what may come at once.
+const bodyShown = authorizer.MaxBody + 1<<17
 
 // maxSuspicious bounds the routes for suspicious requests, each of which is tried for a request to the last port; with more it is cheaper to ask the filter.
 const maxSuspicious = 8

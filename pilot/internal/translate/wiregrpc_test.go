@@ -31,6 +31,7 @@ type play struct {
 	end         error
 	headers     metadata.MD
 	trailers    metadata.MD
+	begins      bool          // its answer, with the head alone, before it is silent
 	silent      time.Duration // before it ends
 }
 
@@ -52,6 +53,7 @@ var plays = map[string]play{
 	"/wire.Calls/FailsLater":    {hears: 1, says: 3, end: status.Error(codes.DataLoss, "lost"), headers: metadata.Pairs("x-head", "1")},
 	"/wire.Calls/Slow":          {hears: 1, says: 1, silent: 300 * time.Millisecond},
 	"/wire.Calls/TooSlow":       {hears: 1, silent: 20 * time.Second},
+	"/wire.Calls/TooSlowToEnd":  {begins: true, silent: time.Hour},
 	"/wire.Calls/Unimplemented": {end: status.Error(codes.Unimplemented, "unknown")},
 }
 
@@ -86,6 +88,11 @@ func serveCalls(t *testing.T) uint32 {
 				}
 			}
 		}
+		if p.begins {
+			if err := s.SendHeader(nil); err != nil {
+				return err
+			}
+		}
 		select {
 		case <-time.After(p.silent):
 		case <-s.Context().Done():
@@ -108,20 +115,14 @@ func serveCalls(t *testing.T) uint32 {
 func TestGRPCArrivesAsItWasSent(t *testing.T) {
 	envoytest.Find(t)
 	app := serveCalls(t)
-	ports, ca := envoytest.FreePorts(t, 4), envoytest.NewCA(t)
-	s := &scene{t: t, mode: authz.Strict, ca: ca, leaf: ca.Issue(t, sceneClient)}
-	for i, p := range []protocol.Protocol{protocol.HTTP2, protocol.Auto} {
-		s.inbound(ports[2*i], app, p, "calls")
-		s.outbound(ports[2*i+1], p, "calls", nil, compile.Endpoint{Address: "127.0.0.1", Port: ports[2*i]})
-	}
-	s.start(func(*grpc.Server) {})
+	proxied := throughProxies(t, app)
 	for method := range plays {
 		t.Run(strings.TrimPrefix(method, "/wire.Calls/"), func(t *testing.T) {
 			want := called(t, app, method)
 			if strings.Contains(want, "Unavailable") {
 				t.Fatalf("without proxies: %s", want)
 			}
-			for what, at := range map[string]uint32{"declared": ports[1], "undeclared": ports[3]} {
+			for what, at := range proxied {
 				if got := called(t, at, method); got != want {
 					t.Errorf("%s:\n%s\nwithout proxies:\n%s", what, got, want)
 				}
@@ -130,14 +131,23 @@ func TestGRPCArrivesAsItWasSent(t *testing.T) {
 	}
 }
 
+// throughProxies are the ports at which an application is: without proxies, and behind those of a declared and of an undeclared port.
+func throughProxies(t *testing.T, app uint32) map[string]uint32 {
+	t.Helper()
+	ports, ca := envoytest.FreePorts(t, 4), envoytest.NewCA(t)
+	s := &scene{t: t, mode: authz.Strict, ca: ca, leaf: ca.Issue(t, sceneClient)}
+	for i, p := range []protocol.Protocol{protocol.HTTP2, protocol.Auto} {
+		s.inbound(ports[2*i], app, p, "calls")
+		s.outbound(ports[2*i+1], p, "calls", nil, compile.Endpoint{Address: "127.0.0.1", Port: ports[2*i]})
+	}
+	s.start(func(*grpc.Server) {})
+	return map[string]uint32{"without proxies": app, "declared": ports[1], "undeclared": ports[3]}
+}
+
 // called is everything that a client can see of a call: of headers and trailers those that are the application's.
 func called(t *testing.T, at uint32, method string) string {
 	t.Helper()
-	conn, err := grpc.NewClient("127.0.0.1:"+port(at), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := dialed(t, at)
 	deadline := 10 * time.Second
 	if plays[method].silent > deadline {
 		deadline = 500 * time.Millisecond
@@ -183,4 +193,14 @@ func own(md metadata.MD) string {
 	}
 	slices.Sort(out)
 	return strings.Join(out, " ")
+}
+
+func dialed(t *testing.T, at uint32) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient("127.0.0.1:"+port(at), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
 }

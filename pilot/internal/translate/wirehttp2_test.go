@@ -18,8 +18,6 @@ import (
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -91,7 +89,7 @@ func serveFrames(t *testing.T, frames func(got int) []string) uint32 {
 			if err != nil {
 				return
 			}
-			wg.Go(func() { //nolint:contextcheck // ends with the connection
+			wg.Go(func() { // ends with the connection
 				defer conn.Close()
 				_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 				if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {
@@ -172,23 +170,10 @@ func TestFramesWithNothingInThemAreNoAttack(t *testing.T) {
 	}
 }
 
-// throughProxies are the ports at which an application is: without proxies, behind those of a declared and of an undeclared port.
-func throughProxies(t *testing.T, app uint32) map[string]uint32 {
-	t.Helper()
-	ports, ca := envoytest.FreePorts(t, 4), envoytest.NewCA(t)
-	s := &scene{t: t, mode: authz.Strict, ca: ca, leaf: ca.Issue(t, sceneClient)}
-	for i, p := range []protocol.Protocol{protocol.HTTP2, protocol.Auto} {
-		s.inbound(ports[2*i], app, p, "calls")
-		s.outbound(ports[2*i+1], p, "calls", nil, compile.Endpoint{Address: "127.0.0.1", Port: ports[2*i]})
-	}
-	s.start(func(*grpc.Server) {})
-	return map[string]uint32{"without proxies": app, "declared": ports[1], "undeclared": ports[3]}
-}
-
 // TestStreamsOfOneClientAreNotBoundAndEndNobodyElses: a client may have thousands open in one connection, as watchers do, and another's go on when they all end at once.
 func TestStreamsOfOneClientAreNotBoundAndEndNobodyElses(t *testing.T) {
 	envoytest.Find(t)
-	for what, at := range throughProxies(t, serveUntilDeadline(t)) {
+	for what, at := range throughProxies(t, serveCalls(t)) {
 		other, _ := answered(t, at, 1)
 		const many = 3000
 		streams, end := answered(t, at, many)
@@ -212,18 +197,18 @@ func TestStreamsOfOneClientAreNotBoundAndEndNobodyElses(t *testing.T) {
 	}
 }
 
-// answered opens streams in a connection of their own, and has those that were answered within some seconds.
+// answered opens streams in a connection of their own, and has those that the server has answered, with a head, within some seconds.
 func answered(t *testing.T, at uint32, n int) (out []grpc.ClientStream, end func()) {
 	t.Helper()
 	conn := dialed(t, at)
 	ctx, cancel := context.WithCancel(t.Context())
 	late := time.AfterFunc(10*time.Second, cancel)
 	for range n {
-		s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, answersAtOnce)
+		s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/wire.Calls/TooSlowToEnd")
 		if err != nil {
 			break
 		}
-		if md, err := s.Header(); err != nil || md.Get("x-open") == nil { // one that a proxy answers has a head, too
+		if md, err := s.Header(); err != nil || md.Get("x-agent") == nil { // one that a proxy answers has a head, too
 			break
 		}
 		out = append(out, s)
@@ -232,49 +217,12 @@ func answered(t *testing.T, at uint32, n int) (out []grpc.ClientStream, end func
 	return out, func() { conn.Close(); cancel() }
 }
 
-func dialed(t *testing.T, at uint32) *grpc.ClientConn {
-	t.Helper()
-	conn, err := grpc.NewClient("127.0.0.1:"+port(at), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	return conn
-}
-
-const (
-	answersAtOnce = "/wire.Calls/AnswersAtOnce" // with a head, and nothing more
-	neverAnswers  = "/wire.Calls/NeverAnswers"
-)
-
-// serveUntilDeadline is a server whose calls end with their clients' deadlines or clients.
-func serveUntilDeadline(t *testing.T) uint32 {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
-		if method, _ := grpc.MethodFromServerStream(s); method == answersAtOnce {
-			if err := s.SendHeader(metadata.Pairs("x-open", "yes")); err != nil {
-				return err
-			}
-		}
-		<-s.Context().Done()
-		return status.FromContextError(s.Context().Err()).Err()
-	}))
-	done := make(chan error, 1)
-	go func() { done <- srv.Serve(l) }()
-	t.Cleanup(func() { srv.Stop(); <-done })
-	return uint32(l.Addr().(*net.TCPAddr).Port)
-}
-
 // TestDeadlinesAreTheirClients: a call that is too late ends so for whoever made it, whether its answer has begun or not, and ends no other's: hundreds of them in one connection are
 // no attack of clients that take back what they ask.
 func TestDeadlinesAreTheirClients(t *testing.T) {
 	envoytest.Find(t)
-	for what, at := range throughProxies(t, serveUntilDeadline(t)) {
-		for _, method := range []string{neverAnswers, answersAtOnce} {
+	for what, at := range throughProxies(t, serveCalls(t)) {
+		for _, method := range []string{"/wire.Calls/TooSlow", "/wire.Calls/TooSlowToEnd"} {
 			conn := dialed(t, at)
 			ends := make(chan string, 50)
 			var wg sync.WaitGroup
