@@ -160,6 +160,8 @@ var claims = []mutation{
 	{20, "a flood of requests that are taken back fills a proxy's memory", "pilot/internal/translate.TestRequestsThatAreTakenBackHarmNobodyElse", []edit{
 		{"pilot/internal/translate/inbound.go", "envoy.U32(1 << 16)", "envoy.U32(1 << 20)"}}},
 	{20, "a client with thousands of streams that ends takes another's along", "pilot/internal/translate.TestStreamsOfOneClientAreNotBoundAndEndNobodyElses", []edit{
+		{"pilot/internal/translate/http.go", "envoy.U32(512)", "envoy.U32(1024)"}}},
+	{20, "a server that ends takes an application's streams to others along", "pilot/internal/translate.TestStreamsToAServerThatEndsAreAllThatEnds", []edit{
 		{"pilot/internal/translate/http.go", "MaxOutboundControlFrames: envoy.U32(1 << 14)", "MaxOutboundControlFrames: envoy.U32(1000)"}}},
 	{20, "proxies keep the deadlines of calls", "pilot/internal/translate.TestDeadlinesAreTheirClients", []edit{
 		{"pilot/internal/translate/route.go", "		Timeout: envoy.Seconds(0),\n", "		Timeout: envoy.Seconds(0), MaxStreamDuration: &route.RouteAction_MaxStreamDuration{GrpcTimeoutHeaderMax: envoy.Seconds(0)},\n"}}},

@@ -104,7 +104,7 @@ func generous() *cluster.CircuitBreakers {
 func explicitHTTP2() *upstreams.HttpProtocolOptions {
 	return &upstreams.HttpProtocolOptions{CommonHttpProtocolOptions: bounds(), UpstreamProtocolOptions: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_{
 		ExplicitHttpConfig: &upstreams.HttpProtocolOptions_ExplicitHttpConfig{
-			ProtocolConfig: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: http2()}}}}
+			ProtocolConfig: &upstreams.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: ofServers()}}}}
 }
 
 // sameAsDownstream has requests go on in the protocol that they came in. Some servers give an answer in chunks a length, too, which means nothing (RFC 9112, section 6.3); a
@@ -113,7 +113,7 @@ func sameAsDownstream() *upstreams.HttpProtocolOptions {
 	return &upstreams.HttpProtocolOptions{
 		CommonHttpProtocolOptions: bounds(),
 		UpstreamProtocolOptions: &upstreams.HttpProtocolOptions_UseDownstreamProtocolConfig{UseDownstreamProtocolConfig: &upstreams.HttpProtocolOptions_UseDownstreamHttpConfig{
-			HttpProtocolOptions: &core.Http1ProtocolOptions{EnableTrailers: true, HeaderKeyFormat: asWritten(), AllowChunkedLength: true}, Http2ProtocolOptions: http2()}}}
+			HttpProtocolOptions: &core.Http1ProtocolOptions{EnableTrailers: true, HeaderKeyFormat: asWritten(), AllowChunkedLength: true}, Http2ProtocolOptions: ofServers()}}}
 }
 
 // bounds are those of answers.

@@ -55,12 +55,20 @@ func ofOwnApplication(m *hcm.HttpConnectionManager) *hcm.HttpConnectionManager {
 }
 
 // http2 is what both sides of a proxy have in common. Envoy ends a connection, with all that others have open in it, for what it takes for a flood of frames, and its limits are lower
-// than what applications do: some write frames with nothing in them when they flush; and when a client with thousands of streams ends, or one that is sent small messages does not read,
-// thousands of frames wait to be sent on. These limits still bound what a hostile peer can have a proxy keep, to a few megabytes.
+// than what applications do: some write frames with nothing in them when they flush; and when a server with thousands of streams of one client ends, or a client that is sent small messages does
+// not read, thousands of frames wait to be sent on. These limits still bound what a hostile peer can have a proxy keep, to a few megabytes.
 func http2() *core.Http2ProtocolOptions {
 	return &core.Http2ProtocolOptions{
 		MaxOutboundFrames: envoy.U32(1 << 16), MaxOutboundControlFrames: envoy.U32(1 << 14), MaxConsecutiveInboundFramesWithEmptyPayload: envoy.U32(1 << 10),
 	}
+}
+
+// ofServers is for the connections that a proxy makes, which its clients share. nghttp2, by which Envoy and others read HTTP/2, ends a connection for some 1,000 streams that are reset at
+// once, as they are when a client with so many ends: there are never as many in one.
+func ofServers() *core.Http2ProtocolOptions {
+	o := http2()
+	o.MaxConcurrentStreams = envoy.U32(512)
+	return o
 }
 
 // ofClients is what a proxy's clients may do.

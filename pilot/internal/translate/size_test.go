@@ -18,7 +18,7 @@ func TestWhatAServiceCostsAProxy(t *testing.T) {
 	for _, of := range []struct {
 		protocol protocol.Protocol
 		most     int
-	}{{protocol.HTTP, 1610}, {protocol.HTTP2, 1475}, {protocol.TCP, 1410}, {protocol.Auto, 2050}} {
+	}{{protocol.HTTP, 1615}, {protocol.HTTP2, 1475}, {protocol.TCP, 1410}, {protocol.Auto, 2050}} {
 		const name = "recommendations"
 		p := compile.ServicePort{Service: &registry.Service{Name: name, Namespace: "storefront"}, Host: name + ".storefront.svc.cluster.local", Number: 8080,
 			Protocol: of.protocol, Mutual: true, Identities: []string{"spiffe://cluster.local/ns/storefront/sa/" + name}}

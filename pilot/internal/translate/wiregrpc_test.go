@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -57,14 +58,29 @@ var plays = map[string]play{
 	"/wire.Calls/Unimplemented": {end: status.Error(codes.Unimplemented, "unknown")},
 }
 
-// serveCalls is a server that plays.
+// calls is a server that plays.
+type calls struct {
+	port uint32
+	open atomic.Int64 // of its calls
+	stop func()
+}
+
+// serveCalls has a server play until the test ends, and says at which port.
 func serveCalls(t *testing.T) uint32 {
 	t.Helper()
+	return startCalls(t).port
+}
+
+func startCalls(t *testing.T) *calls {
+	t.Helper()
+	c := &calls{}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	srv := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
+		c.open.Add(1)
+		defer c.open.Add(-1)
 		method, _ := grpc.MethodFromServerStream(s)
 		p := plays[method]
 		got, _ := metadata.FromIncomingContext(s.Context())
@@ -105,10 +121,11 @@ func serveCalls(t *testing.T) uint32 {
 		}
 		return p.end
 	}))
-	done := make(chan error, 1)
-	go func() { done <- srv.Serve(l) }()
-	t.Cleanup(func() { srv.Stop(); <-done })
-	return uint32(l.Addr().(*net.TCPAddr).Port)
+	done := make(chan struct{})
+	go func() { _ = srv.Serve(l); close(done) }()
+	c.port, c.stop = uint32(l.Addr().(*net.TCPAddr).Port), func() { srv.Stop(); <-done }
+	t.Cleanup(c.stop)
+	return c
 }
 
 // TestGRPCArrivesAsItWasSent makes calls of all four kinds without proxies, which says what is right, and through the client's and the server's.

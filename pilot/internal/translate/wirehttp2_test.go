@@ -174,47 +174,72 @@ func TestFramesWithNothingInThemAreNoAttack(t *testing.T) {
 func TestStreamsOfOneClientAreNotBoundAndEndNobodyElses(t *testing.T) {
 	envoytest.Find(t)
 	for what, at := range throughProxies(t, serveCalls(t)) {
-		other, _ := answered(t, at, 1)
+		other, _ := conversing(t, at, 1)
 		const many = 3000
-		streams, end := answered(t, at, many)
+		streams, end := conversing(t, at, many)
 		if len(streams) != many {
 			t.Errorf("%s: of %d streams %d were answered", what, many, len(streams))
 		}
 		end()
-		again, _ := answered(t, at, 1) // comes after what the ends have caused
+		again, _ := conversing(t, at, 1) // comes after what the ends have caused
 		for _, s := range append(other, again...) {
-			if err := s.SendMsg(wrapperspb.String("more")); err != nil {
+			if err := repeated(s); err != nil {
 				t.Errorf("%s: a stream of another client: %v", what, err)
-			}
-			ended := make(chan error, 1)
-			go func() { ended <- s.RecvMsg(&wrapperspb.StringValue{}) }()
-			select {
-			case err := <-ended:
-				t.Errorf("%s: a stream of another client ended: %v", what, err)
-			case <-time.After(100 * time.Millisecond):
 			}
 		}
 	}
 }
 
-// answered opens streams in a connection of their own, and has those that the server has answered, with a head, within some seconds.
-func answered(t *testing.T, at uint32, n int) (out []grpc.ClientStream, end func()) {
+// TestStreamsToAServerThatEndsAreAllThatEnds: of an application's one connection, as its proxy has it, in which are streams to two servers.
+func TestStreamsToAServerThatEndsAreAllThatEnds(t *testing.T) {
+	envoytest.Find(t)
+	ends, stays := startCalls(t), startCalls(t)
+	ports, ca := envoytest.FreePorts(t, 3), envoytest.NewCA(t)
+	s := &scene{t: t, mode: authz.Strict, ca: ca, leaf: ca.Issue(t, sceneClient)}
+	s.inbound(ports[0], ends.port, protocol.HTTP2, "ends")
+	s.inbound(ports[1], stays.port, protocol.HTTP2, "stays")
+	s.outbound(ports[2], protocol.HTTP2, "calls", nil, compile.Endpoint{Address: "127.0.0.1", Port: ports[0]}, compile.Endpoint{Address: "127.0.0.1", Port: ports[1]})
+	s.start(func(*grpc.Server) {})
+	const many = 4000
+	streams, _ := conversing(t, ports[2], many)
+	if n := ends.open.Load(); len(streams) != many || n < 1500 {
+		t.Fatalf("of %d streams %d were answered, and %d are with the server that ends", many, len(streams), n)
+	}
+	ends.stop()
+	goOn := int64(0)
+	for _, s := range streams {
+		if repeated(s) == nil {
+			goOn++
+		}
+	}
+	if n := stays.open.Load(); goOn != n || n < 1500 {
+		t.Errorf("%d streams go on, and %d are with the server that stays", goOn, n)
+	}
+}
+
+// conversing opens streams in a connection of their own, and has those in which the server has repeated a message within some seconds.
+func conversing(t *testing.T, at uint32, n int) (out []grpc.ClientStream, end func()) {
 	t.Helper()
 	conn := dialed(t, at)
 	ctx, cancel := context.WithCancel(t.Context())
 	late := time.AfterFunc(10*time.Second, cancel)
 	for range n {
-		s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/wire.Calls/TooSlowToEnd")
-		if err != nil {
-			break
-		}
-		if md, err := s.Header(); err != nil || md.Get("x-agent") == nil { // one that a proxy answers has a head, too
+		s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/wire.Calls/Bidi")
+		if err != nil || repeated(s) != nil {
 			break
 		}
 		out = append(out, s)
 	}
 	late.Stop()
 	return out, func() { conn.Close(); cancel() }
+}
+
+// repeated has a server repeat a message.
+func repeated(s grpc.ClientStream) error {
+	if err := s.SendMsg(wrapperspb.String("again")); err != nil && !errors.Is(err, io.EOF) { // for which RecvMsg has the reason
+		return err
+	}
+	return s.RecvMsg(&wrapperspb.StringValue{})
 }
 
 // TestDeadlinesAreTheirClients: a call that is too late ends so for whoever made it, whether its answer has begun or not, and ends no other's: hundreds of them in one connection are
